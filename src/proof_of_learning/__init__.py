@@ -1,0 +1,54 @@
+"""Proof-of-Learning for PyTorch: prove that a model was trained the way its owner says, and check it cheaply.
+
+>>> import proof_of_learning as pol
+>>> recording = pol.prove("examples/digits.py:task", "run.pol")
+>>> verdict = pol.verify("run.pol", "examples/digits.py:task")
+>>> verdict.verdict
+'valid'
+
+Names are imported on first use, so that the command line can pin the numeric environment before torch loads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from proof_of_learning._version import __version__
+
+if TYPE_CHECKING:
+    from proof_of_learning import attacks, errors
+    from proof_of_learning.errors import PolError
+    from proof_of_learning.proof.reader import Proof
+    from proof_of_learning.prover import Recording, prove
+    from proof_of_learning.recorder import Indexed, Recorder
+    from proof_of_learning.task import Task, TaskReference, load_task
+    from proof_of_learning.training.state import State
+    from proof_of_learning.verifier.verdict import CheckResult, Verdict
+    from proof_of_learning.verifier.verify import check, verify
+
+_HOMES = {
+    "CheckResult": "verifier.verdict", "Indexed": "recorder", "PolError": "errors", "Proof": "proof.reader",
+    "Recorder": "recorder", "Recording": "prover", "State": "training.state", "Task": "task", "TaskReference": "task",
+    "Verdict": "verifier.verdict", "check": "verifier.verify", "load_task": "task", "prove": "prover",
+    "verify": "verifier.verify",
+}  # fmt: skip
+_MODULES = {"attacks", "errors", "report"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*_HOMES, *_MODULES, "__version__"})
+
+
+__all__ = [
+    "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "State", "Task", "TaskReference", "Verdict",
+    "__version__", "attacks", "check", "errors", "load_task", "prove", "verify",
+]  # fmt: skip

@@ -1,0 +1,85 @@
+"""Per-step columns of one segment: losses, learning rates, and what was not derived (indices, generator states)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.codecs.raw import decode_tensors, encode_tensors
+from proof_of_learning.training.randomness import RngSnapshot
+
+MAX_BLOCK = 1 << 30
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One row per step: ``loss`` float64 [k], ``rates`` float64 [k, groups]; ``indices`` and ``rng`` only where recorded."""
+
+    loss: npt.NDArray[np.float64]
+    rates: npt.NDArray[np.float64]
+    indices: list[npt.NDArray[np.int64]] | None = None
+    rng: list[RngSnapshot] | None = None
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def encode(self) -> bytes:
+        """A safetensors file; generator states are stored once for each distinct value (they rarely change between steps)."""
+        arrays: dict[str, npt.NDArray[np.generic]] = {"loss": self.loss, "rates": self.rates}
+        if self.indices is not None:
+            arrays["indices"] = np.concatenate([np.empty(0, np.int64), *self.indices])
+            arrays["lengths"] = np.array([len(row) for row in self.indices], np.int64)
+        if self.rng is not None:
+            for name in self.rng[0].states if self.rng else ():
+                rows, distinct = [], dict[bytes, int]()
+                for snapshot in self.rng:
+                    rows.append(distinct.setdefault(snapshot.states[name].tobytes(), len(distinct)))
+                arrays[f"rng/{name}"] = np.stack([np.frombuffer(raw, np.uint8) for raw in distinct])
+                arrays[f"rng/{name}/row"] = np.array(rows, np.int64)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        return b"".join(bytes(piece) for piece in encode_tensors(tensors))
+
+    @classmethod
+    def decode(cls, raw: bytearray, steps: int, what: str) -> Columns:
+        """Parse a block of ``steps`` rows; FormatError naming ``what`` for anything else."""
+        tensors, metadata = decode_tensors(raw)
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+
+        def need(condition: bool, message: str) -> None:
+            if not condition:
+                raise FormatError(f"{what}: {message}")
+
+        def column(name: str, dtype: type, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+            array = arrays.pop(name, None)
+            need(array is not None, f"the column {name!r} is missing")
+            assert array is not None
+            fits = len(array.shape) == len(shape) and all(w in (-1, h) for w, h in zip(shape, array.shape, strict=True))
+            need(fits and array.dtype == dtype, f"the column {name!r} has the wrong shape or type")
+            return array
+
+        need(not metadata, "it carries metadata")
+        loss = column("loss", np.float64, (steps,))
+        rates = column("rates", np.float64, (steps, -1))
+        indices = rng = None
+        if "lengths" in arrays:
+            lengths = column("lengths", np.int64, (steps,))
+            flat = column("indices", np.int64, (-1,))
+            # The sum is taken in Python integers: int64 would wrap around for hostile lengths.
+            need(min(lengths.tolist(), default=0) >= 0 and sum(lengths.tolist()) == len(flat), "lengths and indices disagree")
+            indices = np.split(flat, np.cumsum(lengths)[:-1]) if steps else []
+        names = [name[4:-4] for name in list(arrays) if name.startswith("rng/") and name.endswith("/row")]
+        if names:
+            states: list[dict[str, npt.NDArray[np.uint8]]] = [{} for _ in range(steps)]
+            for name in names:
+                rows = column(f"rng/{name}/row", np.int64, (steps,))
+                table = column(f"rng/{name}", np.uint8, (-1, -1))
+                need(all(0 <= row < len(table) for row in rows.tolist()), f"the rows of generator {name!r} are out of range")
+                for step, row in enumerate(rows.tolist()):
+                    states[step][name] = table[row]
+            rng = [RngSnapshot(state) for state in states]
+        need(not arrays, f"it has unexpected columns: {', '.join(sorted(arrays))[:200]}")
+        return cls(loss, rates, indices, rng)  # type: ignore[arg-type]

@@ -1,0 +1,120 @@
+"""The ``raw`` codec: a safetensors file, exactly as large as the state.
+
+The layout is fixed to the byte (names sorted within descending element size, no gaps, sorted header), so that a
+state has one encoding; any safetensors reader opens it. The state's tree is the metadata entry ``pol``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from proof_of_learning import canonical
+from proof_of_learning.errors import FormatError
+from proof_of_learning.training.state import State, tensor_bytes, tree_tensors
+
+MAX_HEADER = 64 << 20
+
+# safetensors' names for dtypes
+_NAMES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F32": torch.float32, "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+}  # fmt: skip
+_BY_DTYPE = {dtype: name for name, dtype in _NAMES.items()}
+
+
+class RawCodec:
+    name = "raw"
+    version = 1
+    exact = True
+
+    def encode(self, state: State, base: State | None) -> Iterator[bytes | memoryview]:
+        yield from encode_tensors(state.tensors, {"pol": canonical.encode_plain(state.tree).decode()})
+
+    def decode(self, raw: bytearray, base: Callable[[], State]) -> State:
+        tensors, metadata = decode_tensors(raw)
+        if set(metadata) != {"pol"}:
+            raise FormatError("an object is not a state: its metadata is not what the raw codec writes")
+        tree = canonical.decode(metadata["pol"].encode(), dict[str, Any], "a state's tree")
+        if set(tree) != {"d"} or sorted(_names(tree)) != sorted(tensors):
+            raise FormatError("a state's tree does not name its tensors")
+        return State(tree, tensors)
+
+
+def _names(tree: Any) -> list[str]:
+    try:
+        return list(tree_tensors(tree))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError("a state's tree is malformed") from error
+
+
+def encode_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """A safetensors file in pieces, without copying the tensors."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        header[name] = {
+            "dtype": _BY_DTYPE[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = canonical.encode_plain(header)
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for name in order:
+        if tensors[name].nbytes:
+            yield tensor_bytes(tensors[name])
+
+
+def decode_tensors(raw: bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors (sharing ``raw``'s memory) and metadata of a file that :func:`encode_tensors` wrote; FormatError otherwise."""
+    if len(raw) < 8:
+        raise FormatError("an object is too short to be a safetensors file")
+    (size,) = struct.unpack_from("<Q", raw)
+    if size > min(MAX_HEADER, len(raw) - 8):
+        raise FormatError("an object's header is larger than the object")
+    text = bytes(raw[8 : 8 + size]).rstrip(b" ")
+    header = canonical.decode(text, dict[str, Any], "an object's header")
+    try:
+        metadata = msgspec.convert(header.pop("__metadata__", {}), dict[str, str])
+        entries = msgspec.convert(header, dict[str, _Entry])
+    except msgspec.ValidationError as error:
+        raise FormatError(f"an object's header has a malformed entry: {error}") from error
+    tensors: dict[str, Tensor] = {}
+    start = 8 + size
+    for name, entry in entries.items():
+        dtype = _NAMES.get(entry.dtype)
+        count = 1
+        for length in entry.shape:
+            count *= length
+        begin, end = entry.data_offsets
+        if dtype is None or min(entry.shape, default=0) < 0 or not 0 <= begin <= end <= len(raw) - start:
+            raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
+        if count * dtype.itemsize != end - begin:
+            raise FormatError(f"the tensor {name[:80]!r} has {end - begin} bytes, which do not fill its shape")
+        flat = (
+            torch.frombuffer(raw, dtype=dtype, count=count, offset=start + begin)
+            if count
+            else torch.empty(0, dtype=dtype)
+        )
+        tensors[name] = flat.reshape(entry.shape)
+    first = next(iter(encode_tensors(tensors, metadata or None)))
+    if bytes(first) != bytes(raw[: 8 + size]) or start + sum(t.nbytes for t in tensors.values()) != len(raw):
+        raise FormatError("an object is not laid out as the raw codec writes it")
+    return tensors, metadata
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]

@@ -1,0 +1,111 @@
+"""Files of a proof: opened without following links, bounded before reading, written atomically, one writer."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from proof_of_learning.errors import BusyError, FormatError, RecordingError
+
+TEMPORARY = ".tmp-"
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file that is not a link. Raises FormatError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FormatError(f"{path.name} is missing from the proof") from None
+    except OSError as error:
+        what = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
+        raise FormatError(f"{path.name} {what}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FormatError(f"{path.name} is not a regular file")
+    return descriptor
+
+
+def read_bounded(path: Path, limit: int, what: str | None = None) -> bytearray:
+    """The whole file, if it has at most ``limit`` bytes; its size is known before the first byte is read."""
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > limit:
+            raise FormatError(f"{what or path.name} has {size:,} bytes; at most {limit:,} are accepted")
+        return read_at(descriptor, size, 0, what or path.name)
+    finally:
+        os.close(descriptor)
+
+
+def read_at(descriptor: int, size: int, offset: int, what: str) -> bytearray:
+    """Exactly ``size`` bytes at ``offset``."""
+    buffer = bytearray(size)
+    view, done = memoryview(buffer), 0
+    while done < size:
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            raise FormatError(f"{what} ends early: {done:,} of {size:,} bytes at offset {offset:,}")
+        done += count
+    return buffer
+
+
+def iterate_lines(path: Path, limit: int, longest: int) -> Iterator[bytes]:
+    """The file's lines without their newline; a last line without one is yielded as it is."""
+    with os.fdopen(open_regular(path), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            raise FormatError(f"{path.name} has {size:,} bytes; at most {limit:,} are accepted")
+        while line := stream.readline(longest + 1):
+            if len(line) > longest:
+                raise FormatError(f"{path.name} has a line of more than {longest:,} bytes")
+            yield line
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn an OSError while writing into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "free some space and run the same command again; it resumes from the last complete checkpoint"
+            raise RecordingError(f"the disk is full while writing {what}; {advice}") from error
+        raise RecordingError(f"{what} cannot be written: {error.strerror or error}") from error
+
+
+def write_atomic(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = False) -> None:
+    """Write beside, then rename: a reader sees the old file or the whole new one, never a part."""
+    with writing(str(path)):
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                for chunk in chunks:
+                    stream.write(chunk)
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold the directory for one writer; a lock on the directory itself leaves no file behind when a process is killed."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BusyError(f"another process is recording into {directory}; wait for it or choose another path") from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,225 @@
+"""Reading a proof that nobody trusts: every size is bounded first, every byte checked, nothing executed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proof_of_learning import canonical
+from proof_of_learning.errors import FormatError, IntegrityError
+from proof_of_learning.proof import files, format
+from proof_of_learning.proof.blocks import MAX_BLOCK, Columns
+from proof_of_learning.proof.codecs import Codec, get_codec
+from proof_of_learning.proof.format import End, EnvironmentLine, Header, Line, Seal, Segment, Start, Stored
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.state import State
+
+
+@dataclass(frozen=True)
+class Proof:
+    """An opened proof: header, log and index are checked and in memory; states and blocks are read when asked for."""
+
+    path: Path
+    header: Header
+    root: str
+    initial_state: str
+    segments: list[Segment]
+    environments: dict[str, Environment]
+    end: End
+    index: dict[str, Stored]
+    _codec: Codec
+    _offsets: list[int] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Proof:
+        """Open and check header, log, root, index and the list of files. Raises FormatError or IntegrityError."""
+        folder = Path(path)
+        if not folder.is_dir():
+            what = "is not a directory" if folder.exists() else "does not exist"
+            raise FormatError(f"{folder} {what}; a proof is the directory that `pol prove -o` wrote")
+        header = format.parse_header(bytes(files.read_bounded(folder / format.HEADER_FILE, format.MAX_HEADER)))
+        codec = get_codec(header.codec.name, header.codec.version)
+        if not (folder / format.SEAL_FILE).exists():
+            raise FormatError(f"{folder} is not finished (it has no {format.SEAL_FILE}); "
+                              "resume it with the command that started it, `pol prove … -o` the same path")  # fmt: skip
+        raw = bytes(files.read_bounded(folder / format.SEAL_FILE, format.MAX_SEAL))
+        seal = canonical.decode(raw, Seal, format.SEAL_FILE)
+        if seal.schema != format.SEAL:
+            raise FormatError(f"{format.SEAL_FILE} has schema {seal.schema[:64]!r}; this version reads {format.SEAL!r}")
+        log, head = [], header.digest()
+        for line, text in read_log(folder, header):
+            log.append(line)
+            head = format.line_digest(text)
+        segments = [line for line in log if isinstance(line, Segment)]
+        if not log or not isinstance(log[-1], End) or len(segments) != header.segments():
+            raise IntegrityError(
+                f"the log is incomplete: it ends after {len(segments)} of {header.segments()} segments"
+            )
+        if format.root(header.digest(), head) != seal.root or seal.segments != len(segments):
+            raise IntegrityError(f"{format.SEAL_FILE} does not fit header and log: the root is another one")
+        start = log[0]
+        assert isinstance(start, Start)
+        used = {line.digest: line.environment for line in log if isinstance(line, EnvironmentLine)}
+        index = _read_index(folder, header, seal, {start.state, *(s.state for s in segments)})
+        offsets = [0]
+        for segment in segments:
+            offsets.append(offsets[-1] + segment.block.bytes)
+        _check_files(folder, index, offsets[-1])
+        return cls(folder, header, seal.root, start.state, segments, used, log[-1], index, codec, offsets)
+
+    def state_digests(self) -> list[str]:
+        """Digests of the states that segments start from and end in: one more than there are segments."""
+        return [self.initial_state, *(segment.state for segment in self.segments)]
+
+    def has_state(self, digest: str) -> bool:
+        """Whether the proof still holds the bytes of that state (it may have been thinned)."""
+        return digest in self.index
+
+    def state(self, digest: str) -> State:
+        """Load one state, checking the object's bytes and the state's own digest."""
+        if digest not in self.index:
+            raise FormatError(f"the proof no longer holds the state {digest[:23]}…; it was thinned")
+        return load_state(self.path, self.index[digest], self._codec)
+
+    def columns(self, index: int) -> Columns:
+        """The per-step columns of one segment."""
+        return next(self.all_columns(index, index + 1))
+
+    def all_columns(self, start: int = 0, stop: int | None = None) -> Iterator[Columns]:
+        """The columns of segments ``start`` up to ``stop``, in order."""
+        descriptor = files.open_regular(self.path / format.BLOCKS_FILE)
+        recorded = self.header.randomness.mode == "recorded"
+        try:
+            for segment in self.segments[start:stop]:
+                what = f"the block of segment {segment.index}"
+                raw = files.read_at(descriptor, segment.block.bytes, self._offsets[segment.index], what)
+                if canonical.sha256(raw) != segment.block.digest:
+                    raise IntegrityError(f"{what} is not the one in the log")
+                columns = Columns.decode(raw, segment.stop - segment.start, what)
+                if (columns.indices is not None) != recorded or (columns.rng is not None) != recorded:
+                    raise IntegrityError(f"{what} does not fit {self.header.randomness.mode} randomness")
+                yield columns
+        finally:
+            os.close(descriptor)
+
+
+def object_path(folder: Path, name: str) -> Path:
+    """Where the object ``sha256:<hex>`` lies; the name is checked, so no path ever comes out of a proof."""
+    digest = format.check_digest(name, "an object's name")[7:]
+    return folder / format.OBJECTS / digest[:2] / digest
+
+
+def load_state(folder: Path, stored: Stored, codec: Codec) -> State:
+    """Read, check and decode the object behind an index line."""
+    raw = files.read_bounded(object_path(folder, stored.object), stored.bytes, f"object {stored.object[7:19]}…")
+    if canonical.sha256(raw) != stored.object:
+        raise IntegrityError(f"object {stored.object[7:19]}… does not have the bytes its name says")
+    state = codec.decode(raw, _no_base)
+    if state.digest() != stored.state:
+        raise IntegrityError(f"object {stored.object[7:19]}… holds another state than {stored.state[:23]}…")
+    return state
+
+
+def _no_base() -> State:
+    raise FormatError("the codec asks for a base state, but the index names none")
+
+
+def read_log(folder: Path, header: Header) -> Iterator[tuple[Line, bytes]]:
+    """The log's lines with their raw bytes, each checked against the chain and the header as it is read."""
+    path = folder / format.LOG_FILE
+    head, number, count, environments_seen, ended = header.digest(), 0, 0, set[str](), False
+
+    def broken(kind: type[FormatError] | type[IntegrityError], message: str) -> FormatError | IntegrityError:
+        return kind(f"{format.LOG_FILE}, line {number}: {message}")
+
+    training = header.training
+    for number, raw in enumerate(files.iterate_lines(path, format.MAX_LOG, format.MAX_LINE), 1):
+        if not raw.endswith(b"\n"):
+            raise broken(FormatError, "it is cut short")
+        text = raw[:-1]
+        try:
+            line: Line = canonical.decode(text, Line, "it")  # type: ignore[arg-type]
+        except FormatError as error:
+            raise broken(FormatError, str(error)) from None
+        if line.prev != head:
+            raise broken(IntegrityError, "the hash chain is broken: it does not follow the line before")
+        if ended or isinstance(line, Start) != (number == 1):
+            raise broken(IntegrityError, f"a line of kind {type(line).__name__.lower()} cannot stand here")
+        if isinstance(line, Segment):
+            start, stop = count * training.interval, min((count + 1) * training.interval, training.steps)
+            if (line.index, line.start, line.stop) != (count, start, stop) or start >= stop:
+                raise broken(IntegrityError, f"expected segment {count} over steps {start} to {stop}")
+            if line.environment not in environments_seen:
+                raise broken(IntegrityError, "it names an environment that was not written before it")
+            if not 0 < line.block.bytes <= MAX_BLOCK or min(line.displacement.state, line.displacement.weights) < 0:
+                raise broken(FormatError, "a size or displacement is out of range")
+            for digest in (line.arrived, line.state, line.block.digest):
+                format.check_digest(digest, "a digest in the log")
+            count += 1
+        elif isinstance(line, EnvironmentLine):
+            environments.validate(line.environment)
+            if line.environment.digest() != line.digest:
+                raise broken(IntegrityError, "the environment's digest is not its own")
+            environments_seen.add(line.digest)
+        elif isinstance(line, Start):
+            format.check_digest(line.state, "a digest in the log")
+        else:
+            ended = True
+        head = format.line_digest(text)
+        yield line, text
+
+
+def _read_index(folder: Path, header: Header, seal: Seal, states: set[str]) -> dict[str, Stored]:
+    head, index = format.index_start(header.digest()), dict[str, Stored]()
+    for raw in files.iterate_lines(folder / format.INDEX_FILE, format.MAX_LOG, format.MAX_LINE):
+        text = raw.removesuffix(b"\n")
+        line = canonical.decode(text, Stored, f"{format.INDEX_FILE}, line {len(index) + 1}")
+        if not raw.endswith(b"\n") or line.prev != head:
+            raise IntegrityError(f"{format.INDEX_FILE}, line {len(index) + 1}: the hash chain is broken")
+        if line.state not in states or line.state in index or line.bytes < 1 or line.codec != header.codec.name:
+            raise IntegrityError(f"{format.INDEX_FILE}, line {len(index) + 1}: it stores a state that does not belong here")
+        format.check_digest(line.object, f"{format.INDEX_FILE}: an object's name")
+        index[line.state] = line
+        head = format.line_digest(text)
+    if head != seal.index:
+        raise IntegrityError(f"{format.INDEX_FILE} is not the one that {format.SEAL_FILE} names")
+    return index
+
+
+_FILES = {format.HEADER_FILE, format.LOG_FILE, format.BLOCKS_FILE, format.INDEX_FILE, format.SEAL_FILE, format.OBJECTS}
+
+
+def _check_files(folder: Path, index: dict[str, Stored], block_bytes: int) -> None:
+    """Exactly the files that header, log and index account for, with their sizes: nothing missing, nothing else, no links."""
+
+    def regular(entry: os.DirEntry[str], want: Callable[[int], bool]) -> bool:
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if stat.S_ISLNK(mode) or not want(mode):
+            raise FormatError(f"{Path(entry.path).relative_to(folder)} is a link or a special file; a proof has none")
+        return True
+
+    for entry in os.scandir(folder):
+        if entry.name not in _FILES:
+            raise FormatError(f"unexpected file in the proof: {entry.name[:100]!r}; remove it or get a clean copy")
+        regular(entry, stat.S_ISDIR if entry.name == format.OBJECTS else stat.S_ISREG)
+    blocks = folder / format.BLOCKS_FILE
+    if not blocks.exists() or blocks.stat().st_size != block_bytes:
+        raise FormatError(f"{format.BLOCKS_FILE} is missing or has another size than the {block_bytes:,} bytes in the log")
+    wanted = {stored.object[7:]: stored.bytes for stored in index.values()}
+    if not (folder / format.OBJECTS).is_dir():
+        raise FormatError(f"{format.OBJECTS}/ is missing from the proof")
+    for sub in os.scandir(folder / format.OBJECTS):
+        regular(sub, stat.S_ISDIR)
+        for entry in os.scandir(sub.path):
+            regular(entry, stat.S_ISREG)
+            size = wanted.pop(entry.name, None)
+            if size is None or entry.name[:2] != sub.name:
+                raise FormatError(f"unexpected file in the proof: {format.OBJECTS}/{sub.name}/{entry.name[:80]}")
+            if entry.stat(follow_symlinks=False).st_size != size:
+                raise FormatError(f"object {entry.name[:12]}… does not have the {size:,} bytes that the index says")
+    if wanted:
+        raise FormatError(f"{len(wanted)} objects are missing from the proof, {next(iter(wanted))[:12]}… among them")

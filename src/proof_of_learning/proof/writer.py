@@ -1,0 +1,286 @@
+"""Writing a proof: objects first, then the index, the block, and the log line that makes a segment count.
+
+Whatever kills the process, the files are a valid beginning of the same run: :meth:`ProofWriter.resume` cuts them back to
+the last segment whose state is intact and goes on from there to the root of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from proof_of_learning import canonical
+from proof_of_learning.errors import FormatError, IntegrityError, RecordingError
+from proof_of_learning.proof import files, format
+from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.codecs import Codec, get_codec
+from proof_of_learning.proof.format import Displacement, EnvironmentLine, Header, Segment, Start, Stored
+from proof_of_learning.proof.reader import load_state, object_path, read_log
+from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.state import State
+
+
+class ProofWriter:
+    """Appends to one proof. A context manager; holds the directory against a second writer.
+
+    ``segments`` is the number of complete segments, ``state`` the last stored state.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path, self.header = path, header
+        self.codec: Codec = get_codec(header.codec.name, header.codec.version)
+        self.segments = 0
+        self.state: State | None = None
+        self._head = header.digest()
+        self._index_head = format.index_start(self._head)
+        self._environments: set[str] = set()
+        self._stored: set[str] = set()
+        self._exit = ExitStack()
+
+    # ---- opening -----------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, header: Header) -> ProofWriter:
+        """A new proof in ``path``, which must not exist or be empty."""
+        writer = cls(path, header)
+        with files.writing(str(path)):
+            path.mkdir(parents=True, exist_ok=True)
+            writer._exit.enter_context(files.exclusive(path))
+            if any(path.iterdir()):
+                writer._exit.close()
+                raise RecordingError(f"{path} is not empty and holds no recording of this run; choose another path")
+            (path / format.OBJECTS).mkdir()
+            files.write_atomic(path / format.HEADER_FILE, [header.encoded()], durable=True)
+            writer._open_files()
+        return writer
+
+    @classmethod
+    def resume(cls, path: Path, header: Header) -> ProofWriter:
+        """Go on with a recording that was interrupted. RecordingError if ``path`` holds another run or a finished one."""
+        writer = cls(path, header)
+        writer._exit.enter_context(files.exclusive(path))
+        try:
+            writer._cut_back()
+            writer._open_files()
+        except BaseException:
+            writer._exit.close()
+            raise
+        return writer
+
+    def __enter__(self) -> ProofWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._exit.close()
+
+    # ---- appending ---------------------------------------------------------------------------------
+
+    def start(self, state: State) -> None:
+        """Store the initial state and write the log's first line."""
+        self._store(state)
+        self._append(Start(prev=self._head, state=state.digest()))
+
+    def segment(
+        self,
+        *,
+        arrived: str,
+        state: State,
+        displacement: Displacement,
+        environment: Environment,
+        columns: Columns,
+        evaluation: dict[str, float] | None = None,
+    ) -> None:
+        """Append one segment that ends in ``state``."""
+        self._store(state)
+        environment_digest = environment.digest()
+        if environment_digest not in self._environments:
+            self._append(EnvironmentLine(prev=self._head, digest=environment_digest, environment=environment))
+            self._environments.add(environment_digest)
+        block = columns.encode()
+        self._write(self._blocks, block)
+        k = self.header.training.interval
+        self._append(
+            Segment(
+                prev=self._head,
+                index=self.segments,
+                start=self.segments * k,
+                stop=min((self.segments + 1) * k, self.header.training.steps),
+                arrived=arrived,
+                state=state.digest(),
+                displacement=displacement,
+                environment=environment_digest,
+                block=format.Block(canonical.sha256(block), len(block)),
+                evaluation=evaluation,
+            )
+        )
+        self.segments += 1
+
+    def seal(self, evaluation: dict[str, float] | None = None) -> str:
+        """Write the last line and the root; returns the root."""
+        if self.state is None or self.segments != self.header.segments():
+            raise RecordingError(f"the run has {self.header.segments()} segments, of which {self.segments} were recorded")
+        final = self.state.part("model").digest()
+        self._append(format.End(prev=self._head, final_weights=final, evaluation=evaluation))
+        root = format.root(self.header.digest(), self._head)
+        seal = format.Seal(schema=format.SEAL, root=root, segments=self.segments, index=self._index_head)
+        with files.writing(str(self.path)):
+            for descriptor in (self._log, self._blocks, self._index):
+                os.fsync(descriptor)
+        files.write_atomic(self.path / format.SEAL_FILE, [canonical.encode(seal)], durable=True)
+        return root
+
+    # ---- inside ------------------------------------------------------------------------------------
+
+    def _open_files(self) -> None:
+        def append_to(name: str) -> int:
+            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._exit.callback(os.close, descriptor)
+            return descriptor
+
+        self._log = append_to(format.LOG_FILE)
+        self._blocks = append_to(format.BLOCKS_FILE)
+        self._index = append_to(format.INDEX_FILE)
+
+    def _append(self, line: format.Line) -> None:
+        raw = canonical.encode(line)
+        self._write(self._log, raw + b"\n")
+        self._head = format.line_digest(raw)
+
+    def _store(self, state: State) -> None:
+        digest = state.digest()
+        if digest not in self._stored:
+            pieces = list(self.codec.encode(state, self.state))  # views of the tensors, not copies
+            name, size = canonical.sha256(*pieces), sum(len(piece) for piece in pieces)
+            target = object_path(self.path, name)
+            with files.writing(str(target)):
+                target.parent.mkdir(exist_ok=True)
+            files.write_atomic(target, pieces)
+            stored = Stored(prev=self._index_head, state=digest, object=name, bytes=size, codec=self.codec.name)
+            line = canonical.encode(stored)
+            self._write(self._index, line + b"\n")
+            self._index_head = format.line_digest(line)
+            self._stored.add(digest)
+        self.state = state
+
+    def _write(self, descriptor: int, raw: bytes) -> None:
+        with files.writing(str(self.path)):
+            view = memoryview(raw)
+            while view:
+                view = view[os.write(descriptor, view) :]
+
+    def _cut_back(self) -> None:
+        """Bring every file back to the last segment that is complete, and drop what nothing refers to."""
+        try:
+            found = bytes(files.read_bounded(self.path / format.HEADER_FILE, format.MAX_HEADER))
+        except FormatError as error:
+            raise RecordingError(f"{self.path} holds no recording to resume: {error}") from error
+        if found != self.header.encoded():
+            raise RecordingError(f"{self.path} holds another run ({_difference(found, self.header)}); choose another path")
+        index = {stored.state: stored for stored, _ in self._read_chain(format.INDEX_FILE, Stored, self._index_head)}
+        kept = self._complete_lines(index)
+        states = {line.state for line, _ in kept if isinstance(line, (Start, Segment))}
+        log_bytes = sum(len(raw) + 1 for _, raw in kept)
+        block_bytes = sum(line.block.bytes for line, _ in kept if isinstance(line, Segment))
+        index_bytes, objects = 0, set[str]()
+        for stored, raw in self._read_chain(format.INDEX_FILE, Stored, self._index_head):
+            if stored.state not in states:
+                break
+            index_bytes += len(raw) + 1
+            self._index_head = format.line_digest(raw)
+            self._stored.add(stored.state)
+            objects.add(stored.object)
+        with files.writing(str(self.path)):
+            for name, size in (
+                (format.LOG_FILE, log_bytes), (format.BLOCKS_FILE, block_bytes), (format.INDEX_FILE, index_bytes)
+            ):  # fmt: skip
+                if (self.path / name).exists():
+                    os.truncate(self.path / name, size)
+            self._sweep(objects)
+        for line, raw in kept:
+            self._head = format.line_digest(raw)
+            if isinstance(line, EnvironmentLine):
+                self._environments.add(line.digest)
+            self.segments += isinstance(line, Segment)
+
+    def _complete_lines(self, index: dict[str, Stored]) -> list[tuple[format.Line, bytes]]:
+        """The longest beginning of the log that ends in an intact state; loads that state."""
+        lines: list[tuple[format.Line, bytes]] = []
+        try:
+            for item in read_log(self.path, self.header):
+                lines.append(item)
+        except (FormatError, IntegrityError):
+            pass  # what was read before the damage still counts
+        blocks = self.path / format.BLOCKS_FILE
+        available = blocks.stat().st_size if blocks.exists() else 0
+        while lines:
+            line = lines[-1][0]
+            used = sum(item.block.bytes for item, _ in lines if isinstance(item, Segment))
+            if isinstance(line, (Start, Segment)) and used <= available and line.state in index:
+                try:
+                    self.state = load_state(self.path, index[line.state], self.codec)
+                    return lines
+                except (FormatError, IntegrityError):
+                    pass
+            lines.pop()
+        return []
+
+    def _read_chain(self, name: str, type_: type[Stored], head: str) -> Iterator[tuple[Stored, bytes]]:
+        path = self.path / name
+        if not path.exists():
+            return
+        for raw in files.iterate_lines(path, format.MAX_LOG, format.MAX_LINE):
+            try:
+                line = canonical.decode(raw.removesuffix(b"\n"), type_, name)
+            except FormatError:
+                return
+            if not raw.endswith(b"\n") or line.prev != head:
+                return
+            head = format.line_digest(raw[:-1])
+            yield line, raw[:-1]
+
+    def _sweep(self, objects: set[str]) -> None:
+        keep = {object_path(self.path, name) for name in objects}
+        root = self.path / format.OBJECTS
+        root.mkdir(exist_ok=True)
+        (self.path / format.SEAL_FILE).unlink(missing_ok=True)
+        for stray in self.path.glob(files.TEMPORARY + "*"):
+            stray.unlink()
+        for folder in root.iterdir():
+            if not folder.is_dir() or folder.is_symlink():
+                folder.unlink()
+                continue
+            for item in folder.iterdir():
+                if item not in keep:
+                    shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _difference(found: bytes, wanted: Header) -> str:
+    """Which part of the header differs, in a few words."""
+    try:
+        other = format.parse_header(found)
+    except (FormatError, IntegrityError):
+        return "its header cannot be read"
+    for name in Header.__struct_fields__:
+        theirs, ours = getattr(other, name), getattr(wanted, name)
+        if theirs != ours:
+            return f"{name}: there {_brief(theirs)}, now {_brief(ours)}"
+    return "its header differs"
+
+
+def _brief(value: Any) -> str:
+    plain = msgspec.to_builtins(value)
+    if isinstance(plain, dict):
+        plain = {k: v for k, v in plain.items() if k not in ("description", "sources")}
+    text = str(plain)
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,231 @@
+"""Recording: what turns steps into a proof.
+
+The recorder knows named parts and steps, nothing of the loop that drives it. :func:`proof_of_learning.prove` is one of
+its users; any other loop is the other (:meth:`Recorder.observe`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from proof_of_learning.data.commit import Dataset, commit
+from proof_of_learning.errors import RecordingError, TrainingError, UsageError
+from proof_of_learning.proof import codecs, format
+from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
+from proof_of_learning.proof.writer import ProofWriter
+from proof_of_learning.replay.measure import displacement
+from proof_of_learning.task import Task, default_interval
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training import randomness
+from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.randomness import RngSnapshot
+from proof_of_learning.training.state import State, capture, restore
+from proof_of_learning.training.steps import Progress, Session
+
+
+def make_header(
+    task: Task,
+    session: Session,
+    data: Dataset,
+    *,
+    interval: int | None = None,
+    mode: str = "derived",
+    data_commitment: Any = None,
+) -> Header:
+    """The header of a run of ``task`` whose fresh ``session`` was built from the task's seed."""
+    samples = len(data)
+    steps = task.total_steps(samples)
+    interval = default_interval(steps) if interval is None else interval
+    if interval < 1:
+        raise UsageError(f"the interval must be at least 1 step, not {interval}")
+    codec = codecs.get_codec(codecs.DEFAULT)
+    description = session.describe()
+    return Header(
+        format=format.FORMAT,
+        task=TaskClaim(description.digest(), task.name, description.content, description.sources),
+        data=commit(data) if data_commitment is None else data_commitment,
+        training=Training(steps, interval, task.steps_per_epoch(samples)),
+        randomness=Randomness(mode, session.key.hex(), seed=str(task.seed)),  # type: ignore[arg-type]
+        initialization=Initialization("derived" if mode == "derived" else "recorded"),
+        codec=CodecClaim(codec.name, codec.version),
+    )
+
+
+class Recorder:
+    """Takes a checkpoint every ``interval`` steps and writes one log entry for each segment.
+
+    Use as a context manager. After construction, ``steps_done`` says where a resumed recording stands; the parts have then
+    been put into that state. ``complete`` is true where the directory already holds the finished proof of this run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Header, parts: Mapping[str, Any], environment: Environment) -> None:
+        self.path, self.header, self.parts, self.environment = Path(path), header, dict(parts), environment
+        self._losses: list[torch.Tensor] = []
+        self._rates: list[list[float]] = []
+        self._indices: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        self._rng: list[RngSnapshot] = []
+        self.complete = (self.path / format.SEAL_FILE).exists()
+        if self.complete:
+            self._check_same_run()
+            self.steps_done = header.training.steps
+            return
+        if (self.path / format.HEADER_FILE).exists():
+            self._writer = ProofWriter.resume(self.path, header)
+        else:
+            self._writer = ProofWriter.create(self.path, header)
+        try:
+            if self._writer.state is not None:
+                restore(self.parts, self._writer.state)
+            else:
+                self._writer.start(self._capture())
+        except BaseException:
+            self._writer.close()
+            raise
+        self.steps_done = min(self._writer.segments * header.training.interval, header.training.steps)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self.complete:
+            self._writer.close()
+
+    def step(
+        self,
+        loss: torch.Tensor,
+        rates: list[float],
+        *,
+        indices: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+        rng: RngSnapshot | None = None,
+    ) -> bool:
+        """Record one finished step; at a segment's end, its checkpoint. Returns whether one was taken.
+
+        ``loss`` is a scalar tensor, read only at the checkpoint, so that a step on an accelerator is not held up.
+        """
+        self._losses.append(loss)
+        self._rates.append(rates)
+        if (indices is None) != (self.header.randomness.mode == "derived"):
+            raise UsageError("indices and generator states are recorded exactly where randomness is not derived")
+        if indices is not None and rng is not None:
+            self._indices.append(np.asarray(indices, dtype=np.int64))
+            self._rng.append(rng)
+        self.steps_done += 1
+        training = self.header.training
+        if self.steps_done % training.interval and self.steps_done != training.steps:
+            return False
+        self._checkpoint()
+        return True
+
+    def close(self, evaluation: Mapping[str, float] | None = None) -> str:
+        """Seal the proof; returns its root. ``evaluation``: what the final model is said to achieve (finite numbers)."""
+        if evaluation is not None and not all(math.isfinite(value) for value in evaluation.values()):
+            raise TrainingError(f"the evaluation of the final model is not finite: {dict(evaluation)}")
+        root = self._writer.seal(None if evaluation is None else dict(evaluation))
+        self._writer.close()
+        return root
+
+    # ---- foreign loops -------------------------------------------------------------------------------
+
+    @classmethod
+    def observe(
+        cls,
+        path: str | os.PathLike[str],
+        task: Task,
+        parts: Mapping[str, Any],
+        *,
+        interval: int | None = None,
+        device: str = "cpu",
+    ) -> Recorder:
+        """Record a loop that is not ours (mode ``recorded``): batch indices and generator states are written down.
+
+        ``task`` describes the same training, so that a verifier can replay it; ``parts`` are the loop's own live objects under
+        the task's names (``model``, ``optimizer``, ``scheduler`` …). Drive the loop through :meth:`watch`.
+        """
+        with randomness.preserved():
+            session = Session(task, randomness.key_from_seed(task.seed), device)
+            expected = set(session.parts) - {"progress"}
+            if set(parts) != expected:
+                raise UsageError(f"the task has the parts {sorted(expected)}; the loop gave {sorted(parts)}")
+            header = make_header(task, session, task.data(), interval=interval, mode="recorded")
+        return cls(path, header, {**parts, "progress": Progress()}, environments.current(device))
+
+    def watch(self, loader: Iterable[tuple[Any, Any]], batches_per_step: int = 1) -> Iterator[Any]:
+        """Yield the loader's batches and record the steps taken between: a step ends with the request for the next one's first batch.
+
+        The loader yields ``(indices, batch)``, as one over :class:`Indexed` does: what a sampler yielded is not what was trained
+        on (loaders run ahead), so every sample carries its own index. Hand each loss to :meth:`loss`.
+        """
+        iterator = iter(loader)
+        while self.steps_done < self.header.training.steps:
+            items = [item for _, item in zip(range(batches_per_step), iterator, strict=False)]
+            if not items:
+                return
+            rng, rates = RngSnapshot.take(), self._live_rates()
+            self._total: torch.Tensor | None = None
+            for _, batch in items:
+                yield batch
+            if self._total is None:
+                raise UsageError("the loop reported no loss for a step; call recorder.loss(loss) before the next batch")
+            indices = np.concatenate([torch.as_tensor(given).reshape(-1).numpy() for given, _ in items])
+            self.parts["progress"].step = self.steps_done + 1
+            self.step(self._total / len(items), rates, indices=indices, rng=rng)
+
+    def loss(self, value: torch.Tensor) -> None:
+        """The loss of the batch that was yielded last (its mean over the batch, before any division for accumulation)."""
+        value = value.detach().reshape(())
+        self._total = value if self._total is None else self._total + value
+
+    # ---- inside --------------------------------------------------------------------------------------
+
+    def _live_rates(self) -> list[float]:
+        optimizers = [part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer)]
+        return [float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+
+    def _capture(self) -> State:
+        return capture(self.parts)
+
+    def _checkpoint(self) -> None:
+        before, state = self._writer.state, self._capture()
+        assert before is not None
+        moved = displacement(before, state)
+        losses = torch.stack(self._losses).double().cpu().numpy()
+        if not (math.isfinite(moved.state) and np.isfinite(losses).all()):
+            raise TrainingError(
+                f"training is no longer finite between steps {self.steps_done - len(losses)} and {self.steps_done}; "
+                "no proof can cover that. Lower the learning rate or clip gradients, and record into a new directory"
+            )
+        rates = np.array(self._rates, dtype=np.float64).reshape(len(losses), -1)
+        observed = self.header.randomness.mode == "recorded"
+        columns = Columns(losses, rates, list(self._indices) if observed else None, list(self._rng) if observed else None)
+        self._writer.segment(
+            arrived=state.digest(), state=state, displacement=moved, environment=self.environment, columns=columns
+        )
+        for rows in (self._losses, self._rates, self._indices, self._rng):
+            rows.clear()
+
+    def _check_same_run(self) -> None:
+        from proof_of_learning.proof import files
+
+        if bytes(files.read_bounded(self.path / format.HEADER_FILE, format.MAX_HEADER)) != self.header.encoded():
+            raise RecordingError(f"{self.path} holds the finished proof of another run; choose another path")
+
+
+class Indexed:
+    """A data set whose samples carry their index: ``(index, sample)``, for loaders that :meth:`Recorder.watch` wraps."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.data[index]

@@ -1,0 +1,151 @@
+"""Counter-based randomness: every random choice is addressed, none is drawn from a running stream.
+
+A choice is named by ``(key, purpose, step, slot)``; its 64-bit seed is a hash of that name, so that any
+step can be repeated alone and nothing is left for a prover to choose once the key is fixed. Test vectors
+are in ``docs/spec/format.md``.
+
+Observed runs (whose loop draws from ordinary generators) have their generators' states recorded
+instead: :class:`RngSnapshot`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from proof_of_learning.errors import FormatError
+
+KEY_BYTES = 32
+_DERIVE = b"pol/v1/derive\0"
+_SEED_KEY = b"pol/v1/seed-key\0"
+
+# Purposes in use; the strings are part of the format.
+INITIALIZATION = "initialization"
+ORDER = "order"
+STEP = "step"
+AUGMENTATION = "augmentation"
+EVALUATION = "evaluation"
+
+
+def key_from_seed(seed: int) -> bytes:
+    """The 32-byte key of a run without a registered claim: SHA-256 of a domain tag and the seed (0 <= seed < 2^64)."""
+    return hashlib.sha256(_SEED_KEY + struct.pack("<Q", seed)).digest()
+
+
+def derive(key: bytes, purpose: str, step: int = 0, slot: int = 0) -> int:
+    """The 64-bit seed at address (key, purpose, step, slot).
+
+    SHA-256 over ``"pol/v1/derive\\0" || key || len(purpose) || purpose || step || slot`` (one byte, then
+    little-endian 64-bit integers); the first eight bytes, little-endian.
+    """
+    name = purpose.encode()
+    message = b"".join((_DERIVE, key, bytes((len(name),)), name, struct.pack("<QQ", step, slot)))
+    return int.from_bytes(hashlib.sha256(message).digest()[:8], "little")
+
+
+def raw_words(seed: int, count: int) -> npt.NDArray[np.uint64]:
+    """``count`` 64-bit words of Philox4x64-10 (Salmon et al., SC 2011) keyed by ``seed``, counter from zero."""
+    return np.random.Philox(key=seed, counter=0).random_raw(count)
+
+
+def permutation(seed: int, n: int) -> npt.NDArray[np.int64]:
+    """A permutation of ``range(n)``: the stable argsort of ``n`` Philox words, the same on every platform."""
+    return np.argsort(raw_words(seed, n), kind="stable").astype(np.int64, copy=False)
+
+
+def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:
+    """``count`` doubles in [0, 1) with 53 random bits each."""
+    return (raw_words(seed, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators that model code draws from: torch (CPU and CUDA in use), ``random``, ``numpy.random``.
+
+    Writes to the generators directly: ``torch.manual_seed`` costs fifty times more.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class RngSnapshot:
+    """States of the process's generators as byte strings: ``torch``, ``python``, ``numpy`` and ``cuda:N``."""
+
+    states: dict[str, npt.NDArray[np.uint8]]
+
+    @classmethod
+    def take(cls) -> RngSnapshot:
+        states = {"torch": torch.get_rng_state().numpy().copy()}
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            for device, state in enumerate(torch.cuda.get_rng_state_all()):
+                states[f"cuda:{device}"] = state.numpy().copy()
+        version, words, gauss = random.getstate()
+        packed = struct.pack("<B?d", version, gauss is not None, gauss or 0.0)
+        states["python"] = _bytes(packed + np.asarray(words, dtype="<u4").tobytes())
+        _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+        packed = struct.pack("<I?d", int(position), bool(has_gauss), float(cached))
+        states["numpy"] = _bytes(packed + np.asarray(keys, dtype="<u4").tobytes())
+        return cls(states)
+
+    def restore(self) -> None:
+        """Put the generators into the recorded states.
+
+        Raises FormatError where a state has the wrong size or is one no generator can be in.
+        """
+        try:
+            for name, state in self.states.items():
+                if name == "torch":
+                    torch.set_rng_state(torch.from_numpy(state.copy()))
+                elif name.startswith("cuda:"):
+                    torch.cuda.set_rng_state(torch.from_numpy(state.copy()), int(name[5:]))
+                elif name == "python":
+                    _restore_python(state.tobytes())
+                elif name == "numpy":
+                    _restore_numpy(state.tobytes())
+                else:
+                    raise ValueError(f"unknown generator {name!r}")
+        except (RuntimeError, ValueError, TypeError, struct.error) as error:
+            raise FormatError(f"a recorded generator state cannot be restored: {error}") from error
+
+
+def _bytes(raw: bytes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(raw, dtype=np.uint8).copy()
+
+
+def _restore_python(raw: bytes) -> None:
+    head = struct.calcsize("<B?d")
+    version, has_gauss, gauss = struct.unpack("<B?d", raw[:head])
+    words = np.frombuffer(raw[head:], dtype="<u4")
+    if words.size != 625 or words[-1] > 624:
+        raise ValueError("the state of Python's generator has the wrong size or position")
+    random.setstate((version, tuple(int(word) for word in words), gauss if has_gauss else None))
+
+
+def _restore_numpy(raw: bytes) -> None:
+    head = struct.calcsize("<I?d")
+    position, has_gauss, cached = struct.unpack("<I?d", raw[:head])
+    words = np.frombuffer(raw[head:], dtype="<u4").astype(np.uint32)
+    if words.size != 624 or position > 624:
+        raise ValueError("the state of NumPy's generator has the wrong size or position")
+    np.random.set_state(("MT19937", words, position, int(has_gauss), cached))
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Leave the process's own generators as they were found."""
+    before = RngSnapshot.take()
+    try:
+        yield
+    finally:
+        before.restore()

@@ -1,0 +1,310 @@
+"""The training state: named parts, captured and restored the same way, with one digest.
+
+A state is a tree of containers and tagged scalars whose leaves are tensors, flattened to
+``{name: tensor}`` with names such as ``model/parameters/conv.weight`` or
+``optimizer/state/0/momentum_buffer``. The digest covers names, dtypes, shapes and values; not the
+container in which a codec stores them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from proof_of_learning import canonical
+from proof_of_learning.errors import FormatError, TaskError
+
+Node = Any  # canonical JSON; see encode_tree
+
+_TENSOR = b"pol/v1/tensor\0"
+_STATE = b"pol/v1/state\0"
+
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in (
+        "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64 complex128 "
+        "float8_e4m3fn float8_e5m2 uint16 uint32 uint64"
+    ).split()
+    if hasattr(torch, name)
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class State:
+    """A captured state. ``tensors`` are contiguous, on the CPU, and shared with nobody."""
+
+    tree: Node
+    tensors: dict[str, Tensor]
+    _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of tree, dtypes, shapes and one SHA-256 per tensor."""
+        if "" not in self._digests:
+            self._digests[""] = canonical.sha256(_STATE, canonical.encode_plain(self.manifest()))
+        return self._digests[""]
+
+    def manifest(self) -> Node:
+        """What the digest is taken over: ``{"tree": …, "tensors": {name: [dtype, shape, sha256]}}``."""
+        described = {
+            name: [DTYPE_NAMES[t.dtype], list(t.shape), self.tensor_digest(name)]
+            for name, t in self.tensors.items()
+        }
+        return {"tree": self.tree, "tensors": described}
+
+    def tensor_digest(self, name: str) -> str:
+        """Hex SHA-256 of one tensor: domain tag, dtype, shape and little-endian bytes."""
+        if name not in self._digests:
+            tensor = self.tensors[name]
+            hasher = hashlib.sha256(_TENSOR)
+            hasher.update(f"{DTYPE_NAMES[tensor.dtype]}{list(tensor.shape)}\0".encode())
+            hasher.update(tensor_bytes(tensor))
+            self._digests[name] = hasher.hexdigest()
+        return self._digests[name]
+
+    def part(self, *names: str) -> State:
+        """The sub-state under the given parts (``("model",)`` are the weights and buffers)."""
+        tree = {"d": [item for item in self.tree["d"] if item[0] in {f"s:{name}" for name in names}]}
+        prefixes = tuple(f"{_escape(name)}/" for name in names)
+        kept = {name: t for name, t in self.tensors.items() if name.startswith(prefixes)}
+        return State(tree, kept, {n: d for n, d in self._digests.items() if n in kept})
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The raw little-endian bytes of a contiguous CPU tensor, without a copy."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy()).cast("B")
+
+
+def kind_of(name: str) -> str:
+    """The kind of state a tensor belongs to: ``model/parameters``, ``optimizer/momentum_buffer``, ``ema/parameters`` …"""
+    path = name.split("/")
+    if len(path) > 2 and path[1] in ("parameters", "buffers", "extra"):
+        return f"{path[0]}/{path[1]}"
+    return f"{path[0]}/{path[-1]}" if len(path) > 2 and path[1] == "state" else path[0]
+
+
+# ---- trees ------------------------------------------------------------------------------------------
+
+
+def _escape(text: str) -> str:
+    return text.replace("~", "~0").replace("/", "~1")
+
+
+def encode_tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Node:
+    """Flatten nested containers: tensors go to ``tensors`` under their path, the rest to canonical JSON.
+
+    Tags: ``{"t": path}`` tensor, ``{"i": "42"}`` integer, ``{"f": "0x1.8p+1"}`` float (also ``inf``,
+    ``nan``), ``{"l": [...]}`` list, ``{"u": [...]}`` tuple, ``{"d": [[key, node], …]}`` dict with keys
+    ``s:name`` or ``i:42`` in sorted order, ``{"c": [...]}`` the same for a Counter. Strings, booleans and null
+    stand for themselves.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Tensor):
+        tensors[path] = _own(value, path)
+        return {"t": path}
+    if isinstance(value, (int, np.integer)):
+        return {"i": str(int(value))}
+    if isinstance(value, (float, np.floating)):
+        return {"f": float(value).hex()}
+    if isinstance(value, (list, tuple)):
+        nodes = [encode_tree(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return {"u" if isinstance(value, tuple) else "l": nodes}
+    if isinstance(value, Mapping):
+        keyed = sorted((_key(key, path), key) for key in value)
+        items = [[tag, encode_tree(value[key], f"{path}/{_escape(tag[2:])}", tensors)] for tag, key in keyed]
+        return {"c" if isinstance(value, Counter) else "d": items}
+    raise TaskError(
+        f"the state at {path!r} holds a {type(value).__name__}, which cannot be recorded; "
+        "keep tensors, numbers, strings and containers of them in state_dict()"
+    )
+
+
+def decode_tree(node: Node, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of :func:`encode_tree`; raises FormatError for anything it does not write."""
+    if node is None or isinstance(node, (bool, str)):
+        return node
+    if not isinstance(node, dict) or len(node) != 1:
+        raise FormatError("a state's tree holds an unknown node")
+    ((tag, body),) = node.items()
+    try:
+        if tag == "t":
+            return tensors[body]
+        if tag == "i":
+            return int(body)
+        if tag == "f":
+            return float.fromhex(body)
+        if tag in ("l", "u"):
+            items = [decode_tree(item, tensors) for item in body]
+            return tuple(items) if tag == "u" else items
+        if tag in ("d", "c"):
+            decoded = {_unkey(key): decode_tree(item, tensors) for key, item in body}
+            return Counter(decoded) if tag == "c" else decoded
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"a state's tree is malformed: {error!r}") from error
+    raise FormatError(f"a state's tree holds the unknown tag {tag!r}")
+
+
+def tree_tensors(node: Node) -> Iterator[str]:
+    """The tensor names that a tree refers to."""
+    if isinstance(node, dict):
+        for tag, body in node.items():
+            if tag == "t":
+                yield body
+            elif tag in ("l", "u"):
+                for item in body:
+                    yield from tree_tensors(item)
+            elif tag in ("d", "c"):
+                for _, item in body:
+                    yield from tree_tensors(item)
+
+
+def _key(key: Any, path: str) -> str:
+    if isinstance(key, bool) or not isinstance(key, (str, int)):
+        raise TaskError(f"the state at {path!r} has a key of type {type(key).__name__}; use str or int")
+    return f"s:{key}" if isinstance(key, str) else f"i:{key}"
+
+
+def _unkey(key: str) -> str | int:
+    return int(key[2:]) if key.startswith("i:") else key[2:]
+
+
+def _own(tensor: Tensor, path: str) -> Tensor:
+    if tensor.layout != torch.strided or tensor.dtype not in DTYPE_NAMES:
+        raise TaskError(f"the tensor at {path!r} is {tensor.layout} {tensor.dtype}, which cannot be recorded")
+    tensor = tensor.detach()
+    if tensor.device.type != "cpu":
+        return tensor.cpu().contiguous()
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+# ---- parts ------------------------------------------------------------------------------------------
+
+
+def capture(parts: Mapping[str, Any]) -> State:
+    """Capture named parts: modules (with non-persistent buffers), optimizers, and whatever has ``state_dict()``."""
+    tensors: dict[str, Tensor] = {}
+    items = [
+        [f"s:{name}", encode_tree(_part_state(part), _escape(name), tensors)] for name, part in sorted(parts.items())
+    ]
+    return State({"d": items}, tensors)
+
+
+def restore(parts: Mapping[str, Any], state: State) -> None:
+    """Put ``state`` into live parts, bit for bit. Raises FormatError where names, shapes or dtypes do not fit."""
+    try:
+        values = decode_tree(state.tree, state.tensors)
+        if not isinstance(values, dict) or set(values) != set(parts):
+            raise FormatError(f"the state has the parts {_names(values)}; the task has {_names(parts)}")
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                _restore_module(name, part, values[name])
+            elif isinstance(part, torch.optim.Optimizer):
+                _restore_optimizer(name, part, values[name])
+            else:
+                part.load_state_dict(values[name])
+    except FormatError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise FormatError(f"the state does not fit the task: {error!r}") from error
+
+
+def _names(value: Any) -> str:
+    return ", ".join(sorted(map(str, value))) if isinstance(value, Mapping) else repr(value)
+
+
+def _part_state(part: Any) -> Any:
+    if isinstance(part, nn.Module):
+        return {
+            "parameters": dict(part.named_parameters()),
+            "buffers": dict(part.named_buffers()),
+            "frozen": sorted(name for name, p in part.named_parameters() if not p.requires_grad),
+            "extra": _extra_state(part),
+        }
+    if isinstance(part, torch.optim.Optimizer):
+        # Not `state_dict()`: its inverse casts an fp32 momentum to the dtype of a bf16 parameter.
+        index = {id(p): i for i, p in enumerate(_optimizer_parameters(part))}
+        groups = [
+            {**{k: v for k, v in group.items() if k != "params"}, "params": [index[id(p)] for p in group["params"]]}
+            for group in part.param_groups
+        ]
+        return {"state": {index[id(p)]: dict(s) for p, s in part.state.items() if id(p) in index}, "groups": groups}
+    return part.state_dict()
+
+
+def _optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _extra_state(module: nn.Module) -> dict[str, Any]:
+    base = nn.Module.get_extra_state
+    return {name: m.get_extra_state() for name, m in module.named_modules() if type(m).get_extra_state is not base}
+
+
+def _restore_module(part: str, module: nn.Module, values: dict[str, Any]) -> None:
+    live = {"parameters": dict(module.named_parameters()), "buffers": dict(module.named_buffers())}
+    for group, tensors in live.items():
+        given = values[group]
+        if set(given) != set(tensors):
+            odd = sorted(set(given) ^ set(tensors))[0]
+            raise FormatError(f"{part}/{group}: {odd!r} is in only one of the state and the task's model")
+        for name, tensor in tensors.items():
+            source = given[name]
+            if source.shape != tensor.shape or source.dtype != tensor.dtype:
+                raise FormatError(
+                    f"{part}/{group}/{name}: the task's model has {tensor.dtype} {tuple(tensor.shape)}, "
+                    f"the state has {source.dtype} {tuple(source.shape)}"
+                )
+            with torch.no_grad():
+                tensor.copy_(source)
+    frozen = set(values["frozen"])
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+        parameter.grad = None
+    modules = dict(module.named_modules())
+    for name, extra in values["extra"].items():
+        modules[name].set_extra_state(extra)
+
+
+def _restore_optimizer(part: str, optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
+    parameters = _optimizer_parameters(optimizer)
+    index = {id(p): i for i, p in enumerate(parameters)}
+    if len(values["groups"]) != len(optimizer.param_groups):
+        raise FormatError(f"{part}: the state has {len(values['groups'])} parameter groups")
+    for live, given in zip(optimizer.param_groups, values["groups"], strict=True):
+        if given["params"] != [index[id(p)] for p in live["params"]]:
+            raise FormatError(f"{part}: the parameter groups of the state hold other parameters than the task's")
+        live.update({name: _fresh(value) for name, value in given.items() if name != "params"})
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    optimizer.state.clear()
+    for position, entry in values["state"].items():
+        parameter = parameters[position]
+        group = group_of[id(parameter)]
+        # PyTorch keeps `step` on the CPU unless the optimizer is capturable or fused.
+        on_cpu = not (group.get("capturable") or group.get("fused"))
+        optimizer.state[parameter] = {
+            name: _fresh(value, None if name == "step" and on_cpu else parameter.device)
+            for name, value in entry.items()
+        }
+
+
+def _fresh(value: Any, device: torch.device | None = None) -> Any:
+    """A private copy of a decoded value, tensors on ``device``."""
+    if isinstance(value, Tensor):
+        return value.clone() if device is None or device.type == "cpu" else value.to(device)
+    if isinstance(value, dict):
+        return {key: _fresh(item, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fresh(item, device) for item in value]
+    return tuple(_fresh(item, device) for item in value) if isinstance(value, tuple) else value

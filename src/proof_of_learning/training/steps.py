@@ -1,0 +1,231 @@
+"""The one way to take steps: the prover trains, a worker replays and an attack forges through :meth:`Session.run`.
+
+A step is one optimizer update with all that belongs to it (schedulers, EMA); it begins with the request for
+its first batch, where the generators are seeded from the run's key or, in an observed run, put into their recorded states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proof_of_learning.data.batches import DerivedOrder, Feed, Order
+from proof_of_learning.data.commit import Dataset
+from proof_of_learning.errors import TaskError
+from proof_of_learning.task import Description, Task, describe, task_code
+from proof_of_learning.training import randomness
+from proof_of_learning.training import state as states
+from proof_of_learning.training.randomness import RngSnapshot
+from proof_of_learning.training.state import State
+
+RESERVED_PARTS = ("model", "optimizer", "scheduler", "scaler", "progress")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves beside the state: its loss (a scalar tensor, not yet synchronised) and the learning rates it used."""
+
+    step: int
+    loss: Tensor
+    rates: list[float]
+
+
+class Progress:
+    """The part that ties a state to its place in the run."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, values: Mapping[str, int]) -> None:
+        self.step = values["step"]
+
+
+class StepContext:
+    """What a custom step is given: the live parts, and the standard moves to build from.
+
+    Attributes: ``model``, ``optimizers`` (by name), ``optimizer`` (the only one), ``parts``, ``scaler``, ``step``.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.model, self.optimizers = session.model, session.optimizers
+        self.parts, self.scaler = session.extra, session.scaler
+
+    @property
+    def step(self) -> int:
+        return self._session.progress.step
+
+    @property
+    def optimizer(self) -> Any:
+        if len(self.optimizers) != 1:
+            raise TaskError(f"this task has the optimizers {', '.join(self.optimizers)}; name one of them")
+        return next(iter(self.optimizers.values()))
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward, through the gradient scaler where the task has one."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def update(self, name: str | None = None) -> None:
+        """Clip, step one optimizer (by name, or the only one) and clear its gradients."""
+        optimizer = self.optimizer if name is None else self.optimizers[name]
+        clip = self._session.task.clip_norm
+        if clip is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[nn.Module, Any], Tensor]) -> Tensor:
+    """Mean loss over the step's batches, one update. Returns the loss."""
+    total: Tensor | None = None
+    for batch in batches:
+        loss = loss_of(context.model, batch) / len(batches)
+        context.backward(loss)
+        total = loss.detach() if total is None else total + loss.detach()
+    context.update()
+    assert total is not None
+    return total
+
+
+class Session:
+    """The live objects of one run: model, optimizers, schedulers, scaler and further parts, built from a key."""
+
+    def __init__(self, task: Task, key: bytes, device: str = "cpu") -> None:
+        self.task, self.key, self.device = task, key, device
+        randomness.seed_everything(randomness.derive(key, randomness.INITIALIZATION))
+        with task_code("building the model"):
+            self.model = task.model().to(device)
+            if not isinstance(self.model, nn.Module):
+                raise TaskError("the task's model factory must return a torch.nn.Module")
+            self.model.train()
+        with task_code("building the optimizer"):
+            made = task.optimizer(self.model)
+            self.optimizers: dict[str, Any] = dict(made) if isinstance(made, Mapping) else {"optimizer": made}
+        with task_code("building the scheduler"):
+            schedule = None if task.scheduler is None else task.scheduler(made)
+            self.schedulers: dict[str, Any] = (
+                {} if schedule is None else dict(schedule) if isinstance(schedule, Mapping) else {"scheduler": schedule}
+            )
+        with task_code("building the further parts"):
+            self.extra: dict[str, Any] = {} if task.parts is None else dict(task.parts(self.model))
+            self.scaler = None if task.scaler is None else task.scaler()
+        self.progress = Progress()
+        self.parts = self._named_parts()
+        self._context = StepContext(self)
+
+    def _named_parts(self) -> dict[str, Any]:
+        def named(prefix: str, items: dict[str, Any]) -> dict[str, Any]:
+            return {(name if name == prefix else f"{prefix}.{name}"): item for name, item in items.items()}
+
+        clash = set(self.extra) & set(RESERVED_PARTS)
+        if clash:
+            raise TaskError(f"the task names a part {sorted(clash)[0]!r}, which is reserved; call it something else")
+        return {
+            "model": self.model,
+            **named("optimizer", self.optimizers),
+            **named("scheduler", self.schedulers),
+            **({} if self.scaler is None else {"scaler": self.scaler}),
+            **self.extra,
+            "progress": self.progress,
+        }
+
+    def describe(self) -> Description:
+        """The task's description; call it on a fresh session, before any step."""
+        extra = {**self.extra, **({} if self.scaler is None else {"scaler": self.scaler})}
+        return describe(self.task, self.model, self.optimizers, self.schedulers, extra)
+
+    def capture(self) -> State:
+        with task_code("capturing the state"):
+            return states.capture(self.parts)
+
+    def restore(self, state: State) -> None:
+        states.restore(self.parts, state)
+
+    def run(
+        self,
+        stop: int,
+        feed: Feed,
+        order: Order,
+        *,
+        rng: Callable[[int], RngSnapshot] | None = None,
+    ) -> Iterator[StepResult]:
+        """Take the steps from ``progress.step`` up to ``stop``, yielding after each, when its state is complete.
+
+        ``rng`` gives the recorded generator states of an observed run; without it they are derived from the key.
+        """
+        while self.progress.step < stop:
+            step = self.progress.step
+            if rng is None:
+                randomness.seed_everything(randomness.derive(self.key, randomness.STEP, step))
+            else:
+                rng(step).restore()
+            yield self.take(step, feed.batches(step, order.indices(step)), feed_epoch_end(feed, step))
+
+    def take(self, step: int, batches: list[Any], epoch_ends: bool) -> StepResult:
+        """One step on the given batches."""
+        rates = self.rates()
+        with task_code(f"taking step {step}"):
+            if self.task.step is not None:
+                loss = self.task.step(self._context, batches)
+            else:
+                assert self.task.loss is not None
+                loss = standard_step(self._context, batches, self.task.loss)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise TaskError("a custom step must return its loss as a tensor of one element")
+            if self.task.schedule == "step" or epoch_ends:
+                self.step_schedulers()
+        self.progress.step = step + 1
+        return StepResult(step, loss.detach().reshape(()), rates)
+
+    def rates(self) -> list[float]:
+        """The learning rates in force, by optimizer and group."""
+        return [float(group["lr"]) for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+
+    def step_schedulers(self) -> None:
+        for scheduler in self.schedulers.values():
+            scheduler.step()
+
+    def evaluate(self) -> dict[str, float] | None:
+        """The task's own evaluation of the model as it stands; None if the task has none. Changes no state."""
+        if self.task.evaluate is None:
+            return None
+        randomness.seed_everything(randomness.derive(self.key, randomness.EVALUATION, self.progress.step))
+        with evaluating(self.model), task_code("evaluating the model"):
+            return {str(name): float(value) for name, value in self.task.evaluate(self.model).items()}
+
+
+def feed_epoch_end(feed: Feed, step: int) -> bool:
+    """Whether ``step`` is the last of its epoch."""
+    return (step + 1) % feed.task.steps_per_epoch(len(feed.data)) == 0
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def derived_feed(task: Task, data: Dataset, key: bytes, device: str) -> tuple[Feed, DerivedOrder]:
+    """Feed and order of a run whose randomness follows from ``key``."""
+    return Feed(task, data, key, device), DerivedOrder(task, len(data), key)
