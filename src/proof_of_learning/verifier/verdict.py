@@ -1,0 +1,180 @@
+"""The verdict, as a value. Terminal, JSON and HTML only render it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from proof_of_learning.replay.measure import Distance
+
+SCHEMA = "pol/verdict/v1"
+
+Status = Literal["pass", "fail", "inconclusive", "skipped"]
+Decision = Literal["valid", "invalid", "inconclusive"]
+EXIT_STATUS: dict[Decision, int] = {"valid": 0, "invalid": 1, "inconclusive": 3}
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class CheckResult(_Value, frozen=True):
+    """One check: what it found, the evidence, and a sentence each on what a pass means and what it cannot say.
+
+    ``mandatory`` checks must pass for a proof to be valid.
+    """
+
+    name: str
+    status: Status
+    summary: str
+    evidence: dict[str, Any] = {}
+    mandatory: bool = True
+    meaning: str = ""
+    limits: str = ""
+
+
+class SegmentResult(_Value, frozen=True):
+    """One challenged segment (steps ``start`` up to ``stop``).
+
+    ``why``: ``first``, ``last``, ``top-q``, ``inertia``, ``predecessor``, ``uniform``, ``progress``, ``all``. ``error`` is the distance of
+    the replayed from the recorded full state; ``kinds`` the same by kind of state; ``normalised`` is it over d_ref, ``relative``
+    over ``displacement``, metric by metric (x/0 and other non-finite values are null in JSON). ``exact``: the same bits.
+    """
+
+    index: int
+    start: int
+    stop: int
+    why: list[str]
+    status: Status
+    exact: bool = False
+    error: Distance | None = None
+    normalised: Distance | None = None
+    relative: Distance | None = None
+    displacement: Distance | None = None
+    kinds: dict[str, Distance] = {}
+    note: str = ""
+
+
+class ProofSummary(_Value, frozen=True):
+    root: str
+    steps: int
+    segments: int
+    interval: int
+    final_weights: str
+    task: str = ""
+    parameters: int = 0
+    bytes: int = 0
+
+
+class Conditions(_Value, frozen=True):
+    """The task and the data root that the verifier named; the verdict holds for these. None where not named."""
+
+    task: str | None = None
+    data: str | None = None
+
+
+class Thresholds(_Value, frozen=True):
+    delta: float = 0.01
+    rho: float = 0.01
+    d_ref: Distance | None = None
+
+
+class Guarantee(_Value, frozen=True):
+    """Up to which share of the non-trivial segments (of the progress) a forgery escapes the random draws with more than the
+    given probability; a larger one is caught with at least the complement."""
+
+    forged_fraction: float | None = None
+    miss_probability: float = 0.01
+    progress_fraction: float | None = None
+    progress_miss_probability: float = 0.01
+    uniform_draws: int = 0
+    progress_draws: int = 0
+
+
+class Nonce(_Value, frozen=True):
+    value: str
+    origin: Literal["drawn", "self-chosen"]
+
+
+class Cost(_Value, frozen=True):
+    """``seconds`` of wall time: all of it, and by phase."""
+
+    steps_replayed: int
+    steps_total: int
+    share: float
+    seconds: float
+    phases: dict[str, float] = {}
+
+
+class Trajectory(_Value, frozen=True):
+    """What the plots show: one value per segment (at most; ``loss`` is sampled), from the proof as recomputed by the verifier.
+
+    displacement: l2 of the full state; weights: l2 of the parameters; distance: of the weights from the start, at each
+    segment's end; progress: share of the way to the final weights (may be negative); loss: [step, loss] pairs as recorded.
+    """
+
+    displacement: list[float] = []
+    weights: list[float] = []
+    distance: list[float] = []
+    progress: list[float] = []
+    loss: list[tuple[int, float]] = []
+
+
+class Verdict(_Value, frozen=True):
+    """The outcome of a verification (JSON schema ``pol/verdict/v1``). ``exit_status``: 0 valid, 1 invalid, 3 inconclusive."""
+
+    verdict: Decision
+    assurance: Literal["registered", "seed-derived", "observed"]
+    randomness: Literal["derived", "recorded"]
+    exactness: Literal["exact", "calibrated"]
+    conditions: Conditions
+    proof: ProofSummary
+    checks: list[CheckResult]
+    segments: list[SegmentResult]
+    guarantee: Guarantee
+    nonce: Nonce
+    cost: Cost
+    thresholds: Thresholds = Thresholds()
+    trajectory: Trajectory = Trajectory()
+    unreproduced: list[str] = []
+    schema: str = SCHEMA
+
+    @property
+    def exit_status(self) -> int:
+        return EXIT_STATUS[self.verdict]
+
+    @property
+    def reason(self) -> str:
+        """The sentence that decided: of the first failure, else of the first mandatory check that did not pass."""
+        for check in self.checks:
+            if check.status == "fail":
+                return f"{check.name}: {check.summary}"
+        for check in self.checks:
+            if check.mandatory and check.status != "pass":
+                return f"{check.name}: {check.summary}"
+        return "every mandatory check passed"
+
+    def check(self, name: str) -> CheckResult:
+        """The check of that name; KeyError if it was not part of the verification."""
+        for result in self.checks:
+            if result.name == name:
+                return result
+        raise KeyError(name)
+
+    def to_json(self) -> bytes:
+        """Indented JSON; non-finite numbers are null."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+    @classmethod
+    def from_json(cls, raw: bytes | str) -> Verdict:
+        """The inverse of :meth:`to_json` for verdicts whose numbers are all finite."""
+        return msgspec.json.decode(raw, type=cls)
+
+
+def decide(checks: list[CheckResult]) -> Decision:
+    """Any failure is invalid; valid needs every mandatory check to pass."""
+    if any(check.status == "fail" for check in checks):
+        return "invalid"
+    passed = bool(checks) and all(check.status == "pass" for check in checks if check.mandatory)
+    return "valid" if passed else "inconclusive"
