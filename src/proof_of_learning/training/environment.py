@@ -207,23 +207,33 @@ def _processor() -> tuple[str, list[str]]:
 
 
 @contextmanager
+def restored() -> Iterator[None]:
+    """Put this process's flags and threads back at the end."""
+    import torch
+
+    flags, threads = _current_flags(), torch.get_num_threads()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        set_flags(flags)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def recording(device: str, threads: int | None = None) -> Iterator[Environment]:
     """Set the deterministic switches for a managed training, yield the fingerprint, and put things back."""
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise NumericEnvironmentError(f"device {device!r} was asked for, but this PyTorch sees no CUDA device")
-    before_flags, before_threads = _current_flags(), torch.get_num_threads()
-    before_fill = torch.utils.deterministic.fill_uninitialized_memory
-    try:
+    with restored():
         if threads is not None:
             torch.set_num_threads(threads)
-        set_flags(Flags(flush_denormal=before_flags.flush_denormal, mkldnn=before_flags.mkldnn))
+        now = _current_flags()
+        set_flags(Flags(flush_denormal=now.flush_denormal, mkldnn=now.mkldnn))
         yield current(device)
-    finally:
-        set_flags(before_flags)
-        torch.utils.deterministic.fill_uninitialized_memory = before_fill
-        torch.set_num_threads(before_threads)
 
 
 def set_flags(flags: Flags) -> None:

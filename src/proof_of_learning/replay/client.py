@@ -1,0 +1,168 @@
+"""Talking to replay workers: one per numeric environment, each in a process of its own where the task has a reference."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from proof_of_learning import errors
+from proof_of_learning.errors import PolError, TaskError, WorkerError
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay import protocol
+from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
+from proof_of_learning.task import Task, TaskReference
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training import randomness
+from proof_of_learning.training.environment import Environment
+
+DEFAULT_TIMEOUT = 600.0
+OnWork = Callable[[int, int], None]
+
+
+def _idle(done: int, total: int) -> None:
+    pass
+
+
+class LocalWorker:
+    """A worker in this process, for a task that has no reference; its environment is the process's own."""
+
+    def __init__(self, task: Task) -> None:
+        from proof_of_learning.replay.worker import Worker
+
+        self._on_work: OnWork = _idle
+        self._exit = ExitStack()
+        self._exit.enter_context(environments.restored())
+        self._exit.enter_context(randomness.preserved())
+        self._worker = Worker(lambda done, total: self._on_work(done, total), task)
+
+    def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> AnyAnswer:
+        self._on_work = on_work
+        return self._worker.answer(request)
+
+    def close(self) -> None:
+        """Leave the process's flags, threads and generators as they were."""
+        self._exit.close()
+
+
+class WorkerProcess:
+    """A worker in a child process, started with ``environment``'s variables.
+
+    ``timeout``: seconds without any sign of life after which the worker is given up.
+    """
+
+    def __init__(self, environment: Environment | None, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._timeout = timeout
+        self._errors = tempfile.TemporaryFile()
+        variables = dict(os.environ) if environment is None else environments.process_variables(environment)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "proof_of_learning.replay.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,  # so that `select` sees all there is to read
+            env=variables,
+        )
+
+    def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> AnyAnswer:
+        """The answer to ``request``; raises what the worker raised, or WorkerError if it died or fell silent."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            protocol.send(self._process.stdin, request)  # type: ignore[arg-type]
+            while True:
+                self._wait()
+                answer: AnyAnswer = protocol.receive(self._process.stdout, AnyAnswer)  # type: ignore[arg-type]
+                if isinstance(answer, protocol.Failed):
+                    kind = getattr(errors, answer.error, WorkerError)
+                    raise kind(answer.message) if issubclass(kind, PolError) else WorkerError(answer.message)
+                if not isinstance(answer, protocol.Working):
+                    return answer
+                on_work(answer.done, answer.total)
+        except (EOFError, BrokenPipeError):
+            raise WorkerError(f"the replay worker ended unexpectedly{self._last_words()}") from None
+
+    def _wait(self) -> None:
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], self._timeout)[0]:
+            self.close()
+            raise TaskError(
+                f"the task gave no sign of life for {self._timeout:.0f} seconds; it may hang. "
+                "Raise --timeout if it is only slow"
+            )
+
+    def _last_words(self) -> str:
+        status = self._process.wait()
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 4096))
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f" (status {status}{': ' + lines[-1][:300] if lines else ''})"
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+
+class Workers:
+    """The workers of one verification: opened on first use, one for each recorded environment."""
+
+    def __init__(self, proof: Proof, task: Task | TaskReference, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._proof, self._task, self._timeout = proof, task, timeout
+        self._open: dict[str, LocalWorker | WorkerProcess] = {}
+        self.here: dict[str, Environment] = {}
+        self.start_seconds = 0.0
+
+    def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> Any:
+        """Send a request to the worker whose environment it belongs to: that of its segment, else the run's first."""
+        index = request.index if isinstance(request, (protocol.Replay, protocol.Evaluate)) else 0
+        return self._worker(self._proof.segments[index].environment).ask(request, on_work)
+
+    def differences(self, digest: str) -> list[str]:
+        """What the worker for that recorded environment could not reproduce."""
+        self._worker(digest)
+        return environments.differences(self._proof.environments[digest], self.here[digest])
+
+    def _worker(self, digest: str) -> LocalWorker | WorkerProcess:
+        if digest not in self._open:
+            begun = time.perf_counter()
+            environment = self._proof.environments[digest]
+            reference = self._task if isinstance(self._task, TaskReference) else self._task.reference
+            worker: LocalWorker | WorkerProcess
+            if isinstance(self._task, Task) and reference is None:
+                worker, reference = LocalWorker(self._task), TaskReference("(in this process)")
+            else:
+                worker = WorkerProcess(environment, self._timeout)
+            self._open[digest] = worker
+            assert reference is not None
+            seed = self._proof.header.randomness.seed
+            opened = worker.ask(
+                protocol.Open(
+                    proof=str(Path(self._proof.path).resolve()),
+                    task=reference.target,
+                    settings=dict(reference.settings),
+                    key=self._proof.header.randomness.key,
+                    seed=None if seed is None else int(seed),
+                    environment=environment,
+                )
+            )
+            assert isinstance(opened, protocol.Opened)
+            self.here[digest] = opened.environment
+            self.start_seconds += time.perf_counter() - begun
+        return self._open[digest]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self._open.values():
+            worker.close()

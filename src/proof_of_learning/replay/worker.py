@@ -1,0 +1,268 @@
+"""The replay worker: builds the task, replays segments of a proof, and returns measurements.
+
+It runs in a child process started with the recorded numeric environment (``python -m proof_of_learning.replay.worker``),
+or in the verifier's own process for tasks without a reference. It never trusts the proof, and never hashes the whole data set unless
+asked to commit to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from proof_of_learning import canonical
+from proof_of_learning.data.batches import Feed, RecordedOrder
+from proof_of_learning.data.commit import Dataset, commit
+from proof_of_learning.errors import FormatError, PolError, WorkerError
+from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.format import Segment
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay import protocol
+from proof_of_learning.replay.measure import compare
+from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest, TensorOrigin
+from proof_of_learning.task import Task, TaskReference, load_task, task_code
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training.steps import Session, derived_feed
+
+Pulse = Callable[[int, int], None]
+CORRELATION_SIGMAS = 6.0  # two-key run: beyond this many standard errors, two draws are not independent
+
+
+class Worker:
+    """Carries out requests on one task and one proof."""
+
+    def __init__(self, pulse: Pulse = lambda done, total: None, task: Task | None = None) -> None:
+        self._pulse, self._given = pulse, task
+        self._task: Task | None = task
+        self._data: Dataset | None = None
+        self._session: Session | None = None
+        self._feed: Feed | None = None
+        self._rates: tuple[int, Iterator[list[float]]] | None = None
+
+    def answer(self, request: AnyRequest) -> AnyAnswer:
+        """The answer to one request; raises PolError."""
+        match request:
+            case protocol.Open():
+                return self._open(request)
+            case protocol.Describe():
+                return self._describe()
+            case protocol.CommitData():
+                return self._commit()
+            case protocol.Initialize():
+                return self._initialize(request)
+            case protocol.Rates():
+                return self._schedule(request)
+            case protocol.Replay():
+                return self._replay(request)
+            case protocol.Evaluate():
+                return self._evaluate(request)
+
+    # ---- requests ------------------------------------------------------------------------------------
+
+    def _open(self, request: protocol.Open) -> protocol.Opened:
+        self._proof = Proof.open(request.proof)
+        self._key = bytes.fromhex(request.key)
+        device = "cpu"
+        if request.environment is not None:
+            environments.apply(request.environment)
+            if request.environment.device.type == "cuda" and torch.cuda.is_available():
+                device = "cuda"
+        self._device = device
+        self._task = self._given or load_task(TaskReference(request.task, request.settings))
+        if request.seed is not None:
+            self._task = replace(self._task, seed=request.seed)
+        return protocol.Opened(environments.current(device))
+
+    def _describe(self) -> protocol.Described:
+        task, samples = self.task, len(self.data)
+        description = self.session.describe()
+        return protocol.Described(
+            digest=description.digest(),
+            description=msgspec.Raw(canonical.encode(description.content)),
+            sources=description.sources,
+            steps=task.total_steps(samples),
+            steps_per_epoch=task.steps_per_epoch(samples),
+            samples=samples,
+            batch=task.batch_size * task.accumulate,
+            loop_schedule=task.step is None,
+            evaluates=task.evaluate is not None,
+        )
+
+    def _commit(self) -> protocol.Committed:
+        total = len(self.data)
+        with task_code("reading the data"):
+            return protocol.Committed(commit(self.data, progress=lambda done: self._pulse(done, total)))
+
+    def _initialize(self, request: protocol.Initialize) -> protocol.Initialized:
+        first = Session(self.task, self._key, self._device)
+        state = first.capture()
+        self._pulse(1, 2)
+        second = Session(self.task, bytes.fromhex(request.other), self._device).capture()
+        trainable = {f"model/parameters/{name}" for name, p in first.model.named_parameters() if p.requires_grad}
+        tensors = [
+            origin(name, tensor, second.tensors.get(name), name in trainable) for name, tensor in state.tensors.items()
+        ]
+        return protocol.Initialized(state.digest(), tensors)
+
+    def _schedule(self, request: protocol.Rates) -> protocol.RatesGiven:
+        if self._rates is None or self._rates[0] != request.start:
+            session, start = Session(self.task, self._key, self._device), 0
+            stream = self._simulate(session)
+            while start < request.start:
+                next(stream)
+                start += 1
+        else:
+            stream = self._rates[1]
+        rates = []
+        for step in range(request.start, request.stop):
+            rates.append(next(stream))
+            if step % 1000 == 0:
+                self._pulse(step, request.stop)
+        self._rates = (request.stop, stream)
+        return protocol.RatesGiven(rates)
+
+    def _simulate(self, session: Session) -> Iterator[list[float]]:
+        """The schedule alone: schedulers stepped as the loop steps them, parameters untouched."""
+        per_epoch = self.task.steps_per_epoch(len(self.data))
+        step = 0
+        while True:
+            yield session.rates()
+            step += 1
+            with task_code("stepping the scheduler"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch misses the optimizer's step, which is left out on purpose
+                if self.task.schedule == "step" or step % per_epoch == 0:
+                    session.step_schedulers()
+
+    def _replay(self, request: protocol.Replay) -> protocol.Replayed:
+        begun = time.perf_counter()
+        segment = self._segment(request.index)
+        before = self._proof.state_digests()[request.index]
+        session, feed = self.session, self.feed
+        session.restore(self._proof.state(before))
+        if session.progress.step != segment.start:
+            raise FormatError(f"the state before segment {request.index} says it stands at step {session.progress.step}")
+        if self._proof.header.randomness.mode == "derived":
+            _, order = derived_feed(self.task, self.data, self._key, self._device)
+            steps = session.run(segment.stop, feed, order)
+        else:
+            columns: Columns = self._proof.columns(request.index)
+            assert columns.indices is not None and columns.rng is not None
+            snapshots, recorded = columns.rng, RecordedOrder(segment.start, columns.indices, len(self.data))
+            steps = session.run(segment.stop, feed, recorded, rng=lambda step: snapshots[step - segment.start])
+        losses, rates = [], []
+        stepping = time.perf_counter()
+        for result in steps:
+            losses.append(result.loss)
+            rates.append(result.rates)
+            self._pulse(result.step + 1 - segment.start, segment.stop - segment.start)
+        values = torch.stack(losses).double().cpu().tolist()
+        stepped = time.perf_counter() - stepping
+        arrived = session.capture()
+        comparison = None
+        if arrived.digest() != segment.arrived and self._proof.has_state(segment.state):
+            comparison = compare(arrived, self._proof.state(segment.state))
+        return protocol.Replayed(arrived.digest(), values, rates, comparison, time.perf_counter() - begun, stepped)
+
+    def _evaluate(self, request: protocol.Evaluate) -> protocol.Evaluated:
+        session = self.session
+        session.restore(self._proof.state(self._segment(request.index).state))
+        return protocol.Evaluated(session.evaluate())
+
+    # ---- what is built once --------------------------------------------------------------------------
+
+    @property
+    def task(self) -> Task:
+        if self._task is None:
+            raise WorkerError("the worker was asked before it was told the task")
+        return self._task
+
+    @property
+    def data(self) -> Dataset:
+        if self._data is None:
+            with task_code("loading the data"):
+                self._data = self.task.data()
+                len(self._data)
+        return self._data
+
+    @property
+    def session(self) -> Session:
+        if self._session is None:
+            self._session = Session(self.task, self._key, self._device)
+        return self._session
+
+    @property
+    def feed(self) -> Feed:
+        if self._feed is None:
+            self._feed = Feed(self.task, self.data, self._key, self._device)
+        return self._feed
+
+    def _segment(self, index: int) -> Segment:
+        if not 0 <= index < len(self._proof.segments):
+            raise WorkerError(f"there is no segment {index}")
+        return self._proof.segments[index]
+
+
+def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool) -> TensorOrigin:
+    """Classify one initial tensor by its values under two keys (see TensorOrigin).
+
+    Independent draws have a correlation of 0 ± 1/√n once their means are removed.
+    """
+    floating, n, correlation = a.is_floating_point(), a.numel(), 0.0
+    if n == 0 or bool((a == a.flatten()[0]).all()):
+        where = "constant"
+    elif b is None or b.shape != a.shape or torch.equal(a, b):
+        where = "drawn" if b is None else "fixed"
+    else:
+        x, y = a.double().flatten(), b.double().flatten()
+        x, y = x - x.mean(), y - y.mean()
+        length = float(x.norm() * y.norm())
+        correlation = float(torch.dot(x, y)) / length if length > 0 else 0.0
+        where = "partly-fixed" if floating and abs(correlation) > CORRELATION_SIGMAS / np.sqrt(n) else "drawn"
+    return TensorOrigin(name, n, where, trainable, floating, correlation)
+
+
+def main() -> None:
+    """Serve requests from standard input; answers go to what was standard output, which the task's prints no longer reach."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the verifier decides when we end
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests = os.fdopen(os.dup(0), "rb")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    last = [0.0]
+
+    def pulse(done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] > 0.2:
+            last[0] = now
+            protocol.send(answers, protocol.Working(done, total))
+
+    worker = Worker(pulse)
+    while True:
+        try:
+            request = protocol.receive(requests, AnyRequest)  # type: ignore[arg-type]
+        except EOFError:
+            return
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                answer = worker.answer(request)
+        except PolError as error:
+            answer = protocol.Failed(type(error).__name__, str(error))
+        except MemoryError:
+            answer = protocol.Failed("WorkerError", "the replay needs more memory than there is")
+        protocol.send(answers, answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A verdict as one HTML page: no script, no request, every foreign string escaped."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from proof_of_learning._version import __version__
+from proof_of_learning.proof.files import write_atomic
+from proof_of_learning.report import plots, text, words
+from proof_of_learning.verifier.verdict import CheckResult, SegmentResult, Verdict
+
+MAX_SEGMENTS = 1000
+OPEN_SEGMENTS = 12
+
+
+def render_html(verdict: Verdict) -> str:
+    """The report on one verdict, as a self-contained HTML document; the same verdict gives the same bytes."""
+    shown, left_out = _shown_segments(verdict.segments)
+    return _environment().get_template("template.html.j2").render(
+        verdict=verdict,
+        words=words,
+        version=__version__,
+        checks=[_CheckView(check, text.evidence_rows(check.evidence)) for check in verdict.checks],
+        figures=plots.draw(verdict),
+        marks=plots.MARKS,
+        segments=shown,
+        segments_left_out=left_out,
+        segments_open=len(verdict.segments) <= OPEN_SEGMENTS,
+        reasons=Counter(words.why(reason) for segment in verdict.segments for reason in segment.why).most_common(),
+        guarantees=words.guarantees(verdict),
+        markup=Markup,
+    )  # fmt: skip
+
+
+def write_html(verdict: Verdict, path: str | Path) -> None:
+    """Write :func:`render_html` to ``path``, whole or not at all."""
+    write_atomic(Path(path), [render_html(verdict).encode("utf-8")])
+
+
+class _CheckView(NamedTuple):
+    check: CheckResult
+    evidence: list[text.Row]
+
+
+def _shown_segments(segments: list[SegmentResult]) -> tuple[list[SegmentResult], int]:
+    """All of them, or of very many those that did not pass first, in the order of the run."""
+    if len(segments) <= MAX_SEGMENTS:
+        return segments, 0
+    urgent = sorted(segments, key=lambda segment: segment.status == "pass")[:MAX_SEGMENTS]
+    return sorted(urgent, key=lambda segment: segment.index), len(segments) - MAX_SEGMENTS
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("proof_of_learning.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=text.number,
+        percent=text.percent,
+        seconds=text.seconds,
+        size=text.size,
+        plural=text.plural,
+        sentence=text.sentence,
+    )
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Applied to whatever the template prints, before it is escaped."""
+    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

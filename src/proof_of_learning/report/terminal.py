@@ -1,0 +1,93 @@
+"""A verdict on the terminal: the checks, the verdict, what it promises, what it cost, what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from proof_of_learning.report import text, words
+from proof_of_learning.verifier.verdict import Decision, Status, Verdict
+
+_STATUS_STYLE: dict[Status, str] = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skipped": "dim"}
+_DECISION_STYLE: dict[Decision, str] = {"valid": "bold green", "invalid": "bold red", "inconclusive": "bold yellow"}
+_MAX_REASON = 600
+_MAX_LISTED = 12
+
+
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """Print the verdict to ``console``; foreign strings are shown, never interpreted."""
+    if verdict.checks:
+        console.print(_checks(verdict, console))
+    console.print()
+    headline = Text(verdict.verdict.upper(), style=_DECISION_STYLE[verdict.verdict])
+    headline.append(f"  {_plain(verdict.reason, console, _MAX_REASON)}", style="default")
+    console.print(headline, overflow="fold")
+    console.print(_details(verdict, console))
+    if verdict.nonce.origin == "self-chosen":
+        console.print(Text.assemble(("Self-chosen nonce. ", "bold yellow"), _plain(words.SELF_CHOSEN, console)))
+    if verdict.unreproduced:
+        console.print(Text("Not reproduced:"))
+        for line in verdict.unreproduced[:_MAX_LISTED]:
+            console.print(Text(f"  - {_plain(line, console)}"), overflow="fold")
+        if len(verdict.unreproduced) > _MAX_LISTED:
+            console.print(Text(f"  - {len(verdict.unreproduced) - _MAX_LISTED:,} more in the JSON verdict"))
+
+
+def summary_table(rows: Iterable[tuple[str, Verdict]]) -> Table:
+    """Several proofs side by side: proof, verdict, why, and the cost of verification as a share of training."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("proof", overflow="fold", max_width=24)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("why", overflow="fold", ratio=1)
+    table.add_column("cost of check", no_wrap=True, justify="right")
+    for name, verdict in rows:
+        table.add_row(
+            Text(text.visible(name, 120)),
+            Text(verdict.verdict.upper(), style=_DECISION_STYLE[verdict.verdict]),
+            Text(text.visible(verdict.reason, 200)),
+            text.percent(verdict.cost.share) if verdict.cost.steps_total else text.MISSING,
+        )
+    return table
+
+
+def _checks(verdict: Verdict, console: Console) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column("status", no_wrap=True)
+    table.add_column("check", overflow="fold", max_width=20)
+    table.add_column("summary", overflow="fold")
+    for check in verdict.checks:
+        status = Text(check.status.upper() if check.status == "fail" else check.status, style=_STATUS_STYLE[check.status])
+        name = _plain(check.name, console, 80) + ("" if check.mandatory else " (optional)")
+        table.add_row(status, Text(name), Text(_plain(check.summary, console, _MAX_REASON)))
+    return table
+
+
+def _details(verdict: Verdict, console: Console) -> Table:
+    """Aligned lines; a digest of 71 characters fits beside its label at 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    task, data = verdict.conditions.task, verdict.conditions.data
+    lines = [
+        *(("promise", line) for line in words.guarantees(verdict)),
+        ("cost", f"{words.cost(verdict)}, in {text.seconds(verdict.cost.seconds)}"),
+        ("kind", f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"),
+        ("task", words.condition(task)),
+        ("data", words.condition(data)),
+    ]
+    if task and data:
+        lines.append(("", "The verdict holds for this task and this data, which the verifier named."))
+    before = None
+    for label, value in lines:
+        table.add_row(Text("" if label == before else label), Text(_plain(value, console)))
+        before = label
+    return table
+
+
+def _plain(value: str, console: Console, limit: int = text.MAX_TEXT) -> str:
+    """Safe to print: no escape sequences, and nothing that the output's encoding cannot write."""
+    shown = text.visible(value, limit)
+    return shown.encode(console.encoding, "backslashreplace").decode(console.encoding)

@@ -1,0 +1,94 @@
+"""Initialization: training began from the random state that the key gives, and that state is really random."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from proof_of_learning import canonical
+from proof_of_learning.replay.protocol import AnyRequest, Initialize, Initialized, TensorOrigin
+from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.verdict import CheckResult
+
+
+class InitializationCheck:
+    name = "initialization"
+    meaning = (
+        "The first state is the one that the key gives, and every tensor in it is constant or really depends on the key: "
+        "two runs under different keys share nothing."
+    )
+    limits = "A key can be chosen among many by trying; only a registered claim fixes it before training."
+
+    def plan(self, evidence: Evidence) -> list[AnyRequest]:
+        return [self._request(evidence)]
+
+    def _request(self, evidence: Evidence) -> Initialize:
+        # The second key must be one that the task could not expect: it follows from the verifier's nonce.
+        nonce = bytes.fromhex(evidence.challenge.nonce.value)
+        return Initialize(canonical.sha256(b"pol/v1/second-key\0", nonce)[7:])
+
+    def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
+        answer = answers.get(self._request(evidence), Initialized)
+        kind = evidence.proof.header.initialization.kind
+        pretrained, tables = suspicious(answer.tensors, evidence.options.approve_fixed)
+        trainable = [t for t in answer.tensors if t.trainable]
+        elements = sum(t.elements for t in answer.tensors if t.name.startswith("model/parameters/"))
+        share = sum(t.elements for t in trainable) / elements if elements else 0.0
+        details: dict[str, Any] = {
+            "trained_share": share, "fixed": [_line(t) for t in (*pretrained, *tables)][:100],
+            "constant": sum(t.origin == "constant" for t in answer.tensors),
+            "drawn": sum(t.origin == "drawn" for t in answer.tensors),
+        }  # fmt: skip
+        if kind == "derived" and answer.state != evidence.proof.initial_state:
+            differences = evidence.differences.get(evidence.proof.segments[0].environment, [])
+            if differences:
+                return result(
+                    self, "inconclusive",
+                    "the derived initial state has other bits here, where the recorded environment is not reproduced",
+                    unreproduced=differences, **details,
+                )  # fmt: skip
+            return result(
+                self, "fail", "training did not start from the state that the key gives",
+                derived=answer.state, recorded=evidence.proof.initial_state, **details,
+            )  # fmt: skip
+        if pretrained:
+            names = ", ".join(t.name for t in pretrained[:3])
+            return result(
+                self, "fail",
+                f"{len(pretrained)} of the {len(answer.tensors)} initial tensors do not depend on the key, so they are "
+                f"pretrained ({names}{', …' if len(pretrained) > 3 else ''}); they would need a proof of their own",
+                **details,
+            )  # fmt: skip
+        if tables:
+            return result(
+                self, "inconclusive",
+                f"{len(tables)} buffers or frozen tensors are the same under every key ({tables[0].name}); if they are tables "
+                f"that belong to the task, approve them with --approve-fixed '{tables[0].name}'",
+                **details,
+            )  # fmt: skip
+        if kind != "derived":
+            return result(
+                self, "inconclusive",
+                f"the initial state was {kind}, not derived from a key; this version cannot judge whether it is random", **details,
+            )  # fmt: skip
+        return result(
+            self, "pass", f"derived from the key and recomputed bit for bit; {share:.0%} of the parameters are trained", **details
+        )
+
+
+def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[list[TensorOrigin], list[TensorOrigin]]:
+    """Trainable tensors that the key does not (fully) decide, and floating-point tables that are the same under every key.
+
+    Integer and boolean tensors that do not change with the key (masks, index tables) carry no weights.
+    """
+    open_ = [
+        t
+        for t in tensors
+        if t.origin in ("fixed", "partly-fixed") and t.floating and not any(fnmatch.fnmatch(t.name, p) for p in approved)
+    ]
+    return [t for t in open_ if t.trainable], [t for t in open_ if not t.trainable]
+
+
+def _line(tensor: TensorOrigin) -> str:
+    correlation = f", correlation {tensor.correlation:.3f}" if tensor.origin == "partly-fixed" else ""
+    return f"{tensor.name} ({tensor.elements:,} elements, {tensor.origin}{correlation})"

@@ -1,0 +1,39 @@
+"""Task: the proof describes the task that the verifier named."""
+
+from __future__ import annotations
+
+import msgspec
+
+from proof_of_learning.replay.protocol import AnyRequest, Describe, Described
+from proof_of_learning.task import compare
+from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.verdict import CheckResult
+
+SHOWN = 5
+
+
+class TaskCheck:
+    name = "task"
+    meaning = "Architecture, optimizer, schedule and step options in the proof are those of the task that the verifier named."
+    limits = "The verdict is conditional on that task: whether the task itself is sensible, no replay can show."
+
+    def plan(self, evidence: Evidence) -> list[AnyRequest]:
+        return [Describe()]
+
+    def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
+        described = answers.get(Describe(), Described)
+        claim = evidence.proof.header.task
+        changed = sorted(
+            name
+            for name in set(claim.sources) | set(described.sources)
+            if claim.sources.get(name) != described.sources.get(name)
+        )
+        if described.digest != claim.digest:
+            lines = compare(msgspec.json.decode(described.description), claim.description)
+            more = f" (and {len(lines) - 1} more differences)" if len(lines) > 1 else ""
+            return result(
+                self, "fail", f"the proof is of another task: {lines[0] if lines else 'the descriptions differ'}{more}",
+                named=described.digest, proof=claim.digest, differences=lines[:100],
+            )  # fmt: skip
+        note = f"; the source text of {', '.join(changed)} differs, which only a replay can judge" if changed else ""
+        return result(self, "pass", f"the task is the one named{note}", digest=claim.digest, sources_changed=changed)

@@ -1,0 +1,81 @@
+"""What checks work with: the proof, what the survey found, the challenge, and the worker's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.protocol import Answer, AnyRequest, Failed, Request
+from proof_of_learning.verifier.plan import Challenge
+from proof_of_learning.verifier.survey import Survey
+from proof_of_learning.verifier.verdict import CheckResult, Status
+
+A = TypeVar("A", bound=Answer)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the verifier decides. ``approve_fixed``: shell patterns of tensors that may be the same under every key."""
+
+    model: Path | None = None
+    allow_calibrated: bool = False
+    require_exact: bool = False
+    approve_fixed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a check may look at. ``differences``: by environment digest, what could not be reproduced."""
+
+    proof: Proof
+    survey: Survey
+    challenge: Challenge
+    options: Options
+    differences: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+class Answers:
+    """Answers by request; asking for one of the wrong type is a mistake of the check."""
+
+    def __init__(self) -> None:
+        self._given: dict[Request, Answer] = {}
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._given
+
+    def add(self, request: Request, answer: Answer) -> None:
+        self._given[request] = answer
+
+    def get(self, request: Request, type_: type[A]) -> A:
+        answer = self._given[request]
+        assert isinstance(answer, type_), (request, answer)
+        return answer
+
+    def failure(self, request: Request) -> Failed | None:
+        answer = self._given.get(request)
+        return answer if isinstance(answer, Failed) else None
+
+
+class Check(Protocol):
+    """One check: what it asks of the worker, and what it makes of the answers.
+
+    ``meaning`` and ``limits`` are for people: what a pass shows, and what it cannot show.
+    """
+
+    name: str
+    meaning: str
+    limits: str
+
+    def plan(self, evidence: Evidence) -> Iterable[AnyRequest]: ...
+    def judge(self, evidence: Evidence, answers: Answers) -> CheckResult: ...
+
+
+def result(check: Check, status: Status, summary: str, *, mandatory: bool = True, **evidence: Any) -> CheckResult:
+    """A CheckResult in the name of ``check``."""
+    return CheckResult(
+        name=check.name, status=status, summary=summary, evidence=evidence, mandatory=mandatory,
+        meaning=check.meaning, limits=check.limits,
+    )  # fmt: skip

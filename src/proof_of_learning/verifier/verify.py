@@ -1,0 +1,222 @@
+"""``verify``: the order of checks is fixed here, and nowhere else.
+
+Structure first, without a line of the task's code; then the challenge is drawn; then each check asks the replay worker what
+it needs and judges the answers, cheapest first, stopping at the first failure.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+
+from proof_of_learning.errors import FormatError, IntegrityError, TaskError, UsageError
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.prover import ProgressCallback, silent
+from proof_of_learning.replay.client import DEFAULT_TIMEOUT, Workers
+from proof_of_learning.replay.protocol import AnyRequest, CommitData, Committed, Describe, Described, Failed, Replay, Replayed
+from proof_of_learning.task import Setting, Task, TaskReference
+from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
+from proof_of_learning.verifier.checks.trajectory import segment_results
+from proof_of_learning.verifier.evidence import Answers, Evidence, Options, result
+from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce
+from proof_of_learning.verifier.survey import Survey, survey
+from proof_of_learning.verifier.verdict import (
+    CheckResult,
+    Conditions,
+    Cost,
+    Guarantee,
+    Nonce,
+    ProofSummary,
+    Trajectory,
+    Verdict,
+    decide,
+)
+
+SKIPPED = "not run: an earlier check failed"
+NO_TASK = "not run: no task was named, so nothing of the proof's was executed"
+
+
+def verify(
+    path: str | os.PathLike[str],
+    task: Task | TaskReference | str | None = None,
+    *,
+    settings: Mapping[str, Setting] | None = None,
+    top_q: int = 1,
+    random: int | None = None,
+    everything: bool = False,
+    nonce: str | None = None,
+    allow_calibrated: bool = False,
+    require: str | None = None,
+    model: str | os.PathLike[str] | None = None,
+    approve_fixed: Iterable[str] = (),
+    keep_going: bool = False,
+    timeout: float = DEFAULT_TIMEOUT,
+    progress: ProgressCallback = silent,
+) -> Verdict:
+    """Verify the proof at ``path`` against the task that the caller names.
+
+    task: a reference (``path.py:function``), which is loaded in a replay worker only, or a Task, replayed in this process.
+    top_q: segments replayed per epoch (or 5 % of the run) for the largest displacement, and as many for the largest inertia.
+    random: number of random segments, half uniform, half by progress; by default as many as give both guarantees 10 % / 1 %.
+    everything: replay every segment. nonce: hex; by default 32 bytes drawn now. model: a safetensors file the proof must end in.
+    require: ``"exact"`` accepts nothing but bit-exact replay. keep_going: run all checks even after a failure.
+    timeout: seconds without a sign of life after which a hanging task is given up.
+
+    Returns a Verdict. Raises FormatError or UsageError for what cannot be read, TaskError where the task's code fails.
+    """
+    if require not in (None, "exact"):
+        raise UsageError(f"--require takes 'exact', not {require!r}")
+    if top_q < 0 or (random is not None and random < 0):
+        raise UsageError("the numbers of segments to replay cannot be negative")
+    if isinstance(task, str):
+        task = TaskReference(task, dict(settings or {}))
+    options = Options(None if model is None else Path(model), allow_calibrated, require == "exact", tuple(approve_fixed))
+    clock = _Clock()
+    drawn = make_nonce(nonce)
+    try:
+        proof = Proof.open(path)
+        clock.lap("open")
+        found = survey(proof, lambda done, total: progress("reading the proof", done, total))
+    except IntegrityError as error:
+        return _broken(str(error), drawn, clock)
+    clock.lap("survey")
+    drawn = drawn if nonce is not None else make_nonce(None)  # drawn when the root is known
+    picked = challenge(proof.header, proof.root, found, drawn, top_q=top_q, random=random, everything=everything)
+    if task is None:
+        checks = [STRUCTURE.judge(Evidence(proof, found, picked, options), Answers())]
+        checks += [result(check, "skipped", NO_TASK) for check in CHECKS[1:]]
+        return _verdict(Evidence(proof, found, picked, options), checks, Answers(), clock)
+    answers, differences = Answers(), dict[str, list[str]]()
+    evidence = Evidence(proof, found, picked, options, differences)
+    checks = []
+    with Workers(proof, task, timeout) as workers:
+        for environment in {segment.environment: None for segment in proof.segments}:
+            progress("starting the replay worker", 0, 0)
+            differences[environment] = workers.differences(environment)
+        clock.lap("start of workers")
+        for check in CHECKS:
+            if not keep_going and any(done.status == "fail" for done in checks):
+                checks.append(result(check, "skipped", SKIPPED))
+                continue
+            _ask(workers, list(check.plan(evidence)), answers, check.name, progress)
+            checks.append(check.judge(evidence, answers))
+            clock.lap(check.name)
+    return _verdict(evidence, checks, answers, clock)
+
+
+def check(path: str | os.PathLike[str], progress: ProgressCallback = silent) -> CheckResult:
+    """Structure and digests only: no task, no replay. Raises FormatError where the proof cannot be read."""
+    try:
+        proof = Proof.open(path)
+        found = survey(proof, lambda done, total: progress("reading the proof", done, total))
+    except IntegrityError as error:
+        return result(STRUCTURE, "fail", str(error))
+    empty = Challenge({}, Guarantee(), Nonce(value="", origin="drawn"))
+    return STRUCTURE.judge(Evidence(proof, found, empty, Options()), Answers())
+
+
+def _ask(workers: Workers, requests: list[AnyRequest], answers: Answers, name: str, progress: ProgressCallback) -> None:
+    """Get the answers that are not known yet; what a replay could not carry out is an answer too."""
+    new = [request for request in requests if request not in answers]
+    for position, request in enumerate(new):
+        progress(f"checking {name}", position, len(new))
+
+        def on_work(done: int, total: int, position: int = position) -> None:
+            if total and len(new) == 1:
+                progress(f"checking {name}", done, total)
+            else:
+                progress(f"checking {name}", position, len(new))
+
+        try:
+            answers.add(request, workers.ask(request, on_work))
+        except (FormatError, IntegrityError, TaskError) as error:
+            if not isinstance(request, Replay):
+                raise
+            answers.add(request, Failed(type(error).__name__, str(error)))
+    if new:
+        progress(f"checking {name}", len(new), len(new))
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.begun = self._last = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.phases[name] = self.phases.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, clock: _Clock) -> Verdict:
+    proof, found = evidence.proof, evidence.survey
+    training, mode = proof.header.training, proof.header.randomness.mode
+    segments = segment_results(evidence, answers) if any(c.name == "trajectory" and c.status != "skipped" for c in checks) else []
+    replayed = sum(s.stop - s.start for s in segments if Replay(s.index) in answers)
+    steps = sum(answers.get(Replay(s.index), Replayed).step_seconds for s in segments
+                if Replay(s.index) in answers and answers.failure(Replay(s.index)) is None)  # fmt: skip
+    named = answers.get(Describe(), Described).digest if Describe() in answers else None
+    data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
+    decision = decide(checks)
+    unreproduced = sorted({line for lines in evidence.differences.values() for line in lines})
+    return Verdict(
+        verdict=decision,
+        assurance="seed-derived" if mode == "derived" else "observed",
+        randomness=mode,
+        exactness="exact",
+        conditions=Conditions(task=named, data=data),
+        proof=ProofSummary(
+            root=proof.root,
+            steps=training.steps,
+            segments=len(proof.segments),
+            interval=training.interval,
+            final_weights=proof.end.final_weights,
+            task=proof.header.task.name,
+            parameters=found.parameters,
+            bytes=found.bytes,
+        ),
+        checks=checks,
+        segments=segments,
+        guarantee=evidence.challenge.guarantee if segments else Guarantee(),
+        nonce=evidence.challenge.nonce,
+        cost=Cost(
+            steps_replayed=replayed,
+            steps_total=training.steps,
+            share=replayed / training.steps,
+            seconds=time.perf_counter() - clock.begun,
+            phases={**clock.phases, "replayed steps": steps},
+        ),
+        trajectory=_trajectory(found),
+        unreproduced=unreproduced,
+    )
+
+
+def _trajectory(found: Survey) -> Trajectory:
+    return Trajectory(
+        displacement=found.displacement.tolist(),
+        weights=found.weights.tolist(),
+        distance=found.distance[1:].tolist(),
+        progress=found.progress_share(),
+        loss=found.loss,
+    )
+
+
+def _broken(message: str, nonce: Nonce, clock: _Clock) -> Verdict:
+    """The verdict on a proof that contradicts itself."""
+    checks = [result(STRUCTURE, "fail", message), *(result(check, "skipped", SKIPPED) for check in CHECKS[1:])]
+    return Verdict(
+        verdict="invalid",
+        assurance="observed",
+        randomness="recorded",
+        exactness="exact",
+        conditions=Conditions(),
+        proof=ProofSummary(root="", steps=0, segments=0, interval=0, final_weights=""),
+        checks=checks,
+        segments=[],
+        guarantee=Guarantee(),
+        nonce=nonce,
+        cost=Cost(steps_replayed=0, steps_total=0, share=0.0, seconds=time.perf_counter() - clock.begun),
+    )
