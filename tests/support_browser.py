@@ -112,7 +112,9 @@ class Browser:
 
     def screenshot(self) -> bytes:
         """The whole page as PNG."""
-        answer = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        size = self.send("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        answer = self.send("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
         return base64.b64decode(answer["data"])
 
     def requests(self) -> list[str]:

@@ -76,7 +76,7 @@ def _depth(raw: bytes) -> int:
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def sha256(*parts: bytes | memoryview) -> str:
+def sha256(*parts: bytes | bytearray | memoryview) -> str:
     """``"sha256:<hex>"`` of the concatenated parts."""
     hasher = hashlib.sha256()
     for part in parts:

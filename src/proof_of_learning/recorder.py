@@ -66,7 +66,9 @@ class Recorder:
     been put into that state. ``complete`` is true where the directory already holds the finished proof of this run.
     """
 
-    def __init__(self, path: str | os.PathLike[str], header: Header, parts: Mapping[str, Any], environment: Environment) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], header: Header, parts: Mapping[str, Any], environment: Environment
+    ) -> None:
         self.path, self.header, self.parts, self.environment = Path(path), header, dict(parts), environment
         self._losses: list[torch.Tensor] = []
         self._rates: list[list[float]] = []
@@ -204,7 +206,9 @@ class Recorder:
             )
         rates = np.array(self._rates, dtype=np.float64).reshape(len(losses), -1)
         observed = self.header.randomness.mode == "recorded"
-        columns = Columns(losses, rates, list(self._indices) if observed else None, list(self._rng) if observed else None)
+        columns = Columns(
+            losses, rates, list(self._indices) if observed else None, list(self._rng) if observed else None
+        )
         self._writer.segment(
             arrived=state.digest(), state=state, displacement=moved, environment=self.environment, columns=columns
         )

@@ -214,8 +214,10 @@ def _parse(name: str, value: Setting, annotation: Any) -> Setting:
     wanted = str(getattr(annotation, "__name__", annotation))
     kinds = [kind for kind in ("bool", "int", "float", "str") if kind in wanted] or ["bool", "int", "float", "str"]
     for kind in kinds:
-        if kind == "bool" and value.lower() in ("true", "false", "yes", "no", "1", "0") and (
-            len(kinds) == 1 or value.isalpha()
+        if (
+            kind == "bool"
+            and value.lower() in ("true", "false", "yes", "no", "1", "0")
+            and (len(kinds) == 1 or value.isalpha())
         ):
             return value.lower() in ("true", "yes", "1")
         try:
@@ -315,7 +317,9 @@ def compare(expected: Any, found: Any, path: str = "") -> list[str]:
             for line in compare(expected.get(key), found.get(key), f"{path}.{key}" if path else key)
         ]
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        return [line for i, pair in enumerate(zip(expected, found, strict=True)) for line in compare(*pair, f"{path}[{i}]")]
+        return [
+            line for i, pair in enumerate(zip(expected, found, strict=True)) for line in compare(*pair, f"{path}[{i}]")
+        ]
     if expected == found and type(expected) is type(found):
         return []
     return [f"{path}: the task has {_short(expected)}, the proof has {_short(found)}"]

@@ -77,7 +77,9 @@ def encode_sample(sample: Any) -> bytes:
     )
 
 
-def commit(data: Dataset, *, salts: Sequence[bytes] | None = None, progress: Callable[[int], None] | None = None) -> DataCommitment:
+def commit(
+    data: Dataset, *, salts: Sequence[bytes] | None = None, progress: Callable[[int], None] | None = None
+) -> DataCommitment:
     """Commit to a whole data set. One pass; a ``TensorDataset`` is hashed straight from its tensors.
 
     ``salts``: one byte string per sample for private data. ``progress`` is called with the number of samples done.

@@ -69,7 +69,10 @@ class Columns:
             lengths = column("lengths", np.int64, (steps,))
             flat = column("indices", np.int64, (-1,))
             # The sum is taken in Python integers: int64 would wrap around for hostile lengths.
-            need(min(lengths.tolist(), default=0) >= 0 and sum(lengths.tolist()) == len(flat), "lengths and indices disagree")
+            need(
+                min(lengths.tolist(), default=0) >= 0 and sum(lengths.tolist()) == len(flat),
+                "lengths and indices disagree",
+            )
             indices = np.split(flat, np.cumsum(lengths)[:-1]) if steps else []
         names = [name[4:-4] for name in list(arrays) if name.startswith("rng/") and name.endswith("/row")]
         if names:
@@ -77,7 +80,10 @@ class Columns:
             for name in names:
                 rows = column(f"rng/{name}/row", np.int64, (steps,))
                 table = column(f"rng/{name}", np.uint8, (-1, -1))
-                need(all(0 <= row < len(table) for row in rows.tolist()), f"the rows of generator {name!r} are out of range")
+                need(
+                    all(0 <= row < len(table) for row in rows.tolist()),
+                    f"the rows of generator {name!r} are out of range",
+                )
                 for step, row in enumerate(rows.tolist()):
                     states[step][name] = table[row]
             rng = [RngSnapshot(state) for state in states]

@@ -105,7 +105,9 @@ def exclusive(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BusyError(f"another process is recording into {directory}; wait for it or choose another path") from None
+            raise BusyError(
+                f"another process is recording into {directory}; wait for it or choose another path"
+            ) from None
         yield
     finally:
         os.close(descriptor)

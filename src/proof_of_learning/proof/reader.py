@@ -181,7 +181,9 @@ def _read_index(folder: Path, header: Header, seal: Seal, states: set[str]) -> d
         if not raw.endswith(b"\n") or line.prev != head:
             raise IntegrityError(f"{format.INDEX_FILE}, line {len(index) + 1}: the hash chain is broken")
         if line.state not in states or line.state in index or line.bytes < 1 or line.codec != header.codec.name:
-            raise IntegrityError(f"{format.INDEX_FILE}, line {len(index) + 1}: it stores a state that does not belong here")
+            raise IntegrityError(
+                f"{format.INDEX_FILE}, line {len(index) + 1}: it stores a state that does not belong here"
+            )
         format.check_digest(line.object, f"{format.INDEX_FILE}: an object's name")
         index[line.state] = line
         head = format.line_digest(text)
@@ -208,7 +210,9 @@ def _check_files(folder: Path, index: dict[str, Stored], block_bytes: int) -> No
         regular(entry, stat.S_ISDIR if entry.name == format.OBJECTS else stat.S_ISREG)
     blocks = folder / format.BLOCKS_FILE
     if not blocks.exists() or blocks.stat().st_size != block_bytes:
-        raise FormatError(f"{format.BLOCKS_FILE} is missing or has another size than the {block_bytes:,} bytes in the log")
+        raise FormatError(
+            f"{format.BLOCKS_FILE} is missing or has another size than the {block_bytes:,} bytes in the log"
+        )
     wanted = {stored.object[7:]: stored.bytes for stored in index.values()}
     if not (folder / format.OBJECTS).is_dir():
         raise FormatError(f"{format.OBJECTS}/ is missing from the proof")

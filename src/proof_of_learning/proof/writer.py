@@ -127,7 +127,9 @@ class ProofWriter:
     def seal(self, evaluation: dict[str, float] | None = None) -> str:
         """Write the last line and the root; returns the root."""
         if self.state is None or self.segments != self.header.segments():
-            raise RecordingError(f"the run has {self.header.segments()} segments, of which {self.segments} were recorded")
+            raise RecordingError(
+                f"the run has {self.header.segments()} segments, of which {self.segments} were recorded"
+            )
         final = self.state.part("model").digest()
         self._append(format.End(prev=self._head, final_weights=final, evaluation=evaluation))
         root = format.root(self.header.digest(), self._head)
@@ -184,7 +186,9 @@ class ProofWriter:
         except FormatError as error:
             raise RecordingError(f"{self.path} holds no recording to resume: {error}") from error
         if found != self.header.encoded():
-            raise RecordingError(f"{self.path} holds another run ({_difference(found, self.header)}); choose another path")
+            raise RecordingError(
+                f"{self.path} holds another run ({_difference(found, self.header)}); choose another path"
+            )
         index = {stored.state: stored for stored, _ in self._read_chain(format.INDEX_FILE, Stored, self._index_head)}
         kept = self._complete_lines(index)
         states = {line.state for line, _ in kept if isinstance(line, (Start, Segment))}

@@ -60,7 +60,7 @@ class WorkerProcess:
 
     def __init__(self, environment: Environment | None, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._timeout = timeout
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         variables = dict(os.environ) if environment is None else environments.process_variables(environment)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "proof_of_learning.replay.worker"],

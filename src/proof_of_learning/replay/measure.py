@@ -150,7 +150,7 @@ def _distance(left: Tensor, right: Tensor) -> float:
         left, right = torch.view_as_real(left), torch.view_as_real(right)
     if left.dtype not in (torch.float32, torch.float64):
         left, right = left.to(wide), right.to(wide)
-    length = torch.linalg.vector_norm(left - right, dtype=torch.float64).item()
+    length = float(torch.linalg.vector_norm(left - right, dtype=torch.float64).item())
     if math.isfinite(length):
         return length
     same = (left == right) | (left.isnan() & right.isnan())

@@ -151,7 +151,9 @@ class Worker:
         session, feed = self.session, self.feed
         session.restore(self._proof.state(before))
         if session.progress.step != segment.start:
-            raise FormatError(f"the state before segment {request.index} says it stands at step {session.progress.step}")
+            raise FormatError(
+                f"the state before segment {request.index} says it stands at step {session.progress.step}"
+            )
         if self._proof.header.randomness.mode == "derived":
             _, order = derived_feed(self.task, self.data, self._key, self._device)
             steps = session.run(segment.stop, feed, order)
@@ -251,7 +253,7 @@ def main() -> None:
     worker = Worker(pulse)
     while True:
         try:
-            request = protocol.receive(requests, AnyRequest)  # type: ignore[arg-type]
+            request: AnyRequest = protocol.receive(requests, AnyRequest)  # type: ignore[arg-type]
         except EOFError:
             return
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,14 +68,19 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=text.number,
-        percent=text.percent,
-        seconds=text.seconds,
-        size=text.size,
+        number=_unbroken(text.number),
+        percent=_unbroken(text.percent),
+        seconds=_unbroken(text.seconds),
+        size=_unbroken(text.size),
         plural=text.plural,
         sentence=text.sentence,
     )
     return environment
+
+
+def _unbroken(form: Callable[[Any], str]) -> Callable[[Any], str]:
+    """The same text, but never broken between a number and its unit."""
+    return lambda value: form(value).replace(" ", "\u00a0")
 
 
 def _finalize(value: Any) -> Any:

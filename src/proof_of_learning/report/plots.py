@@ -99,7 +99,9 @@ def _segments(verdict: Verdict) -> Plot | None:
         upper.plot(*_thinned(where, line), color=CURVE, linewidth=1.1)
         _value_axis(upper, known)
         bottom, top = upper.get_ylim()
-        drawn = [(s.index, h if math.isfinite(h) else top, s.status) for s, h in zip(verdict.segments, heights, strict=True)]
+        drawn = [
+            (s.index, h if math.isfinite(h) else top, s.status) for s, h in zip(verdict.segments, heights, strict=True)
+        ]
         _scatter(upper, drawn, margins)
         upper.set_ylim(bottom, top)
         if relative:
@@ -123,7 +125,7 @@ def _error_panel(
     axes: Axes, segments: list[SegmentResult], errors: list[_Error], limit: float | None, margins: _Margins
 ) -> None:
     """Decades by hand: a logarithmic axis has no place for the exact zeros, nor for what is no finite number."""
-    axes.set_title("Replay error relative to displacement" + ("" if margins.narrow else " (log scale)"))
+    axes.set_title("Replay error relative to displacement")
     exponents = [math.log10(error.value) for error in errors if error.measured]
     others = any(not error.exact and not error.measured for error in errors)
     if not exponents and not others:
@@ -171,7 +173,11 @@ def _describe(segments: list[SegmentResult], errors: list[_Error], limit: float 
     )
     scale = " The dashed line is the limit ρ." if limit else ""
     rest = any(not error.exact and not error.measured for error in errors)
-    other = " Row “n/a”: the replay and the record differ, but not by a finite distance, or there was no replay." if rest else ""
+    other = (
+        " Row “n/a”: the replay and the record differ, but not by a finite distance, or there was no replay."
+        if rest
+        else ""
+    )
     return (
         "Top: how far each segment moved the training state, the replayed ones marked. Bottom: how far each replay ended from "
         f"the recorded state, as a share of that movement. {found}{scale}{other}"
@@ -192,7 +198,7 @@ def _loss(verdict: Verdict) -> Plot | None:
 
     def paint(figure: Figure, margins: _Margins) -> None:
         (axes,) = margins.panels(figure, [190.0])
-        axes.set_title("Training loss")
+        axes.set_title("Loss per step")
         _value_axis(axes, losses)
         if smooth is None:
             axes.plot(steps, losses, color=MARKS["pass"].colour)
@@ -207,7 +213,7 @@ def _loss(verdict: Verdict) -> Plot | None:
     text += f" It goes from {number(losses[0])} to {number(losses[-1])}."
     if left_out:
         text += f" {plural(left_out, 'value')} not finite and not drawn."
-    return _plot("loss", "Loss", text, paint)
+    return _plot("loss", "Training loss", text, paint)
 
 
 def _journey(verdict: Verdict) -> Plot | None:
@@ -227,14 +233,19 @@ def _journey(verdict: Verdict) -> Plot | None:
             axes.set_title(short if margins.narrow else title)
             where = _positions(len(values), verdict.proof.segments)
             axes.plot(*_thinned(where, values), color=MARKS["pass"].colour, linewidth=1.8)
-            axes.yaxis.set_major_locator(MaxNLocator(4))
+            finite = values[np.isfinite(values)]
+            if finite.min() > 0:
+                axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             axes.yaxis.set_major_formatter(FuncFormatter(tick))
         _segment_axis(panels[-1], where, [])
 
     text = "How the weights left their initial values"
     if np.isfinite(distance).any():
         text += f" (they end {number(float(distance[np.isfinite(distance)][-1]))} away from them)"
-    text += " and came nearer to the final ones. Training advances in many small steps; a jump is a reason to look closer."
+    text += (
+        " and came nearer to the final ones. Training advances in many small steps; a jump is a reason to look closer."
+    )
     return _plot("journey", "The way to the final weights", text, paint)
 
 
@@ -401,4 +412,3 @@ def _running_mean(values: Numbers, half: int) -> Numbers:
     at = np.arange(len(values))
     low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
     return np.asarray((sums[high] - sums[low]) / (high - low), dtype=np.float64)
-

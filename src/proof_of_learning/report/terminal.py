@@ -59,7 +59,9 @@ def _checks(verdict: Verdict, console: Console) -> Table:
     table.add_column("check", overflow="fold", max_width=20)
     table.add_column("summary", overflow="fold")
     for check in verdict.checks:
-        status = Text(check.status.upper() if check.status == "fail" else check.status, style=_STATUS_STYLE[check.status])
+        status = Text(
+            check.status.upper() if check.status == "fail" else check.status, style=_STATUS_STYLE[check.status]
+        )
         name = _plain(check.name, console, 80) + ("" if check.mandatory else " (optional)")
         table.add_row(status, Text(name), Text(_plain(check.summary, console, _MAX_REASON)))
     return table

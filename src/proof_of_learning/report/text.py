@@ -176,4 +176,3 @@ def _scalar(value: Any) -> str:
     if isinstance(value, (bytes, bytearray)):
         return bytes(value[:64]).hex() + ("…" if len(value) > 64 else "")
     return str(value)
-

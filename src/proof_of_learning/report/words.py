@@ -33,7 +33,9 @@ SELF_CHOSEN = (
     "who knew it could have sealed the proof again and again until the challenges fell on honest segments, so the promises "
     "about random draws count for less."
 )
-DRAWN = "The verifier drew it after it had the proof's root, so the prover could not know which segments would be replayed."
+DRAWN = (
+    "The verifier drew it after it had the proof's root, so the prover could not know which segments would be replayed."
+)
 
 _WHY = {
     "first": "first",

@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -163,7 +163,7 @@ def _current_flags() -> Flags:
         cudnn_benchmark=torch.backends.cudnn.benchmark,
         cudnn_tf32=torch.backends.cudnn.allow_tf32,
         matmul_precision=torch.get_float32_matmul_precision(),
-        mkldnn=bool(torch.backends.mkldnn.enabled),  # type: ignore[attr-defined]
+        mkldnn=bool(torch.backends.mkldnn.enabled),
         flush_denormal=_flushes_denormals(),
     )
 
@@ -186,7 +186,7 @@ def _device(device: str) -> Device:
         name=torch.cuda.get_device_name(index),
         capability=f"{major}.{minor}",
         cuda=str(torch.version.cuda),
-        cudnn=str(torch.backends.cudnn.version()),
+        cudnn=str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
     )
 
 
@@ -211,13 +211,14 @@ def restored() -> Iterator[None]:
     """Put this process's flags and threads back at the end."""
     import torch
 
+    memory: Any = torch.utils.deterministic  # a module whose attributes are properties, unknown to its stubs
     flags, threads = _current_flags(), torch.get_num_threads()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = memory.fill_uninitializedmemory
     try:
         yield
     finally:
         set_flags(flags)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        memory.fill_uninitializedmemory = fill
         torch.set_num_threads(threads)
 
 
@@ -239,14 +240,15 @@ def recording(device: str, threads: int | None = None) -> Iterator[Environment]:
 def set_flags(flags: Flags) -> None:
     import torch
 
+    memory: Any = torch.utils.deterministic
     torch.use_deterministic_algorithms(flags.deterministic)
     # Filling fresh memory guards against reading it, at a cost on every allocation; it changes no correct result.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitializedmemory = False
     torch.backends.cudnn.deterministic = flags.cudnn_deterministic
     torch.backends.cudnn.benchmark = flags.cudnn_benchmark
     torch.backends.cudnn.allow_tf32 = flags.cudnn_tf32
     torch.set_float32_matmul_precision(flags.matmul_precision)
-    torch.backends.mkldnn.enabled = flags.mkldnn  # type: ignore[attr-defined]
+    torch.backends.mkldnn.enabled = flags.mkldnn  # type: ignore[assignment]
     torch.set_flush_denormal(flags.flush_denormal)
 
 
@@ -256,10 +258,8 @@ def apply(environment: Environment) -> None:
 
     torch.set_num_threads(environment.threads)
     if torch.get_num_interop_threads() != environment.interop_threads:
-        try:
+        with suppress(RuntimeError):  # fixed by earlier work in this process; shows in `differences`
             torch.set_num_interop_threads(environment.interop_threads)
-        except RuntimeError:  # already fixed by earlier work in this process; shows in `differences`
-            pass
     set_flags(environment.flags)
 
 

@@ -72,10 +72,14 @@ def seed_everything(seed: int) -> None:
     Writes to the generators directly: ``torch.manual_seed`` costs fifty times more.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _cuda_in_use():
         torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
+
+
+def _cuda_in_use() -> bool:
+    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,13 @@ class RngSnapshot:
     @classmethod
     def take(cls) -> RngSnapshot:
         states = {"torch": torch.get_rng_state().numpy().copy()}
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if _cuda_in_use():
             for device, state in enumerate(torch.cuda.get_rng_state_all()):
                 states[f"cuda:{device}"] = state.numpy().copy()
         version, words, gauss = random.getstate()
         packed = struct.pack("<B?d", version, gauss is not None, gauss or 0.0)
         states["python"] = _bytes(packed + np.asarray(words, dtype="<u4").tobytes())
-        _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+        _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
         packed = struct.pack("<I?d", int(position), bool(has_gauss), float(cached))
         states["numpy"] = _bytes(packed + np.asarray(keys, dtype="<u4").tobytes())
         return cls(states)

@@ -29,9 +29,9 @@ _STATE = b"pol/v1/state\0"
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in (
-        "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64 complex128 "
-        "float8_e4m3fn float8_e5m2 uint16 uint32 uint64"
-    ).split()
+        *("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"),
+        *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128"),
+    )
     if hasattr(torch, name)
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -54,8 +54,7 @@ class State:
     def manifest(self) -> Node:
         """What the digest is taken over: ``{"tree": …, "tensors": {name: [dtype, shape, sha256]}}``."""
         described = {
-            name: [DTYPE_NAMES[t.dtype], list(t.shape), self.tensor_digest(name)]
-            for name, t in self.tensors.items()
+            name: [DTYPE_NAMES[t.dtype], list(t.shape), self.tensor_digest(name)] for name, t in self.tensors.items()
         }
         return {"tree": self.tree, "tensors": described}
 
@@ -83,7 +82,7 @@ class State:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The raw little-endian bytes of a contiguous CPU tensor, without a copy."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy()).cast("B")
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data.cast("B")
 
 
 def kind_of(name: str) -> str:
@@ -253,7 +252,10 @@ def _extra_state(module: nn.Module) -> dict[str, Any]:
 
 
 def _restore_module(part: str, module: nn.Module, values: dict[str, Any]) -> None:
-    live = {"parameters": dict(module.named_parameters()), "buffers": dict(module.named_buffers())}
+    live: dict[str, dict[str, Tensor]] = {
+        "parameters": dict(module.named_parameters()),
+        "buffers": dict(module.named_buffers()),
+    }
     for group, tensors in live.items():
         given = values[group]
         if set(given) != set(tensors):

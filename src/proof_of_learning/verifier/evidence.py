@@ -73,7 +73,7 @@ class Check(Protocol):
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult: ...
 
 
-def result(check: Check, status: Status, summary: str, *, mandatory: bool = True, **evidence: Any) -> CheckResult:
+def result(check: Check, status: Status, summary: str, /, *, mandatory: bool = True, **evidence: Any) -> CheckResult:
     """A CheckResult in the name of ``check``."""
     return CheckResult(
         name=check.name, status=status, summary=summary, evidence=evidence, mandatory=mandatory,

@@ -54,7 +54,9 @@ def _step_length(entry: dict[str, Any], group: dict[str, Any]) -> float:
     known = {"step", "square_avg", "sum", "grad_avg", "momentum_buffer"}
     if set(entry) <= known:
         return 0.0  # RMSprop and Adagrad without momentum do not move by themselves
-    return math.sqrt(sum(_norm(v) ** 2 for v in entry.values() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim))
+    return math.sqrt(
+        sum(_norm(v) ** 2 for v in entry.values() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim)
+    )
 
 
 def _norm(tensor: Tensor) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from proof_of_learning.errors import IntegrityError
 from proof_of_learning.proof.reader import Proof
@@ -85,7 +86,9 @@ def survey(proof: Proof, on_segment: Callable[[int, int], None] = lambda done, t
         before = state
         on_segment(position, count)
     stored = sum(item.bytes for item in proof.index.values())
-    return Survey(moved, moved_weights, inert, progress, trivial, distance, loss, missing, parameters, stored, final_model)
+    return Survey(
+        moved, moved_weights, inert, progress, trivial, distance, loss, missing, parameters, stored, final_model
+    )
 
 
 def _columns(proof: Proof) -> tuple[list[float], npt.NDArray[np.bool_], list[tuple[int, float]]]:
@@ -103,12 +106,16 @@ def _columns(proof: Proof) -> tuple[list[float], npt.NDArray[np.bool_], list[tup
         trivial[segment.index] = bool((columns.rates == 0).all())
         top = np.abs(columns.rates).max(axis=0)
         peaks = top if peaks is None else np.maximum(peaks, top)
-        loss += [(step, float(columns.loss[step - segment.start])) for step in range(segment.start, segment.stop) if step % every == 0]
+        loss += [
+            (step, float(columns.loss[step - segment.start]))
+            for step in range(segment.start, segment.stop)
+            if step % every == 0
+        ]
     return [] if peaks is None else peaks.tolist(), trivial, loss
 
 
-def _alike(a: dict[str, object], b: dict[str, object]) -> bool:  # type: ignore[type-arg]
-    return list(a) == list(b) and all(getattr(a[n], "shape", 0) == getattr(b[n], "shape", 1) for n in a)
+def _alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(a[name].shape == b[name].shape for name in a)
 
 
 def _close(claimed: float, found: float) -> bool:

@@ -11,12 +11,20 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-
 from proof_of_learning.errors import FormatError, IntegrityError, TaskError, UsageError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.prover import ProgressCallback, silent
 from proof_of_learning.replay.client import DEFAULT_TIMEOUT, Workers
-from proof_of_learning.replay.protocol import AnyRequest, CommitData, Committed, Describe, Described, Failed, Replay, Replayed
+from proof_of_learning.replay.protocol import (
+    AnyRequest,
+    CommitData,
+    Committed,
+    Describe,
+    Described,
+    Failed,
+    Replay,
+    Replayed,
+)
 from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
 from proof_of_learning.verifier.checks.trajectory import segment_results
@@ -73,7 +81,9 @@ def verify(
         raise UsageError("the numbers of segments to replay cannot be negative")
     if isinstance(task, str):
         task = TaskReference(task, dict(settings or {}))
-    options = Options(None if model is None else Path(model), allow_calibrated, require == "exact", tuple(approve_fixed))
+    options = Options(
+        None if model is None else Path(model), allow_calibrated, require == "exact", tuple(approve_fixed)
+    )
     clock = _Clock()
     drawn = make_nonce(nonce)
     try:
@@ -154,7 +164,11 @@ class _Clock:
 def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, clock: _Clock) -> Verdict:
     proof, found = evidence.proof, evidence.survey
     training, mode = proof.header.training, proof.header.randomness.mode
-    segments = segment_results(evidence, answers) if any(c.name == "trajectory" and c.status != "skipped" for c in checks) else []
+    segments = (
+        segment_results(evidence, answers)
+        if any(c.name == "trajectory" and c.status != "skipped" for c in checks)
+        else []
+    )
     replayed = sum(s.stop - s.start for s in segments if Replay(s.index) in answers)
     steps = sum(answers.get(Replay(s.index), Replayed).step_seconds for s in segments
                 if Replay(s.index) in answers and answers.failure(Replay(s.index)) is None)  # fmt: skip

@@ -9,7 +9,9 @@ from proof_of_learning.verifier.verdict import CheckResult
 
 class DataCheck:
     name = "data"
-    meaning = "Every sample and label, in content, type and shape, is the one in the verifier's own copy of the data set."
+    meaning = (
+        "Every sample and label, in content, type and shape, is the one in the verifier's own copy of the data set."
+    )
     limits = "It shows which data was available to the run, not that the data was lawfully obtained or is any good."
 
     def plan(self, evidence: Evidence) -> list[AnyRequest]:
@@ -18,7 +20,9 @@ class DataCheck:
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         claim = evidence.proof.header.data
         if claim.salted:
-            return result(self, "inconclusive", "the data root is salted, and its salts are not at hand", root=claim.root)
+            return result(
+                self, "inconclusive", "the data root is salted, and its salts are not at hand", root=claim.root
+            )
         own = answers.get(CommitData(), Committed).commitment
         if own.samples != claim.samples:
             return result(

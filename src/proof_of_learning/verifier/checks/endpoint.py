@@ -32,19 +32,25 @@ class EndpointCheck:
                 named=claimed, found=evidence.survey.final_model,
             )  # fmt: skip
         if evidence.options.model is None:
-            return result(self, "pass", f"the last state holds the final weights {claimed[:19]}…", final_weights=claimed)
+            return result(
+                self, "pass", f"the last state holds the final weights {claimed[:19]}…", final_weights=claimed
+            )
         differences = compare_model(proof, evidence.options.model)
         if differences:
             return result(
                 self, "fail", f"the given model is not the proof's: {differences[0]}", differences=differences[:100]
             )
-        return result(self, "pass", "the last state holds the weights of the given model, bit for bit", final_weights=claimed)
+        return result(
+            self, "pass", "the last state holds the weights of the given model, bit for bit", final_weights=claimed
+        )
 
 
 def compare_model(proof: Proof, path: Path) -> list[str]:
     """Where a safetensors file differs from the proof's final model; every parameter must be in it, and nothing else must differ."""
     state = proof.state(proof.segments[-1].state).part("model")
-    final = {name.split("/", 2)[2].replace("~1", "/").replace("~0", "~"): (name, t) for name, t in state.tensors.items()}
+    final = {
+        name.split("/", 2)[2].replace("~1", "/").replace("~0", "~"): (name, t) for name, t in state.tensors.items()
+    }
     needed = {short for short, (name, _) in final.items() if name.startswith("model/parameters/")}
     found: list[str] = []
     try:

@@ -36,12 +36,18 @@ class HyperparametersCheck:
             if task.shape == columns.rates.shape and _equal(task, columns.rates, exact):
                 continue
             if task.shape != columns.rates.shape:
-                return result(self, "fail", f"segment {segment.index} has another number of parameter groups than the task")
+                return result(
+                    self, "fail", f"segment {segment.index} has another number of parameter groups than the task"
+                )
             row = int(np.flatnonzero((task != columns.rates).any(axis=1))[0])
             found, wanted = columns.rates[row].tolist(), task[row].tolist()
-            where = f"step {segment.start + row}: the proof says learning rate {found}, the task's schedule gives {wanted}"
+            where = (
+                f"step {segment.start + row}: the proof says learning rate {found}, the task's schedule gives {wanted}"
+            )
             if not described.loop_schedule:
-                return result(self, "inconclusive", f"{where}; the task's custom step may set it, which only a replay can show")
+                return result(
+                    self, "inconclusive", f"{where}; the task's custom step may set it, which only a replay can show"
+                )
             return result(self, "fail", where, step=segment.start + row, proof=found, task=wanted)
         idle = f"; {trivial:.0%} of the segments are trivial (rate 0) and do not count" if trivial else ""
         flat = np.array(expected)
@@ -52,6 +58,6 @@ class HyperparametersCheck:
         )  # fmt: skip
 
 
-def _equal(task: np.ndarray, proof: np.ndarray, exact: bool) -> bool:  # type: ignore[type-arg]
+def _equal(task: np.ndarray, proof: np.ndarray, exact: bool) -> bool:
     """Bit for bit; in another environment (another C library, say) a schedule's cosine may differ in its last digits."""
     return bool((task == proof).all()) if exact else bool(np.allclose(task, proof, rtol=1e-12, atol=0.0))

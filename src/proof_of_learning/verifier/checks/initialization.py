@@ -72,7 +72,10 @@ class InitializationCheck:
                 f"the initial state was {kind}, not derived from a key; this version cannot judge whether it is random", **details,
             )  # fmt: skip
         return result(
-            self, "pass", f"derived from the key and recomputed bit for bit; {share:.0%} of the parameters are trained", **details
+            self,
+            "pass",
+            f"derived from the key and recomputed bit for bit; {share:.0%} of the parameters are trained",
+            **details,
         )
 
 
@@ -84,7 +87,9 @@ def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[
     open_ = [
         t
         for t in tensors
-        if t.origin in ("fixed", "partly-fixed") and t.floating and not any(fnmatch.fnmatch(t.name, p) for p in approved)
+        if t.origin in ("fixed", "partly-fixed")
+        and t.floating
+        and not any(fnmatch.fnmatch(t.name, p) for p in approved)
     ]
     return [t for t in open_ if t.trainable], [t for t in open_ if not t.trainable]
 

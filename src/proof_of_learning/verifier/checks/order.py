@@ -12,7 +12,10 @@ from proof_of_learning.verifier.verdict import CheckResult
 
 class OrderCheck:
     name = "order"
-    meaning = "The run has as many steps as the task says, and which samples each step takes follows from the key (or was recorded in full)."
+    meaning = (
+        "The run has as many steps as the task says, and which samples each step takes follows from the key "
+        "(or was recorded in full)."
+    )
     limits = "A recorded order was free for the prover to choose; a derived one follows from a seed that the prover may have picked."
 
     def plan(self, evidence: Evidence) -> list[AnyRequest]:
@@ -31,7 +34,12 @@ class OrderCheck:
         if randomness.seed is None or key_from_seed(int(randomness.seed)).hex() != randomness.key:
             return result(self, "fail", "the key does not follow from the seed, so the order was chosen freely")
         if randomness.mode == "derived":
-            return result(self, "pass", f"{training.steps:,} steps, order derived from seed {randomness.seed}", seed=randomness.seed)
+            return result(
+                self,
+                "pass",
+                f"{training.steps:,} steps, order derived from seed {randomness.seed}",
+                seed=randomness.seed,
+            )
         return self._recorded(evidence, described)
 
     def _recorded(self, evidence: Evidence, described: Described) -> CheckResult:
@@ -41,10 +49,14 @@ class OrderCheck:
             for offset, indices in enumerate(columns.indices or []):
                 step = segment.start + offset
                 if indices.size == 0 or indices.min() < 0 or indices.max() >= described.samples:
-                    return result(self, "fail", f"step {step} names samples outside the data set of {described.samples:,}")
+                    return result(
+                        self, "fail", f"step {step} names samples outside the data set of {described.samples:,}"
+                    )
                 if len(indices) not in (described.batch, min(last, described.batch)):
                     return result(
-                        self, "fail", f"step {step} takes {len(indices)} samples; the task takes {described.batch} in a step"
+                        self,
+                        "fail",
+                        f"step {step} takes {len(indices)} samples; the task takes {described.batch} in a step",
                     )
                 np.add.at(counts, indices, 1)
         seen = float((counts > 0).mean())

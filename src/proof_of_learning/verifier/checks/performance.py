@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from proof_of_learning.replay.protocol import AnyRequest, Evaluate, Evaluated
 from proof_of_learning.verifier.evidence import Answers, Evidence, result
-from proof_of_learning.verifier.verdict import CheckResult
+from proof_of_learning.verifier.verdict import CheckResult, Status
 
 
 class PerformanceCheck:
     name = "performance"
     meaning = "The task's own evaluation of the final model gives the numbers in the proof."
-    limits = "It repeats the task's evaluation; whether that evaluation measures anything useful is for the reader to judge."
+    limits = (
+        "It repeats the task's evaluation; whether that evaluation measures anything useful is for the reader to judge."
+    )
 
     def plan(self, evidence: Evidence) -> list[AnyRequest]:
         return [] if evidence.proof.end.evaluation is None else [self._request(evidence)]
@@ -24,11 +26,13 @@ class PerformanceCheck:
             return result(self, "skipped", "the proof claims no performance", mandatory=False)
         found = answers.get(self._request(evidence), Evaluated).values
         if found is None:
-            return result(self, "inconclusive", "the proof claims a performance, but the task has no evaluation", claimed=claimed)
+            return result(
+                self, "inconclusive", "the proof claims a performance, but the task has no evaluation", claimed=claimed
+            )
         shown = ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.items()))
         if found == claimed:
             return result(self, "pass", f"{shown}, as claimed", claimed=claimed, found=found)
         told = ", ".join(f"{name} {value:.4g}" for name, value in sorted(claimed.items()))
         differences = evidence.differences.get(evidence.proof.segments[-1].environment, [])
-        status = "inconclusive" if differences else "fail"
+        status: Status = "inconclusive" if differences else "fail"
         return result(self, status, f"the proof claims {told}; evaluated here: {shown}", claimed=claimed, found=found)

@@ -14,7 +14,9 @@ SHOWN = 5
 
 class TaskCheck:
     name = "task"
-    meaning = "Architecture, optimizer, schedule and step options in the proof are those of the task that the verifier named."
+    meaning = (
+        "Architecture, optimizer, schedule and step options in the proof are those of the task that the verifier named."
+    )
     limits = "The verdict is conditional on that task: whether the task itself is sensible, no replay can show."
 
     def plan(self, evidence: Evidence) -> list[AnyRequest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.proof.format import Segment
@@ -16,18 +17,25 @@ _REJECTED = ("FormatError", "IntegrityError")
 
 class TrajectoryCheck:
     name = "trajectory"
-    meaning = "Each challenged segment was trained as claimed: replayed here, it gives the recorded state bit for bit, and the recorded losses."
+    meaning = (
+        "Each challenged segment was trained as claimed: replayed here, it gives the recorded state bit for bit, "
+        "and the recorded losses."
+    )
     limits = "It speaks for the segments that were replayed; for the others, with the stated guarantees."
 
     def plan(self, evidence: Evidence) -> list[AnyRequest]:
-        held = [digest for digest in evidence.proof.state_digests()]
+        held = evidence.proof.state_digests()
         return [Replay(index) for index in evidence.challenge.segments if evidence.proof.has_state(held[index])]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         segments = segment_results(evidence, answers)
         failed = [s for s in segments if s.status == "fail"]
         open_ = [s for s in segments if s.status == "inconclusive"]
-        details = {"replayed": len(segments), "exact": sum(s.exact for s in segments), "notes": evidence.challenge.notes}
+        details = {
+            "replayed": len(segments),
+            "exact": sum(s.exact for s in segments),
+            "notes": evidence.challenge.notes,
+        }
         if failed:
             worst = failed[0]
             return result(
@@ -37,8 +45,14 @@ class TrajectoryCheck:
                 failed=[s.index for s in failed], **details,
             )  # fmt: skip
         if open_:
-            lines = sorted({line for s in open_ for line in evidence.differences.get(_environment(evidence, s.index), [])})
-            why = f"the recorded numeric environment is not reproduced here ({'; '.join(lines)})" if lines else open_[0].note
+            lines = sorted(
+                {line for s in open_ for line in evidence.differences.get(_environment(evidence, s.index), [])}
+            )
+            why = (
+                f"the recorded numeric environment is not reproduced here ({'; '.join(lines)})"
+                if lines
+                else open_[0].note
+            )
             return result(
                 self, "inconclusive", f"{len(open_)} of {len(segments)} challenged segments could not be judged: {why}",
                 open=[s.index for s in open_], unreproduced=lines, **details,
@@ -82,7 +96,9 @@ def _judge(evidence: Evidence, answers: Answers, index: int, why: list[str]) -> 
     relative = error.over(span) if error and span else None
     share = f"{relative.l2:.3g} of its displacement" if relative and math.isfinite(relative.l2) else "not measurable"
     unequal = f"; unequal: {', '.join(comparison.unequal[:3])}" if comparison and comparison.unequal else ""
-    note = f"the replay arrives elsewhere: the error is {share}{unequal}" if measured else "the replay arrives elsewhere"
+    note = (
+        f"the replay arrives elsewhere: the error is {share}{unequal}" if measured else "the replay arrives elsewhere"
+    )
     return SegmentResult(
         **base,  # type: ignore[arg-type]
         status="fail" if reproduced else "inconclusive",
