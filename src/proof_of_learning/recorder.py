@@ -6,18 +6,21 @@ its users; any other loop is the other (:meth:`Recorder.observe`).
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import RecordingError, TrainingError, UsageError
-from proof_of_learning.proof import codecs, format
+from proof_of_learning.proof import codecs, files, format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.proof.writer import ProofWriter
@@ -59,6 +62,16 @@ def make_header(
     )
 
 
+@dataclass
+class _Pending:
+    """A step of a foreign loop that has begun: its samples, the generators' states and rates at its start, its losses so far."""
+
+    indices: Indices
+    rng: RngSnapshot
+    rates: list[float]
+    losses: list[torch.Tensor] = field(default_factory=list)
+
+
 class Recorder:
     """Takes a checkpoint every ``interval`` steps and writes one log entry for each segment.
 
@@ -72,8 +85,9 @@ class Recorder:
         self.path, self.header, self.parts, self.environment = Path(path), header, dict(parts), environment
         self._losses: list[torch.Tensor] = []
         self._rates: list[list[float]] = []
-        self._indices: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        self._indices: list[Indices] = []
         self._rng: list[RngSnapshot] = []
+        self._pending: _Pending | None = None
         self.complete = (self.path / format.SEAL_FILE).exists()
         if self.complete:
             self._check_same_run()
@@ -105,7 +119,7 @@ class Recorder:
         loss: torch.Tensor,
         rates: list[float],
         *,
-        indices: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+        indices: Indices | None = None,
         rng: RngSnapshot | None = None,
     ) -> bool:
         """Record one finished step; at a segment's end, its checkpoint. Returns whether one was taken.
@@ -130,6 +144,7 @@ class Recorder:
         """Seal the proof; returns its root. ``evaluation``: what the final model is said to achieve (finite numbers)."""
         if evaluation is not None and not all(math.isfinite(value) for value in evaluation.values()):
             raise TrainingError(f"the evaluation of the final model is not finite: {dict(evaluation)}")
+        self._finish_pending()
         root = self._writer.seal(None if evaluation is None else dict(evaluation))
         self._writer.close()
         return root
@@ -166,24 +181,31 @@ class Recorder:
         on (loaders run ahead), so every sample carries its own index. Hand each loss to :meth:`loss`.
         """
         iterator = iter(loader)
-        while self.steps_done < self.header.training.steps:
+        while self.steps_done + (self._pending is not None) < self.header.training.steps:
             items = [item for _, item in zip(range(batches_per_step), iterator, strict=False)]
             if not items:
-                return
-            rng, rates = RngSnapshot.take(), self._live_rates()
-            self._total: torch.Tensor | None = None
-            for _, batch in items:
-                yield batch
-            if self._total is None:
-                raise UsageError("the loop reported no loss for a step; call recorder.loss(loss) before the next batch")
+                return  # the step stays open: a scheduler may be stepped once the epoch's loop has ended
+            self._finish_pending()
             indices = np.concatenate([torch.as_tensor(given).reshape(-1).numpy() for given, _ in items])
-            self.parts["progress"].step = self.steps_done + 1
-            self.step(self._total / len(items), rates, indices=indices, rng=rng)
+            pending = self._pending = _Pending(indices, RngSnapshot.take(), self._live_rates())
+            for position, (_, batch) in enumerate(items, 1):
+                yield batch
+                if len(pending.losses) != position:
+                    raise UsageError("call recorder.loss(loss) once for each batch, before asking for the next")
 
     def loss(self, value: torch.Tensor) -> None:
         """The loss of the batch that was yielded last (its mean over the batch, before any division for accumulation)."""
-        value = value.detach().reshape(())
-        self._total = value if self._total is None else self._total + value
+        if self._pending is None:
+            raise UsageError("recorder.loss(loss) belongs between the batches of recorder.watch(loader)")
+        self._pending.losses.append(value.detach().reshape(()))
+
+    def _finish_pending(self) -> None:
+        if self._pending is not None:
+            done, self._pending = self._pending, None
+            self.parts["progress"].step = self.steps_done + 1
+            # Added up as the standard step does, so that the replay's loss has the same bits.
+            loss = functools.reduce(torch.add, [loss / len(done.losses) for loss in done.losses])
+            self.step(loss, done.rates, indices=done.indices, rng=done.rng)
 
     # ---- inside --------------------------------------------------------------------------------------
 
@@ -216,8 +238,6 @@ class Recorder:
             rows.clear()
 
     def _check_same_run(self) -> None:
-        from proof_of_learning.proof import files
-
         if bytes(files.read_bounded(self.path / format.HEADER_FILE, format.MAX_HEADER)) != self.header.encoded():
             raise RecordingError(f"{self.path} holds the finished proof of another run; choose another path")
 

@@ -109,7 +109,7 @@ def _segments(verdict: Verdict) -> Plot | None:
         _segment_axis(axes[-1], where, verdict.segments)
 
     marks: list[Status] = [status for status in MARKS if any(s.status == status for s in verdict.segments)]
-    return _plot("segments", "Replayed segments", _describe(verdict.segments, relative, limit), paint, marks)
+    return _plot("segments", "Challenged segments", _describe(verdict.segments, relative, limit), paint, marks)
 
 
 class _Error:
@@ -119,6 +119,7 @@ class _Error:
         self.value = math.nan if segment.relative is None else segment.relative.l2
         self.exact = segment.exact
         self.measured = not self.exact and math.isfinite(self.value) and self.value > 0
+        self.unplaced = not self.exact and not self.measured
 
 
 def _error_panel(
@@ -127,7 +128,7 @@ def _error_panel(
     """Decades by hand: a logarithmic axis has no place for the exact zeros, nor for what is no finite number."""
     axes.set_title("Replay error relative to displacement")
     exponents = [math.log10(error.value) for error in errors if error.measured]
-    others = any(not error.exact and not error.measured for error in errors)
+    others = any(error.unplaced for error in errors)
     if not exponents and not others:
         axes.set_yticks([0.0], ["exact"])
         axes.set_ylim(-0.5, 0.5)
@@ -163,25 +164,24 @@ def _displacement(segment: SegmentResult, line: Numbers, segments: int) -> float
 
 
 def _describe(segments: list[SegmentResult], errors: list[_Error], limit: float | None) -> str:
+    moved = "how far each segment moved the training state"
     if not segments:
-        return "The line shows how far each segment moved the training state. No segment was replayed."
+        return f"{moved.capitalize()}. No segment was replayed."
+    replayed = sum(segment.exact or segment.error is not None for segment in segments)
     exact = sum(error.exact for error in errors)
-    found = (
-        f"All {plural(len(segments), 'replayed segment')} gave the recorded bits."
-        if exact == len(segments)
-        else f"{exact:,} of {plural(len(segments), 'replayed segment')} gave the recorded bits (row “exact”)."
+    text = (
+        f"Top: {moved}, the challenged ones marked. Bottom: how far each replay ended from the recorded state, as a "
+        "share of that movement. "
     )
-    scale = " The dashed line is the limit ρ." if limit else ""
-    rest = any(not error.exact and not error.measured for error in errors)
-    other = (
-        " Row “n/a”: the replay and the record differ, but not by a finite distance, or there was no replay."
-        if rest
-        else ""
-    )
-    return (
-        "Top: how far each segment moved the training state, the replayed ones marked. Bottom: how far each replay ended from "
-        f"the recorded state, as a share of that movement. {found}{scale}{other}"
-    )
+    if exact == replayed > 0:
+        text += f"All {plural(replayed, 'replayed segment')} gave the recorded bits."
+    else:
+        text += f"{exact:,} of {plural(replayed, 'replayed segment')} gave the recorded bits (row “exact”)."
+    if limit:
+        text += " The dashed line is the limit ρ."
+    if any(error.unplaced for error in errors):
+        text += " Row “n/a”: no replay, or a difference that is no finite distance."
+    return text
 
 
 # --- Loss and journey --------------------------------------------------------------------------------------------------
@@ -208,8 +208,8 @@ def _loss(verdict: Verdict) -> Plot | None:
         _count_axis(axes, steps, "step")
 
     left_out = len(recorded) - len(losses)
-    text = "The loss as the proof recorded it"
-    text += ": every value thin, their running mean thick." if smooth is not None else "."
+    text = "The loss as recorded by the prover"
+    text += " (thin) and its running mean (thick)." if smooth is not None else "."
     text += f" It goes from {number(losses[0])} to {number(losses[-1])}."
     if left_out:
         text += f" {plural(left_out, 'value')} not finite and not drawn."
@@ -255,12 +255,11 @@ def _journey(verdict: Verdict) -> Plot | None:
 class _Margins:
     """Fixed distances in points: the same figure comes out every time, and nothing depends on measuring text."""
 
-    left, right, top, bottom, gap = 52.0, 10.0, 28.0, 42.0, 40.0
+    left, right, top, bottom, gap = 52.0, 22.0, 28.0, 42.0, 40.0
 
     def __init__(self, width: float) -> None:
         self.width = width
         self.narrow = width < 500
-        self.marker = 4.2 if self.narrow else 5.6
 
     def panels(self, figure: Figure, heights: Sequence[float]) -> list[Axes]:
         total = self.top + sum(heights) + self.gap * (len(heights) - 1) + self.bottom
@@ -319,12 +318,13 @@ def _inline(document: str, identifier: str, title: str) -> str:
 
 def _scatter(axes: Axes, points: list[tuple[int, float, Status]], margins: _Margins) -> None:
     """Marks by status, the bad ones on top; very many become one picture instead of one element each."""
+    size = (6.5 if len(points) < 40 else 4.2) if margins.narrow else (8.0 if len(points) < 40 else 5.6)
     for order, (status, mark) in enumerate(MARKS.items()):
         chosen = [(x, y) for x, y, s in points if s == status]
         if chosen:
             axes.plot(
                 *zip(*chosen, strict=True), linestyle="none", marker=mark.shape, color=mark.colour, zorder=3 + order,
-                markersize=margins.marker * (1.5 if status == "fail" else 1.0), markeredgewidth=0 if mark.filled else 1,
+                markersize=size * (1.4 if status == "fail" else 1.0), markeredgewidth=0 if mark.filled else 1,
                 markerfacecolor=mark.colour if mark.filled else "none", clip_on=False, rasterized=len(points) > MAX_POINTS,
                 alpha=0.8 if status == "pass" else 1.0,
             )  # fmt: skip

@@ -38,8 +38,9 @@ class SegmentResult(_Value, frozen=True):
     """One challenged segment (steps ``start`` up to ``stop``).
 
     ``why``: ``first``, ``last``, ``top-q``, ``inertia``, ``predecessor``, ``uniform``, ``progress``, ``all``.
-    ``error`` is the distance of the replayed from the recorded full state; ``kinds`` the same by kind of state; ``normalised`` is it over d_ref, ``relative``
-    over ``displacement``, metric by metric (x/0 and other non-finite values are null in JSON). ``exact``: the same bits.
+    ``error`` is the distance of the replayed from the recorded full state; ``kinds`` the same by kind of state;
+    ``normalised`` is it over d_ref, ``relative`` over ``displacement``, metric by metric (x/0 and other non-finite values
+    are null in JSON). ``exact``: the same bits.
     """
 
     index: int

@@ -31,7 +31,7 @@ class TrajectoryCheck:
         segments = segment_results(evidence, answers)
         failed = [s for s in segments if s.status == "fail"]
         open_ = [s for s in segments if s.status == "inconclusive"]
-        details = {
+        details: dict[str, Any] = {
             "replayed": len(segments),
             "exact": sum(s.exact for s in segments),
             "notes": evidence.challenge.notes,
