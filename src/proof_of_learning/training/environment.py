@@ -213,12 +213,12 @@ def restored() -> Iterator[None]:
 
     memory: Any = torch.utils.deterministic  # a module whose attributes are properties, unknown to its stubs
     flags, threads = _current_flags(), torch.get_num_threads()
-    fill = memory.fill_uninitializedmemory
+    fill = memory.fill_uninitialized_memory
     try:
         yield
     finally:
         set_flags(flags)
-        memory.fill_uninitializedmemory = fill
+        memory.fill_uninitialized_memory = fill
         torch.set_num_threads(threads)
 
 
@@ -243,7 +243,7 @@ def set_flags(flags: Flags) -> None:
     memory: Any = torch.utils.deterministic
     torch.use_deterministic_algorithms(flags.deterministic)
     # Filling fresh memory guards against reading it, at a cost on every allocation; it changes no correct result.
-    memory.fill_uninitializedmemory = False
+    memory.fill_uninitialized_memory = False
     torch.backends.cudnn.deterministic = flags.cudnn_deterministic
     torch.backends.cudnn.benchmark = flags.cudnn_benchmark
     torch.backends.cudnn.allow_tf32 = flags.cudnn_tf32

@@ -1,0 +1,36 @@
+# `make demo` and `make test` each build what they need in .venv and work alone and in either order.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint types format clean
+help:
+	@echo "make demo    train, prove, verify and attack on a small data set (reports in demo-output/)"
+	@echo "make test    lint, types and tests"
+	@echo "make clean   remove the virtual environment and what the demo wrote"
+
+$(STAMP): pyproject.toml tools/setup.sh
+	PYTHON="$(PYTHON)" sh tools/setup.sh "$(VENV)"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/pol demo -o demo-output
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+test: lint types
+	sh tools/browser.sh
+	$(BIN)/pytest
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo-output

@@ -1,0 +1,94 @@
+"""``pol inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from proof_of_learning.cli import common
+
+
+@common.command("interrupted; the proof was only read")
+def inspect(
+    proof: Annotated[Path, typer.Argument(help="The proof's directory.")],
+    json: Annotated[
+        str | None, typer.Option("--json", help="Write it as JSON to this file (`-`: standard output).")
+    ] = None,
+) -> None:
+    """Show what is in a proof: the task as the prover describes it, data, randomness, environments, size. Judges nothing.
+
+    **Example**
+
+    `pol inspect run.pol`
+    """
+    import msgspec
+
+    from proof_of_learning.proof.reader import Proof
+
+    content = describe(Proof.open(proof))
+    common.write_json(msgspec.json.format(msgspec.json.encode(content), indent=2), json)
+    if json != "-":
+        _show(content)
+
+
+def describe(proof: Any) -> dict[str, Any]:
+    """The content of an opened proof as plain values."""
+    import msgspec
+
+    header = msgspec.to_builtins(proof.header)
+    description = header["task"].pop("description")
+    stored = list(proof.index.values())
+    return {
+        "schema": "pol/inspect/v1",
+        "root": proof.root,
+        "format": header["format"],
+        "task": {**header["task"], "optimizers": description.get("optimizers"), "schedulers": description.get("schedulers"),
+                 "step": description.get("step"), "modules": description.get("model", {}).get("modules")},
+        "data": header["data"],
+        "training": {**header["training"], "segments": len(proof.segments)},
+        "randomness": header["randomness"],
+        "initialization": header["initialization"],
+        "codec": header["codec"],
+        "environments": {digest: msgspec.to_builtins(env) for digest, env in proof.environments.items()},
+        "states": {"held": len(stored), "of": len(proof.segments) + 1, "bytes": sum(item.bytes for item in stored)},
+        "final": {"weights": proof.end.final_weights, "evaluation": proof.end.evaluation},
+    }  # fmt: skip
+
+
+def _show(content: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from proof_of_learning.report.text import size, visible
+
+    training, states = content["training"], content["states"]
+    optimizers = {
+        n: o.get("class", "?") for n, o in (content["task"]["optimizers"] or {}).items() if isinstance(o, dict)
+    }
+    rows = {
+        "root": content["root"],
+        "format": content["format"],
+        "task": f"{content['task']['name']}  {content['task']['digest']}",
+        "model": f"{len(content['task']['modules'] or [])} modules",
+        "optimizer": ", ".join(f"{name}: {cls}" for name, cls in optimizers.items()),
+        "data": f"{content['data']['samples']:,} samples  {content['data']['root']}",
+        "training": f"{training['steps']:,} steps, {training['steps_per_epoch']:,} an epoch; {training['segments']:,} segments of {training['interval']}",
+        "randomness": f"{content['randomness']['mode']}, seed {content['randomness']['seed']}",
+        "states": f"{states['held']:,} of {states['of']:,} held, {size(states['bytes'])}, codec {content['codec']['name']}",
+        "final model": content["final"]["weights"],
+        "claims": ", ".join(f"{n} {v:.4g}" for n, v in (content["final"]["evaluation"] or {}).items()) or "nothing",
+    }  # fmt: skip
+    for number, environment in enumerate(content["environments"].values(), 1):
+        device = environment["device"]
+        rows[f"environment {number}"] = (
+            f"torch {environment['torch']}, {device.get('name') or device['type']}, {environment['machine']} {environment['capability']}, "
+            f"{environment['threads']} threads" + "".join(f", {n}={v}" for n, v in environment["variables"].items())
+        )
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(visible(str(value))))
+    common.results().print(table)

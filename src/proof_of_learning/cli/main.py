@@ -1,0 +1,50 @@
+"""The command ``pol``: one file per command, registered here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from proof_of_learning._version import __version__
+from proof_of_learning.cli import attack, check, demo, inspect, prove, verify
+
+app = typer.Typer(
+    name="pol",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"proof-of-learning {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Prove that a PyTorch model was trained the way its owner says, and check it for a few percent of the cost.
+
+    Exit status of `verify` and `check`: 0 valid, 1 invalid, 2 usage or unreadable input, 3 inconclusive.
+    """
+
+
+app.command("demo")(demo.demo)
+app.command("prove")(prove.prove)
+app.command("verify")(verify.verify)
+app.command("check")(check.check)
+app.command("inspect")(inspect.inspect)
+app.command("attack")(attack.attack)
+
+
+def run() -> None:
+    """Entry point."""
+    app()

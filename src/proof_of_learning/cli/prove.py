@@ -1,0 +1,81 @@
+"""``pol prove``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from proof_of_learning.cli import common
+
+
+@common.command("interrupted; what is recorded is intact, and the same command goes on from the last checkpoint")
+def prove(
+    task: Annotated[str, typer.Argument(help="The task: `path.py:function` or `module:function`.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Directory for the proof; an interrupted run in it is resumed.")
+    ],
+    interval: Annotated[
+        int | None,
+        typer.Option("-k", "--interval", help="Steps between checkpoints.  [default: about 1,000 segments a run]"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="`cpu` or `cuda`; deterministic switches are set and recorded.")] = "cpu",
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Pin threads and code paths to a level that other machines share.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Number of threads.  [default: PyTorch's own, or 1 if portable]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the task's seed.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
+    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    save_model: Annotated[
+        Path | None, typer.Option("--save-model", help="Also write the trained model to this safetensors file.")
+    ] = None,
+    json: Annotated[
+        str | None, typer.Option("--json", help="Write a summary as JSON to this file (`-`: standard output).")
+    ] = None,
+) -> None:
+    """Train a task and record a proof; go on where a killed run stopped.
+
+    **Examples**
+
+    `pol prove examples/digits.py:task -o run.pol`
+
+    `pol prove examples/fashion_mnist.py:task -o run.pol -k 50 --data DATA --set epochs=3`
+    """
+    from proof_of_learning.training import environment
+
+    common.use_data(data)
+    # Before torch is imported: it reads these variables once.
+    environment.pin_process(portable=portable, device=device, threads=threads)
+
+    import proof_of_learning as pol
+
+    with common.progress_bar() as progress:
+        recording = pol.prove(
+            pol.load_task(task, common.settings(set_)), out,
+            interval=interval, device=device, portable=portable, threads=threads, seed=seed, progress=progress,
+        )  # fmt: skip
+    if save_model is not None:
+        _save(recording.model, save_model)
+    summary = {
+        "root": recording.root, "path": str(recording.path), "steps": recording.steps, "interval": recording.interval,
+        "segments": -(-recording.steps // recording.interval), "evaluation": recording.evaluation,
+    }  # fmt: skip
+    if json is not None:
+        import msgspec
+
+        common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
+    if json != "-":
+        achieved = "".join(f", {name} {value:.4g}" for name, value in (recording.evaluation or {}).items())
+        print(f"{out}: {recording.steps:,} steps in {summary['segments']:,} segments of {recording.interval}{achieved}")
+        print(f"root {recording.root}")
+
+
+def _save(model: object, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    # Clones: safetensors refuses tensors that share memory, as tied weights do.
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, path)  # type: ignore[attr-defined]

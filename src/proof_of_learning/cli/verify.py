@@ -1,0 +1,93 @@
+"""``pol verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from proof_of_learning.cli import common
+
+
+@common.command("interrupted; the proof was only read, and there is no verdict")
+def verify(
+    proof: Annotated[Path, typer.Argument(help="The proof's directory.")],
+    task: Annotated[
+        str | None,
+        typer.Option(help="The task you hold the proof against; without it nothing is run, and no proof is valid."),
+    ] = None,
+    top_q: Annotated[
+        int, typer.Option("--top-q", min=0, help="Largest segments per epoch (or 5 % of the run) to replay.")
+    ] = 1,
+    random: Annotated[
+        int | None,
+        typer.Option(min=0, help="Random segments to replay.  [default: enough for both guarantees, 10 % / 1 %]"),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Replay every segment.")] = False,
+    nonce: Annotated[
+        str | None, typer.Option(help="Challenge in hex, to repeat a verdict; counts for less than one drawn now.")
+    ] = None,
+    allow_calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--allow-calibrated", help="Accept replays within calibrated noise where bits cannot be reproduced."
+        ),
+    ] = False,
+    require: Annotated[str | None, typer.Option(help="`exact`: nothing but bit-exact replay is enough.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A safetensors file that the proof must end in.")] = None,
+    approve_fixed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--approve-fixed", help="Pattern of tensors that may be the same under every key (tables); may be repeated."
+        ),
+    ] = None,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Run all checks even after a failure.")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds without a sign of life after which a task is given up.")
+    ] = 600.0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
+    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    json: Annotated[
+        str | None, typer.Option("--json", help="Write the verdict as JSON to this file (`-`: standard output).")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report to this HTML file.")] = None,
+) -> None:
+    """Verify a proof against the task that you name.
+
+    Exit status: 0 valid, 1 invalid, 2 usage or unreadable input, 3 inconclusive.
+
+    **Examples**
+
+    `pol verify run.pol --task examples/digits.py:task --report report.html`
+
+    `pol verify run.pol --task examples/digits.py:task --all --json -`
+    """
+    from proof_of_learning.errors import UsageError
+
+    common.use_data(data)
+    if report is not None and not report.parent.is_dir():
+        raise UsageError(f"--report {report}: there is no folder {report.parent}")
+
+    import proof_of_learning as pol
+    from proof_of_learning.task import TaskReference
+
+    reference = None if task is None else TaskReference(task, common.settings(set_)).absolute()
+    with common.progress_bar(quiet=json == "-") as progress:
+        verdict = pol.verify(
+            proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
+            allow_calibrated=allow_calibrated, require=require, model=model, approve_fixed=approve_fixed or (),
+            keep_going=keep_going, timeout=timeout, progress=progress,
+        )  # fmt: skip
+    common.write_json(verdict.to_json(), json)
+    if report is not None:
+        from proof_of_learning.report.html import write_html
+
+        write_html(verdict, report)
+    if json != "-":
+        from proof_of_learning.report.terminal import print_verdict
+
+        print_verdict(verdict, common.results())
+        if report is not None:
+            print(f"report: {report}")
+    raise typer.Exit(verdict.exit_status)
