@@ -43,6 +43,10 @@ class Proof:
             raise FormatError(f"{folder} {what}; a proof is the directory that `pol prove -o` wrote")
         header = format.parse_header(bytes(files.read_bounded(folder / format.HEADER_FILE, format.MAX_HEADER)))
         codec = get_codec(header.codec.name, header.codec.version)
+        if header.codec.in_loop is codec.exact or header.codec.options:
+            raise FormatError(
+                f"{format.HEADER_FILE}: the codec {codec.name!r} is claimed with options it does not have"
+            )
         if not (folder / format.SEAL_FILE).exists():
             raise FormatError(f"{folder} is not finished (it has no {format.SEAL_FILE}); "
                               "resume it with the command that started it, `pol prove … -o` the same path")  # fmt: skip
@@ -159,6 +163,8 @@ def read_log(folder: Path, header: Header) -> Iterator[tuple[Line, bytes]]:
                 raise broken(FormatError, "a size or displacement is out of range")
             for digest in (line.arrived, line.state, line.block.digest):
                 format.check_digest(digest, "a digest in the log")
+            if line.arrived != line.state and not header.codec.in_loop:
+                raise broken(IntegrityError, "training goes on from another state than it arrived at")
             count += 1
         elif isinstance(line, EnvironmentLine):
             environments.validate(line.environment)
