@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,15 +265,16 @@ def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedu
              parts: Mapping[str, Any]) -> Description:  # fmt: skip
     """Describe a task by the freshly built objects of one session."""
     names = {id(p): name for name, p in model.named_parameters()}
+    home = {getattr(getattr(task, name), "__module__", None) for name in _SOURCES} - {None}
     content = {
         "model": {
-            "modules": [[name, _qualified(type(m)), m.extra_repr()] for name, m in model.named_modules()],
+            "modules": [[name, _qualified(type(m), home), m.extra_repr()] for name, m in model.named_modules()],
             "parameters": [[n, *_shape(p), p.requires_grad] for n, p in model.named_parameters()],
             "buffers": [[name, *_shape(b)] for name, b in model.named_buffers()],
         },
         "optimizers": {
             name: {
-                "class": _qualified(type(optimizer)),
+                "class": _qualified(type(optimizer), home),
                 "groups": [
                     {
                         "options": _plain({k: v for k, v in group.items() if k != "params"}, f"optimizer {name}"),
@@ -285,10 +286,10 @@ def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedu
             for name, optimizer in optimizers.items()
         },
         "schedulers": {
-            name: {"class": _qualified(type(s)), "state": _plain(s.state_dict(), f"scheduler {name}")}
+            name: {"class": _qualified(type(s), home), "state": _plain(s.state_dict(), f"scheduler {name}")}
             for name, s in schedulers.items()
         },
-        "parts": {name: _qualified(type(part)) for name, part in parts.items()},
+        "parts": {name: _qualified(type(part), home) for name, part in parts.items()},
         "step": {
             "accumulate": task.accumulate,
             "augment": task.augment is not None,
@@ -333,8 +334,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _qualified(cls: type) -> str:
-    module = "task" if cls.__module__.startswith("pol_task_") else cls.__module__
+def _qualified(cls: type, home: Collection[str]) -> str:
+    """A class's name; the modules that the task's own functions come from are called ``task``, however they were loaded."""
+    module = "task" if cls.__module__ in home or cls.__module__.startswith("pol_task_") else cls.__module__
     return f"{module}.{cls.__qualname__}"
 
 
