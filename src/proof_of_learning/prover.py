@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from proof_of_learning.data.commit import check_deterministic, commit
+from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.recorder import Recorder, make_header
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.steps import Session, derived_feed
-
-# Called with what is being done, how much of it is done and how much there is.
-ProgressCallback = Callable[[str, int, int], None]
-
-
-def silent(doing: str, done: int, total: int) -> None:
-    """The progress callback that shows nothing."""
 
 
 @dataclass(frozen=True)

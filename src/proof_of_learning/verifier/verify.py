@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from proof_of_learning.errors import FormatError, IntegrityError, TaskError, UsageError
+from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.prover import ProgressCallback, silent
 from proof_of_learning.replay.client import DEFAULT_TIMEOUT, Workers
 from proof_of_learning.replay.protocol import (
     AnyRequest,
