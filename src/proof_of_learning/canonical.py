@@ -46,9 +46,16 @@ def decode(raw: bytes, type_: type[T], what: str) -> T:
         value = msgspec.json.decode(raw, type=type_, strict=True)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise FormatError(f"{what} is not valid: {error}") from error
-    if not _evidently_canonical(value, raw) and encode(value) != raw:
+    if not _evidently_canonical(value, raw) and _encoded(value, what) != raw:
         raise FormatError(f"{what} is not in canonical form (duplicate keys, white space or another spelling)")
     return value
+
+
+def _encoded(value: Any, what: str) -> bytes:
+    try:
+        return encode(value)
+    except FormatError as error:
+        raise FormatError(f"{what}: {error}") from None
 
 
 def _evidently_canonical(value: Any, raw: bytes) -> bool:
@@ -58,16 +65,21 @@ def _evidently_canonical(value: Any, raw: bytes) -> bool:
     return bool(msgspec.json.encode(value, order="sorted") == raw)
 
 
-_SPELLINGS = re.compile(rb'(?:":|[\[,])-?[0-9.]+[eE]|\.0[,}\]]|:-0')
+# Numbers with an exponent, of 16 digits (integers end below 2^53), negative zeros, and ``.0``.
+_SPELLINGS = re.compile(rb'(?:^|":|[\[,])-?(?:[0-9.]+[eE]|[0-9]{16})|(?:^|":|[\[,])-0|\.0(?:[,}\]]|\Z)')
 
 
 def _depth(raw: bytes) -> int:
-    """An upper bound of the nesting depth: brackets inside strings count too, which only errs to the safe side."""
+    """The nesting depth of what may be JSON; at most one above MAX_DEPTH is counted."""
+    # Without escaped backslashes and quotes, every second piece between quotes is outside strings.
+    outside = b"".join(raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     depth = deepest = 0
-    for byte in raw.translate(None, delete=_NOT_BRACKETS):
+    for byte in outside.translate(None, delete=_NOT_BRACKETS):
         if byte in b"[{":
             depth += 1
             deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                break
         else:
             depth -= 1
     return deepest

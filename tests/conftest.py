@@ -1,0 +1,49 @@
+"""What all tests share: one honest proof, and how much hypothesis may try."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from proof_of_learning import TaskReference, prove
+from proof_of_learning.prover import Recording
+
+HERE = Path(__file__).parent
+
+# Repeatable by default; HYPOTHESIS_PROFILE=explore tries other and more examples each time.
+quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=quiet)
+settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=quiet)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session")
+def digits() -> TaskReference:
+    """The digits example, shortened."""
+    return TaskReference(f"{HERE.parent}/examples/digits.py:task", {"steps": 60})
+
+
+@pytest.fixture(scope="session")
+def digits_recording(digits: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """An honest proof of 60 steps in 12 segments. Read only: copy it before changing it."""
+    return prove(digits, tmp_path_factory.mktemp("honest") / "digits.pol", interval=5)
+
+
+@pytest.fixture(scope="session")
+def digits_proof(digits_recording: Recording) -> Path:
+    return digits_recording.path
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TaskReference:
+    """The smallest task: an MLP with 700 parameters, 24 steps."""
+    return TaskReference(f"{HERE}/tasks.py:task", {})
+
+
+@pytest.fixture(scope="session")
+def tiny_proof(tiny: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An honest proof of the tiny task: 5 segments, the last one shorter. Read only."""
+    return prove(tiny, tmp_path_factory.mktemp("honest") / "tiny.pol", interval=5).path

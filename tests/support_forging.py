@@ -1,0 +1,65 @@
+"""Structurally perfect proofs of anything: what a dishonest prover could write with the package's own tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.format import Displacement, Header
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.proof.writer import ProofWriter
+from proof_of_learning.replay.measure import displacement
+from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.state import State
+
+
+def write(
+    path: Path,
+    header: Header,
+    states: Sequence[State],
+    columns: Sequence[Columns],
+    environment: Environment,
+    *,
+    arrived: Mapping[int, str] | None = None,
+    claims: Mapping[int, Displacement] | None = None,
+    evaluation: dict[str, float] | None = None,
+) -> Path:
+    """A proof of ``states`` (one more than ``columns``) with every digest, link and displacement in order."""
+    with ProofWriter.create(path, header) as writer:
+        writer.start(states[0])
+        for index, (before, after, rows) in enumerate(zip(states[:-1], states[1:], columns, strict=True)):
+            writer.segment(
+                arrived=(arrived or {}).get(index, after.digest()),
+                state=after,
+                displacement=(claims or {}).get(index) or displacement(before, after),
+                environment=environment,
+                columns=rows,
+            )
+        writer.seal(evaluation)
+    return path
+
+
+def rewrite(
+    source: Path,
+    path: Path,
+    *,
+    header: Callable[[Header], Header] = lambda header: header,
+    states: Callable[[list[State]], list[State]] = lambda states: states,
+    columns: Callable[[list[Columns]], list[Columns]] = lambda columns: columns,
+    environment: Callable[[Environment], Environment] = lambda environment: environment,
+    arrived: Mapping[int, str] | None = None,
+    claims: Mapping[int, Displacement] | None = None,
+) -> Path:
+    """The proof at ``source`` with parts exchanged, and everything that hangs on them made consistent again."""
+    proof = Proof.open(source)
+    return write(
+        path,
+        header(proof.header),
+        states([proof.state(digest) for digest in proof.state_digests()]),
+        columns(list(proof.all_columns())),
+        environment(next(iter(proof.environments.values()))),
+        arrived=arrived,
+        claims=claims,
+        evaluation=proof.end.evaluation,
+    )

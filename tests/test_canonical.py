@@ -1,0 +1,165 @@
+"""Canonical JSON: two encoders that agree, and a decoder that reads nothing but what they write."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from proof_of_learning import canonical
+from proof_of_learning.errors import FormatError
+
+INTEGERS = st.integers(-(2**53) + 1, 2**53 - 1)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+SMALL = st.floats(
+    -(2.0**53) + 1, 2.0**53 - 1
+)  # beyond, a whole number is too large for a reader that does not know the type
+TEXT = st.text(st.characters(codec="utf-8"))
+ASCII = st.text(st.characters(codec="ascii"))
+
+
+def trees(leaves: st.SearchStrategy[Any], text: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=15
+    )
+
+
+class Reading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    count: int
+    name: str
+    value: float
+
+
+def document(**changed: str) -> bytes:
+    fields = {"count": "2", "name": '"x"', "value": "0.5", **changed}
+    return "{{{}}}".format(",".join(f'"{key}":{text}' for key, text in fields.items())).encode()
+
+
+@given(trees(st.none() | st.booleans() | INTEGERS | TEXT, TEXT) | trees(st.booleans() | INTEGERS | ASCII, ASCII))
+@example({"\U00010000": 1, "\uffff": 2})  # UTF-16 order, which is not that of UTF-8
+@example({"\x7f": '\x00\x1f"\\/\b\f\n\r\t', "a": "<&>", "é": "\u2028"})
+def test_the_fast_encoder_writes_what_the_canonical_one_writes(value: Any) -> None:
+    assert canonical.encode_plain(value) == canonical.encode(value)
+
+
+@given(trees(st.none() | st.booleans() | INTEGERS | SMALL | TEXT, TEXT))
+def test_what_was_encoded_decodes_to_the_same_value(value: Any) -> None:
+    raw = canonical.encode(value)
+    assert json.loads(raw) == value
+    assert canonical.decode(raw, Any, "it") == value
+
+
+@given(FLOATS)
+@example(1e21)
+@example(1e-7)
+@example(123456789012345680000.0)
+@example(-0.0)
+def test_floats_have_one_spelling(value: float) -> None:
+    raw = canonical.encode(Reading(2, "x", value))
+    assert canonical.decode(raw, Reading, "it").value == value
+    spellings = (
+        repr(value),
+        f"{value:.17e}",
+        f"{value:.17g}",
+        f"{value:.1f}",
+        f"{value:E}",
+        f"{value:+}",
+        f"{value:g}",
+    )
+    for text in (text for text in spellings if float(text) == value):
+        other = document(value=text)
+        if other != raw:
+            with pytest.raises(FormatError):
+                canonical.decode(other, Reading, "it")
+
+
+@given(trees(st.booleans() | INTEGERS | SMALL | TEXT, TEXT), st.data())
+def test_a_changed_byte_is_another_value_or_refused(value: Any, data: st.DataObject) -> None:
+    raw = bytearray(canonical.encode(value))
+    position = data.draw(st.integers(0, len(raw) - 1))
+    raw[position] ^= data.draw(st.integers(1, 255))
+    try:
+        other = canonical.decode(bytes(raw), Any, "it")
+    except FormatError:
+        return
+    assert canonical.encode(other) == bytes(raw) != canonical.encode(value)
+
+
+def test_the_document_that_the_next_tests_change_is_accepted() -> None:
+    assert canonical.decode(document(), Reading, "header.json") == Reading(2, "x", 0.5)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        document()[:-1] + b',"value":0.5}',
+        document()[:-1] + b',"value":0.25}',
+        document()[:-1] + b',"other":1}',
+        document().replace(b":", b": "),
+        b" " + document(),
+        document() + b"\n",
+        document() + b"{}",
+        b"\xef\xbb\xbf" + document(),
+        document()[:-1],
+        b'{"name":"x","count":2,"value":0.5}',
+        b'{"count":2,"name":"x"}',
+        b"[2]",
+        b"null",
+        b"",
+        *(
+            document(name=text)
+            for text in ('"\\u0078"', '"\\/"', '"\\u002f"', "1", "null", '"\\ud800"', '"\n"', '["x"]')
+        ),
+        document().replace(b"x", b"\xff"),
+        *(
+            document(value=text)
+            for text in ("1.0", "-0", "-0.0", "1e2", "5e-1", "0.50", ".5", "1E400", "NaN", "Infinity")
+        ),
+        document(value='"1"'),
+        *(document(count=text) for text in ("2.0", "1.5", "02", "+2", "2e0", "true", "null", "0x2")),
+        document(count=str(2**53)),
+        document(count=str(-(2**53))),
+        document(count=str(10**30)),
+    ],
+)
+def test_anything_else_is_refused_with_the_documents_name(raw: bytes) -> None:
+    with pytest.raises(FormatError, match="header"):
+        canonical.decode(raw, Reading, "header.json")
+
+
+@pytest.mark.parametrize("raw", [b"1e300", b"-0", b"-0.0", b"1.0", b"0.1e1", b"1E2"])
+def test_a_number_alone_has_one_spelling_too(raw: bytes) -> None:
+    with pytest.raises(FormatError):
+        canonical.decode(raw, float, "it")
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'["]]]]]]]]",'], ids=["lists", "maps", "closers in strings"])
+@pytest.mark.parametrize("depth", [canonical.MAX_DEPTH + 1, 100_000])
+def test_deep_nesting_is_refused(opening: bytes, depth: int) -> None:
+    closing = b"}" if opening.startswith(b"{") else b"]"
+    with pytest.raises(FormatError, match="deep"):
+        canonical.decode(opening * depth + b"0" + closing * depth, Any, "it")  # type: ignore[arg-type]
+    with pytest.raises(FormatError):
+        canonical.decode(opening * depth, Any, "it")  # type: ignore[arg-type]
+
+
+def test_brackets_inside_strings_are_not_nesting() -> None:
+    value = {"repr": "Uniform[0, 1)" * 100, 'a"b\\': ["\\", '"[[[', "\\\\" + "{" * 200]}
+    assert canonical.decode(canonical.encode(value), Any, "it") == value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**53, object(), {1: float("nan")}, "\ud800"])
+def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
+    with pytest.raises(FormatError):
+        canonical.encode(value)
+
+
+def test_digest_is_that_of_the_concatenation() -> None:
+    # FIPS 180-2, appendix B.1
+    assert canonical.sha256(b"a", bytearray(b"b"), memoryview(b"c")) == (
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
