@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proof_of_learning import attacks, errors
     from proof_of_learning.errors import PolError
     from proof_of_learning.proof.reader import Proof
-    from proof_of_learning.prover import Recording, prove
+    from proof_of_learning.prover import Recording, prove, register
     from proof_of_learning.recorder import Indexed, Recorder
     from proof_of_learning.task import Task, TaskReference, load_task
     from proof_of_learning.training.state import State
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CheckResult": "verifier.verdict", "Indexed": "recorder", "PolError": "errors", "Proof": "proof.reader",
     "Recorder": "recorder", "Recording": "prover", "State": "training.state", "Task": "task", "TaskReference": "task",
-    "Verdict": "verifier.verdict", "check": "verifier.verify", "load_task": "task", "prove": "prover",
+    "Verdict": "verifier.verdict", "check": "verifier.verify", "load_task": "task", "prove": "prover", "register": "prover",
     "verify": "verifier.verify",
 }  # fmt: skip
 _MODULES = {"attacks", "errors", "report"}
@@ -50,5 +50,5 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "State", "Task", "TaskReference", "Verdict",
-    "__version__", "attacks", "check", "errors", "load_task", "prove", "verify",
+    "__version__", "attacks", "check", "errors", "load_task", "prove", "register", "verify",
 ]  # fmt: skip

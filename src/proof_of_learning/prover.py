@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from proof_of_learning.data.commit import check_deterministic, commit
+from proof_of_learning import registration as registrations
+from proof_of_learning.data.commit import Dataset, check_deterministic, commit
 from proof_of_learning.progress import ProgressCallback, silent
+from proof_of_learning.proof import format
+from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.recorder import Recorder, make_header
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
+from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 
 
@@ -30,25 +37,29 @@ class Recording:
     evaluation: dict[str, float] | None
 
 
-def prove(
-    task: Task | str | TaskReference,
-    path: str | os.PathLike[str],
-    *,
-    interval: int | None = None,
-    device: str = "cpu",
-    portable: bool = False,
-    threads: int | None = None,
-    seed: int | None = None,
-    progress: ProgressCallback = silent,
-) -> Recording:
-    """Train ``task`` and write its proof to ``path``; go on where an interrupted call stopped.
+@dataclass(frozen=True)
+class _Prepared:
+    """What proving and registering share: the data, the environment, and the header of the run made from the task's seed."""
 
-    interval: steps between checkpoints, k (default: about a thousand segments a run).
-    device: ``cpu`` or ``cuda``; the deterministic switches are set while training and recorded.
-    portable: pin threads and code paths to a level that other machines share (slower by about a tenth).
-    seed: replaces the task's seed.
-    Raises PolError subclasses, each with one line that says what to do.
-    """
+    task: Task
+    data: Dataset
+    environment: Environment
+    header: Header
+    base: State | None
+
+
+@contextmanager
+def _prepared(
+    task: Task | str | TaskReference,
+    *,
+    interval: int | None,
+    device: str,
+    portable: bool,
+    threads: int | None,
+    seed: int | None,
+    start_from: str | os.PathLike[str] | None,
+    progress: ProgressCallback,
+) -> Iterator[_Prepared]:
     task = load_task(task)
     if seed is not None:
         task = replace(task, seed=seed)
@@ -62,20 +73,91 @@ def prove(
             check_deterministic(data)
             commitment = commit(data, progress=lambda done: progress("hashing the data", done, total))
         progress("hashing the data", total, total)
-        session = Session(task, randomness.key_from_seed(task.seed), device)
-        header = make_header(task, session, data, interval=interval, data_commitment=commitment)
+        base = root = None
+        if start_from is not None:
+            parent = Proof.open(start_from)
+            base, root = parent.state(parent.segments[-1].state).part("model"), parent.root
+        session = Session(task, randomness.key_from_seed(task.seed), device, base)
+        header = make_header(task, session, data, interval=interval, data_commitment=commitment, start_root=root)
+        yield _Prepared(task, data, environment, header, base)
+
+
+def prove(
+    task: Task | str | TaskReference,
+    path: str | os.PathLike[str],
+    *,
+    interval: int | None = None,
+    device: str = "cpu",
+    portable: bool = False,
+    threads: int | None = None,
+    seed: int | None = None,
+    registration: str | os.PathLike[str] | None = None,
+    start_from: str | os.PathLike[str] | None = None,
+    progress: ProgressCallback = silent,
+) -> Recording:
+    """Train ``task`` and write its proof to ``path``; go on where an interrupted call stopped.
+
+    interval: steps between checkpoints, k (default: what the claim says, else about a thousand segments a run).
+    device: ``cpu`` or ``cuda``; the deterministic switches are set while training and recorded.
+    portable: pin threads and code paths to a level that other machines share (slower by about a tenth).
+    seed: replaces the task's seed.
+    registration: a ``claim.json`` made by :func:`register`; all randomness then follows from its hash.
+    start_from: another proof, whose final weights are the start wherever they fit the task's model (a chain of trust).
+    Raises PolError subclasses, each with one line that says what to do.
+    """
+    claim = None if registration is None else registrations.load(registration)
+    if claim is not None and interval is None:
+        interval = claim.claim.interval
+    prepared = _prepared(
+        task, interval=interval, device=device, portable=portable, threads=threads, seed=seed, start_from=start_from,
+        progress=progress,
+    )  # fmt: skip
+    with prepared as ready:
+        header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
+        if registration is not None:
+            resuming = (Path(path) / format.HEADER_FILE).exists()
+            registrations.begin(Path(registration), header, resuming)
+        session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
         steps = header.training.steps
-        with Recorder(path, header, session.parts, environment) as recorder:
+        with Recorder(path, header, session.parts, ready.environment) as recorder:
             if recorder.complete:
                 return _finished(session, path)
-            feed, order = derived_feed(task, data, session.key, device)
+            feed, order = derived_feed(ready.task, ready.data, session.key, device)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
                 recorder.step(result.loss, result.rates)
                 progress("training", recorder.steps_done, steps)
             evaluation = session.evaluate()
             root = recorder.close(evaluation)
+    if registration is not None:
+        registrations.finish(Path(registration), header, root)
     return Recording(Path(path), root, session.model, steps, header.training.interval, evaluation)
+
+
+def register(
+    task: Task | str | TaskReference,
+    path: str | os.PathLike[str],
+    *,
+    interval: int | None = None,
+    device: str = "cpu",
+    portable: bool = False,
+    threads: int | None = None,
+    owner_key: str | None = None,
+    start_from: str | os.PathLike[str] | None = None,
+    progress: ProgressCallback = silent,
+) -> registrations.Registration:
+    """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`.
+
+    owner_key: the owner's public key in hex, kept in the claim for signatures.
+    """
+    prepared = _prepared(
+        task, interval=interval, device=device, portable=portable, threads=threads, seed=None, start_from=start_from,
+        progress=progress,
+    )  # fmt: skip
+    with prepared as ready:
+        registration = registrations.new_claim(ready.header, ready.environment, owner_key)
+    registrations.save_new(Path(path), registration)
+    return registration
 
 
 def _finished(session: Session, path: str | os.PathLike[str]) -> Recording:

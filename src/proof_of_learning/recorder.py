@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from proof_of_learning.data.batches import Indices
-from proof_of_learning.data.commit import Dataset, commit
+from proof_of_learning.data.commit import DataCommitment, Dataset, commit
 from proof_of_learning.errors import RecordingError, TrainingError, UsageError
 from proof_of_learning.proof import codecs, files, format
 from proof_of_learning.proof.blocks import Columns
@@ -41,9 +41,13 @@ def make_header(
     *,
     interval: int | None = None,
     mode: str = "derived",
-    data_commitment: Any = None,
+    data_commitment: DataCommitment | None = None,
+    start_root: str | None = None,
 ) -> Header:
-    """The header of a run of ``task`` whose fresh ``session`` was built from the task's seed."""
+    """The header of a run of ``task`` whose fresh ``session`` was built from the task's seed.
+
+    ``start_root``: root of the proof whose final weights the run starts from.
+    """
     samples = len(data)
     steps = task.total_steps(samples)
     interval = default_interval(steps) if interval is None else interval
@@ -57,7 +61,11 @@ def make_header(
         data=commit(data) if data_commitment is None else data_commitment,
         training=Training(steps, interval, task.steps_per_epoch(samples)),
         randomness=Randomness(mode, session.key.hex(), seed=str(task.seed)),  # type: ignore[arg-type]
-        initialization=Initialization("derived" if mode == "derived" else "recorded"),
+        initialization=(
+            Initialization("derived" if mode == "derived" else "recorded")
+            if start_root is None
+            else Initialization("linked", start_root)
+        ),
         codec=CodecClaim(codec.name, codec.version),
     )
 

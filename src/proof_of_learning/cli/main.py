@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from proof_of_learning._version import __version__
-from proof_of_learning.cli import attack, check, demo, inspect, prove, verify
+from proof_of_learning.cli import attack, check, demo, inspect, prove, register, verify
 
 app = typer.Typer(
     name="pol",
@@ -38,6 +38,7 @@ def main(
 
 
 app.command("demo")(demo.demo)
+app.command("register")(register.register)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)

@@ -28,6 +28,12 @@ def prove(
         int | None, typer.Option(min=1, help="Number of threads.  [default: PyTorch's own, or 1 if portable]")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the task's seed.")] = None,
+    registration: Annotated[
+        Path | None, typer.Option(help="The claim (`pol register`) from whose hash all randomness follows.")
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", help="Another proof, whose final weights training starts from.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -56,7 +62,8 @@ def prove(
     with common.progress_bar() as progress:
         recording = pol.prove(
             pol.load_task(task, common.settings(set_)), out,
-            interval=interval, device=device, portable=portable, threads=threads, seed=seed, progress=progress,
+            interval=interval, device=device, portable=portable, threads=threads, seed=seed,
+            registration=registration, start_from=start_from, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)

@@ -35,6 +35,9 @@ def verify(
         ),
     ] = False,
     require: Annotated[str | None, typer.Option(help="`exact`: nothing but bit-exact replay is enough.")] = None,
+    registration: Annotated[
+        Path | None, typer.Option(help="The claim under which the proof must have been made.")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="A safetensors file that the proof must end in.")] = None,
     approve_fixed: Annotated[
         list[str] | None,
@@ -76,7 +79,8 @@ def verify(
     with common.progress_bar(quiet=json == "-") as progress:
         verdict = pol.verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
-            allow_calibrated=allow_calibrated, require=require, model=model, approve_fixed=approve_fixed or (),
+            allow_calibrated=allow_calibrated, require=require, registration=registration, model=model,
+            approve_fixed=approve_fixed or (),
             keep_going=keep_going, timeout=timeout, progress=progress,
         )  # fmt: skip
     common.write_json(verdict.to_json(), json)

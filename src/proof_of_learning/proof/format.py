@@ -224,6 +224,10 @@ def parse_header(raw: bytes) -> Header:
         raise FormatError(f"{HEADER_FILE}: an interval of {training.interval} is out of range; expected at least 1")
     if not re.fullmatch(r"[0-9a-f]{64}", randomness.key):
         raise FormatError(f"{HEADER_FILE}: the key is not 64 hex digits")
+    if (randomness.claim is None) != (header.claim is None) or (randomness.claim is None) == (randomness.seed is None):
+        raise FormatError(f"{HEADER_FILE}: the key comes from either a seed or a claim, which the header then holds")
+    if (header.initialization.kind == "linked") != (header.initialization.proof is not None):
+        raise FormatError(f"{HEADER_FILE}: a linked initialization, and no other, names the proof that it starts from")
     if randomness.seed is not None and not re.fullmatch(r"0|[1-9][0-9]{0,19}", randomness.seed):
         raise FormatError(f"{HEADER_FILE}: the seed is not a decimal integer below 2^64")
     for value, what in ((header.task.digest, "task digest"), (header.data.root, "data root")):

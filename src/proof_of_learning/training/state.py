@@ -219,6 +219,24 @@ def restore(parts: Mapping[str, Any], state: State) -> None:
         raise FormatError(f"the state does not fit the task: {error!r}") from error
 
 
+def overlay(module: nn.Module, base: State) -> list[str]:
+    """Copy the weights and buffers of ``base`` (a state with the part ``model``) into ``module`` wherever name, shape and dtype agree.
+
+    Returns the names in the state of what was copied; the rest of the module stays as it was built.
+    """
+    copied = []
+    live = {"parameters": module.named_parameters(), "buffers": module.named_buffers()}
+    for group, tensors in live.items():
+        for short, tensor in tensors:
+            name = f"model/{group}/{_escape(short)}"
+            source = base.tensors.get(name)
+            if source is not None and source.shape == tensor.shape and source.dtype == tensor.dtype:
+                with torch.no_grad():
+                    tensor.copy_(source)
+                copied.append(name)
+    return copied
+
+
 def _names(value: Any) -> str:
     return ", ".join(sorted(map(str, value))) if isinstance(value, Mapping) else repr(value)
 

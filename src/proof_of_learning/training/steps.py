@@ -104,13 +104,17 @@ def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[n
 class Session:
     """The live objects of one run: model, optimizers, schedulers, scaler and further parts, built from a key."""
 
-    def __init__(self, task: Task, key: bytes, device: str = "cpu") -> None:
+    def __init__(self, task: Task, key: bytes, device: str = "cpu", base: State | None = None) -> None:
+        """``base``: the final state of another run, whose weights this one starts from wherever they fit."""
         self.task, self.key, self.device = task, key, device
         randomness.seed_everything(randomness.derive(key, randomness.INITIALIZATION))
         with task_code("building the model"):
             self.model = task.model().to(device)
             if not isinstance(self.model, nn.Module):
                 raise TaskError("the task's model factory must return a torch.nn.Module")
+            self.linked = [] if base is None else states.overlay(self.model, base)
+            if base is not None and not self.linked:
+                raise TaskError("the proof to start from shares no tensor with the task's model")
             self.model.train()
         with task_code("building the optimizer"):
             made = task.optimizer(self.model)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.registration import Registration
 from proof_of_learning.replay.protocol import Answer, AnyRequest, Failed, Request
 from proof_of_learning.verifier.plan import Challenge
 from proof_of_learning.verifier.survey import Survey
@@ -21,6 +22,7 @@ class Options:
     """What the verifier decides. ``approve_fixed``: shell patterns of tensors that may be the same under every key."""
 
     model: Path | None = None
+    registration: Registration | None = None
     allow_calibrated: bool = False
     require_exact: bool = False
     approve_fixed: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from proof_of_learning import registration as registrations
 from proof_of_learning.errors import FormatError, IntegrityError, TaskError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.reader import Proof
@@ -58,6 +59,7 @@ def verify(
     nonce: str | None = None,
     allow_calibrated: bool = False,
     require: str | None = None,
+    registration: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
     approve_fixed: Iterable[str] = (),
     keep_going: bool = False,
@@ -70,6 +72,7 @@ def verify(
     top_q: segments replayed per epoch (or 5 % of the run) for the largest displacement, and as many for the largest inertia.
     random: number of random segments, half uniform, half by progress; by default as many as give both guarantees 10 % / 1 %.
     everything: replay every segment. nonce: hex; by default 32 bytes drawn now. model: a safetensors file the proof must end in.
+    registration: the ``claim.json`` under which the proof must have been made.
     require: ``"exact"`` accepts nothing but bit-exact replay. keep_going: run all checks even after a failure.
     timeout: seconds without a sign of life after which a hanging task is given up.
 
@@ -82,7 +85,11 @@ def verify(
     if isinstance(task, str):
         task = TaskReference(task, dict(settings or {}))
     options = Options(
-        None if model is None else Path(model), allow_calibrated, require == "exact", tuple(approve_fixed)
+        model=None if model is None else Path(model),
+        registration=None if registration is None else registrations.load(registration),
+        allow_calibrated=allow_calibrated,
+        require_exact=require == "exact",
+        approve_fixed=tuple(approve_fixed),
     )
     clock = _Clock()
     drawn = make_nonce(nonce)

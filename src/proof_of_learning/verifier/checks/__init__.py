@@ -8,6 +8,7 @@ from proof_of_learning.verifier.checks.hyperparameters import HyperparametersChe
 from proof_of_learning.verifier.checks.initialization import InitializationCheck
 from proof_of_learning.verifier.checks.order import OrderCheck
 from proof_of_learning.verifier.checks.performance import PerformanceCheck
+from proof_of_learning.verifier.checks.registration import RegistrationCheck
 from proof_of_learning.verifier.checks.structure import StructureCheck
 from proof_of_learning.verifier.checks.task import TaskCheck
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
@@ -16,6 +17,7 @@ from proof_of_learning.verifier.evidence import Check
 STRUCTURE = StructureCheck()
 CHECKS: tuple[Check, ...] = (
     STRUCTURE,
+    RegistrationCheck(),
     TaskCheck(),
     DataCheck(),
     InitializationCheck(),

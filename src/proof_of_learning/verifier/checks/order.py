@@ -31,15 +31,14 @@ class OrderCheck:
                 f"the proof has {training.steps:,} steps ({training.steps_per_epoch:,} an epoch); "
                 f"the task has {described.steps:,} ({described.steps_per_epoch:,})",
             )  # fmt: skip
-        if randomness.seed is None or key_from_seed(int(randomness.seed)).hex() != randomness.key:
+        if randomness.claim is not None:
+            source = "the registered claim"
+        elif randomness.seed is None or key_from_seed(int(randomness.seed)).hex() != randomness.key:
             return result(self, "fail", "the key does not follow from the seed, so the order was chosen freely")
+        else:
+            source = f"seed {randomness.seed}"
         if randomness.mode == "derived":
-            return result(
-                self,
-                "pass",
-                f"{training.steps:,} steps, order derived from seed {randomness.seed}",
-                seed=randomness.seed,
-            )
+            return result(self, "pass", f"{training.steps:,} steps, order derived from {source}", source=source)
         return self._recorded(evidence, described)
 
     def _recorded(self, evidence: Evidence, described: Described) -> CheckResult:

@@ -1,0 +1,196 @@
+"""Registration: the claim that is fixed before training, from which all randomness follows.
+
+The claim names task, data, T, k, codec, numeric environment, owner's key, a link in a chain of trust, and a nonce; the key
+of the run is its hash, so nothing is left for a cheat to choose afterwards. What lies beside the claim in ``claim.json``
+(when it was made, by its own word; the runs that used it; timestamps and signatures) is not under that hash.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from proof_of_learning import canonical
+from proof_of_learning.data.commit import DataCommitment
+from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.proof import files
+from proof_of_learning.proof.format import CodecClaim, Header
+from proof_of_learning.training.environment import Environment
+
+SCHEMA = "pol/claim/v1"
+MAX_CLAIM = 1 << 20
+CLOCK_SKEW = datetime.timedelta(minutes=5)
+_CLAIM = b"pol/v1/claim\0"
+
+
+class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is fixed before training. ``owner_key``: public key, hex; ``start``: root of the proof that training starts from."""
+
+    task: str
+    name: str
+    data: DataCommitment
+    steps: int
+    interval: int
+    codec: CodecClaim
+    environment: Environment
+    nonce: str
+    owner_key: str | None = None
+    start: str | None = None
+
+    def digest(self) -> str:
+        return canonical.sha256(_CLAIM, canonical.encode(self))
+
+    def key(self) -> bytes:
+        """The 32-byte key of the run: the claim's digest itself."""
+        return bytes.fromhex(self.digest()[7:])
+
+
+class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run under the claim: its header's digest, and its root once it is finished."""
+
+    header: str
+    root: str | None = None
+
+
+class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``claim.json``. ``created`` is what its maker says (RFC 3339, UTC); ``seals`` will hold timestamps and signatures."""
+
+    schema: str
+    claim: Claim
+    created: str
+    runs: list[Run] = []
+    seals: list[dict[str, Any]] = []
+
+    def encoded(self) -> bytes:
+        return canonical.encode(self)
+
+    @property
+    def unfinished(self) -> list[Run]:
+        """Runs that were started under the claim and not finished."""
+        return [run for run in self.runs if run.root is None]
+
+
+def new_claim(header: Header, environment: Environment, owner_key: str | None = None) -> Registration:
+    """A fresh claim for the run that ``header`` (made from the task's seed) describes."""
+    claim = Claim(nonce=secrets.token_hex(32), owner_key=owner_key, **_fixed_by(header, environment))
+    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    return Registration(SCHEMA, claim, now.isoformat().replace("+00:00", "Z"))
+
+
+def load(path: str | os.PathLike[str]) -> Registration:
+    """Read ``claim.json``. Raises FormatError for a malformed one, UsageError for one from the future."""
+    raw = bytes(files.read_bounded(Path(path), MAX_CLAIM, f"the claim {path}"))
+    registration = canonical.decode(raw, Registration, f"the claim {path}")
+    if registration.schema != SCHEMA:
+        raise FormatError(f"the claim {path} has schema {registration.schema[:64]!r}; this version reads {SCHEMA!r}")
+    if not re.fullmatch(r"[0-9a-f]{64}", registration.claim.nonce):
+        raise FormatError(f"the claim {path} has no nonce of 64 hex digits")
+    try:
+        created = datetime.datetime.fromisoformat(registration.created.replace("Z", "+00:00"))
+        ahead = created - datetime.datetime.now(datetime.timezone.utc)
+    except (ValueError, TypeError):
+        raise FormatError(f"the claim {path} does not say when it was created (RFC 3339, UTC)") from None
+    if ahead > CLOCK_SKEW:
+        raise UsageError(f"the claim {path} is from the future ({registration.created}); check both clocks")
+    return registration
+
+
+def apply(registration: Registration, header: Header, environment: Environment) -> Header:
+    """``header`` as it stands under the claim; UsageError naming the first thing the claim does not allow."""
+    claim = registration.claim
+    for name, found in _fixed_by(header, environment).items():
+        wanted = getattr(claim, name)
+        if wanted != found:
+            raise UsageError(
+                f"the claim fixes {_difference(name, wanted, found)}; register a new claim for another run"
+            )
+    randomness = msgspec.structs.replace(header.randomness, key=claim.key().hex(), seed=None, claim=claim.digest())
+    return msgspec.structs.replace(header, randomness=randomness, claim=msgspec.to_builtins(claim))
+
+
+def violations(header: Header, environments: Mapping[str, Environment]) -> list[str]:
+    """Where a sealed proof's header or environments differ from its own claim; empty if nowhere.
+
+    Raises FormatError if the claim in the header is malformed.
+    """
+    claim = claim_of(header)
+    found = (
+        [] if claim.digest() == header.randomness.claim else ["the claim's digest is not the one that the key names"]
+    )
+    found += [] if claim.key().hex() == header.randomness.key else ["the key is not the hash of the claim"]
+    for environment in environments.values():
+        for name, value in _fixed_by(header, environment).items():
+            if value != getattr(claim, name):
+                found.append(f"the claim fixes {_difference(name, getattr(claim, name), value)}")
+    return found
+
+
+def claim_of(header: Header) -> Claim:
+    """The claim inside a header."""
+    try:
+        return msgspec.convert(header.claim, Claim)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"the claim in the proof's header is malformed: {error}") from None
+
+
+def begin(path: Path, header: Header, resuming: bool) -> None:
+    """Write into ``claim.json`` that a run has started. UsageError if the claim was used by another run already."""
+    registration = load(path)
+    digest = header.digest()
+    known = [run for run in registration.runs if run.header == digest]
+    if registration.runs and not (known and resuming):
+        state = "was not finished" if registration.unfinished else "is finished"
+        raise UsageError(
+            f"the claim {path} was already used by a run that {state}; resume it in its own directory, or register a new claim"
+        )
+    if not known:
+        _save(path, msgspec.structs.replace(registration, runs=[*registration.runs, Run(digest)]))
+
+
+def finish(path: Path, header: Header, root: str) -> None:
+    """Write into ``claim.json`` that the run is finished."""
+    registration = load(path)
+    runs = [Run(run.header, root) if run.header == header.digest() else run for run in registration.runs]
+    _save(path, msgspec.structs.replace(registration, runs=runs))
+
+
+def save_new(path: Path, registration: Registration) -> None:
+    """Write a new ``claim.json``; never over an existing file."""
+    if path.exists():
+        raise UsageError(f"{path} exists; a claim is never overwritten, choose another name")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent} to write the claim into")
+    _save(path, registration)
+
+
+def _save(path: Path, registration: Registration) -> None:
+    files.write_atomic(path, [registration.encoded()], durable=True)
+
+
+def _fixed_by(header: Header, environment: Environment) -> dict[str, Any]:
+    return {
+        "task": header.task.digest,
+        "name": header.task.name,
+        "data": header.data,
+        "steps": header.training.steps,
+        "interval": header.training.interval,
+        "codec": header.codec,
+        "environment": environment,
+        "start": header.initialization.proof,
+    }
+
+
+def _difference(name: str, wanted: Any, found: Any) -> str:
+    if isinstance(wanted, Environment) and isinstance(found, Environment):
+        for field in Environment.__struct_fields__:
+            if getattr(wanted, field) != getattr(found, field):
+                return f"the environment's {field} as {getattr(wanted, field)}, not {getattr(found, field)}"
+    short = [str(msgspec.to_builtins(value)) for value in (wanted, found)]
+    return f"{name} as {short[0][:120]}, not {short[1][:120]}"

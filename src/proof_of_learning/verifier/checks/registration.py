@@ -1,0 +1,51 @@
+"""Registration: everything in the proof is what its claim fixed before training."""
+
+from __future__ import annotations
+
+from proof_of_learning import registration
+from proof_of_learning.replay.protocol import AnyRequest
+from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.verdict import CheckResult
+
+
+class RegistrationCheck:
+    name = "registration"
+    meaning = (
+        "All randomness follows from the hash of a claim that fixes task, data, length, interval, codec and environment; "
+        "no choice was left for later."
+    )
+    limits = (
+        "Nobody shows yet when the claim was made: many can be registered, and the most convenient one finished. "
+        "Only a trusted timestamp on the claim excludes that."
+    )
+
+    def plan(self, evidence: Evidence) -> list[AnyRequest]:
+        return []
+
+    def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
+        header, given = evidence.proof.header, evidence.options.registration
+        if header.claim is None:
+            if given is not None:
+                return result(self, "fail", "the proof was not made under the given claim, nor under any other")
+            return result(
+                self, "skipped", "the proof was made from a seed, without a registered claim", mandatory=False
+            )
+        claim = registration.claim_of(header)
+        found = registration.violations(header, evidence.proof.environments)
+        if found:
+            return result(self, "fail", found[0], violations=found[:100])
+        if given is None:
+            return result(self, "pass", f"made under the claim {claim.digest()[:19]}…", claim=claim.digest())
+        if given.claim.digest() != claim.digest():
+            return result(
+                self, "fail", "the proof was made under another claim than the one given",
+                given=given.claim.digest(), proof=claim.digest(),
+            )  # fmt: skip
+        others = [run for run in given.runs if run.root not in (None, evidence.proof.root)]
+        open_ = len(given.unfinished)
+        note = f"; the claim also has {open_} run(s) that were started and not finished" if open_ else ""
+        note += f"; {len(others)} other finished run(s)" if others else ""
+        return result(
+            self, "pass", f"made under the given claim {claim.digest()[:19]}…{note}", claim=claim.digest(),
+            created=given.created, runs=len(given.runs), unfinished=open_, owner_key=claim.owner_key,
+        )  # fmt: skip
