@@ -2,7 +2,7 @@
 
 A choice is named by ``(key, purpose, step, slot)``; its 64-bit seed is a hash of that name, so that any
 step can be repeated alone and nothing is left for a prover to choose once the key is fixed. Test vectors
-are in ``docs/spec/format.md``.
+are in ``docs/spec/format.md`` and ``tests/vectors.json``.
 
 Observed runs (whose loop draws from ordinary generators) have their generators' states recorded
 instead: :class:`RngSnapshot`.
@@ -52,7 +52,7 @@ def derive(key: bytes, purpose: str, step: int = 0, slot: int = 0) -> int:
 
 
 def raw_words(seed: int, count: int) -> npt.NDArray[np.uint64]:
-    """``count`` 64-bit words of Philox4x64-10 (Salmon et al., SC 2011) keyed by ``seed``, counter from zero."""
+    """``count`` 64-bit words of Philox4x64-10 (Salmon et al., SC 2011) keyed by ``(seed, 0)``, blocks 1, 2, … in order."""
     return np.random.Philox(key=seed, counter=0).random_raw(count)
 
 
@@ -110,9 +110,9 @@ class RngSnapshot:
         try:
             for name, state in self.states.items():
                 if name == "torch":
-                    torch.set_rng_state(torch.from_numpy(state.copy()))
+                    _restore_torch(state)
                 elif name.startswith("cuda:"):
-                    torch.cuda.set_rng_state(torch.from_numpy(state.copy()), int(name[5:]))
+                    _restore_cuda(state, int(name[5:]))
                 elif name == "python":
                     _restore_python(state.tobytes())
                 elif name == "numpy":
@@ -125,6 +125,21 @@ class RngSnapshot:
 
 def _bytes(raw: bytes) -> npt.NDArray[np.uint8]:
     return np.frombuffer(raw, dtype=np.uint8).copy()
+
+
+def _restore_torch(state: npt.NDArray[np.uint8]) -> None:
+    # PyTorch checks the twister's two counters (words left, next word) each, but not that they fit each other: a state
+    # that claims more words left than lie behind the next one would be read beyond its end.
+    left, following = struct.unpack_from("<8xi4xQ", state.tobytes())
+    if left + following > 625:
+        raise ValueError("the state of PyTorch's generator has a position that does not fit its words left")
+    torch.set_rng_state(torch.from_numpy(state.copy()))
+
+
+def _restore_cuda(state: npt.NDArray[np.uint8], device: int) -> None:
+    if torch.cuda.is_available():  # otherwise the environment's difference says why a replay arrives elsewhere
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.set_rng_state(torch.from_numpy(state.copy()), device)
 
 
 def _restore_python(raw: bytes) -> None:
