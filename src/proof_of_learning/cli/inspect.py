@@ -67,6 +67,8 @@ def _show(content: dict[str, Any]) -> None:
     optimizers = {
         n: o.get("class", "?") for n, o in (content["task"]["optimizers"] or {}).items() if isinstance(o, dict)
     }
+    seed = content["randomness"]["seed"]
+    source = f"claim {content['randomness']['claim']}" if seed is None else f"seed {seed}"
     rows = {
         "root": content["root"],
         "format": content["format"],
@@ -74,8 +76,9 @@ def _show(content: dict[str, Any]) -> None:
         "model": f"{len(content['task']['modules'] or [])} modules",
         "optimizer": ", ".join(f"{name}: {cls}" for name, cls in optimizers.items()),
         "data": f"{content['data']['samples']:,} samples  {content['data']['root']}",
-        "training": f"{training['steps']:,} steps, {training['steps_per_epoch']:,} an epoch; {training['segments']:,} segments of {training['interval']}",
-        "randomness": f"{content['randomness']['mode']}, seed {content['randomness']['seed']}",
+        "training": f"{training['steps']:,} steps, {training['steps_per_epoch']:,} an epoch; "
+        f"{training['segments']:,} segments of {training['interval']}",
+        "randomness": f"{content['randomness']['mode']}, {source}",
         "states": f"{states['held']:,} of {states['of']:,} held, {size(states['bytes'])}, codec {content['codec']['name']}",
         "final model": content["final"]["weights"],
         "claims": ", ".join(f"{n} {v:.4g}" for n, v in (content["final"]["evaluation"] or {}).items()) or "nothing",
@@ -83,8 +86,9 @@ def _show(content: dict[str, Any]) -> None:
     for number, environment in enumerate(content["environments"].values(), 1):
         device = environment["device"]
         rows[f"environment {number}"] = (
-            f"torch {environment['torch']}, {device.get('name') or device['type']}, {environment['machine']} {environment['capability']}, "
-            f"{environment['threads']} threads" + "".join(f", {n}={v}" for n, v in environment["variables"].items())
+            f"torch {environment['torch']}, {device.get('name') or device['type']}, {environment['machine']} "
+            f"{environment['capability']}, {environment['threads']} threads"
+            + "".join(f", {n}={v}" for n, v in environment["variables"].items())
         )
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

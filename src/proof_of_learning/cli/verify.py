@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,16 @@ def verify(
             "--approve-fixed", help="Pattern of tensors that may be the same under every key (tables); may be repeated."
         ),
     ] = None,
+    chain: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--chain",
+            help="A proof this one starts from, DIR=TASK (settings as DIR=TASK?NAME=VALUE&…); repeat it for a longer chain.",
+        ),
+    ] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option("--trust", help="Root of a proof that is trusted as a start; may be repeated.")
+    ] = None,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Run all checks even after a failure.")] = False,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life after which a task is given up.")
@@ -80,7 +90,7 @@ def verify(
         verdict = pol.verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
             allow_calibrated=allow_calibrated, require=require, registration=registration, model=model,
-            approve_fixed=approve_fixed or (),
+            approve_fixed=approve_fixed or (), chain=_links(chain or []), trust=trust or (),
             keep_going=keep_going, timeout=timeout, progress=progress,
         )  # fmt: skip
     common.write_json(verdict.to_json(), json)
@@ -95,3 +105,16 @@ def verify(
         if report is not None:
             print(f"report: {report}")
     raise typer.Exit(verdict.exit_status)
+
+
+def _links(given: list[str]) -> list[tuple[str, Any]]:
+    """``DIR``, ``DIR=TASK`` or ``DIR=TASK?NAME=VALUE&NAME=VALUE``."""
+    from proof_of_learning.task import TaskReference
+
+    links: list[tuple[str, Any]] = []
+    for item in given:
+        folder, _, task = item.partition("=")
+        target, _, query = task.partition("?")
+        settings = common.settings(query.split("&") if query else [])
+        links.append((folder, TaskReference(target, settings).absolute() if target else None))
+    return links

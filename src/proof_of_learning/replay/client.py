@@ -116,8 +116,11 @@ class WorkerProcess:
 class Workers:
     """The workers of one verification: opened on first use, one for each recorded environment."""
 
-    def __init__(self, proof: Proof, task: Task | TaskReference, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._proof, self._task, self._timeout = proof, task, timeout
+    def __init__(
+        self, proof: Proof, task: Task | TaskReference, timeout: float = DEFAULT_TIMEOUT, start: Path | None = None
+    ) -> None:
+        """``start``: the proof whose final weights the run starts from."""
+        self._proof, self._task, self._timeout, self._start = proof, task, timeout, start
         self._open: dict[str, LocalWorker | WorkerProcess] = {}
         self.here: dict[str, Environment] = {}
         self.start_seconds = 0.0
@@ -153,6 +156,7 @@ class Workers:
                     key=self._proof.header.randomness.key,
                     seed=None if seed is None else int(seed),
                     environment=environment,
+                    start=None if self._start is None else str(self._start.resolve()),
                 )
             )
             assert isinstance(opened, protocol.Opened)

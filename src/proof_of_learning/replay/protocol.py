@@ -12,7 +12,7 @@ import msgspec
 
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import WorkerError
-from proof_of_learning.replay.measure import Comparison
+from proof_of_learning.replay.measure import Comparison, Distance
 from proof_of_learning.task import Setting
 from proof_of_learning.training.environment import Environment
 
@@ -27,7 +27,10 @@ class Request(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields
 
 
 class Open(Request, frozen=True, tag="open"):
-    """Build the task and take on the numeric environment. First of all requests."""
+    """Build the task and take on the numeric environment. First of all requests.
+
+    ``start``: directory of the proof whose final weights the run starts from.
+    """
 
     proof: str
     task: str
@@ -35,6 +38,7 @@ class Open(Request, frozen=True, tag="open"):
     key: str
     seed: int | None
     environment: Environment | None
+    start: str | None = None
 
 
 class Describe(Request, frozen=True, tag="describe"):
@@ -97,7 +101,8 @@ class Committed(Answer, frozen=True, tag="committed"):
 class TensorOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where an initial tensor's values come from.
 
-    ``constant`` (one value throughout), ``drawn`` (depends on the key), ``fixed`` (the same under every key) or
+    ``constant`` (one value throughout), ``drawn`` (depends on the key), ``fixed`` (the same under every key),
+    ``linked`` (from the proof it starts from) or
     ``partly-fixed`` (differs, but the two runs correlate more than independent draws do).
     """
 
@@ -121,6 +126,7 @@ class RatesGiven(Answer, frozen=True, tag="rates"):
 class Replayed(Answer, frozen=True, tag="replayed"):
     """``arrived``: digest of the state the replay arrived at; ``comparison`` with the recorded one where the digests differ.
 
+    ``displacement``: distance between the segment's two recorded ends; None if the proof no longer holds the second.
     ``losses`` are the replay's own, ``rates`` the learning rates it used. ``seconds`` covers loading, steps and digest;
     ``step_seconds`` the steps alone.
     """
@@ -129,6 +135,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     losses: list[float]
     rates: list[list[float]]
     comparison: Comparison | None
+    displacement: Distance | None
     seconds: float
     step_seconds: float
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning import canonical
-from proof_of_learning.data.batches import Feed, RecordedOrder
+from proof_of_learning.data.batches import DerivedOrder, Feed, RecordedOrder
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import FormatError, PolError, WorkerError
 from proof_of_learning.proof.blocks import Columns
@@ -33,7 +33,8 @@ from proof_of_learning.replay.measure import compare
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest, TensorOrigin
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
-from proof_of_learning.training.steps import Session, derived_feed
+from proof_of_learning.training.state import State
+from proof_of_learning.training.steps import Session
 
 Pulse = Callable[[int, int], None]
 CORRELATION_SIGMAS = 6.0  # two-key run: beyond this many standard errors, two draws are not independent
@@ -47,8 +48,11 @@ class Worker:
         self._task: Task | None = task
         self._data: Dataset | None = None
         self._session: Session | None = None
+        self._base: State | None = None
         self._feed: Feed | None = None
-        self._rates: tuple[int, Iterator[list[float]]] | None = None
+        self._order: DerivedOrder | None = None
+        self._last: State | None = None
+        self._clock: Session | None = None  # a session of which only the schedule runs
 
     def answer(self, request: AnyRequest) -> AnyAnswer:
         """The answer to one request; raises PolError."""
@@ -79,6 +83,9 @@ class Worker:
             if request.environment.device.type == "cuda" and torch.cuda.is_available():
                 device = "cuda"
         self._device = device
+        if request.start is not None:
+            parent = Proof.open(request.start)
+            self._base = parent.state(parent.segments[-1].state).part("model")
         self._task = self._given or load_task(TaskReference(request.task, request.settings))
         if request.seed is not None:
             self._task = replace(self._task, seed=request.seed)
@@ -105,58 +112,42 @@ class Worker:
             return protocol.Committed(commit(self.data, progress=lambda done: self._pulse(done, total)))
 
     def _initialize(self, request: protocol.Initialize) -> protocol.Initialized:
-        first = Session(self.task, self._key, self._device)
+        first = self._fresh_session()
         state = first.capture()
         self._pulse(1, 2)
-        second = Session(self.task, bytes.fromhex(request.other), self._device).capture()
+        second = Session(self.task, bytes.fromhex(request.other), self._device, self._base).capture()
         trainable = {f"model/parameters/{name}" for name, p in first.model.named_parameters() if p.requires_grad}
         tensors = [
-            origin(name, tensor, second.tensors.get(name), name in trainable) for name, tensor in state.tensors.items()
+            origin(name, tensor, second.tensors.get(name), name in trainable, name in first.linked)
+            for name, tensor in state.tensors.items()
         ]
         return protocol.Initialized(state.digest(), tensors)
 
     def _schedule(self, request: protocol.Rates) -> protocol.RatesGiven:
-        if self._rates is None or self._rates[0] != request.start:
-            session, start = Session(self.task, self._key, self._device), 0
-            stream = self._simulate(session)
-            while start < request.start:
-                next(stream)
-                start += 1
-        else:
-            stream = self._rates[1]
+        per_epoch = self.task.steps_per_epoch(len(self.data))
+        if self._clock is None or self._clock.progress.step > request.start:
+            self._clock = self._fresh_session()
+        for _ in self._clock.idle(request.start, per_epoch):
+            pass
         rates = []
-        for step in range(request.start, request.stop):
-            rates.append(next(stream))
+        for step, row in enumerate(self._clock.idle(request.stop, per_epoch), request.start):
+            rates.append(row)
             if step % 1000 == 0:
                 self._pulse(step, request.stop)
-        self._rates = (request.stop, stream)
         return protocol.RatesGiven(rates)
-
-    def _simulate(self, session: Session) -> Iterator[list[float]]:
-        """The schedule alone: schedulers stepped as the loop steps them, parameters untouched."""
-        per_epoch = self.task.steps_per_epoch(len(self.data))
-        step = 0
-        while True:
-            yield session.rates()
-            step += 1
-            with task_code("stepping the scheduler"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch misses the optimizer's step, which is left out on purpose
-                if self.task.schedule == "step" or step % per_epoch == 0:
-                    session.step_schedulers()
 
     def _replay(self, request: protocol.Replay) -> protocol.Replayed:
         begun = time.perf_counter()
         segment = self._segment(request.index)
-        before = self._proof.state_digests()[request.index]
+        before = self._start(self._proof.state_digests()[request.index])
         session, feed = self.session, self.feed
-        session.restore(self._proof.state(before))
+        session.restore(before)
         if session.progress.step != segment.start:
             raise FormatError(
                 f"the state before segment {request.index} says it stands at step {session.progress.step}"
             )
         if self._proof.header.randomness.mode == "derived":
-            _, order = derived_feed(self.task, self.data, self._key, self._device)
-            steps = session.run(segment.stop, feed, order)
+            steps = session.run(segment.stop, feed, self.order)
         else:
             columns: Columns = self._proof.columns(request.index)
             assert columns.indices is not None and columns.rng is not None
@@ -171,10 +162,26 @@ class Worker:
         values = torch.stack(losses).double().cpu().tolist()
         stepped = time.perf_counter() - stepping
         arrived = session.capture()
-        comparison = None
-        if arrived.digest() != segment.arrived and self._proof.has_state(segment.state):
-            comparison = compare(arrived, self._proof.state(segment.state))
-        return protocol.Replayed(arrived.digest(), values, rates, comparison, time.perf_counter() - begun, stepped)
+        comparison = displacement = None
+        if arrived.digest() == segment.state:
+            displacement = compare(before, arrived).overall
+        elif self._proof.has_state(segment.state):
+            recorded = self._proof.state(segment.state)
+            displacement = compare(before, recorded).overall
+            if arrived.digest() != segment.arrived:
+                comparison = compare(arrived, recorded)
+        self._last = arrived
+        return protocol.Replayed(
+            arrived.digest(), values, rates, comparison, displacement, time.perf_counter() - begun, stepped
+        )
+
+    def _start(self, digest: str) -> State:
+        """The recorded state a segment starts from, which is often where the one before has just arrived."""
+        last, self._last = self._last, None  # at most one state is kept, and none while another is read
+        if last is not None and last.digest() == digest:
+            return last
+        del last
+        return self._proof.state(digest, surveyed=True)
 
     def _evaluate(self, request: protocol.Evaluate) -> protocol.Evaluated:
         session = self.session
@@ -200,8 +207,11 @@ class Worker:
     @property
     def session(self) -> Session:
         if self._session is None:
-            self._session = Session(self.task, self._key, self._device)
+            self._session = self._fresh_session()
         return self._session
+
+    def _fresh_session(self) -> Session:
+        return Session(self.task, self._key, self._device, self._base)
 
     @property
     def feed(self) -> Feed:
@@ -209,19 +219,27 @@ class Worker:
             self._feed = Feed(self.task, self.data, self._key, self._device)
         return self._feed
 
+    @property
+    def order(self) -> DerivedOrder:
+        if self._order is None:
+            self._order = DerivedOrder(self.task, len(self.data), self._key)
+        return self._order
+
     def _segment(self, index: int) -> Segment:
         if not 0 <= index < len(self._proof.segments):
             raise WorkerError(f"there is no segment {index}")
         return self._proof.segments[index]
 
 
-def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool) -> TensorOrigin:
+def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool, linked: bool = False) -> TensorOrigin:
     """Classify one initial tensor by its values under two keys (see TensorOrigin).
 
     Independent draws have a correlation of 0 ± 1/√n once their means are removed.
     """
     floating, n, correlation = a.is_floating_point(), a.numel(), 0.0
-    if n == 0 or bool((a == a.flatten()[0]).all()):
+    if linked:
+        where = "linked"
+    elif n == 0 or bool((a == a.flatten()[0]).all()):
         where = "constant"
     elif b is None or b.shape != a.shape or torch.equal(a, b):
         where = "drawn" if b is None else "fixed"

@@ -12,7 +12,7 @@ from proof_of_learning.registration import Registration
 from proof_of_learning.replay.protocol import Answer, AnyRequest, Failed, Request
 from proof_of_learning.verifier.plan import Challenge
 from proof_of_learning.verifier.survey import Survey
-from proof_of_learning.verifier.verdict import CheckResult, Status
+from proof_of_learning.verifier.verdict import Chain, CheckResult, Status
 
 A = TypeVar("A", bound=Answer)
 
@@ -36,6 +36,7 @@ class Evidence:
     survey: Survey
     challenge: Challenge
     options: Options
+    chain: Chain | None = None
     differences: Mapping[str, list[str]] = field(default_factory=dict)
 
 

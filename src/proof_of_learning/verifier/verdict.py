@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -11,6 +12,7 @@ from proof_of_learning.replay.measure import Distance
 SCHEMA = "pol/verdict/v1"
 
 Status = Literal["pass", "fail", "inconclusive", "skipped"]
+Assurance = Literal["registered", "seed-derived", "observed"]
 Decision = Literal["valid", "invalid", "inconclusive"]
 EXIT_STATUS: dict[Decision, int] = {"valid": 0, "invalid": 1, "inconclusive": 3}
 
@@ -108,6 +110,30 @@ class Cost(_Value, frozen=True):
     phases: dict[str, float] = {}
 
 
+class ChainLink(_Value, frozen=True):
+    """One proof of a chain of trust. ``signer``: who signed it (none yet). ``probability``: that its verdict is right, as drawn."""
+
+    root: str
+    verdict: Decision
+    reason: str
+    assurance: Assurance = "observed"
+    task: str | None = None
+    signer: str | None = None
+    trusted: bool = False
+    probability: float = 1.0
+
+
+class Chain(_Value, frozen=True):
+    """The proofs behind this one, nearest first."""
+
+    links: list[ChainLink]
+
+    @property
+    def product(self) -> float:
+        """The paper's figure: the links' probabilities multiplied (section VIII)."""
+        return math.prod(link.probability for link in self.links)
+
+
 class Trajectory(_Value, frozen=True):
     """What the plots show: one value per segment (at most; ``loss`` is sampled), from the proof as recomputed by the verifier.
 
@@ -126,7 +152,7 @@ class Verdict(_Value, frozen=True):
     """The outcome of a verification (JSON schema ``pol/verdict/v1``). ``exit_status``: 0 valid, 1 invalid, 3 inconclusive."""
 
     verdict: Decision
-    assurance: Literal["registered", "seed-derived", "observed"]
+    assurance: Assurance
     randomness: Literal["derived", "recorded"]
     exactness: Literal["exact", "calibrated"]
     conditions: Conditions
@@ -139,6 +165,7 @@ class Verdict(_Value, frozen=True):
     thresholds: Thresholds = Thresholds()
     trajectory: Trajectory = Trajectory()
     unreproduced: list[str] = []
+    chain: Chain | None = None
     schema: str = SCHEMA
 
     @property

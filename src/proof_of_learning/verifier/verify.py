@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from proof_of_learning import registration as registrations
@@ -27,12 +27,14 @@ from proof_of_learning.replay.protocol import (
     Replayed,
 )
 from proof_of_learning.task import Setting, Task, TaskReference
+from proof_of_learning.verifier.chain import ASSURANCE, Link, follow, open_links, parent_of, weakest
 from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
 from proof_of_learning.verifier.checks.trajectory import segment_results
 from proof_of_learning.verifier.evidence import Answers, Evidence, Options, result
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce
 from proof_of_learning.verifier.survey import Survey, survey
 from proof_of_learning.verifier.verdict import (
+    Assurance,
     CheckResult,
     Conditions,
     Cost,
@@ -62,6 +64,8 @@ def verify(
     registration: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
     approve_fixed: Iterable[str] = (),
+    chain: Iterable[tuple[str | os.PathLike[str], Task | TaskReference | str | None]] = (),
+    trust: Iterable[str] = (),
     keep_going: bool = False,
     timeout: float = DEFAULT_TIMEOUT,
     progress: ProgressCallback = silent,
@@ -73,6 +77,7 @@ def verify(
     random: number of random segments, half uniform, half by progress; by default as many as give both guarantees 10 % / 1 %.
     everything: replay every segment. nonce: hex; by default 32 bytes drawn now. model: a safetensors file the proof must end in.
     registration: the ``claim.json`` under which the proof must have been made.
+    chain: the proofs behind a run that starts from another one, each with its task. trust: roots that need no verification.
     require: ``"exact"`` accepts nothing but bit-exact replay. keep_going: run all checks even after a failure.
     timeout: seconds without a sign of life after which a hanging task is given up.
 
@@ -106,10 +111,26 @@ def verify(
         checks = [STRUCTURE.judge(Evidence(proof, found, picked, options), Answers())]
         checks += [result(check, "skipped", NO_TASK) for check in CHECKS[1:]]
         return _verdict(Evidence(proof, found, picked, options), checks, Answers(), clock)
+    links, trusted = open_links(chain), tuple(trust)
+
+    def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
+        behind = [(other.path, other.task) for other in rest]
+        return verify(
+            link.path,
+            link.task,
+            top_q=top_q,
+            random=random,
+            chain=behind,
+            trust=trusted,
+            timeout=timeout,
+            progress=progress,
+        )
+
     answers, differences = Answers(), dict[str, list[str]]()
-    evidence = Evidence(proof, found, picked, options, differences)
+    evidence = Evidence(proof, found, picked, options, follow(proof, links, trusted, verify_link), differences)
+    start = parent_of(proof, links)
     checks = []
-    with Workers(proof, task, timeout) as workers:
+    with Workers(proof, task, timeout, None if start is None else start.path) as workers:
         for environment in {segment.environment: None for segment in proof.segments}:
             progress("starting the replay worker", 0, 0)
             differences[environment] = workers.differences(environment)
@@ -182,10 +203,13 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     named = answers.get(Describe(), Described).digest if Describe() in answers else None
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     decision = decide(checks)
+    assurance: Assurance = "seed-derived" if mode == "derived" else "observed"
+    if evidence.chain is not None:  # a chain is worth what its weakest link is
+        assurance = min(assurance, weakest(evidence.chain).assurance, key=ASSURANCE.index)
     unreproduced = sorted({line for lines in evidence.differences.values() for line in lines})
     return Verdict(
         verdict=decision,
-        assurance="seed-derived" if mode == "derived" else "observed",
+        assurance=assurance,
         randomness=mode,
         exactness="exact",
         conditions=Conditions(task=named, data=data),
@@ -212,6 +236,7 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         ),
         trajectory=_trajectory(found),
         unreproduced=unreproduced,
+        chain=evidence.chain,
     )
 
 

@@ -30,6 +30,7 @@ class InitializationCheck:
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         answer = answers.get(self._request(evidence), Initialized)
         kind = evidence.proof.header.initialization.kind
+        linked = sum(t.origin == "linked" for t in answer.tensors)
         pretrained, tables = suspicious(answer.tensors, evidence.options.approve_fixed)
         trainable = [t for t in answer.tensors if t.trainable]
         elements = sum(t.elements for t in answer.tensors if t.name.startswith("model/parameters/"))
@@ -39,7 +40,9 @@ class InitializationCheck:
             "constant": sum(t.origin == "constant" for t in answer.tensors),
             "drawn": sum(t.origin == "drawn" for t in answer.tensors),
         }  # fmt: skip
-        if kind == "derived" and answer.state != evidence.proof.initial_state:
+        if kind == "linked" and (unfit := self._chain(evidence)) is not None:
+            return unfit
+        if kind in ("derived", "linked") and answer.state != evidence.proof.initial_state:
             differences = evidence.differences.get(evidence.proof.segments[0].environment, [])
             if differences:
                 return result(
@@ -48,7 +51,8 @@ class InitializationCheck:
                     unreproduced=differences, **details,
                 )  # fmt: skip
             return result(
-                self, "fail", "training did not start from the state that the key gives",
+                self, "fail",
+                f"training did not start from the state that the key {'and the linked proof give' if linked else 'gives'}",
                 derived=answer.state, recorded=evidence.proof.initial_state, **details,
             )  # fmt: skip
         if pretrained:
@@ -66,6 +70,18 @@ class InitializationCheck:
                 f"that belong to the task, approve them with --approve-fixed '{tables[0].name}'",
                 **details,
             )  # fmt: skip
+        if kind == "linked":
+            assert evidence.chain is not None
+            return result(
+                self,
+                "pass",
+                f"{linked} of {len(answer.tensors)} tensors are the final ones of {evidence.chain.links[0].root[:19]}…, "
+                "which is valid; the others follow from the key",
+                linked=linked,
+                chain=[link.root for link in evidence.chain.links],
+                probability_product=evidence.chain.product,
+                **details,
+            )
         if kind != "derived":
             return result(
                 self, "inconclusive",
@@ -77,6 +93,20 @@ class InitializationCheck:
             f"derived from the key and recomputed bit for bit; {share:.0%} of the parameters are trained",
             **details,
         )
+
+    def _chain(self, evidence: Evidence) -> CheckResult | None:
+        """What stands against a linked start, if anything."""
+        links = evidence.chain.links if evidence.chain else []
+        for status, verdicts in (("fail", ("invalid",)), ("inconclusive", ("inconclusive",))):
+            for link in links:
+                if link.verdict in verdicts:
+                    return result(
+                        self,
+                        status,  # type: ignore[arg-type]
+                        f"training started from the proof {link.root[:19]}…, which is {link.verdict}: {link.reason}",
+                        link=link.root,
+                    )
+        return None
 
 
 def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[list[TensorOrigin], list[TensorOrigin]]:

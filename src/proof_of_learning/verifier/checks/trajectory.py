@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.proof.format import Segment
-from proof_of_learning.replay.measure import Distance, compare
+from proof_of_learning.replay.measure import Distance
 from proof_of_learning.replay.protocol import AnyRequest, Replay, Replayed
 from proof_of_learning.verifier.evidence import Answers, Evidence, result
 from proof_of_learning.verifier.verdict import CheckResult, SegmentResult
@@ -76,7 +75,7 @@ def _judge(evidence: Evidence, answers: Answers, index: int, why: list[str]) -> 
     if request not in answers:
         return SegmentResult(**base, status="inconclusive", note="not replayed: its start is not in the proof")  # type: ignore[arg-type]
     answer = answers.get(request, Replayed)
-    span = _displacement(evidence, index)
+    span = answer.displacement
     columns = evidence.proof.columns(index)
     told = answer.losses == columns.loss.tolist() and answer.rates == columns.rates.tolist()
     if answer.arrived == segment.arrived:
@@ -108,17 +107,6 @@ def _judge(evidence: Evidence, answers: Answers, index: int, why: list[str]) -> 
         kinds=comparison.kinds if comparison else {},
         note=note,
     )
-
-
-def _displacement(evidence: Evidence, index: int) -> Distance | None:
-    digests = evidence.proof.state_digests()[index : index + 2]
-    if not all(map(evidence.proof.has_state, digests)):
-        return None
-    try:
-        before, after = (evidence.proof.state(digest) for digest in digests)
-    except (FormatError, IntegrityError):
-        return None
-    return compare(before, after).overall
 
 
 def _environment(evidence: Evidence, index: int) -> str:
