@@ -6,6 +6,7 @@ its first batch, where the generators are seeded from the run's key or, in an ob
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -202,6 +203,17 @@ class Session:
     def step_schedulers(self) -> None:
         for scheduler in self.schedulers.values():
             scheduler.step()
+
+    def idle(self, stop: int, steps_per_epoch: int) -> Iterator[list[float]]:
+        """The schedule alone, up to ``stop``: progress and schedulers move as in :meth:`run`, parameters stay. Yields each step's rates."""
+        while self.progress.step < stop:
+            rates = self.rates()
+            with task_code("stepping the scheduler"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch misses the optimizer's step, which is left out on purpose
+                if self.task.schedule == "step" or (self.progress.step + 1) % steps_per_epoch == 0:
+                    self.step_schedulers()
+            self.progress.step += 1
+            yield rates
 
     def evaluate(self) -> dict[str, float] | None:
         """The task's own evaluation of the model as it stands; None if the task has none. Changes no state."""
