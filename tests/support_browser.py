@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -40,10 +41,10 @@ class Browser:
     def __init__(self) -> None:
         executable = find_browser()
         self._profile = tempfile.TemporaryDirectory(prefix="pol-browser-", ignore_cleanup_errors=True)
-        theirs_in, self._to = os.pipe()
-        self._from, theirs_out = os.pipe()
-        # The browser reads commands from descriptor 3 and answers on 4; duplicating high first keeps them apart.
-        script = f'exec 8<&{theirs_in} 9>&{theirs_out}; exec 3<&8 4>&9 8<&- 9>&-; exec "$@"'
+        theirs_in, self._to = _pipe()
+        self._from, theirs_out = _pipe()
+        # The browser reads commands from descriptor 3 and answers on 4.
+        script = f'exec 3<&{theirs_in} 4>&{theirs_out} {theirs_in}<&- {theirs_out}>&-; exec "$@"'
         arguments = [executable, *FLAGS, f"--user-data-dir={self._profile.name}", "--remote-debugging-pipe", "about:blank"]
         self._process = subprocess.Popen(
             ["bash", "-c", script, "bash", *arguments],
@@ -137,3 +138,12 @@ class Browser:
             self._buffer += chunk
         raw, self._buffer = self._buffer.split(b"\0", 1)
         return dict(json.loads(raw))
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose descriptors are well above those the browser wants, so that none overwrites another on the way."""
+    ends = os.pipe()
+    high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in ends)
+    for end in ends:
+        os.close(end)
+    return high[0], high[1]

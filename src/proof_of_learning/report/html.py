@@ -74,6 +74,7 @@ def _environment() -> Environment:
         size=_unbroken(text.size),
         plural=text.plural,
         sentence=text.sentence,
+        shorten=text.shorten,
     )
     return environment
 

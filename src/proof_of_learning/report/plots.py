@@ -49,7 +49,7 @@ _VARIABLES = {
     INK: "--ink", MUTED: "--muted", GRID: "--line", CURVE: "--curve",
     **{mark.colour: f"--plot-{status}" for status, mark in MARKS.items()},
 }  # fmt: skip
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 12, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
     "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.titlecolor": INK, "axes.titlesize": 12,
     "axes.titlelocation": "left", "axes.titlepad": 9, "axes.spines.top": False, "axes.spines.right": False,
@@ -89,7 +89,8 @@ def _segments(verdict: Verdict) -> Plot | None:
     known = _array([*line[np.isfinite(line)], *(h for h in heights if math.isfinite(h))])
     relative = [_Error(segment) for segment in verdict.segments]
     compact = all(error.exact for error in relative)
-    limit = verdict.thresholds.rho if verdict.exactness == "calibrated" and relative else None
+    rho = verdict.thresholds.rho
+    limit = rho if verdict.exactness == "calibrated" and relative and 0 < rho < math.inf else None
 
     def paint(figure: Figure, margins: _Margins) -> None:
         rows = [170.0] if not relative else [170.0, 34.0] if compact else [170.0, 150.0]
@@ -109,7 +110,8 @@ def _segments(verdict: Verdict) -> Plot | None:
         _segment_axis(axes[-1], where, verdict.segments)
 
     marks: list[Status] = [status for status in MARKS if any(s.status == status for s in verdict.segments)]
-    return _plot("segments", "Challenged segments", _describe(verdict.segments, relative, limit), paint, marks)
+    title = "Challenged segments" if verdict.segments else "Segments"
+    return _plot("segments", title, _describe(verdict.segments, relative, limit), paint, marks)
 
 
 class _Error:
@@ -134,8 +136,9 @@ def _error_panel(
         axes.set_ylim(-0.5, 0.5)
         levels = [0.0] * len(errors)
     else:
-        reach = [*exponents, *([math.log10(limit)] if limit and limit > 0 else [])] or [-6.0, 0.0]
-        low, high = math.floor(min(reach)), max(math.ceil(max(reach)), math.floor(min(reach)) + 1)
+        reach = [*exponents, *([math.log10(limit)] if limit else [])] or [-6.0, 0.0]
+        high = math.ceil(max(reach))
+        low = min(math.floor(min(reach)), high - 1)
         stride = max(1, math.ceil((high - low) / 5))
         # The rows outside the scale keep their distance from it however many decades there are.
         row = max(1.0, (high - low) / 4)
@@ -146,7 +149,7 @@ def _error_panel(
         axes.set_yticks([below, *decades, *extra], ["exact", *labels, *(["n/a"] if others else [])])
         axes.set_ylim(below - row / 2, (above if others else high) + row / 2)
         axes.axhline(below + row / 2, color=GRID, linewidth=1.2)
-        if limit and limit > 0:
+        if limit:
             axes.axhline(math.log10(limit), color=MUTED, linewidth=1.2, dashes=(5, 3))
             axes.annotate(
                 f"limit {number(limit)}", (1, math.log10(limit)), (0, 3), xycoords=("axes fraction", "data"),
@@ -212,13 +215,12 @@ def _loss(verdict: Verdict) -> Plot | None:
     text += " (thin) and its running mean (thick)." if smooth is not None else "."
     text += f" It goes from {number(losses[0])} to {number(losses[-1])}."
     if left_out:
-        text += f" {plural(left_out, 'value')} not finite and not drawn."
+        text += f" {plural(left_out, 'value')} {'is' if left_out == 1 else 'are'} not finite and not drawn."
     return _plot("loss", "Training loss", text, paint)
 
 
 def _journey(verdict: Verdict) -> Plot | None:
     distance, progress = _array(verdict.trajectory.distance), _array(verdict.trajectory.progress)
-    progress = np.cumsum(np.where(np.isfinite(progress), progress, 0.0))
     series = [
         ("Distance of the weights from the start (l2)", "Weights' distance from the start", distance, _plain_tick),
         ("Share of the way to the final weights", "Share of the way covered", 100 * progress, lambda v, _: f"{v:g} %"),
@@ -307,7 +309,7 @@ def _inline(document: str, identifier: str, title: str) -> str:
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{identifier}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{identifier}-\1)", svg)
     svg = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{identifier}-\1"', svg)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable}, {colour})")

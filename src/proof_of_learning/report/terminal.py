@@ -14,11 +14,15 @@ from proof_of_learning.verifier.verdict import Decision, Status, Verdict
 _STATUS_STYLE: dict[Status, str] = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skipped": "dim"}
 _DECISION_STYLE: dict[Decision, str] = {"valid": "bold green", "invalid": "bold red", "inconclusive": "bold yellow"}
 _MAX_REASON = 600
+_MAX_WHY = 120
 _MAX_LISTED = 12
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
-    """Print the verdict to ``console``; foreign strings are shown, never interpreted."""
+    """Print the verdict to ``console``; foreign strings are shown, never interpreted.
+
+    An invalid proof gets no promises about random draws: there is nothing left for them to cover.
+    """
     if verdict.checks:
         console.print(_checks(verdict, console))
     console.print()
@@ -47,8 +51,8 @@ def summary_table(rows: Iterable[tuple[str, Verdict]]) -> Table:
         table.add_row(
             Text(text.visible(name, 120)),
             Text(verdict.verdict.upper(), style=_DECISION_STYLE[verdict.verdict]),
-            Text(text.visible(verdict.reason, 200)),
-            text.percent(verdict.cost.share) if verdict.cost.steps_total else text.MISSING,
+            Text(text.shorten(text.visible(verdict.reason), _MAX_WHY)),
+            text.percent(verdict.cost.share) if verdict.cost.steps_replayed else text.MISSING,
         )
     return table
 
@@ -74,7 +78,7 @@ def _details(verdict: Verdict, console: Console) -> Table:
     table.add_column(overflow="fold")
     task, data = verdict.conditions.task, verdict.conditions.data
     lines = [
-        *(("promise", line) for line in words.guarantees(verdict)),
+        *(("promise", line) for line in words.guarantees(verdict) if verdict.verdict != "invalid"),
         ("cost", f"{words.cost(verdict)}, in {text.seconds(verdict.cost.seconds)}"),
         ("kind", f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"),
         ("task", words.condition(task)),

@@ -74,10 +74,12 @@ def percent(share: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """``0.8 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    """``<0.1 s``, ``0.8 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if value is None or not math.isfinite(value):
         return number(value)
-    if value < 60:
+    if 0 < value < 0.05:
+        return "<0.1 s"
+    if value < 59.5:
         return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
@@ -98,6 +100,14 @@ def size(count: int) -> str:
 def plural(count: int, noun: str) -> str:
     """``1 step``, ``2 steps``."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most ``limit`` characters, cut between words."""
+    if len(text) <= limit:
+        return text
+    head = text[: limit - 1]
+    return (head.rsplit(" ", 1)[0] if " " in head[limit // 2 :] else head).rstrip(" ,;:") + "…"
 
 
 def sentence(text: str) -> str:

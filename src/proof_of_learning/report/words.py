@@ -17,11 +17,11 @@ STATUS: dict[Status, str] = {"pass": "Pass", "fail": "Fail", "inconclusive": "In
 
 ASSURANCE = {
     "registered": "All randomness follows from a claim that carries a trusted timestamp: nothing was left for the prover to choose.",
-    "seed-derived": "All randomness follows from a claim, but nothing shows when that claim was made: several could have been tried.",
+    "seed-derived": "All randomness follows from one key, but nothing shows when it was fixed: several could have been tried.",
     "observed": "The randomness was written down by the prover, who could have chosen it.",
 }
 RANDOMNESS = {
-    "derived": "Initial weights, order and augmentation follow from a key and were recomputed.",
+    "derived": "Initial weights, order and augmentation follow from a key, so that a verifier recomputes them.",
     "recorded": "Initial weights, order and augmentation are what the prover wrote down.",
 }
 EXACTNESS = {
@@ -79,6 +79,8 @@ def why(reason: str) -> str:
 def guarantees(verdict: Verdict) -> list[str]:
     """What the random draws promise, in plain words: by number of segments and by progress."""
     given = verdict.guarantee
+    if given.forged_fraction is None and given.progress_fraction is None and not (given.uniform_draws or given.progress_draws):
+        return ["No promise: no segment was drawn at random."]
     return [
         _guarantee(
             given.forged_fraction, given.miss_probability, given.uniform_draws,
@@ -106,8 +108,8 @@ def _guarantee(fraction: float | None, missed: float, draws: int, of_what: str, 
 def cost(verdict: Verdict) -> str:
     """The cost of verification as a share of training: ``4,250 of 50,000 steps (8.5 %)``."""
     spent = verdict.cost
-    if not spent.steps_total:
-        return f"{plural(spent.steps_replayed, 'step')} replayed"
+    if not spent.steps_replayed:
+        return "no step replayed"
     return f"{spent.steps_replayed:,} of {plural(spent.steps_total, 'step')} replayed ({percent(spent.share)})"
 
 
