@@ -205,7 +205,7 @@ class Session:
             scheduler.step()
 
     def idle(self, stop: int, steps_per_epoch: int) -> Iterator[list[float]]:
-        """The schedule alone, up to ``stop``: progress and schedulers move as in :meth:`run`, parameters stay. Yields each step's rates."""
+        """The schedule alone, up to ``stop``: yields each step's rates. Progress and schedulers move as in a run, parameters stay."""
         while self.progress.step < stop:
             rates = self.rates()
             with task_code("stepping the scheduler"), warnings.catch_warnings():
