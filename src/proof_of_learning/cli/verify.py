@@ -59,6 +59,16 @@ def verify(
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life after which a task is given up.")
     ] = 600.0,
+    sandbox: Annotated[
+        str,
+        typer.Option(
+            help="Confine the task's code: `auto` (where bubblewrap works), `require` (nowhere else) or `off`."
+        ),
+    ] = "auto",
+    allow_read: Annotated[
+        list[Path] | None,
+        typer.Option("--allow-read", help="A further file or folder that the confined task may read; may be repeated."),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     json: Annotated[
@@ -91,7 +101,7 @@ def verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
             allow_calibrated=allow_calibrated, require=require, registration=registration, model=model,
             approve_fixed=approve_fixed or (), chain=_links(chain or []), trust=trust or (),
-            keep_going=keep_going, timeout=timeout, progress=progress,
+            keep_going=keep_going, timeout=timeout, sandbox=sandbox, allow_read=allow_read or (), progress=progress,
         )  # fmt: skip
     common.write_json(verdict.to_json(), json)
     if report is not None:

@@ -18,6 +18,7 @@ from proof_of_learning.errors import PolError, TaskError, WorkerError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
+from proof_of_learning.replay.sandbox import Sandbox, hint
 from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
@@ -55,15 +56,22 @@ class LocalWorker:
 class WorkerProcess:
     """A worker in a child process, started with ``environment``'s variables.
 
-    ``timeout``: seconds without any sign of life after which the worker is given up.
+    ``timeout``: seconds without any sign of life after which the worker is given up. ``sandbox``: what it may see; it ends
+    with the thread that started it.
     """
 
-    def __init__(self, environment: Environment | None, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._timeout = timeout
+    def __init__(
+        self, environment: Environment | None, timeout: float = DEFAULT_TIMEOUT, sandbox: Sandbox | None = None
+    ) -> None:
+        self._timeout, self._confined = timeout, sandbox is not None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         variables = dict(os.environ) if environment is None else environments.process_variables(environment)
+        command = [sys.executable, "-m", "proof_of_learning.replay.worker"]
+        if sandbox is not None:
+            command = sandbox.command(command, gpu=environment is not None and environment.device.type == "cuda")
+            variables = sandbox.variables(variables)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "proof_of_learning.replay.worker"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -81,7 +89,8 @@ class WorkerProcess:
                 answer: AnyAnswer = protocol.receive(self._process.stdout, AnyAnswer)  # type: ignore[arg-type]
                 if isinstance(answer, protocol.Failed):
                     kind = getattr(errors, answer.error, WorkerError)
-                    raise kind(answer.message) if issubclass(kind, PolError) else WorkerError(answer.message)
+                    message = hint(answer.message) if self._confined else answer.message
+                    raise kind(message) if issubclass(kind, PolError) else WorkerError(message)
                 if not isinstance(answer, protocol.Working):
                     return answer
                 on_work(answer.done, answer.total)
@@ -117,36 +126,52 @@ class Workers:
     """The workers of one verification: opened on first use, one for each recorded environment."""
 
     def __init__(
-        self, proof: Proof, task: Task | TaskReference, timeout: float = DEFAULT_TIMEOUT, start: Path | None = None
+        self,
+        proof: Proof,
+        task: Task | TaskReference,
+        timeout: float = DEFAULT_TIMEOUT,
+        start: Path | None = None,
+        sandbox: Sandbox | None = None,
     ) -> None:
-        """``start``: the proof whose final weights the run starts from."""
+        """``start``: the proof whose final weights the run starts from. ``sandbox``: of workers in processes of their own."""
+        self._sandbox = sandbox
         self._proof, self._task, self._timeout, self._start = proof, task, timeout, start
         self._open: dict[str, LocalWorker | WorkerProcess] = {}
         self.here: dict[str, Environment] = {}
+        self.noise: dict[str, Environment] = {}
+        self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
         self.start_seconds = 0.0
 
     def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> Any:
         """Send a request to the worker whose environment it belongs to: that of its segment, else the run's first."""
-        index = request.index if isinstance(request, (protocol.Replay, protocol.Evaluate)) else 0
-        return self._worker(self._proof.segments[index].environment).ask(request, on_work)
+        per_segment = (protocol.Replay, protocol.Noise, protocol.Evaluate)
+        index = request.index if isinstance(request, per_segment) else 0
+        noise = isinstance(request, protocol.Noise)
+        return self._worker(self._proof.segments[index].environment, noise).ask(request, on_work)
 
     def differences(self, digest: str) -> list[str]:
         """What the worker for that recorded environment could not reproduce."""
         self._worker(digest)
         return environments.differences(self._proof.environments[digest], self.here[digest])
 
-    def _worker(self, digest: str) -> LocalWorker | WorkerProcess:
-        if digest not in self._open:
+    def _worker(self, digest: str, noise: bool = False) -> LocalWorker | WorkerProcess:
+        """The worker for a recorded environment, or the one beside it that shows how far another environment strays."""
+        name = f"{digest} (noise)" if noise else digest
+        if name not in self._open:
             begun = time.perf_counter()
             environment = self._proof.environments[digest]
+            if noise:
+                self._worker(digest)
+                environment = environments.another(self.here[digest])
             reference = self._task if isinstance(self._task, TaskReference) else self._task.reference
             worker: LocalWorker | WorkerProcess
             if isinstance(self._task, Task) and reference is None:
                 worker, reference = LocalWorker(self._task), TaskReference("(in this process)")
             else:
-                worker = WorkerProcess(environment, self._timeout)
-            self._open[digest] = worker
-            assert reference is not None
+                assert reference is not None
+                confined = self._sandbox and self._sandbox.serving(reference, Path(self._proof.path), self._start)
+                worker = WorkerProcess(environment, self._timeout, confined)
+            self._open[name] = worker
             seed = self._proof.header.randomness.seed
             opened = worker.ask(
                 protocol.Open(
@@ -157,12 +182,18 @@ class Workers:
                     seed=None if seed is None else int(seed),
                     environment=environment,
                     start=None if self._start is None else str(self._start.resolve()),
+                    scratch=self._scratch.name,
                 )
             )
             assert isinstance(opened, protocol.Opened)
-            self.here[digest] = opened.environment
+            if opened.root != self._proof.root:
+                raise WorkerError("the proof changed while it was verified")
+            if noise:
+                self.noise[digest] = opened.environment
+            else:
+                self.here[digest] = opened.environment
             self.start_seconds += time.perf_counter() - begun
-        return self._open[digest]
+        return self._open[name]
 
     def __enter__(self) -> Workers:
         return self
@@ -170,3 +201,4 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         for worker in self._open.values():
             worker.close()
+        self._scratch.cleanup()

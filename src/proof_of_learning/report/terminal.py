@@ -32,6 +32,10 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     console.print(_details(verdict, console))
     if verdict.nonce.origin == "self-chosen":
         console.print(Text.assemble(("Self-chosen nonce. ", "bold yellow"), _plain(words.SELF_CHOSEN, console)))
+    for line in verdict.warnings:
+        console.print(
+            Text.assemble(("Warning. ", "bold yellow"), _plain(text.sentence(line), console)), overflow="fold"
+        )
     if verdict.unreproduced:
         console.print(Text("Not reproduced:"))
         for line in verdict.unreproduced[:_MAX_LISTED]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.registration import Registration
 from proof_of_learning.replay.protocol import Answer, AnyRequest, Failed, Request
+from proof_of_learning.replay.sandbox import Isolation
 from proof_of_learning.verifier.plan import Challenge
 from proof_of_learning.verifier.survey import Survey
 from proof_of_learning.verifier.verdict import Chain, CheckResult, Status
@@ -30,7 +31,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a check may look at. ``differences``: by environment digest, what could not be reproduced."""
+    """Everything a check may look at. ``differences``: by environment digest, what could not be reproduced.
+
+    ``isolation``: how the task's code was kept apart; None where none was run.
+    """
 
     proof: Proof
     survey: Survey
@@ -38,6 +42,7 @@ class Evidence:
     options: Options
     chain: Chain | None = None
     differences: Mapping[str, list[str]] = field(default_factory=dict)
+    isolation: Isolation | None = None
 
 
 class Answers:

@@ -149,7 +149,10 @@ class Trajectory(_Value, frozen=True):
 
 
 class Verdict(_Value, frozen=True):
-    """The outcome of a verification (JSON schema ``pol/verdict/v1``). ``exit_status``: 0 valid, 1 invalid, 3 inconclusive."""
+    """The outcome of a verification (JSON schema ``pol/verdict/v1``). ``exit_status``: 0 valid, 1 invalid, 3 inconclusive.
+
+    ``warnings``: what the verifier should know about the verification itself; they change no verdict.
+    """
 
     verdict: Decision
     assurance: Assurance
@@ -165,6 +168,7 @@ class Verdict(_Value, frozen=True):
     thresholds: Thresholds = Thresholds()
     trajectory: Trajectory = Trajectory()
     unreproduced: list[str] = []
+    warnings: list[str] = []
     chain: Chain | None = None
     schema: str = SCHEMA
 

@@ -15,6 +15,7 @@ from proof_of_learning import registration as registrations
 from proof_of_learning.errors import FormatError, IntegrityError, TaskError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay import sandbox as sandboxes
 from proof_of_learning.replay.client import DEFAULT_TIMEOUT, Workers
 from proof_of_learning.replay.protocol import (
     AnyRequest,
@@ -68,6 +69,8 @@ def verify(
     trust: Iterable[str] = (),
     keep_going: bool = False,
     timeout: float = DEFAULT_TIMEOUT,
+    sandbox: str = "auto",
+    allow_read: Iterable[str | os.PathLike[str]] = (),
     progress: ProgressCallback = silent,
 ) -> Verdict:
     """Verify the proof at ``path`` against the task that the caller names.
@@ -80,6 +83,8 @@ def verify(
     chain: the proofs behind a run that starts from another one, each with its task. trust: roots that need no verification.
     require: ``"exact"`` accepts nothing but bit-exact replay. keep_going: run all checks even after a failure.
     timeout: seconds without a sign of life after which a hanging task is given up.
+    sandbox: ``"auto"`` confines the task's code where bubblewrap works and warns elsewhere, ``"require"`` raises UsageError
+    there, ``"off"`` confines nothing. allow_read: further files and folders that confined code may read.
 
     Returns a Verdict. Raises FormatError or UsageError for what cannot be read, TaskError where the task's code fails.
     """
@@ -89,6 +94,8 @@ def verify(
         raise UsageError("the numbers of segments to replay cannot be negative")
     if isinstance(task, str):
         task = TaskReference(task, dict(settings or {}))
+    in_process = isinstance(task, Task) and task.reference is None
+    isolation = sandboxes.isolation(sandbox, allow_read := tuple(allow_read), in_process=in_process)
     options = Options(
         model=None if model is None else Path(model),
         registration=None if registration is None else registrations.load(registration),
@@ -123,14 +130,18 @@ def verify(
             chain=behind,
             trust=trusted,
             timeout=timeout,
+            sandbox=sandbox,
+            allow_read=allow_read,
             progress=progress,
         )
 
     answers, differences = Answers(), dict[str, list[str]]()
-    evidence = Evidence(proof, found, picked, options, follow(proof, links, trusted, verify_link), differences)
+    evidence = Evidence(
+        proof, found, picked, options, follow(proof, links, trusted, verify_link), differences, isolation
+    )
     start = parent_of(proof, links)
     checks = []
-    with Workers(proof, task, timeout, None if start is None else start.path) as workers:
+    with Workers(proof, task, timeout, None if start is None else start.path, isolation.sandbox) as workers:
         for environment in {segment.environment: None for segment in proof.segments}:
             progress("starting the replay worker", 0, 0)
             differences[environment] = workers.differences(environment)
@@ -236,6 +247,7 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         ),
         trajectory=_trajectory(found),
         unreproduced=unreproduced,
+        warnings=[] if evidence.isolation is None else evidence.isolation.warnings,
         chain=evidence.chain,
     )
 

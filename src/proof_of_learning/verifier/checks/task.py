@@ -38,4 +38,12 @@ class TaskCheck:
                 named=described.digest, proof=claim.digest, differences=lines[:100],
             )  # fmt: skip
         note = f"; the source text of {', '.join(changed)} differs, which only a replay can judge" if changed else ""
-        return result(self, "pass", f"the task is the one named{note}", digest=claim.digest, sources_changed=changed)
+        isolation = evidence.isolation.note if evidence.isolation is not None else "no code of the task was run"
+        return result(
+            self,
+            "pass",
+            f"the task is the one named{note}",
+            digest=claim.digest,
+            sources_changed=changed,
+            isolation=isolation,
+        )
