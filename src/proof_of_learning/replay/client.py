@@ -169,7 +169,8 @@ class Workers:
                 worker, reference = LocalWorker(self._task), TaskReference("(in this process)")
             else:
                 assert reference is not None
-                confined = self._sandbox and self._sandbox.serving(reference, Path(self._proof.path), self._start)
+                files, scratch = (Path(self._proof.path), self._start), Path(self._scratch.name)
+                confined = self._sandbox and self._sandbox.serving(reference, *files, scratch=scratch)
                 worker = WorkerProcess(environment, self._timeout, confined)
             self._open[name] = worker
             seed = self._proof.header.randomness.seed

@@ -78,12 +78,14 @@ class Sandbox:
     folders: tuple[Path, ...] = ()
     scratch: Path | None = None
 
-    def serving(self, task: TaskReference, *files: Path | None) -> Sandbox:
-        """The same sandbox with what this task needs, and with ``files`` (a proof's directory, say)."""
+    def serving(self, task: TaskReference, *files: Path | None, scratch: Path | None = None) -> Sandbox:
+        """The same sandbox with what this task needs, with ``files`` (a proof's directory, say) and a folder to write."""
         values = [value for value in task.settings.values() if isinstance(value, str)]
         named = [Path(value) for value in (*values, os.environ.get("POL_DATA", "")) if _names_path(value)]
         wanted = (*named, *(file for file in files if file is not None))
-        return replace(self, read=(*self.read, *wanted), folders=(*self.folders, *_home_of(task.target)))
+        return replace(
+            self, read=(*self.read, *wanted), folders=(*self.folders, *_home_of(task.target)), scratch=scratch
+        )
 
     def command(self, command: Iterable[str], *, gpu: bool = False) -> list[str]:
         """``command`` inside the sandbox, in the working directory of this process (which it need not see into)."""
