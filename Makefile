@@ -25,7 +25,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 test: lint types
-	sh tools/browser.sh
+	sh tools/test-tools.sh
 	$(BIN)/pytest
 
 format: $(STAMP)
