@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from proof_of_learning import TaskReference, prove
 from proof_of_learning.prover import Recording
 
 HERE = Path(__file__).parent
+torch.set_num_threads(1)  # on tensors this small, more threads only wait for each other
 
 # Repeatable by default; HYPOTHESIS_PROFILE=explore tries other and more examples each time.
 quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]

@@ -111,6 +111,10 @@ def encode_tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Node:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Tensor):
+        if path in tensors:
+            raise TaskError(
+                f"the state has two tensors at {path!r}; do not use a number and its text as keys of one dict"
+            )
         tensors[path] = _own(value, path)
         return {"t": path}
     if isinstance(value, (int, np.integer)):
@@ -155,18 +159,29 @@ def decode_tree(node: Node, tensors: Mapping[str, Tensor]) -> Any:
     raise FormatError(f"a state's tree holds the unknown tag {tag!r}")
 
 
-def tree_tensors(node: Node) -> Iterator[str]:
-    """The tensor names that a tree refers to."""
-    if isinstance(node, dict):
-        for tag, body in node.items():
-            if tag == "t":
-                yield body
-            elif tag in ("l", "u"):
-                for item in body:
-                    yield from tree_tensors(item)
-            elif tag in ("d", "c"):
-                for _, item in body:
-                    yield from tree_tensors(item)
+def tree_tensors(node: Node, path: str | None = None) -> Iterator[str]:
+    """The tensor names that a tree refers to; raises FormatError for a tree that :func:`encode_tree` does not write."""
+    if node is None or isinstance(node, (bool, str)):
+        return
+    item: tuple[str, Any] = next(iter(node.items())) if isinstance(node, dict) and len(node) == 1 else ("", None)
+    tag, body = item
+    try:
+        if tag == "t" and path is not None and body == path:
+            yield path
+        elif tag in ("l", "u") and isinstance(body, list):
+            for position, below in enumerate(body):
+                yield from tree_tensors(below, f"{path}/{position}")
+        elif tag in ("d", "c") and isinstance(body, list):
+            keys = [key for key, _ in body]
+            if keys != sorted(set(keys)) or any(_key(_unkey(key), "") != key for key in keys):
+                raise FormatError(f"a state's tree has unordered or malformed keys at {path!r}")
+            for key, below in body:
+                name = _escape(key[2:])
+                yield from tree_tensors(below, name if path is None else f"{path}/{name}")
+        elif not ((tag == "i" and str(int(body)) == body) or (tag == "f" and float.fromhex(body).hex() == body)):
+            raise FormatError(f"a state's tree is malformed at {path!r}")
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"a state's tree is malformed at {path!r}: {error}") from error
 
 
 def _key(key: Any, path: str) -> str:
@@ -180,7 +195,7 @@ def _unkey(key: str) -> str | int:
 
 
 def _own(tensor: Tensor, path: str) -> Tensor:
-    if tensor.layout != torch.strided or tensor.dtype not in DTYPE_NAMES:
+    if tensor.layout != torch.strided or tensor.dtype not in DTYPE_NAMES or tensor.dtype == torch.complex128:
         raise TaskError(f"the tensor at {path!r} is {tensor.layout} {tensor.dtype}, which cannot be recorded")
     tensor = tensor.detach()
     if tensor.device.type != "cpu":
@@ -212,7 +227,7 @@ def restore(parts: Mapping[str, Any], state: State) -> None:
             elif isinstance(part, torch.optim.Optimizer):
                 _restore_optimizer(name, part, values[name])
             else:
-                part.load_state_dict(values[name])
+                part.load_state_dict(_fresh(values[name]))  # a part may keep what it is given, and train it
     except FormatError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -294,7 +309,7 @@ def _restore_module(part: str, module: nn.Module, values: dict[str, Any]) -> Non
         parameter.grad = None
     modules = dict(module.named_modules())
     for name, extra in values["extra"].items():
-        modules[name].set_extra_state(extra)
+        modules[name].set_extra_state(_fresh(extra))
 
 
 def _restore_optimizer(part: str, optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
@@ -324,7 +339,7 @@ def _fresh(value: Any, device: torch.device | None = None) -> Any:
     if isinstance(value, Tensor):
         return value.clone() if device is None or device.type == "cpu" else value.to(device)
     if isinstance(value, dict):
-        return {key: _fresh(item, device) for key, item in value.items()}
+        return type(value)({key: _fresh(item, device) for key, item in value.items()})
     if isinstance(value, list):
         return [_fresh(item, device) for item in value]
     return tuple(_fresh(item, device) for item in value) if isinstance(value, tuple) else value

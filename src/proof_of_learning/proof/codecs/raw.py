@@ -43,16 +43,9 @@ class RawCodec:
         if set(metadata) != {"pol"}:
             raise FormatError("an object is not a state: its metadata is not what the raw codec writes")
         tree = canonical.decode(metadata["pol"].encode(), dict[str, Any], "a state's tree")
-        if set(tree) != {"d"} or sorted(_names(tree)) != sorted(tensors):
+        if set(tree) != {"d"} or sorted(tree_tensors(tree)) != sorted(tensors):
             raise FormatError("a state's tree does not name its tensors")
         return State(tree, tensors)
-
-
-def _names(tree: Any) -> list[str]:
-    try:
-        return list(tree_tensors(tree))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise FormatError("a state's tree is malformed") from error
 
 
 def encode_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Iterator[bytes | memoryview]:
