@@ -71,7 +71,7 @@ class _Sums:
             a, b = (torch.where(same & ~torch.isfinite(t), torch.zeros_like(t), t) for t in (a, b))
             length = _norm(difference)
         sizes = difference.abs_()
-        largest = float(torch.aminmax(sizes)[1]) if sizes.numel() else 0.0  # several times faster than a norm of order inf
+        largest = float(torch.aminmax(sizes)[1]) if sizes.numel() else 0.0  # far faster than a norm of order inf
         self.l1 += float(sizes.sum(dtype=torch.float64))
         self.squares += length**2
         self.linf = largest if math.isnan(largest) else max(self.linf, largest)
