@@ -80,7 +80,7 @@ class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def new_claim(header: Header, environment: Environment, owner_key: str | None = None) -> Registration:
     """A fresh claim for the run that ``header`` (made from the task's seed) describes."""
     claim = Claim(nonce=secrets.token_hex(32), owner_key=owner_key, **_fixed_by(header, environment))
-    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return Registration(SCHEMA, claim, now.isoformat().replace("+00:00", "Z"))
 
 
@@ -94,7 +94,7 @@ def load(path: str | os.PathLike[str]) -> Registration:
         raise FormatError(f"the claim {path} has no nonce of 64 hex digits")
     try:
         created = datetime.datetime.fromisoformat(registration.created.replace("Z", "+00:00"))
-        ahead = created - datetime.datetime.now(datetime.timezone.utc)
+        ahead = created - datetime.datetime.now(datetime.UTC)
     except (ValueError, TypeError):
         raise FormatError(f"the claim {path} does not say when it was created (RFC 3339, UTC)") from None
     if ahead > CLOCK_SKEW:
