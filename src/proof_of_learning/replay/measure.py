@@ -52,6 +52,30 @@ class Comparison(msgspec.Struct, frozen=True):
         return math.isfinite(self.overall.l1) and math.isfinite(self.overall.l2)
 
 
+class TensorError(msgspec.Struct, frozen=True, array_like=True):
+    """One measured tensor: l2 of its ``error``, l2 of its ``span`` over the segment, number of ``elements``."""
+
+    error: float
+    span: float
+    elements: int
+
+
+class Detail(msgspec.Struct, frozen=True):
+    """What calibrated comparison needs beyond norms: errors tensor by tensor, and how they lie to the way that is left.
+
+    With e the weights' error (reference - replay), d their span over the segment and g the way from the segment's start to the
+    final weights: ``error_along`` is <e, g>, ``span_along`` <d, g>; ``error_norm`` and ``way_norm`` the lengths of e and g.
+    ``kind_spans`` are the displacements by kind of state.
+    """
+
+    tensors: dict[str, TensorError]
+    kind_spans: dict[str, Distance]
+    error_along: float
+    span_along: float
+    error_norm: float
+    way_norm: float
+
+
 @dataclass
 class _Sums:
     l1: float = 0.0
@@ -116,6 +140,41 @@ def compare(a: State, b: State) -> Comparison:
     return Comparison(overall.distance(), {kind: s.distance() for kind, s in sorted(sums.items())}, unequal)
 
 
+def relative_errors(a: State, b: State) -> dict[str, float]:
+    """For each measured tensor of ``b``, the l2 distance of ``a``'s over its norm (infinite where ``a`` has none like it)."""
+    errors = {}
+    for name, tensor in b.tensors.items():
+        if measured(tensor):
+            other = a.tensors.get(name)
+            fits = other is not None and other.shape == tensor.shape and other.dtype == tensor.dtype
+            error = _distance(other, tensor) if fits and other is not None else math.inf
+            errors[name] = ratio(error, _distance(tensor, torch.zeros_like(tensor)))
+    return errors
+
+
+def detail(arrived: State, reference: State, before: State, final: dict[str, Tensor] | None) -> Detail:
+    """Errors of ``arrived`` against ``reference``, spans from ``before`` to ``reference``, directions toward ``final``."""
+    tensors: dict[str, TensorError] = {}
+    along = span_along = squares = way = 0.0
+    for name, target in reference.tensors.items():
+        got, start = arrived.tensors.get(name), before.tensors.get(name)
+        if not measured(target) or got is None or got.shape != target.shape or got.dtype != target.dtype:
+            continue
+        known = start is not None and start.shape == target.shape and start.dtype == target.dtype
+        # What the segment itself created (a first momentum) has moved from nothing.
+        span = _distance(start if known and start is not None else torch.zeros_like(target), target)
+        tensors[name] = TensorError(_distance(got, target), span, target.numel())
+        goal = None if final is None else final.get(name)
+        if goal is not None and start is not None and known and goal.shape == target.shape:
+            e, d, g = (x.double().flatten() for x in (target - got, target - start, goal - start))
+            along += torch.dot(e, g).item()
+            span_along += torch.dot(d, g).item()
+            squares += torch.dot(e, e).item()
+            way += torch.dot(g, g).item()
+    spans = compare(before, reference).kinds
+    return Detail(tensors, spans, along, span_along, math.sqrt(squares), math.sqrt(way))
+
+
 def _structure(state: State) -> object:
     return state.tree
 
@@ -135,6 +194,27 @@ def displacement(before: State, after: State) -> Displacement:
 def weight_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """l2 distance of two sets of weights with the same names."""
     return math.sqrt(sum(_distance(a[name], b[name]) ** 2 for name in a if measured(a[name])))
+
+
+def estimate_d_ref(initial: dict[str, Tensor], final: dict[str, Tensor]) -> Distance:
+    """d_ref from one run's weights alone: independent runs end nearly orthogonal, but for what began as a constant.
+
+    A tensor that was drawn contributes √2 times its final norm, one that was constant (a normalisation's scale) √2 times its
+    way from there. ``pol calibrate`` measures how good that is.
+    """
+    scale = math.sqrt(2.0)
+    l1 = squares = linf = shared = total = 0.0
+    for name, end in final.items():
+        start = initial.get(name)
+        constant = start is not None and start.numel() > 1 and bool((start == start.flatten()[0]).all())
+        apart = (end - start if constant and start is not None else end).double()
+        l1 += apart.abs().sum().item()
+        squares += apart.square().sum().item()
+        linf = max(linf, apart.abs().max().item() if apart.numel() else 0.0)
+        norm = end.double().square().sum().item()
+        total += norm
+        shared += max(0.0, norm - apart.square().sum().item()) if constant else 0.0
+    return Distance(scale * l1, scale * math.sqrt(squares), scale * linf, 1.0 - shared / total if total else 0.0)
 
 
 def weights(state: State) -> dict[str, Tensor]:

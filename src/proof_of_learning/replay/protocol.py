@@ -1,4 +1,5 @@
-"""What a verifier asks of a replay worker, and what comes back: typed, bounded messages, JSON behind a length.
+"""What a verifier asks of a replay worker, and what comes back: typed, bounded messages, MessagePack behind a length
+(JSON has no infinities, which a hostile state produces).
 
 A check plans requests and judges answers; it does not matter to either whether they travel to a child process.
 """
@@ -12,7 +13,7 @@ import msgspec
 
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import WorkerError
-from proof_of_learning.replay.measure import Comparison, Distance
+from proof_of_learning.replay.measure import Comparison, Detail, Distance
 from proof_of_learning.task import Setting
 from proof_of_learning.training.environment import Environment
 
@@ -29,7 +30,8 @@ class Request(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields
 class Open(Request, frozen=True, tag="open"):
     """Build the task and take on the numeric environment. First of all requests.
 
-    ``start``: directory of the proof whose final weights the run starts from.
+    ``start``: directory of the proof whose final weights the run starts from. ``scratch``: a folder where replayed ends are kept
+    for a worker in another environment.
     """
 
     proof: str
@@ -39,6 +41,7 @@ class Open(Request, frozen=True, tag="open"):
     seed: int | None
     environment: Environment | None
     start: str | None = None
+    scratch: str | None = None
 
 
 class Describe(Request, frozen=True, tag="describe"):
@@ -63,9 +66,22 @@ class Rates(Request, frozen=True, tag="rates"):
 
 
 class Replay(Request, frozen=True, tag="replay"):
-    """Replay segment ``index`` from its recorded start and measure where it arrives."""
+    """Replay segment ``index`` from its recorded start and measure where it arrives.
+
+    ``steps``: only the first so many; the end is then compared with nothing. ``calibrate``: keep the end for
+    :class:`Noise` and measure in detail.
+    """
 
     index: int
+    steps: int | None = None
+    calibrate: bool = False
+
+
+class Noise(Request, frozen=True, tag="noise"):
+    """The same replay in another numeric environment, compared with the end that was kept: the verifier's own noise."""
+
+    index: int
+    steps: int | None = None
 
 
 class Evaluate(Request, frozen=True, tag="evaluate"):
@@ -80,11 +96,12 @@ class Answer(msgspec.Struct, frozen=True, tag_field="answer", forbid_unknown_fie
 
 class Opened(Answer, frozen=True, tag="opened"):
     environment: Environment
+    root: str
 
 
 class Described(Answer, frozen=True, tag="described"):
     digest: str
-    description: msgspec.Raw
+    description: bytes
     sources: dict[str, str]
     steps: int
     steps_per_epoch: int
@@ -115,7 +132,11 @@ class TensorOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Initialized(Answer, frozen=True, tag="initialized"):
+    """Where the digests differ, ``comparison`` is with the recorded initial state, ``relative`` each tensor's error over its norm."""
+
     state: str
+    comparison: Comparison | None
+    relative: dict[str, float]
     tensors: list[TensorOrigin]
 
 
@@ -136,6 +157,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     rates: list[list[float]]
     comparison: Comparison | None
     displacement: Distance | None
+    detail: Detail | None
     seconds: float
     step_seconds: float
 
@@ -158,7 +180,7 @@ class Working(Answer, frozen=True, tag="working"):
     total: int = 0
 
 
-AnyRequest = Open | Describe | CommitData | Initialize | Rates | Replay | Evaluate
+AnyRequest = Open | Describe | CommitData | Initialize | Rates | Replay | Noise | Evaluate
 AnyAnswer = (
     Opened | Described | Committed | Initialized | RatesGiven | Replayed | Evaluated | Failed | Working
 )  # fmt: skip
@@ -167,7 +189,7 @@ _HEAD = struct.Struct(">I")
 
 
 def send(stream: BinaryIO, message: Request | Answer) -> None:
-    raw = msgspec.json.encode(message)
+    raw = msgspec.msgpack.encode(message)
     if len(raw) > MAX_MESSAGE:
         raise WorkerError(f"a message of {len(raw):,} bytes is too large")
     stream.write(_HEAD.pack(len(raw)) + raw)
@@ -180,7 +202,7 @@ def receive(stream: BinaryIO, type_: type[T]) -> T:
     if size > MAX_MESSAGE:
         raise WorkerError(f"a message of {size:,} bytes was announced; at most {MAX_MESSAGE:,} are accepted")
     try:
-        return msgspec.json.decode(_exactly(stream, size), type=type_)
+        return msgspec.msgpack.decode(_exactly(stream, size), type=type_)
     except (msgspec.DecodeError, RecursionError) as error:
         raise WorkerError(f"a message is malformed: {error}") from error
 

@@ -15,8 +15,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,11 +25,13 @@ from proof_of_learning import canonical
 from proof_of_learning.data.batches import DerivedOrder, Feed, RecordedOrder
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import FormatError, PolError, WorkerError
+from proof_of_learning.proof import files
 from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol
-from proof_of_learning.replay.measure import compare
+from proof_of_learning.replay.measure import compare, detail, relative_errors, weights
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest, TensorOrigin
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
@@ -52,6 +54,8 @@ class Worker:
         self._feed: Feed | None = None
         self._order: DerivedOrder | None = None
         self._last: State | None = None
+        self._final: dict[str, Tensor] | None = None
+        self._scratch: Path | None = None
         self._clock: Session | None = None  # a session of which only the schedule runs
 
     def answer(self, request: AnyRequest) -> AnyAnswer:
@@ -69,6 +73,8 @@ class Worker:
                 return self._schedule(request)
             case protocol.Replay():
                 return self._replay(request)
+            case protocol.Noise():
+                return self._noise(request)
             case protocol.Evaluate():
                 return self._evaluate(request)
 
@@ -83,20 +89,21 @@ class Worker:
             if request.environment.device.type == "cuda" and torch.cuda.is_available():
                 device = "cuda"
         self._device = device
+        self._scratch = None if request.scratch is None else Path(request.scratch)
         if request.start is not None:
             parent = Proof.open(request.start)
             self._base = parent.state(parent.segments[-1].state).part("model")
         self._task = self._given or load_task(TaskReference(request.task, request.settings))
         if request.seed is not None:
             self._task = replace(self._task, seed=request.seed)
-        return protocol.Opened(environments.current(device))
+        return protocol.Opened(environments.current(device), self._proof.root)
 
     def _describe(self) -> protocol.Described:
         task, samples = self.task, len(self.data)
         description = self.session.describe()
         return protocol.Described(
             digest=description.digest(),
-            description=msgspec.Raw(canonical.encode(description.content)),
+            description=canonical.encode(description.content),
             sources=description.sources,
             steps=task.total_steps(samples),
             steps_per_epoch=task.steps_per_epoch(samples),
@@ -121,7 +128,13 @@ class Worker:
             origin(name, tensor, second.tensors.get(name), name in trainable, name in first.linked)
             for name, tensor in state.tensors.items()
         ]
-        return protocol.Initialized(state.digest(), tensors)
+        comparison, relative = None, dict[str, float]()
+        initial = self._proof.initial_state
+        if state.digest() != initial and self._proof.has_state(initial):
+            recorded = self._proof.state(initial)
+            comparison = compare(state, recorded)
+            relative = relative_errors(state, recorded)
+        return protocol.Initialized(state.digest(), comparison, relative, tensors)
 
     def _schedule(self, request: protocol.Rates) -> protocol.RatesGiven:
         per_epoch = self.task.steps_per_epoch(len(self.data))
@@ -140,40 +153,80 @@ class Worker:
         begun = time.perf_counter()
         segment = self._segment(request.index)
         before = self._start(self._proof.state_digests()[request.index])
-        session, feed = self.session, self.feed
-        session.restore(before)
-        if session.progress.step != segment.start:
-            raise FormatError(
-                f"the state before segment {request.index} says it stands at step {session.progress.step}"
-            )
-        if self._proof.header.randomness.mode == "derived":
-            steps = session.run(segment.stop, feed, self.order)
-        else:
-            columns: Columns = self._proof.columns(request.index)
-            assert columns.indices is not None and columns.rng is not None
-            snapshots, recorded = columns.rng, RecordedOrder(segment.start, columns.indices, len(self.data))
-            steps = session.run(segment.stop, feed, recorded, rng=lambda step: snapshots[step - segment.start])
-        losses, rates = [], []
-        stepping = time.perf_counter()
-        for result in steps:
-            losses.append(result.loss)
-            rates.append(result.rates)
-            self._pulse(result.step + 1 - segment.start, segment.stop - segment.start)
-        values = torch.stack(losses).double().cpu().tolist()
-        stepped = time.perf_counter() - stepping
-        arrived = session.capture()
-        comparison = displacement = None
-        if arrived.digest() == segment.state:
+        arrived, losses, rates, stepped = self._take(before, segment, request.steps)
+        comparison = displacement = details = None
+        if request.steps is not None or arrived.digest() == segment.state:
             displacement = compare(before, arrived).overall
         elif self._proof.has_state(segment.state):
             recorded = self._proof.state(segment.state)
             displacement = compare(before, recorded).overall
             if arrived.digest() != segment.arrived:
                 comparison = compare(arrived, recorded)
-        self._last = arrived
+                if request.calibrate:
+                    details = detail(arrived, recorded, before, self._final_weights())
+        if request.calibrate:
+            files.write_atomic(self._kept(request), RawCodec().encode(arrived, None))
+        self._last = None if request.calibrate else arrived
+        seconds = time.perf_counter() - begun
+        return protocol.Replayed(arrived.digest(), losses, rates, comparison, displacement, details, seconds, stepped)
+
+    def _noise(self, request: protocol.Noise) -> protocol.Replayed:
+        begun = time.perf_counter()
+        segment = self._segment(request.index)
+        before = self._start(self._proof.state_digests()[request.index])
+        arrived, losses, rates, stepped = self._take(before, segment, request.steps)
+        kept = self._kept(request)
+        reference = RawCodec().decode(files.read_bounded(kept, 2 * arrived.nbytes + (1 << 20)), lambda: arrived)
+        kept.unlink()
         return protocol.Replayed(
-            arrived.digest(), values, rates, comparison, displacement, time.perf_counter() - begun, stepped
+            arrived.digest(),
+            losses,
+            rates,
+            compare(arrived, reference),
+            compare(before, reference).overall,
+            detail(arrived, reference, before, self._final_weights()),
+            time.perf_counter() - begun,
+            stepped,
         )
+
+    def _take(
+        self, before: State, segment: Segment, count: int | None
+    ) -> tuple[State, list[float], list[list[float]], float]:
+        """Replay (the first ``count`` steps of) a segment: the state arrived at, losses, rates, and the seconds of the steps alone."""
+        session, feed = self.session, self.feed
+        session.restore(before)
+        if session.progress.step != segment.start:
+            raise FormatError(
+                f"the state before segment {segment.index} says it stands at step {session.progress.step}"
+            )
+        stop = segment.stop if count is None else min(segment.stop, segment.start + count)
+        if self._proof.header.randomness.mode == "derived":
+            steps = session.run(stop, feed, self.order)
+        else:
+            columns: Columns = self._proof.columns(segment.index)
+            assert columns.indices is not None and columns.rng is not None
+            snapshots, order = columns.rng, RecordedOrder(segment.start, columns.indices, len(self.data))
+            steps = session.run(stop, feed, order, rng=lambda step: snapshots[step - segment.start])
+        losses, rates = [], []
+        stepping = time.perf_counter()
+        for result in steps:
+            losses.append(result.loss)
+            rates.append(result.rates)
+            self._pulse(result.step + 1 - segment.start, stop - segment.start)
+        values = torch.stack(losses).double().cpu().tolist()
+        stepped = time.perf_counter() - stepping
+        return session.capture(), values, rates, stepped
+
+    def _kept(self, request: protocol.Replay | protocol.Noise) -> Path:
+        if self._scratch is None:
+            raise WorkerError("a calibrated replay needs a scratch folder")
+        return self._scratch / f"{request.index}-{request.steps or 'all'}"
+
+    def _final_weights(self) -> dict[str, Tensor] | None:
+        last = self._proof.segments[-1].state
+        if self._final is None and self._proof.has_state(last):
+            self._final = weights(self._proof.state(last))
+        return self._final
 
     def _start(self, digest: str) -> State:
         """The recorded state a segment starts from, which is often where the one before has just arrived."""

@@ -263,6 +263,21 @@ def apply(environment: Environment) -> None:
     set_flags(environment.flags)
 
 
+def another(here: Environment) -> Environment:
+    """An environment that this machine has too and whose rounding differs: another thread setting and older code paths.
+
+    Two replays in ``here`` and in this one show how far honest replays stray.
+    """
+    older = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
+    pins = PORTABLE if "512" in here.capability else older
+    flags = here.flags
+    if here.device.type == "cuda":
+        flags = msgspec.structs.replace(flags, deterministic=False, cudnn_deterministic=False, cudnn_benchmark=True)
+    return msgspec.structs.replace(
+        here, threads=2 if here.threads == 1 else 1, variables={**here.variables, **pins}, flags=flags
+    )
+
+
 def differences(recorded: Environment, here: Environment) -> list[str]:
     """What of ``recorded`` this process does not reproduce, one plain sentence part each; empty if all of it."""
     found: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,6 +16,7 @@ from proof_of_learning.verifier.survey import Survey
 from proof_of_learning.verifier.verdict import Chain, CheckResult, Status
 
 A = TypeVar("A", bound=Answer)
+R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Evidence:
     differences: Mapping[str, list[str]] = field(default_factory=dict)
     isolation: Isolation | None = None
 
+    def unreproduced(self, index: int) -> list[str]:
+        """What of the environment of segment ``index`` is not reproduced here."""
+        return self.differences.get(self.proof.segments[index].environment, [])
+
+    def calibrates(self, index: int) -> bool:
+        """Whether segment ``index`` may be compared within calibrated noise: allowed, and its environment not reproduced."""
+        return self.options.allow_calibrated and bool(self.unreproduced(index))
+
 
 class Answers:
     """Answers by request; asking for one of the wrong type is a mistake of the check."""
@@ -62,9 +71,17 @@ class Answers:
         assert isinstance(answer, type_), (request, answer)
         return answer
 
+    def requests(self, type_: type[R]) -> list[R]:
+        """The requests of one type that were answered."""
+        return [request for request in self._given if isinstance(request, type_)]
+
     def failure(self, request: Request) -> Failed | None:
         answer = self._given.get(request)
         return answer if isinstance(answer, Failed) else None
+
+
+# Batches of requests; a generator sees the answers to one batch before it makes the next.
+Plan = Iterable[Sequence[AnyRequest]]
 
 
 class Check(Protocol):
@@ -77,7 +94,7 @@ class Check(Protocol):
     meaning: str
     limits: str
 
-    def plan(self, evidence: Evidence) -> Iterable[AnyRequest]: ...
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan: ...
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult: ...
 
 

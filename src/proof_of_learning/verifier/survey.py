@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proof_of_learning.errors import IntegrityError
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.measure import displacement, weight_distance, weights
+from proof_of_learning.replay.measure import Distance, displacement, estimate_d_ref, weight_distance, weights
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.inertia import inertia
 
@@ -41,6 +41,7 @@ class Survey:
     parameters: int
     bytes: int
     final_model: str | None
+    d_ref: Distance | None
 
     def progress_share(self) -> list[float]:
         """The share of the squared distance from start to end that is covered at each segment's end."""
@@ -86,8 +87,9 @@ def survey(proof: Proof, on_segment: Callable[[int, int], None] = lambda done, t
         before = state
         on_segment(position, count)
     stored = sum(item.bytes for item in proof.index.values())
+    d_ref = estimate_d_ref(origin, target) if origin and target and _alike(origin, target) else None
     return Survey(
-        moved, moved_weights, inert, progress, trivial, distance, loss, missing, parameters, stored, final_model
+        moved, moved_weights, inert, progress, trivial, distance, loss, missing, parameters, stored, final_model, d_ref
     )
 
 

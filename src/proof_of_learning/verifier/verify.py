@@ -24,13 +24,15 @@ from proof_of_learning.replay.protocol import (
     Describe,
     Described,
     Failed,
+    Noise,
     Replay,
     Replayed,
 )
 from proof_of_learning.task import Setting, Task, TaskReference
+from proof_of_learning.verifier.calibrated import CAP
 from proof_of_learning.verifier.chain import ASSURANCE, Link, follow, open_links, parent_of, weakest
 from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
-from proof_of_learning.verifier.checks.trajectory import segment_results
+from proof_of_learning.verifier.checks.trajectory import segment_results, tolerances
 from proof_of_learning.verifier.evidence import Answers, Evidence, Options, result
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce
 from proof_of_learning.verifier.survey import Survey, survey
@@ -42,6 +44,7 @@ from proof_of_learning.verifier.verdict import (
     Guarantee,
     Nonce,
     ProofSummary,
+    Thresholds,
     Trajectory,
     Verdict,
     decide,
@@ -150,7 +153,8 @@ def verify(
             if not keep_going and any(done.status == "fail" for done in checks):
                 checks.append(result(check, "skipped", SKIPPED))
                 continue
-            _ask(workers, list(check.plan(evidence)), answers, check.name, progress)
+            for requests in check.plan(evidence, answers):
+                _ask(workers, requests, answers, check.name, progress)
             checks.append(check.judge(evidence, answers))
             clock.lap(check.name)
     return _verdict(evidence, checks, answers, clock)
@@ -167,7 +171,9 @@ def check(path: str | os.PathLike[str], progress: ProgressCallback = silent) -> 
     return STRUCTURE.judge(Evidence(proof, found, empty, Options()), Answers())
 
 
-def _ask(workers: Workers, requests: list[AnyRequest], answers: Answers, name: str, progress: ProgressCallback) -> None:
+def _ask(
+    workers: Workers, requests: Sequence[AnyRequest], answers: Answers, name: str, progress: ProgressCallback
+) -> None:
     """Get the answers that are not known yet; what a replay could not carry out is an answer too."""
     new = [request for request in requests if request not in answers]
     for position, request in enumerate(new):
@@ -182,7 +188,7 @@ def _ask(workers: Workers, requests: list[AnyRequest], answers: Answers, name: s
         try:
             answers.add(request, workers.ask(request, on_work))
         except (FormatError, IntegrityError, TaskError) as error:
-            if not isinstance(request, Replay):
+            if not isinstance(request, (Replay, Noise)):
                 raise
             answers.add(request, Failed(type(error).__name__, str(error)))
     if new:
@@ -208,21 +214,24 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         if any(c.name == "trajectory" and c.status != "skipped" for c in checks)
         else []
     )
-    replayed = sum(s.stop - s.start for s in segments if Replay(s.index) in answers)
-    steps = sum(answers.get(Replay(s.index), Replayed).step_seconds for s in segments
-                if Replay(s.index) in answers and answers.failure(Replay(s.index)) is None)  # fmt: skip
+    asked: list[Replay | Noise] = [*answers.requests(Replay), *answers.requests(Noise)]
+    lengths = {s.index: s.stop - s.start for s in segments}
+    replayed = sum(r.steps or lengths.get(r.index, 0) for r in asked)
+    steps = sum(answers.get(r, Replayed).step_seconds for r in asked if answers.failure(r) is None)
     named = answers.get(Describe(), Described).digest if Describe() in answers else None
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     decision = decide(checks)
     assurance: Assurance = "seed-derived" if mode == "derived" else "observed"
     if evidence.chain is not None:  # a chain is worth what its weakest link is
         assurance = min(assurance, weakest(evidence.chain).assurance, key=ASSURANCE.index)
+    rho = min((limits.rho for limits in tolerances(evidence, answers).values()), default=CAP)
     unreproduced = sorted({line for lines in evidence.differences.values() for line in lines})
     return Verdict(
         verdict=decision,
         assurance=assurance,
         randomness=mode,
-        exactness="exact",
+        exactness="exact" if all(s.exact or s.status != "pass" for s in segments) else "calibrated",
+        thresholds=Thresholds(rho=rho, d_ref=found.d_ref),
         conditions=Conditions(task=named, data=data),
         proof=ProofSummary(
             root=proof.root,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proof_of_learning.verifier.checks.data import DataCheck
+from proof_of_learning.verifier.checks.drift import DriftCheck
 from proof_of_learning.verifier.checks.endpoint import EndpointCheck
 from proof_of_learning.verifier.checks.hyperparameters import HyperparametersCheck
 from proof_of_learning.verifier.checks.initialization import InitializationCheck
@@ -24,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     OrderCheck(),
     HyperparametersCheck(),
     TrajectoryCheck(),
+    DriftCheck(),
     EndpointCheck(),
     PerformanceCheck(),
 )

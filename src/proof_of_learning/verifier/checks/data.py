@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from proof_of_learning.replay.protocol import AnyRequest, CommitData, Committed
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.replay.protocol import CommitData, Committed
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
 
@@ -14,8 +14,8 @@ class DataCheck:
     )
     limits = "It shows which data was available to the run, not that the data was lawfully obtained or is any good."
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
-        return [] if evidence.proof.header.data.salted else [CommitData()]
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
+        return [] if evidence.proof.header.data.salted else [[CommitData()]]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         claim = evidence.proof.header.data

@@ -9,8 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from proof_of_learning.errors import UsageError
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.protocol import AnyRequest
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
 
@@ -19,7 +18,7 @@ class EndpointCheck:
     meaning = "The last recorded state holds the final weights that the proof names, and those of the model file where one was given."
     limits = "Without --model it ties the proof to its own final weights, not to a model found elsewhere."
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
         return []
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:

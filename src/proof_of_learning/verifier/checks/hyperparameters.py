@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from proof_of_learning.replay.protocol import RATES_AT_ONCE, AnyRequest, Describe, Described, Rates, RatesGiven
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
 
@@ -19,8 +19,8 @@ class HyperparametersCheck:
     )
     limits = "A custom step can set rates of its own; for those only the replayed segments show them."
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
-        return [Describe(), *self._rates(evidence)]
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
+        return [[Describe(), *self._rates(evidence)]]
 
     def _rates(self, evidence: Evidence) -> list[Rates]:
         steps = evidence.proof.header.training.steps

@@ -6,9 +6,11 @@ import fnmatch
 from typing import Any
 
 from proof_of_learning import canonical
-from proof_of_learning.replay.protocol import AnyRequest, Initialize, Initialized, TensorOrigin
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.replay.protocol import Initialize, Initialized, TensorOrigin
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
+
+ROUNDING = 1e-4  # of a tensor's norm: far below one step of training, far above the rounding of a derived draw
 
 
 class InitializationCheck:
@@ -19,8 +21,8 @@ class InitializationCheck:
     )
     limits = "A key can be chosen among many by trying; only a registered claim fixes it before training."
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
-        return [self._request(evidence)]
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
+        return [[self._request(evidence)]]
 
     def _request(self, evidence: Evidence) -> Initialize:
         # The second key must be one that the task could not expect: it follows from the verifier's nonce.
@@ -42,18 +44,20 @@ class InitializationCheck:
         }  # fmt: skip
         if kind == "linked" and (unfit := self._chain(evidence)) is not None:
             return unfit
-        if kind in ("derived", "linked") and answer.state != evidence.proof.initial_state:
-            differences = evidence.differences.get(evidence.proof.segments[0].environment, [])
-            if differences:
-                return result(
-                    self, "inconclusive",
-                    "the derived initial state has other bits here, where the recorded environment is not reproduced",
-                    unreproduced=differences, **details,
-                )  # fmt: skip
+        differs = kind in ("derived", "linked") and answer.state != evidence.proof.initial_state
+        differences = evidence.unreproduced(0)
+        rounded = differs and evidence.calibrates(0) and _rounded_alike(answer)
+        if differs and not differences:
             return result(
                 self, "fail",
                 f"training did not start from the state that the key {'and the linked proof give' if linked else 'gives'}",
                 derived=answer.state, recorded=evidence.proof.initial_state, **details,
+            )  # fmt: skip
+        if differs and not rounded:
+            return result(
+                self, "inconclusive",
+                "the derived initial state has other bits here, where the recorded environment is not reproduced",
+                unreproduced=differences, **details,
             )  # fmt: skip
         if pretrained:
             names = ", ".join(t.name for t in pretrained[:3])
@@ -107,6 +111,13 @@ class InitializationCheck:
                         link=link.root,
                     )
         return None
+
+
+def _rounded_alike(answer: Initialized) -> bool:
+    """Whether the recorded initial state is the derived one but for rounding (initializations differ in last bits between
+    CPU capabilities, and orthogonal ones between thread counts)."""
+    equal = answer.comparison is not None and not answer.comparison.unequal
+    return equal and all(error <= ROUNDING for error in answer.relative.values())
 
 
 def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[list[TensorOrigin], list[TensorOrigin]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from proof_of_learning.replay.protocol import AnyRequest, Describe, Described
+from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.training.randomness import key_from_seed
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
 
@@ -18,8 +18,8 @@ class OrderCheck:
     )
     limits = "A recorded order was free for the prover to choose; a derived one follows from a seed that the prover may have picked."
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
-        return [Describe()]
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
+        return [[Describe()]]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from proof_of_learning.replay.protocol import AnyRequest, Evaluate, Evaluated
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.replay.protocol import Evaluate, Evaluated
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, Status
 
 
@@ -14,8 +14,8 @@ class PerformanceCheck:
         "It repeats the task's evaluation; whether that evaluation measures anything useful is for the reader to judge."
     )
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
-        return [] if evidence.proof.end.evaluation is None else [self._request(evidence)]
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
+        return [] if evidence.proof.end.evaluation is None else [[self._request(evidence)]]
 
     def _request(self, evidence: Evidence) -> Evaluate:
         return Evaluate(len(evidence.proof.segments) - 1)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from proof_of_learning import registration
-from proof_of_learning.replay.protocol import AnyRequest
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
 
@@ -19,7 +18,7 @@ class RegistrationCheck:
         "Only a trusted timestamp on the claim excludes that."
     )
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
         return []
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from proof_of_learning.replay.protocol import AnyRequest
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
 
@@ -12,7 +11,7 @@ class StructureCheck:
     meaning = "Every file, digest and link of the hash chain fits the root, and the claimed displacements are those of the states."
     limits = "A forger can write a perfectly consistent proof; consistency says nothing about training."
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
         return []
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from proof_of_learning.replay.protocol import AnyRequest, Describe, Described
+from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.task import compare
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
 SHOWN = 5
@@ -19,8 +19,8 @@ class TaskCheck:
     )
     limits = "The verdict is conditional on that task: whether the task itself is sensible, no replay can show."
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
-        return [Describe()]
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
+        return [[Describe()]]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)

@@ -3,38 +3,60 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Segment
-from proof_of_learning.replay.measure import Distance
-from proof_of_learning.replay.protocol import AnyRequest, Replay, Replayed
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
-from proof_of_learning.verifier.verdict import CheckResult, SegmentResult
+from proof_of_learning.replay.measure import WEIGHTS, Comparison, Distance, ratio
+from proof_of_learning.replay.protocol import AnyRequest, Noise, Replay, Replayed
+from proof_of_learning.verifier.calibrated import DELTA, DELTA_INTERVAL, Measured, Tolerance, tolerance, violations
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.verdict import CheckResult, SegmentResult, Status
 
 _REJECTED = ("FormatError", "IntegrityError")
+SHORTER_SEGMENTS = 3  # on which shorter intervals are tried where the recorded one is too long
+LOSS_TOLERANCE = 0.01  # of the mean recorded loss
 
 
 class TrajectoryCheck:
     name = "trajectory"
     meaning = (
-        "Each challenged segment was trained as claimed: replayed here, it gives the recorded state bit for bit, "
-        "and the recorded losses."
+        "Each challenged segment was trained as claimed: replayed here, it gives the recorded state - bit for bit, or "
+        "within the verifier's own noise where it allowed that - and the recorded losses."
     )
     limits = "It speaks for the segments that were replayed; for the others, with the stated guarantees."
 
-    def plan(self, evidence: Evidence) -> list[AnyRequest]:
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
         held = evidence.proof.state_digests()
-        return [Replay(index) for index in evidence.challenge.segments if evidence.proof.has_state(held[index])]
+        challenged = [index for index in evidence.challenge.segments if evidence.proof.has_state(held[index])]
+        replays = [Replay(index, calibrate=evidence.calibrates(index)) for index in challenged]
+        yield replays
+        strays = [request.index for request in replays if request.calibrate and _strays(evidence, answers, request)]
+        yield [Noise(index) for index in strays]
+        if strays and not all(limits.sharp for limits in tolerances(evidence, answers).values()):
+            yield from _shorter(evidence, strays)
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         segments = segment_results(evidence, answers)
         failed = [s for s in segments if s.status == "fail"]
         open_ = [s for s in segments if s.status == "inconclusive"]
+        limits = tolerances(evidence, answers)
         details: dict[str, Any] = {
             "replayed": len(segments),
             "exact": sum(s.exact for s in segments),
             "notes": evidence.challenge.notes,
         }
+        if limits:
+            details["tolerances"] = {
+                f"k = {k}": {
+                    "noise": t.noise, "rho": t.rho, "judged_share": t.judged, "short_enough": t.short_enough,
+                    "noise_driven": dict(sorted(t.noisy.items(), key=lambda item: -item[1])[:50]), "reasons": t.reasons,
+                }
+                for k, t in limits.items()
+            }  # fmt: skip
         if failed:
             worst = failed[0]
             return result(
@@ -44,64 +66,127 @@ class TrajectoryCheck:
                 failed=[s.index for s in failed], **details,
             )  # fmt: skip
         if open_:
-            lines = sorted(
-                {line for s in open_ for line in evidence.differences.get(_environment(evidence, s.index), [])}
-            )
-            why = (
-                f"the recorded numeric environment is not reproduced here ({'; '.join(lines)})"
-                if lines
-                else open_[0].note
-            )
+            lines = sorted({line for s in open_ for line in evidence.unreproduced(s.index)})
+            why = open_[0].note
+            if lines and not evidence.options.allow_calibrated:
+                why = f"the recorded numeric environment is not reproduced here ({'; '.join(lines)})"
             return result(
                 self, "inconclusive", f"{len(open_)} of {len(segments)} challenged segments could not be judged: {why}",
                 open=[s.index for s in open_], unreproduced=lines, **details,
             )  # fmt: skip
-        return result(self, "pass", f"all {len(segments)} challenged segments replay bit for bit", **details)
+        exact = sum(s.exact for s in segments)
+        if exact == len(segments):
+            return result(self, "pass", f"all {exact} challenged segments replay bit for bit", **details)
+        if evidence.options.require_exact:
+            return result(
+                self, "inconclusive",
+                f"{len(segments) - exact} segments agree only within calibrated noise; exact replay was required",
+                **details,
+            )  # fmt: skip
+        rho = max(t.rho for t in limits.values())
+        return result(
+            self, "pass",
+            f"{len(segments) - exact} of {len(segments)} challenged segments agree within calibrated noise (rho {rho:.2g}), "
+            f"{exact} bit for bit",
+            **details,
+        )  # fmt: skip
 
 
 def segment_results(evidence: Evidence, answers: Answers) -> list[SegmentResult]:
     """One result for each challenged segment."""
-    return [_judge(evidence, answers, index, why) for index, why in evidence.challenge.segments.items()]
+    limits = tolerances(evidence, answers)
+    return [_judge(evidence, answers, limits, index, why) for index, why in evidence.challenge.segments.items()]
 
 
-def _judge(evidence: Evidence, answers: Answers, index: int, why: list[str]) -> SegmentResult:
+def tolerances(evidence: Evidence, answers: Answers) -> dict[int, Tolerance]:
+    """Calibrated limits by segment length, from the noise that was measured on the challenged segments of that length."""
+    noises: dict[int, list[Measured]] = {}
+    shorter: dict[int, list[Measured]] = {}
+    for index in evidence.challenge.segments:
+        segment = evidence.proof.segments[index]
+        for request in (r for r in answers.requests(Noise) if r.index == index and answers.failure(r) is None):
+            found = measured(answers.get(request, Replayed))
+            if found is not None:
+                length = request.steps or segment.stop - segment.start
+                (noises if request.steps is None else shorter).setdefault(length, []).append(found)
+    enough = [k for k, found in shorter.items() if tolerance(found).sharp]
+    return {k: tolerance(found, max(enough, default=None)) for k, found in noises.items()}
+
+
+def measured(answer: Replayed) -> Measured | None:
+    """The parts of an answer that calibrated comparison works with; None if it was not asked for."""
+    if answer.comparison is None or answer.detail is None or answer.displacement is None:
+        return None
+    return Measured(answer.comparison, answer.detail, answer.displacement)
+
+
+def strayed(evidence: Evidence, answers: Answers) -> dict[int, tuple[Measured, Measured]]:
+    """For the challenged segments that did not replay bit for bit: error against the recorded end, and own noise."""
+    found = {}
+    for index in evidence.challenge.segments:
+        error, noise = Replay(index, calibrate=True), Noise(index)
+        if all(r in answers and answers.failure(r) is None for r in (error, noise)):
+            pair = measured(answers.get(error, Replayed)), measured(answers.get(noise, Replayed))
+            if pair[0] is not None and pair[1] is not None:
+                found[index] = (pair[0], pair[1])
+    return found
+
+
+def _strays(evidence: Evidence, answers: Answers, request: Replay) -> bool:
+    return answers.failure(request) is None and answers.get(request, Replayed).detail is not None
+
+
+def _shorter(evidence: Evidence, strays: list[int]) -> Iterator[list[AnyRequest]]:
+    """Replays of the first k/2, k/4, … steps of a few segments, to say which interval would have been short enough."""
+    few = strays[:: max(1, len(strays) // SHORTER_SEGMENTS)][:SHORTER_SEGMENTS]
+    steps = evidence.proof.header.training.interval // 2
+    while steps >= 1:
+        fits = [i for i in few if evidence.proof.segments[i].stop - evidence.proof.segments[i].start >= steps]
+        yield [Replay(index, steps, calibrate=True) for index in fits]
+        yield [Noise(index, steps) for index in fits]
+        steps //= 2
+
+
+def _judge(
+    evidence: Evidence, answers: Answers, limits: dict[int, Tolerance], index: int, why: list[str]
+) -> SegmentResult:
     segment = evidence.proof.segments[index]
-    base = {"index": index, "start": segment.start, "stop": segment.stop, "why": why}
-    request = Replay(index)
-    failure = answers.failure(request)
+    base: dict[str, Any] = {"index": index, "start": segment.start, "stop": segment.stop, "why": why}
+    request = Replay(index, calibrate=evidence.calibrates(index))
+    failure = answers.failure(request) or answers.failure(Noise(index))
     if failure is not None:
-        status = "fail" if failure.error in _REJECTED else "inconclusive"
-        return SegmentResult(**base, status=status, note=failure.message)  # type: ignore[arg-type]
+        status: Status = "fail" if failure.error in _REJECTED else "inconclusive"
+        return SegmentResult(**base, status=status, note=failure.message)
     if request not in answers:
-        return SegmentResult(**base, status="inconclusive", note="not replayed: its start is not in the proof")  # type: ignore[arg-type]
+        return SegmentResult(**base, status="inconclusive", note="not replayed: its start is not in the proof")
     answer = answers.get(request, Replayed)
-    span = answer.displacement
     columns = evidence.proof.columns(index)
-    told = answer.losses == columns.loss.tolist() and answer.rates == columns.rates.tolist()
     if answer.arrived == segment.arrived:
+        told = answer.losses == columns.loss.tolist() and answer.rates == columns.rates.tolist()
         return SegmentResult(
-            **base,  # type: ignore[arg-type]
+            **base,
             status="pass" if told else "fail",
             exact=True,
             error=Distance(),
             relative=Distance(),
-            displacement=span,
+            displacement=answer.displacement,
             note="" if told else "the recorded losses or learning rates are not those of the replay",
         )
-    reproduced = not evidence.differences.get(segment.environment)
-    comparison = answer.comparison
-    measured = comparison is not None
+    reproduced = not evidence.unreproduced(index)
+    comparison, span = answer.comparison, answer.displacement
     error = comparison.overall if comparison else None
     relative = error.over(span) if error and span else None
-    share = f"{relative.l2:.3g} of its displacement" if relative and math.isfinite(relative.l2) else "not measurable"
-    unequal = f"; unequal: {', '.join(comparison.unequal[:3])}" if comparison and comparison.unequal else ""
-    note = (
-        f"the replay arrives elsewhere: the error is {share}{unequal}" if measured else "the replay arrives elsewhere"
-    )
+    d_ref, strays = evidence.survey.d_ref, comparison.kinds.get(WEIGHTS) if comparison else None
+    normalised = strays.over(d_ref) if strays and d_ref else None
+    found, tolerance_ = measured(answer), limits.get(segment.stop - segment.start)
+    status, note = "fail" if reproduced else "inconclusive", _note(comparison, relative)
+    if not reproduced and found is not None and tolerance_ is not None:
+        status, note = _within(found, tolerance_, answer, columns, segment, normalised)
     return SegmentResult(
-        **base,  # type: ignore[arg-type]
-        status="fail" if reproduced else "inconclusive",
+        **base,
+        status=status,
         error=error,
+        normalised=normalised,
         relative=relative,
         displacement=span,
         kinds=comparison.kinds if comparison else {},
@@ -109,6 +194,40 @@ def _judge(evidence: Evidence, answers: Answers, index: int, why: list[str]) -> 
     )
 
 
-def _environment(evidence: Evidence, index: int) -> str:
-    segment: Segment = evidence.proof.segments[index]
-    return segment.environment
+def _within(
+    found: Measured,
+    limits: Tolerance,
+    answer: Replayed,
+    columns: Columns,
+    segment: Segment,
+    normalised: Distance | None,
+) -> tuple[Status, str]:
+    """The status of a segment that is compared within calibrated noise, and why."""
+    over = violations(found, limits)
+    # An error far beyond the verifier's own noise needs no sharp limit to be rejected.
+    beyond = not ratio(found.comparison.overall.l2, found.displacement.l2) <= limits.metrics.l2
+    if over and (limits.sharp or beyond):
+        return "fail", over[0]
+    if not limits.sharp:
+        advice = f"; an interval of {limits.short_enough} would be short enough" if limits.short_enough else ""
+        return (
+            "inconclusive",
+            f"{segment.stop - segment.start} steps are too long for a sharp answer: {limits.reasons[0]}{advice}",
+        )
+    if segment.stop - segment.start <= DELTA_INTERVAL and normalised and not normalised.l2 <= DELTA:
+        return "fail", f"the weights' error is {normalised.l2:.3g} of d_ref, more than {DELTA}"
+    rates = np.array(answer.rates, dtype=np.float64).reshape(len(columns), -1)
+    if rates.shape != columns.rates.shape or not np.allclose(rates, columns.rates, rtol=1e-9, atol=0.0):
+        return "fail", "the recorded learning rates are not those of the replay"
+    scale = max(float(np.abs(columns.loss).mean()), 1e-3)
+    if not float(np.abs(np.array(answer.losses) - columns.loss).max()) <= LOSS_TOLERANCE * scale:
+        return "fail", "the recorded losses are not those of the replay"
+    return "pass", ""
+
+
+def _note(comparison: Comparison | None, relative: Distance | None) -> str:
+    if comparison is None:
+        return "the replay arrives elsewhere"
+    share = f"{relative.l2:.3g} of its displacement" if relative and math.isfinite(relative.l2) else "not measurable"
+    unequal = f"; unequal: {', '.join(comparison.unequal[:3])}" if comparison.unequal else ""
+    return f"the replay arrives elsewhere: the error is {share}{unequal}"

@@ -1,0 +1,156 @@
+"""Calibrated comparison: tolerances from the verifier's own replays in two environments, never from the proof.
+
+Honest noise is measured on the challenged segments themselves, relative to their displacement. A limit is ``MARGIN`` times the
+largest noise seen, within [``FLOOR``, ``CAP``]; where the noise itself exceeds ``CAP / 3`` no sharp answer is possible. Single
+tensors (and kinds of state) whose honest noise is that large - a bias before a BatchNorm has no true gradient - are listed,
+held to ``MARGIN`` times their own noise, and left out of the overall comparison, as long as they carry a small part of the movement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from proof_of_learning.replay.measure import Comparison, Detail, Distance, TensorError, ratio
+from proof_of_learning.training.state import kind_of
+
+CAP = 0.01  # rho, the largest relative error ever accepted: a drift attack needs 9 / rho^2 segments
+FLOOR = 1e-3  # below this no attack gains (9 million segments), while an unusual honest environment may need it
+MARGIN = 10.0
+NOISY = CAP / 3
+DELTA = 0.01  # the paper's rule: two orders of magnitude below d_ref
+DELTA_INTERVAL = 20  # normalised errors decide only up to this k
+JUDGED_SHARE = 0.5  # of the squared displacement that must be in tensors that are judged
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A replay's distance from what it is held against: norms, tensor by tensor, and the segment's own displacement."""
+
+    comparison: Comparison
+    detail: Detail
+    displacement: Distance
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Limits for segments of one length. All errors are relative to displacement.
+
+    noise: largest overall noise over judged tensors; rho: the overall limit; tensors, kinds: limits by name; noisy: the noise of
+    tensors that are not judged alone; metrics: limits of the overall norms; judged: smallest share of the squared
+    displacement that lies in judged tensors; short_enough: the longest shorter k measured whose noise allows an answer.
+    """
+
+    noise: float
+    rho: float
+    tensors: Mapping[str, float]
+    kinds: Mapping[str, float]
+    metrics: Distance
+    noisy: Mapping[str, float]
+    judged: float
+    short_enough: int | None = None
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def sharp(self) -> bool:
+        """Whether segments of this length can be judged at all."""
+        return not self.reasons
+
+
+def tolerance(noises: list[Measured], short_enough: int | None = None) -> Tolerance:
+    """Limits from the verifier's own noise on the challenged segments of one length."""
+    names = {name for m in noises for name in m.detail.tensors}
+    worst = {name: max(_relative(m.detail, name) for m in noises) for name in names}
+    noisy = {name: value for name, value in worst.items() if not value <= NOISY}
+    overall = max(_overall(m.detail, noisy) for m in noises)
+    judged = min(_judged_share(m.detail, noisy) for m in noises)
+    kinds = {kind_of(name) for name in names}
+    kind_noise = {kind: max(_overall(m.detail, noisy, kind) for m in noises) for kind in kinds}
+    metrics = Distance(
+        *(
+            max(FLOOR, (MARGIN**2 if name == "cos" else MARGIN) * max(_metric(m, name) for m in noises))
+            for name in ("l1", "l2", "linf", "cos")
+        )
+    )
+    reasons = []
+    if not overall <= NOISY:
+        reasons.append(f"honest replays stray by {overall:.2g} of the displacement, more than {NOISY:.2g}")
+    if not judged >= JUDGED_SHARE:
+        reasons.append(f"only {judged:.0%} of the movement is in tensors that replay sharply")
+    return Tolerance(
+        noise=overall,
+        rho=_limit(overall),
+        tensors={name: MARGIN * value if name in noisy else _limit(value) for name, value in worst.items()},
+        kinds={kind: _limit(value) for kind, value in kind_noise.items()},
+        metrics=metrics,
+        noisy=noisy,
+        judged=judged,
+        short_enough=short_enough,
+        reasons=reasons,
+    )
+
+
+def violations(found: Measured, limits: Tolerance) -> list[str]:
+    """What exceeds its limit, worst first; empty for a segment that is within honest noise. Written so that NaN fails."""
+    over: list[tuple[float, str]] = []
+
+    def bound(what: str, error: float, limit: float) -> None:
+        if not error <= limit:
+            over.append((ratio(error, limit), f"{what}: {error:.3g} of its displacement, limit {limit:.3g}"))
+
+    if found.comparison.unequal:
+        over.append((math.inf, f"{found.comparison.unequal[0]} must be equal and is not"))
+    bound("overall", _overall(found.detail, limits.noisy), limits.rho)
+    for kind in {kind_of(name) for name in found.detail.tensors}:
+        bound(kind, _overall(found.detail, limits.noisy, kind), limits.kinds.get(kind, FLOOR))
+    for name in found.detail.tensors:
+        bound(name, _relative(found.detail, name), limits.tensors.get(name, FLOOR))
+    for metric in ("l1", "l2", "linf", "cos"):
+        bound(f"{metric} norm", _metric(found, metric), getattr(limits.metrics, metric))
+    return [text for _, text in sorted(over, key=lambda item: -item[0] if item[0] == item[0] else -math.inf)]
+
+
+def closeness(found: Measured, limits: Tolerance) -> float:
+    """The largest error over its limit: below 1 within tolerance (its inverse is the margin that is left)."""
+    shares = [ratio(_overall(found.detail, limits.noisy), limits.rho)]
+    shares += [ratio(_relative(found.detail, name), limits.tensors.get(name, FLOOR)) for name in found.detail.tensors]
+    return max(shares)
+
+
+def _limit(noise: float) -> float:
+    return min(CAP, max(FLOOR, MARGIN * noise))
+
+
+def _metric(measured: Measured, name: str) -> float:
+    return ratio(getattr(measured.comparison.overall, name), getattr(measured.displacement, name))
+
+
+def _totals(detail: Detail, noisy: Mapping[str, float], kind: str | None) -> tuple[float, float]:
+    error = span = 0.0
+    for name, tensor in detail.tensors.items():
+        if name not in noisy and (kind is None or kind_of(name) == kind):
+            error += tensor.error**2
+            span += tensor.span**2
+    return error, span
+
+
+def _overall(detail: Detail, noisy: Mapping[str, float], kind: str | None = None) -> float:
+    error, span = _totals(detail, noisy, kind)
+    return ratio(math.sqrt(error), math.sqrt(span))
+
+
+def _judged_share(detail: Detail, noisy: Mapping[str, float]) -> float:
+    total = sum(tensor.span**2 for tensor in detail.tensors.values())
+    return 1.0 if total == 0.0 else _totals(detail, noisy, None)[1] / total
+
+
+def _relative(detail: Detail, name: str) -> float:
+    """A tensor's error over max(own displacement, displacement of its kind · √(n/N)): one that hardly moves is held to its share."""
+    tensor: TensorError = detail.tensors[name]
+    if tensor.error == 0.0:
+        return 0.0
+    alike = [other for key, other in detail.tensors.items() if kind_of(key) == kind_of(name)]
+    kind_span = math.sqrt(sum(other.span**2 for other in alike))
+    elements = sum(other.elements for other in alike)
+    return ratio(tensor.error, max(tensor.span, kind_span * math.sqrt(tensor.elements / elements)))
