@@ -35,6 +35,7 @@ from proof_of_learning.training.state import (
     tree_tensors,
 )
 from proof_of_learning.training.steps import Session, derived_feed
+from support_strategies import NAMES, TREES, same
 
 
 def session(seed: int = 0, **settings: Any) -> Session:
@@ -47,16 +48,7 @@ def train(live: Session, stop: int) -> list[float]:
 
 
 def equal_bits(a: State, b: State) -> bool:
-    return (
-        a.tree == b.tree
-        and set(a.tensors) == set(b.tensors)
-        and all(
-            a.tensors[n].dtype == b.tensors[n].dtype
-            and a.tensors[n].shape == b.tensors[n].shape
-            and torch.equal(a.tensors[n].flatten().view(torch.uint8), b.tensors[n].flatten().view(torch.uint8))
-            for n in a.tensors
-        )
-    )
+    return a.tree == b.tree and same(a.tensors, b.tensors)
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -283,48 +275,6 @@ def test_the_digest_of_a_known_state() -> None:
 
 
 # ---- trees ------------------------------------------------------------------------------------------
-
-
-def tensors() -> st.SearchStrategy[Tensor]:
-    def build(dtype: torch.dtype, shape: list[int], raw: bytes) -> Tensor:
-        size = math.prod(shape) * dtype.itemsize
-        flat = torch.frombuffer(bytearray((raw * (size // len(raw) + 1))[:size] or b"\0"), dtype=torch.uint8)
-        if dtype == torch.bool:
-            flat = flat % 2
-        return flat[:size].view(dtype).reshape(shape)
-
-    kinds = st.sampled_from([dtype for dtype in DTYPES.values() if dtype != torch.complex128])
-    return st.builds(build, kinds, st.lists(st.integers(0, 3), max_size=3), st.binary(min_size=1, max_size=40))
-
-
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8"), max_size=5)
-NAMES = st.text(st.characters(codec="utf-8"), max_size=4) | st.sampled_from(["a/b", "~", "~1", "i:1", "s:", ""])
-KEYS = NAMES | st.integers(-3, 3) | st.integers()
-TREES = st.recursive(
-    SCALARS | tensors(),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(KEYS, inner, max_size=4)
-        | st.dictionaries(KEYS, inner, max_size=3).map(Counter)
-    ),
-    max_leaves=12,
-)
-
-
-def same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Tensor):
-        raw = [x.contiguous().flatten().view(torch.uint8) for x in (a, b)]
-        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*raw)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return (
-        a == b and math.copysign(1, a) == math.copysign(1, b) if isinstance(a, float) and a == a else repr(a) == repr(b)
-    )
 
 
 @given(st.dictionaries(NAMES, TREES, max_size=3))

@@ -19,6 +19,7 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.training.state import State, tensor_bytes, tree_tensors
 
 MAX_HEADER = 64 << 20
+MAX_DIMENSIONS = 64  # as many as PyTorch computes with
 
 # safetensors' names for dtypes
 _NAMES: dict[str, torch.dtype] = {
@@ -87,11 +88,14 @@ def decode_tensors(raw: bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
     start = 8 + size
     for name, entry in entries.items():
         dtype = _NAMES.get(entry.dtype)
-        count = 1
-        for length in entry.shape:
+        count, extent = 1, 1
+        for length in entry.shape[:MAX_DIMENSIONS]:
             count *= length
+            extent *= max(length, 1)
         begin, end = entry.data_offsets
-        if dtype is None or min(entry.shape, default=0) < 0 or not 0 <= begin <= end <= len(raw) - start:
+        # A tensor without elements may still have lengths whose product overflows PyTorch's strides.
+        fits = len(entry.shape) <= MAX_DIMENSIONS and min(entry.shape, default=0) >= 0 and extent < 2**62
+        if dtype is None or not fits or not 0 <= begin <= end <= len(raw) - start:
             raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
         if count * dtype.itemsize != end - begin:
             raise FormatError(f"the tensor {name[:80]!r} has {end - begin} bytes, which do not fill its shape")
