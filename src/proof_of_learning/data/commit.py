@@ -45,20 +45,25 @@ class DataCommitment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def encode_sample(sample: Any) -> bytes:
     """Injective bytes of a sample: every value is led by its type and length, so no two samples share an encoding.
 
-    ``T`` tensor (dtype, shape, little-endian data), ``L`` list or tuple, ``D`` mapping (sorted keys), ``I`` int,
+    ``T`` tensor (dtype, shape, little-endian data), ``L`` list or tuple, ``D`` mapping (string keys, sorted), ``I`` int,
     ``O`` bool, ``F`` float, ``S`` string, ``B`` bytes, ``N`` None. Raises DataError for anything else.
     """
-    if isinstance(sample, (np.ndarray, np.generic)):
-        sample = torch.as_tensor(np.ascontiguousarray(sample)).reshape(np.shape(sample))
+    if isinstance(sample, (np.ndarray, np.generic)) and not isinstance(sample, (str, bytes)):
+        try:
+            sample = torch.as_tensor(np.ascontiguousarray(sample)).reshape(np.shape(sample))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"a sample holds an array of type {sample.dtype}, which cannot be committed to") from error
     if isinstance(sample, Tensor):
         if sample.dtype not in DTYPE_NAMES or sample.layout != torch.strided:
             raise DataError(f"a sample holds a {sample.layout} {sample.dtype} tensor, which cannot be committed to")
-        tensor = sample.detach().cpu().contiguous()
+        tensor = sample.detach().cpu().resolve_conj().resolve_neg().contiguous()
         return _tensor_head(tensor.dtype, tuple(tensor.shape)) + bytes(tensor_bytes(tensor))
     if isinstance(sample, (tuple, list)):
         return b"L" + struct.pack("<Q", len(sample)) + b"".join(map(encode_sample, sample))
     if isinstance(sample, Mapping):
-        items = [encode_sample(str(key)) + encode_sample(sample[key]) for key in sorted(sample)]
+        if not all(isinstance(key, str) for key in sample):
+            raise DataError("a sample holds a mapping whose keys are not all strings, which cannot be committed to")
+        items = [encode_sample(key) + encode_sample(sample[key]) for key in sorted(sample)]
         return b"D" + struct.pack("<Q", len(items)) + b"".join(items)
     if isinstance(sample, bool):
         return b"O1" if sample else b"O0"
@@ -67,7 +72,7 @@ def encode_sample(sample: Any) -> bytes:
     if isinstance(sample, float):
         return b"F" + struct.pack("<d", sample)
     if isinstance(sample, str):
-        return _text(b"S", sample.encode())
+        return _text(b"S", sample.encode("utf-8", "surrogatepass"))  # file names may hold surrogates
     if isinstance(sample, (bytes, bytearray)):
         return _text(b"B", bytes(sample))
     if sample is None:
@@ -132,7 +137,7 @@ def _fast_encoder(data: Dataset) -> Callable[[int], bytes]:
         return lambda index: encode_sample(data[index])
     columns = []
     for tensor in data.tensors:
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         if tensor.dtype not in DTYPE_NAMES:
             raise DataError(f"the data set holds a {tensor.dtype} tensor, which cannot be committed to")
         size = tensor.nbytes // len(tensor)

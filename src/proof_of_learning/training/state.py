@@ -95,7 +95,10 @@ class State:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The raw little-endian bytes of a contiguous CPU tensor, without a copy."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data.cast("B")
+    flat = tensor.detach().reshape(-1)
+    if flat.stride(0) != 1:  # a single element counts as contiguous whatever its stride
+        flat = flat.as_strided(flat.shape, (1,))
+    return flat.view(torch.uint8).numpy().data.cast("B")
 
 
 def kind_of(name: str) -> str:
