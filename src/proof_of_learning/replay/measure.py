@@ -18,6 +18,7 @@ from proof_of_learning.training.state import State, kind_of
 
 METRICS = ("l1", "l2", "linf", "cos")
 WEIGHTS = "model/parameters"
+LONGEST = 1e150  # a length from here on counts as infinite, so that its square is a number
 
 
 class Distance(msgspec.Struct, frozen=True):
@@ -231,7 +232,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    length = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    return length if length < LONGEST else math.inf if length == length else math.nan
 
 
 def _distance(left: Tensor, right: Tensor) -> float:
