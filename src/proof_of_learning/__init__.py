@@ -18,6 +18,7 @@ from proof_of_learning._version import __version__
 
 if TYPE_CHECKING:
     from proof_of_learning import attacks, errors
+    from proof_of_learning.calibration import calibrate
     from proof_of_learning.errors import PolError
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.prover import Recording, prove, register
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CheckResult": "verifier.verdict", "Indexed": "recorder", "PolError": "errors", "Proof": "proof.reader",
     "Recorder": "recorder", "Recording": "prover", "State": "training.state", "Task": "task", "TaskReference": "task",
-    "Verdict": "verifier.verdict", "check": "verifier.verify", "load_task": "task", "prove": "prover", "register": "prover",
+    "Verdict": "verifier.verdict", "calibrate": "calibration", "check": "verifier.verify", "load_task": "task", "prove": "prover", "register": "prover",
     "verify": "verifier.verify",
 }  # fmt: skip
 _MODULES = {"attacks", "errors", "report"}
@@ -50,5 +51,5 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "State", "Task", "TaskReference", "Verdict",
-    "__version__", "attacks", "check", "errors", "load_task", "prove", "register", "verify",
+    "__version__", "attacks", "calibrate", "check", "errors", "load_task", "prove", "register", "verify",
 ]  # fmt: skip

@@ -93,6 +93,7 @@ def prove(
     seed: int | None = None,
     registration: str | os.PathLike[str] | None = None,
     start_from: str | os.PathLike[str] | None = None,
+    evaluations: int = 0,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``; go on where an interrupted call stopped.
@@ -103,6 +104,7 @@ def prove(
     seed: replaces the task's seed.
     registration: a ``claim.json`` made by :func:`register`; all randomness then follows from its hash.
     start_from: another proof, whose final weights are the start wherever they fit the task's model (a chain of trust).
+    evaluations: at how many checkpoints, evenly spread, the model is evaluated on the way (the end always is).
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
@@ -119,13 +121,15 @@ def prove(
             registrations.begin(Path(registration), header, resuming)
         session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
         steps = header.training.steps
+        every = max(1, header.segments() // evaluations) if evaluations > 0 else 0
         with Recorder(path, header, session.parts, ready.environment) as recorder:
             if recorder.complete:
                 return _finished(session, path)
             feed, order = derived_feed(ready.task, ready.data, session.key, device)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
-                recorder.step(result.loss, result.rates)
+                due = every and recorder.closes_segment() and (result.step // header.training.interval + 1) % every == 0
+                recorder.step(result.loss, result.rates, evaluation=session.evaluate() if due else None)
                 progress("training", recorder.steps_done, steps)
             evaluation = session.evaluate()
             root = recorder.close(evaluation)

@@ -129,9 +129,11 @@ class Recorder:
         *,
         indices: Indices | None = None,
         rng: RngSnapshot | None = None,
+        evaluation: Mapping[str, float] | None = None,
     ) -> bool:
         """Record one finished step; at a segment's end, its checkpoint. Returns whether one was taken.
 
+        ``evaluation``: what the model achieves at this checkpoint; only where :meth:`closes_segment` says that there is one.
         ``loss`` is a scalar tensor, read only at the checkpoint, so that a step on an accelerator is not held up.
         """
         self._losses.append(loss)
@@ -142,18 +144,23 @@ class Recorder:
             self._indices.append(np.asarray(indices, dtype=np.int64))
             self._rng.append(rng)
         self.steps_done += 1
-        training = self.header.training
-        if self.steps_done % training.interval and self.steps_done != training.steps:
+        if not self._at_boundary(self.steps_done):
             return False
-        self._checkpoint()
+        self._checkpoint(evaluation)
         return True
+
+    def closes_segment(self) -> bool:
+        """Whether the next step to be recorded is the last of its segment."""
+        return self._at_boundary(self.steps_done + 1)
+
+    def _at_boundary(self, steps: int) -> bool:
+        training = self.header.training
+        return steps % training.interval == 0 or steps == training.steps
 
     def close(self, evaluation: Mapping[str, float] | None = None) -> str:
         """Seal the proof; returns its root. ``evaluation``: what the final model is said to achieve (finite numbers)."""
-        if evaluation is not None and not all(math.isfinite(value) for value in evaluation.values()):
-            raise TrainingError(f"the evaluation of the final model is not finite: {dict(evaluation)}")
         self._finish_pending()
-        root = self._writer.seal(None if evaluation is None else dict(evaluation))
+        root = self._writer.seal(None if evaluation is None else _finite(evaluation))
         self._writer.close()
         return root
 
@@ -224,7 +231,7 @@ class Recorder:
     def _capture(self) -> State:
         return capture(self.parts)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, evaluation: Mapping[str, float] | None) -> None:
         before, state = self._writer.state, self._capture()
         assert before is not None
         moved = displacement(before, state)
@@ -240,7 +247,12 @@ class Recorder:
             losses, rates, list(self._indices) if observed else None, list(self._rng) if observed else None
         )
         self._writer.segment(
-            arrived=state.digest(), state=state, displacement=moved, environment=self.environment, columns=columns
+            arrived=state.digest(),
+            state=state,
+            displacement=moved,
+            environment=self.environment,
+            columns=columns,
+            evaluation=None if evaluation is None else _finite(evaluation),
         )
         for rows in (self._losses, self._rates, self._indices, self._rng):
             rows.clear()
@@ -248,6 +260,12 @@ class Recorder:
     def _check_same_run(self) -> None:
         if bytes(files.read_bounded(self.path / format.HEADER_FILE, format.MAX_HEADER)) != self.header.encoded():
             raise RecordingError(f"{self.path} holds the finished proof of another run; choose another path")
+
+
+def _finite(evaluation: Mapping[str, float]) -> dict[str, float]:
+    if not all(math.isfinite(value) for value in evaluation.values()):
+        raise TrainingError(f"the evaluation of the model is not finite: {dict(evaluation)}")
+    return dict(evaluation)
 
 
 class Indexed:

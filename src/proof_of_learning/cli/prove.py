@@ -34,6 +34,7 @@ def prove(
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="Another proof, whose final weights training starts from.")
     ] = None,
+    evaluations: Annotated[int, typer.Option(min=0, help="Evaluate the model at so many checkpoints on the way.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -63,7 +64,7 @@ def prove(
         recording = pol.prove(
             pol.load_task(task, common.settings(set_)), out,
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
-            registration=registration, start_from=start_from, progress=progress,
+            registration=registration, start_from=start_from, evaluations=evaluations, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)

@@ -35,10 +35,11 @@ def _idle(done: int, total: int) -> None:
 class LocalWorker:
     """A worker in this process, for a task that has no reference; its environment is the process's own."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, environment: Environment) -> None:
         from proof_of_learning.replay.worker import Worker
 
         self._on_work: OnWork = _idle
+        self._environment = environment
         self._exit = ExitStack()
         self._exit.enter_context(environments.restored())
         self._exit.enter_context(randomness.preserved())
@@ -46,6 +47,7 @@ class LocalWorker:
 
     def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> AnyAnswer:
         self._on_work = on_work
+        environments.apply(self._environment)  # another worker of this process may have set its own
         return self._worker.answer(request)
 
     def close(self) -> None:
@@ -136,43 +138,49 @@ class Workers:
         """``start``: the proof whose final weights the run starts from. ``sandbox``: of workers in processes of their own."""
         self._sandbox = sandbox
         self._proof, self._task, self._timeout, self._start = proof, task, timeout, start
-        self._open: dict[str, LocalWorker | WorkerProcess] = {}
+        self._open: dict[str, tuple[LocalWorker | WorkerProcess, Environment]] = {}
+        self._workers: list[LocalWorker | WorkerProcess] = []
         self.here: dict[str, Environment] = {}
-        self.noise: dict[str, Environment] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
         self.start_seconds = 0.0
 
-    def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> Any:
-        """Send a request to the worker whose environment it belongs to: that of its segment, else the run's first."""
+    def ask(self, request: AnyRequest, on_work: OnWork = _idle, environment: Environment | None = None) -> Any:
+        """Send a request to the worker whose environment it belongs to: that of its segment, else the run's first.
+
+        Noise is measured in ``environment``, or where that is not given in another one that this machine has.
+        """
         per_segment = (protocol.Replay, protocol.Noise, protocol.Evaluate)
         index = request.index if isinstance(request, per_segment) else 0
-        noise = isinstance(request, protocol.Noise)
-        return self._worker(self._proof.segments[index].environment, noise).ask(request, on_work)
+        digest = self._proof.segments[index].environment
+        if isinstance(request, protocol.Noise) and environment is None:
+            environment = environments.another(self.here[digest] if digest in self.here else self._recorded(digest)[1])
+        worker = self._recorded(digest)[0] if environment is None else self._worker(environment)[0]
+        return worker.ask(request, on_work)
 
     def differences(self, digest: str) -> list[str]:
         """What the worker for that recorded environment could not reproduce."""
-        self._worker(digest)
-        return environments.differences(self._proof.environments[digest], self.here[digest])
+        return environments.differences(self._proof.environments[digest], self._recorded(digest)[1])
 
-    def _worker(self, digest: str, noise: bool = False) -> LocalWorker | WorkerProcess:
-        """The worker for a recorded environment, or the one beside it that shows how far another environment strays."""
-        name = f"{digest} (noise)" if noise else digest
+    def _recorded(self, digest: str) -> tuple[LocalWorker | WorkerProcess, Environment]:
+        """The worker for a recorded environment, and the environment that it really has."""
+        worker, here = self._worker(self._proof.environments[digest])
+        self.here[digest] = here
+        return worker, here
+
+    def _worker(self, environment: Environment) -> tuple[LocalWorker | WorkerProcess, Environment]:
+        name = environment.digest()
         if name not in self._open:
             begun = time.perf_counter()
-            environment = self._proof.environments[digest]
-            if noise:
-                self._worker(digest)
-                environment = environments.another(self.here[digest])
             reference = self._task if isinstance(self._task, TaskReference) else self._task.reference
             worker: LocalWorker | WorkerProcess
             if isinstance(self._task, Task) and reference is None:
-                worker, reference = LocalWorker(self._task), TaskReference("(in this process)")
+                worker, reference = LocalWorker(self._task, environment), TaskReference("(in this process)")
             else:
                 assert reference is not None
                 files, scratch = (Path(self._proof.path), self._start), Path(self._scratch.name)
                 confined = self._sandbox and self._sandbox.serving(reference, *files, scratch=scratch)
                 worker = WorkerProcess(environment, self._timeout, confined)
-            self._open[name] = worker
+            self._workers.append(worker)
             seed = self._proof.header.randomness.seed
             opened = worker.ask(
                 protocol.Open(
@@ -189,10 +197,7 @@ class Workers:
             assert isinstance(opened, protocol.Opened)
             if opened.root != self._proof.root:
                 raise WorkerError("the proof changed while it was verified")
-            if noise:
-                self.noise[digest] = opened.environment
-            else:
-                self.here[digest] = opened.environment
+            self._open[name] = (worker, opened.environment)
             self.start_seconds += time.perf_counter() - begun
         return self._open[name]
 
@@ -200,6 +205,6 @@ class Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in self._open.values():
+        for worker in self._workers:
             worker.close()
         self._scratch.cleanup()

@@ -78,10 +78,14 @@ class Replay(Request, frozen=True, tag="replay"):
 
 
 class Noise(Request, frozen=True, tag="noise"):
-    """The same replay in another numeric environment, compared with the end that was kept: the verifier's own noise."""
+    """The same replay in another numeric environment, compared with the end that was kept: the verifier's own noise.
+
+    ``keep``: the kept end is needed again, for a further environment.
+    """
 
     index: int
     steps: int | None = None
+    keep: bool = False
 
 
 class Evaluate(Request, frozen=True, tag="evaluate"):
@@ -132,11 +136,15 @@ class TensorOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Initialized(Answer, frozen=True, tag="initialized"):
-    """Where the digests differ, ``comparison`` is with the recorded initial state, ``relative`` each tensor's error over its norm."""
+    """Where the digests differ, ``comparison`` is with the recorded initial state, ``relative`` each tensor's error over its norm.
+
+    ``rest_fresh``: whether the recorded parts that are no modules (optimizers, schedulers, …) are as in a fresh session.
+    """
 
     state: str
     comparison: Comparison | None
     relative: dict[str, float]
+    rest_fresh: bool
     tensors: list[TensorOrigin]
 
 

@@ -128,13 +128,15 @@ class Worker:
             origin(name, tensor, second.tensors.get(name), name in trainable, name in first.linked)
             for name, tensor in state.tensors.items()
         ]
-        comparison, relative = None, dict[str, float]()
+        comparison, relative, rest_fresh = None, dict[str, float](), True
         initial = self._proof.initial_state
         if state.digest() != initial and self._proof.has_state(initial):
             recorded = self._proof.state(initial)
             comparison = compare(state, recorded)
             relative = relative_errors(state, recorded)
-        return protocol.Initialized(state.digest(), comparison, relative, tensors)
+            rest = [name for name, part in first.parts.items() if not isinstance(part, torch.nn.Module)]
+            rest_fresh = state.part(*rest).digest() == recorded.part(*rest).digest()
+        return protocol.Initialized(state.digest(), comparison, relative, rest_fresh, tensors)
 
     def _schedule(self, request: protocol.Rates) -> protocol.RatesGiven:
         per_epoch = self.task.steps_per_epoch(len(self.data))
@@ -177,7 +179,8 @@ class Worker:
         arrived, losses, rates, stepped = self._take(before, segment, request.steps)
         kept = self._kept(request)
         reference = RawCodec().decode(files.read_bounded(kept, 2 * arrived.nbytes + (1 << 20)), lambda: arrived)
-        kept.unlink()
+        if not request.keep:
+            kept.unlink()
         return protocol.Replayed(
             arrived.digest(),
             losses,

@@ -46,6 +46,7 @@ class Tolerance:
     rho: float
     tensors: Mapping[str, float]
     kinds: Mapping[str, float]
+    kind_noise: Mapping[str, float]
     metrics: Distance
     noisy: Mapping[str, float]
     judged: float
@@ -56,6 +57,11 @@ class Tolerance:
     def sharp(self) -> bool:
         """Whether segments of this length can be judged at all."""
         return not self.reasons
+
+    @property
+    def comfortable(self) -> bool:
+        """Whether the whole margin fits under the cap, so that segments drawn another time will be judged too."""
+        return self.sharp and MARGIN * self.noise <= CAP
 
 
 def tolerance(noises: list[Measured], short_enough: int | None = None) -> Tolerance:
@@ -82,6 +88,7 @@ def tolerance(noises: list[Measured], short_enough: int | None = None) -> Tolera
         noise=overall,
         rho=_limit(overall),
         tensors={name: MARGIN * value if name in noisy else _limit(value) for name, value in worst.items()},
+        kind_noise=kind_noise,
         kinds={kind: _limit(value) for kind, value in kind_noise.items()},
         metrics=metrics,
         noisy=noisy,

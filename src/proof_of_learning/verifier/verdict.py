@@ -134,11 +134,20 @@ class Chain(_Value, frozen=True):
         return math.prod(link.probability for link in self.links)
 
 
+class PerformancePoint(_Value, frozen=True):
+    """Evaluation after ``step`` steps: as ``claimed`` in the proof, and as ``found`` here."""
+
+    step: int
+    claimed: dict[str, float]
+    found: dict[str, float] | None = None
+
+
 class Trajectory(_Value, frozen=True):
     """What the plots show: one value per segment (at most; ``loss`` is sampled), from the proof as recomputed by the verifier.
 
     displacement: l2 of the full state; weights: l2 of the parameters; distance: of the weights from the start, at each
-    segment's end; progress: share of the way to the final weights (may be negative); loss: [step, loss] pairs as recorded.
+    segment's end; progress: cumulative share of the way to the final weights (may be negative); loss: [step, loss] pairs as
+    recorded; performance: the evaluations that were repeated.
     """
 
     displacement: list[float] = []
@@ -146,6 +155,7 @@ class Trajectory(_Value, frozen=True):
     distance: list[float] = []
     progress: list[float] = []
     loss: list[tuple[int, float]] = []
+    performance: list[PerformancePoint] = []
 
 
 class Verdict(_Value, frozen=True):

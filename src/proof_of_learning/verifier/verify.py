@@ -32,6 +32,7 @@ from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.verifier.calibrated import CAP
 from proof_of_learning.verifier.chain import ASSURANCE, Link, follow, open_links, parent_of, weakest
 from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
+from proof_of_learning.verifier.checks.performance import performance
 from proof_of_learning.verifier.checks.trajectory import segment_results, tolerances
 from proof_of_learning.verifier.evidence import Answers, Evidence, Options, result
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce
@@ -43,6 +44,7 @@ from proof_of_learning.verifier.verdict import (
     Cost,
     Guarantee,
     Nonce,
+    PerformancePoint,
     ProofSummary,
     Thresholds,
     Trajectory,
@@ -254,20 +256,21 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
             seconds=time.perf_counter() - clock.begun,
             phases={**clock.phases, "replayed steps": steps},
         ),
-        trajectory=_trajectory(found),
+        trajectory=_trajectory(found, performance(evidence, answers) if named else []),
         unreproduced=unreproduced,
         warnings=[] if evidence.isolation is None else evidence.isolation.warnings,
         chain=evidence.chain,
     )
 
 
-def _trajectory(found: Survey) -> Trajectory:
+def _trajectory(found: Survey, points: list[PerformancePoint]) -> Trajectory:
     return Trajectory(
         displacement=found.displacement.tolist(),
         weights=found.weights.tolist(),
         distance=found.distance[1:].tolist(),
         progress=found.progress_share(),
         loss=found.loss,
+        performance=points,
     )
 
 

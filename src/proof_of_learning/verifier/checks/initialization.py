@@ -6,8 +6,10 @@ import fnmatch
 from typing import Any
 
 from proof_of_learning import canonical
+from proof_of_learning.replay.measure import measured
 from proof_of_learning.replay.protocol import Initialize, Initialized, TensorOrigin
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.pool import judge_initialization
 from proof_of_learning.verifier.verdict import CheckResult
 
 ROUNDING = 1e-4  # of a tensor's norm: far below one step of training, far above the rounding of a derived draw
@@ -86,17 +88,44 @@ class InitializationCheck:
                 probability_product=evidence.chain.product,
                 **details,
             )
-        if kind != "derived":
-            return result(
-                self, "inconclusive",
-                f"the initial state was {kind}, not derived from a key; this version cannot judge whether it is random", **details,
-            )  # fmt: skip
+        if kind == "recorded":
+            return self._recorded(evidence, answer, details)
+        how = "up to rounding" if rounded else "bit for bit"
         return result(
             self,
             "pass",
-            f"derived from the key and recomputed bit for bit; {share:.0%} of the parameters are trained",
+            f"derived from the key and recomputed {how}; {share:.0%} of the parameters are trained",
             **details,
         )
+
+    def _recorded(self, evidence: Evidence, answer: Initialized, details: dict[str, Any]) -> CheckResult:
+        """A recorded start: the optimizer is fresh, and every tensor looks like a draw from the public pool."""
+        if not answer.rest_fresh:
+            return result(
+                self,
+                "fail",
+                "the run does not start with a fresh optimizer: its recorded state has moved already",
+                **details,
+            )
+        if not evidence.proof.has_state(evidence.proof.initial_state):
+            return result(self, "inconclusive", "the initial state is not in the proof", **details)
+        initial = evidence.proof.state(evidence.proof.initial_state).part("model")
+        tested = judge_initialization({n: t for n, t in initial.tensors.items() if measured(t)})
+        details |= {"alpha": tested.alpha, "p_value": tested.p_value, "tested_share": tested.judged_share}
+        if not tested.accepted:
+            worst = min(tested.rejected, key=lambda t: t.p_value)
+            return result(
+                self, "fail",
+                f"{len(tested.rejected)} initial tensors look like no random initialization of the pool; {worst.name}: "
+                f"p = {worst.p_value:.2g} ({worst.test})",
+                rejected=[f"{t.name}: p = {t.p_value:.3g} ({t.test})" for t in tested.rejected][:100], **details,
+            )  # fmt: skip
+        return result(
+            self, "pass",
+            f"recorded, and every tensor could be a draw from the public pool (smallest corrected p = {tested.p_value:.2g}); "
+            "weights arranged to look random are not excluded",
+            **details,
+        )  # fmt: skip
 
     def _chain(self, evidence: Evidence) -> CheckResult | None:
         """What stands against a linked start, if anything."""
