@@ -29,11 +29,23 @@ if TYPE_CHECKING:
     from proof_of_learning.verifier.verify import check, verify
 
 _HOMES = {
-    "CheckResult": "verifier.verdict", "Indexed": "recorder", "PolError": "errors", "Proof": "proof.reader",
-    "Recorder": "recorder", "Recording": "prover", "State": "training.state", "Task": "task", "TaskReference": "task",
-    "Verdict": "verifier.verdict", "calibrate": "calibration", "check": "verifier.verify", "load_task": "task", "prove": "prover", "register": "prover",
+    "CheckResult": "verifier.verdict",
+    "Indexed": "recorder",
+    "PolError": "errors",
+    "Proof": "proof.reader",
+    "Recorder": "recorder",
+    "Recording": "prover",
+    "State": "training.state",
+    "Task": "task",
+    "TaskReference": "task",
+    "Verdict": "verifier.verdict",
+    "calibrate": "calibration",
+    "check": "verifier.verify",
+    "load_task": "task",
+    "prove": "prover",
+    "register": "prover",
     "verify": "verifier.verify",
-}  # fmt: skip
+}
 _MODULES = {"attacks", "errors", "report"}
 
 

@@ -34,6 +34,12 @@ def verify(
             "--allow-calibrated", help="Accept replays within calibrated noise where bits cannot be reproduced."
         ),
     ] = False,
+    reproduce: Annotated[
+        bool,
+        typer.Option(
+            "--reproduce/--own-environment", help="Replay in the recorded numeric environment, or in this one."
+        ),
+    ] = True,
     require: Annotated[str | None, typer.Option(help="`exact`: nothing but bit-exact replay is enough.")] = None,
     registration: Annotated[
         Path | None, typer.Option(help="The claim under which the proof must have been made.")
@@ -99,7 +105,7 @@ def verify(
     with common.progress_bar(quiet=json == "-") as progress:
         verdict = pol.verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
-            allow_calibrated=allow_calibrated, require=require, registration=registration, model=model,
+            allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
             approve_fixed=approve_fixed or (), chain=_links(chain or []), trust=trust or (),
             keep_going=keep_going, timeout=timeout, sandbox=sandbox, allow_read=allow_read or (), progress=progress,
         )  # fmt: skip

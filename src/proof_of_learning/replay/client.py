@@ -13,6 +13,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import torch
+
 from proof_of_learning import errors
 from proof_of_learning.errors import PolError, TaskError, WorkerError
 from proof_of_learning.proof.reader import Proof
@@ -134,9 +137,13 @@ class Workers:
         timeout: float = DEFAULT_TIMEOUT,
         start: Path | None = None,
         sandbox: Sandbox | None = None,
+        reproduce: bool = True,
     ) -> None:
-        """``start``: the proof whose final weights the run starts from. ``sandbox``: of workers in processes of their own."""
-        self._sandbox = sandbox
+        """``start``: the proof whose final weights the run starts from. ``sandbox``: of workers in processes of their own.
+
+        ``reproduce``: start workers with the recorded environment, not with this process's own.
+        """
+        self._sandbox, self._reproduce = sandbox, reproduce
         self._proof, self._task, self._timeout, self._start = proof, task, timeout, start
         self._open: dict[str, tuple[LocalWorker | WorkerProcess, Environment]] = {}
         self._workers: list[LocalWorker | WorkerProcess] = []
@@ -163,7 +170,11 @@ class Workers:
 
     def _recorded(self, digest: str) -> tuple[LocalWorker | WorkerProcess, Environment]:
         """The worker for a recorded environment, and the environment that it really has."""
-        worker, here = self._worker(self._proof.environments[digest])
+        environment = self._proof.environments[digest]
+        if not self._reproduce:
+            own = environments.current(environment.device.type if torch.cuda.is_available() else "cpu")
+            environment = msgspec.structs.replace(own, flags=environment.flags)
+        worker, here = self._worker(environment)
         self.here[digest] = here
         return worker, here
 

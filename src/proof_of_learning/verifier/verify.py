@@ -72,6 +72,7 @@ def verify(
     approve_fixed: Iterable[str] = (),
     chain: Iterable[tuple[str | os.PathLike[str], Task | TaskReference | str | None]] = (),
     trust: Iterable[str] = (),
+    reproduce: bool = True,
     keep_going: bool = False,
     timeout: float = DEFAULT_TIMEOUT,
     sandbox: str = "auto",
@@ -86,6 +87,7 @@ def verify(
     everything: replay every segment. nonce: hex; by default 32 bytes drawn now. model: a safetensors file the proof must end in.
     registration: the ``claim.json`` under which the proof must have been made.
     chain: the proofs behind a run that starts from another one, each with its task. trust: roots that need no verification.
+    reproduce: replay in the recorded numeric environment; False replays in this process's own, as another machine would.
     require: ``"exact"`` accepts nothing but bit-exact replay. keep_going: run all checks even after a failure.
     timeout: seconds without a sign of life after which a hanging task is given up.
     sandbox: ``"auto"`` confines the task's code where bubblewrap works and warns elsewhere, ``"require"`` raises UsageError
@@ -146,7 +148,7 @@ def verify(
     )
     start = parent_of(proof, links)
     checks = []
-    with Workers(proof, task, timeout, None if start is None else start.path, isolation.sandbox) as workers:
+    with Workers(proof, task, timeout, None if start is None else start.path, isolation.sandbox, reproduce) as workers:
         for environment in {segment.environment: None for segment in proof.segments}:
             progress("starting the replay worker", 0, 0)
             differences[environment] = workers.differences(environment)
