@@ -1,0 +1,123 @@
+"""Infinitesimal updates (Fang et al., "Proof-of-Learning is Currently More Broken Than You Think", EuroS&P 2023).
+
+No training at all: the checkpoints are interpolated linearly from a valid initialization to the target's weights, so close to
+each other that neighbours differ by less than the tolerance δ · d_ref. With a learning rate near 0 a replay stays where it
+started, which is then within the tolerance of the recorded end. Real data in the real order is claimed, and the initial state
+follows from the seed.
+
+What the rates are said to be decides which check the forgery meets first: ``claimed=tiny`` is the paper's attack, and a task
+that the verifier names contradicts it at once. By default the blocks claim the task's own schedule, and only the recorded
+optimizer states hold tiny rates: every check before the replay passes, and the replay still stands still. With
+``stored=schedule`` the states hold the schedule's rates too, and a replay moves by real gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proof_of_learning.attacks.base import Attack, parameter
+from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.victim import Victim, graft
+from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.replay.measure import weight_distance, weights
+from proof_of_learning.training.state import State
+from proof_of_learning.training.steps import Session
+
+
+@dataclass(init=False, frozen=True)
+class InfinitesimalUpdate(Attack):
+    name = "infinitesimal-update"
+    summary = (
+        "a straight line from a fresh initialization to the target's weights, cut into imperceptible steps; no training"
+    )
+    source = "Fang et al., EuroS&P 2023"
+    knowledge = "the target's final state, the data and the task"
+
+    delta: float = parameter(
+        0.01, "largest distance between neighbours, as a share of d_ref, if the steps suffice", low=1e-9
+    )
+    shrink: float = parameter(
+        1e-9, "factor by which a tiny learning rate is smaller than the task's", low=0.0, high=1.0
+    )
+    claimed: str = parameter("schedule", "the rates in the blocks", choices=("schedule", "tiny"))
+    stored: str = parameter("tiny", "the rates in the optimizer states", choices=("tiny", "schedule"))
+    seed: int | None = parameter(
+        None, "seed of the initialization (default: one of the attacker's own)", low=0, high=2**64 - 1
+    )
+
+    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> int:
+        seed = victim.own_seed(self.seed)
+        session = victim.own_session(seed)
+        start = session.capture()
+        interval = _interval(victim, start, self.delta)
+        segments = -(-victim.steps // interval)
+        rates = np.array(list(victim.own_session(seed).idle(victim.steps, victim.steps_per_epoch)))
+
+        def states() -> Iterator[State]:
+            yield start
+            graft(session, victim.final)
+            if self.stored == "tiny":
+                _shrink_rates(session, self.shrink)
+            for index in range(1, segments + 1):
+                progress("interpolating", index, segments)
+                step = min(index * interval, victim.steps)
+                for _ in session.idle(step, victim.steps_per_epoch):
+                    pass
+                yield _between(start, session.capture(), victim.final, step / victim.steps)
+
+        forge_proof(
+            path, victim.task, states(), None,
+            hyperparameters={"rates": rates * (self.shrink if self.claimed == "tiny" else 1.0)},
+            seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data,
+            environment=victim.environment, evaluation=victim.proof.end.evaluation,
+        )  # fmt: skip
+        return 0
+
+
+def _interval(victim: Victim, start: State, delta: float) -> int:
+    """The largest interval up to the target's own whose neighbours are closer than ``delta`` of d_ref, or 1.
+
+    Models trained from independent seeds end nearly orthogonal, so that d_ref is about √2 times the norm of the weights.
+    """
+    final = weights(victim.final)
+    norm = weight_distance(final, {name: torch.zeros_like(tensor) for name, tensor in final.items()})
+    needed = weight_distance(weights(start), final) / (delta * math.sqrt(2.0) * norm) if norm else 1.0
+    return max(1, min(victim.interval, int(victim.steps / (needed + 1.0))))
+
+
+def _shrink_rates(session: Session, factor: float) -> None:
+    """Make every learning rate in ``session`` smaller, those that schedulers start from included."""
+    for optimizer in session.optimizers.values():
+        for group in optimizer.param_groups:
+            for name in ("lr", "initial_lr", "max_lr", "min_lr"):
+                if name in group:
+                    group[name] = group[name] * factor
+    for scheduler in session.schedulers.values():
+        for part in (scheduler, *getattr(scheduler, "_schedulers", ())):
+            if hasattr(part, "base_lrs"):
+                part.base_lrs = [rate * factor for rate in part.base_lrs]
+
+
+def _between(start: State, here: State, final: State, share: float) -> State:
+    """``here`` (the final state, but for schedule and progress) with its tensors at ``share`` of the way from ``start``."""
+
+    def at(name: str, end: Tensor) -> Tensor:
+        if name not in final.tensors or "/groups/" in name or not torch.equal(end, final.tensors[name]):
+            return end
+        begin = start.tensors.get(name)
+        begin = torch.zeros_like(end) if begin is None or begin.shape != end.shape else begin
+        if share == 1.0 or torch.equal(begin, end) or end.is_complex():
+            return end
+        if end.is_floating_point() and end.ndim:
+            return torch.lerp(begin.double(), end.double(), share).to(end.dtype)
+        counted = begin.double() + (end.double() - begin.double()) * share  # counters of steps stay whole
+        return counted.round().to(end.dtype)
+
+    return State(here.tree, {name: at(name, tensor) for name, tensor in here.tensors.items()})
