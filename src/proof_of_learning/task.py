@@ -265,7 +265,7 @@ def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedu
              parts: Mapping[str, Any]) -> Description:  # fmt: skip
     """Describe a task by the freshly built objects of one session."""
     names = {id(p): name for name, p in model.named_parameters()}
-    home = {getattr(getattr(task, name), "__module__", None) for name in _SOURCES} - {None}
+    home = {str(getattr(getattr(task, name), "__module__", "")) for name in _SOURCES}
     content = {
         "model": {
             "modules": [[name, _qualified(type(m), home), m.extra_repr()] for name, m in model.named_modules()],

@@ -42,7 +42,7 @@ class SegmentResult(_Value, frozen=True):
     ``why``: ``first``, ``last``, ``top-q``, ``inertia``, ``predecessor``, ``uniform``, ``progress``, ``all``.
     ``error`` is the distance of the replayed from the recorded full state; ``kinds`` the same by kind of state;
     ``normalised`` is it over d_ref, ``relative`` over ``displacement``, metric by metric (x/0 and other non-finite values
-    are null in JSON). ``exact``: the same bits.
+    are null in JSON). ``exact``: the same bits. ``limit_share``: in calibrated comparison, the largest error over its limit.
     """
 
     index: int
@@ -56,6 +56,7 @@ class SegmentResult(_Value, frozen=True):
     relative: Distance | None = None
     displacement: Distance | None = None
     kinds: dict[str, Distance] = {}
+    limit_share: float | None = None
     note: str = ""
 
 

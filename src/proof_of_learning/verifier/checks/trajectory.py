@@ -12,7 +12,7 @@ from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.replay.measure import WEIGHTS, Comparison, Distance, ratio
 from proof_of_learning.replay.protocol import AnyRequest, Noise, Replay, Replayed
-from proof_of_learning.verifier.calibrated import DELTA, DELTA_INTERVAL, Measured, Tolerance, tolerance, violations
+from proof_of_learning.verifier.calibrated import DELTA, DELTA_INTERVAL, Measured, Tolerance, closeness, tolerance, violations
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, SegmentResult, Status
 
@@ -190,6 +190,7 @@ def _judge(
         relative=relative,
         displacement=span,
         kinds=comparison.kinds if comparison else {},
+        limit_share=closeness(found, tolerance_) if found is not None and tolerance_ is not None else None,
         note=note,
     )
 
