@@ -37,9 +37,7 @@ _NAMESPACES = ("--unshare-all", "--die-with-parent", "--new-session", "--cap-dro
 _FILESYSTEMS = ("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--tmpfs", "/tmp")
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 _SETTINGS = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")
-_PROCESSORS = (
-    "/sys/devices/system"  # without it PyTorch takes the processor for its plainest kind, and computes other bits
-)
+_PROCESSORS = "/sys/devices/system"  # libraries look up cores and caches here, and may choose their code by them
 _GPUS = ("/dev/nvidia*", "/dev/dxg")
 # Folders that hold far more than a task: one that lies directly in them gets its Python files alone.
 _WIDE = ("/", "/etc", "/home", "/root", "/run", "/srv", "/tmp", "/var", "/var/tmp")
@@ -234,10 +232,7 @@ def _too_wide(folder: str) -> bool:
 
 def _names_path(value: str) -> bool:
     """A setting that is a path: the verifier typed it, so the task may read it."""
-    try:
-        return os.path.exists(value) and not _too_wide(os.path.realpath(value))
-    except ValueError:  # a zero byte
-        return False
+    return os.path.exists(value) and not _too_wide(os.path.realpath(value))
 
 
 def _home_of(target: str) -> list[Path]:
