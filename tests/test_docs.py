@@ -57,7 +57,7 @@ def command(name: str) -> Any:
 
 
 def options(of: Any) -> set[str]:
-    return {option for parameter in of.params for option in parameter.opts}
+    return {option for parameter in of.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def written_commands() -> list[str]:
