@@ -145,11 +145,13 @@ def check(folder: Path) -> str:
     index, head = chain(raw["index.jsonl"], sha256(b"pol/v1/index\0", top.encode()), "index.jsonl")  # [8]
     need(head == seal["index"], "the index is not the one in the seal")
     states = [log[0]["state"], *(segment["state"] for segment in segments)]
+    need(all(line["base"] is None for line in index), "the raw codec has no differences")
     need({line["state"] for line in index} <= set(states), "the index stores a state that is not in the log")
     need(len({line["state"] for line in index}) == len(index), "the index stores a state twice")
     names = {line["object"][7:] for line in index}
-    found = {path.relative_to(folder / "objects").as_posix() for path in (folder / "objects").glob("*/*")}
-    need(found == {f"{name[:2]}/{name}" for name in names}, "an object is missing or unexpected")
+    found = {path.relative_to(folder / "objects").as_posix() for path in (folder / "objects").glob("**/*")}
+    wanted = {f"{name[:2]}/{name}" for name in names} | {name[:2] for name in names}
+    need(found == wanted, "an object is missing or unexpected")
     for line in index:
         name = line["object"][7:]
         content = (folder / "objects" / name[:2] / name).read_bytes()
