@@ -25,7 +25,7 @@ from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.task import Task, default_interval
+from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
@@ -229,7 +229,8 @@ class Recorder:
         return [float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
 
     def _capture(self) -> State:
-        return capture(self.parts)
+        with task_code("capturing the state"):
+            return capture(self.parts)
 
     def _checkpoint(self, evaluation: Mapping[str, float] | None) -> None:
         before, state = self._writer.state, self._capture()

@@ -28,6 +28,7 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 
 DEFAULT_TIMEOUT = 600.0
+START_TIMEOUT = 120.0  # for Python and PyTorch to start, before any of the task's code
 OnWork = Callable[[int, int], None]
 
 
@@ -69,6 +70,8 @@ class WorkerProcess:
         self, environment: Environment | None, timeout: float = DEFAULT_TIMEOUT, sandbox: Sandbox | None = None
     ) -> None:
         self._timeout, self._confined = timeout, sandbox is not None
+        self._silent = ""  # why it was given up
+        self._started = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         variables = dict(os.environ) if environment is None else environments.process_variables(environment)
         command = [sys.executable, "-m", "proof_of_learning.replay.worker"]
@@ -87,6 +90,8 @@ class WorkerProcess:
     def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> AnyAnswer:
         """The answer to ``request``; raises what the worker raised, or WorkerError if it died or fell silent."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        if self._silent:
+            raise TaskError(self._silent)
         try:
             protocol.send(self._process.stdin, request)  # type: ignore[arg-type]
             while True:
@@ -104,12 +109,15 @@ class WorkerProcess:
 
     def _wait(self) -> None:
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], self._timeout)[0]:
+        timeout = self._timeout if self._started else max(self._timeout, START_TIMEOUT)
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
             self.close()
-            raise TaskError(
-                f"the task gave no sign of life for {self._timeout:.0f} seconds; it may hang. "
+            self._silent = (
+                f"the task gave no sign of life for {timeout:.0f} seconds; it may hang. "
                 "Raise --timeout if it is only slow"
             )
+            raise TaskError(self._silent)
+        self._started = True
 
     def _last_words(self) -> str:
         status = self._process.wait()

@@ -60,6 +60,13 @@ class Worker:
 
     def answer(self, request: AnyRequest) -> AnyAnswer:
         """The answer to one request; raises PolError."""
+        try:
+            return self._answer(request)
+        except BaseException:
+            self._session = None  # what broke off midway is not what a restored state would make of it
+            raise
+
+    def _answer(self, request: AnyRequest) -> AnyAnswer:
         match request:
             case protocol.Open():
                 return self._open(request)
@@ -325,6 +332,7 @@ def main() -> None:
             last[0] = now
             protocol.send(answers, protocol.Working(done, total))
 
+    pulse(0, 0)
     worker = Worker(pulse)
     while True:
         try:

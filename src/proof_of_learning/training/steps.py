@@ -120,6 +120,9 @@ class Session:
         with task_code("building the optimizer"):
             made = task.optimizer(self.model)
             self.optimizers: dict[str, Any] = dict(made) if isinstance(made, Mapping) else {"optimizer": made}
+            for optimizer in self.optimizers.values():
+                if not hasattr(optimizer, "param_groups"):
+                    raise TaskError(f"the task's optimizer factory returned a {type(optimizer).__name__}")
         with task_code("building the scheduler"):
             schedule = None if task.scheduler is None else task.scheduler(made)
             self.schedulers: dict[str, Any] = (

@@ -12,22 +12,28 @@ from proof_of_learning.registration import Registration
 from proof_of_learning.replay.protocol import Answer, AnyRequest, Failed, Request
 from proof_of_learning.replay.sandbox import Isolation
 from proof_of_learning.verifier.plan import Challenge
+from proof_of_learning.verifier.policy import Policy
 from proof_of_learning.verifier.survey import Survey
 from proof_of_learning.verifier.verdict import Chain, CheckResult, Status
 
 A = TypeVar("A", bound=Answer)
+REJECTED = ("FormatError", "IntegrityError")  # failures of a replay or an evaluation that the proof is to blame for
 R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the verifier decides. ``approve_fixed``: shell patterns of tensors that may be the same under every key."""
+    """What the verifier decides. ``approve_fixed``: shell patterns of tensors that may be the same under every key.
+
+    What a ``policy`` says of the same things is included in the other fields.
+    """
 
     model: Path | None = None
     registration: Registration | None = None
     allow_calibrated: bool = False
     require_exact: bool = False
     approve_fixed: tuple[str, ...] = ()
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True)

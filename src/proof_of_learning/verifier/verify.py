@@ -23,6 +23,7 @@ from proof_of_learning.replay.protocol import (
     Committed,
     Describe,
     Described,
+    Evaluate,
     Failed,
     Noise,
     Replay,
@@ -30,15 +31,15 @@ from proof_of_learning.replay.protocol import (
 )
 from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.verifier.calibrated import CAP
-from proof_of_learning.verifier.chain import ASSURANCE, Link, follow, open_links, parent_of, weakest
+from proof_of_learning.verifier.chain import Link, assurance, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
 from proof_of_learning.verifier.checks.performance import performance
 from proof_of_learning.verifier.checks.trajectory import segment_results, tolerances
 from proof_of_learning.verifier.evidence import Answers, Evidence, Options, result
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce
+from proof_of_learning.verifier.policy import Policy, load_policy
 from proof_of_learning.verifier.survey import Survey, survey
 from proof_of_learning.verifier.verdict import (
-    Assurance,
     CheckResult,
     Conditions,
     Cost,
@@ -75,6 +76,7 @@ def verify(
     reproduce: bool = True,
     keep_going: bool = False,
     timeout: float = DEFAULT_TIMEOUT,
+    policy: Policy | str | os.PathLike[str] | None = None,
     sandbox: str = "auto",
     allow_read: Iterable[str | os.PathLike[str]] = (),
     progress: ProgressCallback = silent,
@@ -90,6 +92,7 @@ def verify(
     reproduce: replay in the recorded numeric environment; False replays in this process's own, as another machine would.
     require: ``"exact"`` accepts nothing but bit-exact replay. keep_going: run all checks even after a failure.
     timeout: seconds without a sign of life after which a hanging task is given up.
+    policy: rules that proof and verification must satisfy, or the file that holds them (see :mod:`verifier.policy`).
     sandbox: ``"auto"`` confines the task's code where bubblewrap works and warns elsewhere, ``"require"`` raises UsageError
     there, ``"off"`` confines nothing. allow_read: further files and folders that confined code may read.
 
@@ -103,12 +106,14 @@ def verify(
         task = TaskReference(task, dict(settings or {}))
     in_process = isinstance(task, Task) and task.reference is None
     isolation = sandboxes.isolation(sandbox, allow_read := tuple(allow_read), in_process=in_process)
+    rules = policy if policy is None or isinstance(policy, Policy) else load_policy(policy)
     options = Options(
         model=None if model is None else Path(model),
         registration=None if registration is None else registrations.load(registration),
         allow_calibrated=allow_calibrated,
-        require_exact=require == "exact",
-        approve_fixed=tuple(approve_fixed),
+        require_exact=require == "exact" or (rules is not None and rules.trust.exact),
+        approve_fixed=(*approve_fixed, *(rules.initialization.approved_fixed if rules else ())),
+        policy=rules,
     )
     clock = _Clock()
     drawn = make_nonce(nonce)
@@ -125,6 +130,9 @@ def verify(
         checks = [STRUCTURE.judge(Evidence(proof, found, picked, options), Answers())]
         checks += [result(check, "skipped", NO_TASK) for check in CHECKS[1:]]
         return _verdict(Evidence(proof, found, picked, options), checks, Answers(), clock)
+    if rules is not None:
+        planned = sum(proof.segments[index].stop - proof.segments[index].start for index in picked.segments)
+        rules.afford(planned, proof.header.training.steps)
     links, trusted = open_links(chain), tuple(trust)
 
     def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
@@ -192,7 +200,7 @@ def _ask(
         try:
             answers.add(request, workers.ask(request, on_work))
         except (FormatError, IntegrityError, TaskError) as error:
-            if not isinstance(request, (Replay, Noise)):
+            if not isinstance(request, (Replay, Noise, Evaluate)):
                 raise
             answers.add(request, Failed(type(error).__name__, str(error)))
     if new:
@@ -225,14 +233,11 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     named = answers.get(Describe(), Described).digest if Describe() in answers else None
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     decision = decide(checks)
-    assurance: Assurance = "seed-derived" if mode == "derived" else "observed"
-    if evidence.chain is not None:  # a chain is worth what its weakest link is
-        assurance = min(assurance, weakest(evidence.chain).assurance, key=ASSURANCE.index)
     rho = min((limits.rho for limits in tolerances(evidence, answers).values()), default=CAP)
     unreproduced = sorted({line for lines in evidence.differences.values() for line in lines})
     return Verdict(
         verdict=decision,
-        assurance=assurance,
+        assurance=assurance(proof, evidence.chain),
         randomness=mode,
         exactness="exact" if all(s.exact or s.status != "pass" for s in segments) else "calibrated",
         thresholds=Thresholds(rho=rho, d_ref=found.d_ref),

@@ -7,7 +7,7 @@ import numpy as np
 from proof_of_learning import canonical
 from proof_of_learning.replay.protocol import Evaluate, Evaluated
 from proof_of_learning.training import randomness
-from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, PerformancePoint
 
 CHECKPOINTS = 5  # on the way, drawn from root and nonce
@@ -28,6 +28,9 @@ class PerformanceCheck:
         return [[Evaluate(index) for index in chosen(evidence)]]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
+        for failure in filter(None, (answers.failure(Evaluate(index)) for index in chosen(evidence))):
+            status = "fail" if failure.error in REJECTED else "inconclusive"
+            return result(self, status, f"a recorded model could not be evaluated: {failure.message}")  # type: ignore[arg-type]
         points = performance(evidence, answers)
         if not points:
             return result(self, "skipped", "the proof claims no performance", mandatory=False)
@@ -70,7 +73,7 @@ def performance(evidence: Evidence, answers: Answers) -> list[PerformancePoint]:
         final = index == len(evidence.proof.segments) - 1
         claimed = evidence.proof.end.evaluation if final else segment.evaluation
         request = Evaluate(index)
-        if claimed is not None and request in answers:
+        if claimed is not None and request in answers and answers.failure(request) is None:
             found = answers.get(request, Evaluated).values
             points.append(PerformancePoint(step=segment.stop, claimed=claimed, found=found))
     return points

@@ -12,11 +12,18 @@ from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.replay.measure import WEIGHTS, Comparison, Distance, ratio
 from proof_of_learning.replay.protocol import AnyRequest, Noise, Replay, Replayed
-from proof_of_learning.verifier.calibrated import DELTA, DELTA_INTERVAL, Measured, Tolerance, closeness, tolerance, violations
-from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.calibrated import (
+    DELTA,
+    DELTA_INTERVAL,
+    Measured,
+    Tolerance,
+    closeness,
+    tolerance,
+    violations,
+)
+from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, SegmentResult, Status
 
-_REJECTED = ("FormatError", "IntegrityError")
 SHORTER_SEGMENTS = 3  # on which shorter intervals are tried where the recorded one is too long
 LOSS_TOLERANCE = 0.01  # of the mean recorded loss
 
@@ -155,7 +162,7 @@ def _judge(
     request = Replay(index, calibrate=evidence.calibrates(index))
     failure = answers.failure(request) or answers.failure(Noise(index))
     if failure is not None:
-        status: Status = "fail" if failure.error in _REJECTED else "inconclusive"
+        status: Status = "fail" if failure.error in REJECTED else "inconclusive"
         return SegmentResult(**base, status=status, note=failure.message)
     if request not in answers:
         return SegmentResult(**base, status="inconclusive", note="not replayed: its start is not in the proof")
