@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from proof_of_learning._version import __version__
-from proof_of_learning.cli import attack, calibrate, check, demo, inspect, prove, register, verify
+from proof_of_learning.cli import attack, calibrate, check, demo, inspect, policy, prove, register, verify
 
 app = typer.Typer(
     name="pol",
@@ -42,6 +42,7 @@ app.command("register")(register.register)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)
+app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
 app.command("calibrate")(calibrate.calibrate)
 app.command("attack")(attack.attack)

@@ -65,6 +65,9 @@ def verify(
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life after which a task is given up.")
     ] = 600.0,
+    policy: Annotated[
+        Path | None, typer.Option(help="Rules that the proof must satisfy, in a TOML file; `pol policy` prints one.")
+    ] = None,
     sandbox: Annotated[
         str,
         typer.Option(
@@ -107,7 +110,7 @@ def verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
             allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
             approve_fixed=approve_fixed or (), chain=_links(chain or []), trust=trust or (),
-            keep_going=keep_going, timeout=timeout, sandbox=sandbox, allow_read=allow_read or (), progress=progress,
+            keep_going=keep_going, timeout=timeout, policy=policy, sandbox=sandbox, allow_read=allow_read or (), progress=progress,
         )  # fmt: skip
     common.write_json(verdict.to_json(), json)
     if report is not None:

@@ -86,6 +86,12 @@ def follow(
     return Chain(links=[link, *behind])
 
 
+def assurance(proof: Proof, chain: Chain | None) -> Assurance:
+    """What the proof's randomness rests on; with a chain, what that of its weakest link does."""
+    own: Assurance = "seed-derived" if proof.header.randomness.mode == "derived" else "observed"
+    return own if chain is None else min(own, weakest(chain).assurance, key=ASSURANCE.index)
+
+
 def weakest(chain: Chain) -> ChainLink:
     """The link that decides: the worst verdict, then the weakest assurance."""
     return min(chain.links, key=lambda link: (STRENGTH.index(link.verdict), ASSURANCE.index(link.assurance)))

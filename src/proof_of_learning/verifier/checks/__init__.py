@@ -9,6 +9,7 @@ from proof_of_learning.verifier.checks.hyperparameters import HyperparametersChe
 from proof_of_learning.verifier.checks.initialization import InitializationCheck
 from proof_of_learning.verifier.checks.order import OrderCheck
 from proof_of_learning.verifier.checks.performance import PerformanceCheck
+from proof_of_learning.verifier.checks.policy import PolicyCheck
 from proof_of_learning.verifier.checks.registration import RegistrationCheck
 from proof_of_learning.verifier.checks.structure import StructureCheck
 from proof_of_learning.verifier.checks.task import TaskCheck
@@ -24,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     InitializationCheck(),
     OrderCheck(),
     HyperparametersCheck(),
+    PolicyCheck(),
     TrajectoryCheck(),
     DriftCheck(),
     EndpointCheck(),

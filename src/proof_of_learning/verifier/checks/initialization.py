@@ -36,9 +36,7 @@ class InitializationCheck:
         kind = evidence.proof.header.initialization.kind
         linked = sum(t.origin == "linked" for t in answer.tensors)
         pretrained, tables = suspicious(answer.tensors, evidence.options.approve_fixed)
-        trainable = [t for t in answer.tensors if t.trainable]
-        elements = sum(t.elements for t in answer.tensors if t.name.startswith("model/parameters/"))
-        share = sum(t.elements for t in trainable) / elements if elements else 0.0
+        share = trained_share(answer.tensors)
         details: dict[str, Any] = {
             "trained_share": share, "fixed": [_line(t) for t in (*pretrained, *tables)][:100],
             "constant": sum(t.origin == "constant" for t in answer.tensors),
@@ -147,6 +145,12 @@ def _rounded_alike(answer: Initialized) -> bool:
     CPU capabilities, and orthogonal ones between thread counts)."""
     equal = answer.comparison is not None and not answer.comparison.unequal
     return equal and all(error <= ROUNDING for error in answer.relative.values())
+
+
+def trained_share(tensors: list[TensorOrigin]) -> float:
+    """The share of the model's parameters that training may change."""
+    elements = sum(t.elements for t in tensors if t.name.startswith("model/parameters/"))
+    return sum(t.elements for t in tensors if t.trainable) / elements if elements else 0.0
 
 
 def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[list[TensorOrigin], list[TensorOrigin]]:

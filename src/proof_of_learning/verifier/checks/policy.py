@@ -1,0 +1,152 @@
+"""Policy: the proof and its verification satisfy the rules that the verifier set beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from proof_of_learning.replay.protocol import AnyRequest, Initialize, Initialized, Replay, Replayed
+from proof_of_learning.verifier.chain import ASSURANCE, assurance
+from proof_of_learning.verifier.checks.initialization import InitializationCheck, trained_share
+from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.policy import Policy
+from proof_of_learning.verifier.verdict import CheckResult
+
+TIMED = 2  # segments that are replayed to know what the others will cost
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: what the policy expects, what was found. ``of_proof``: the proof breaks it, rather than this verification."""
+
+    name: str
+    expected: str
+    found: str
+    kept: bool
+    of_proof: bool = True
+
+
+class PolicyCheck:
+    name = "policy"
+    meaning = "Proof and verification satisfy every rule of the policy that the verifier gave."
+    limits = "A policy is the verifier's own choice; a proof that breaks one may still be true."
+
+    def plan(self, evidence: Evidence, answers: Answers) -> Plan:
+        policy = evidence.options.policy
+        if policy is None:
+            return
+        if policy.training.min_trained_share is not None:
+            yield from InitializationCheck().plan(evidence, answers)
+        if policy.cost.max_seconds is not None:
+            yield _timed(evidence, answers)
+
+    def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
+        policy = evidence.options.policy
+        if policy is None:
+            return result(self, "skipped", "the verifier gave no policy", mandatory=False)
+        if policy.cost.max_seconds is not None:
+            _afford(policy, evidence, answers)
+        rules = [*_accepted(policy, evidence), *_training(policy, evidence, answers), *_strength(policy, evidence)]
+        details: dict[str, Any] = {
+            "policy": policy.name,
+            "digest": policy.digest,
+            "rules": {rule.name: f"{rule.expected}; found {rule.found}" for rule in rules},
+        }
+        broken = sorted((rule for rule in rules if not rule.kept), key=lambda rule: not rule.of_proof)
+        if not broken:
+            return result(self, "pass", f"the {len(rules)} rules of {policy.name} that apply are kept", **details)
+        first, more = broken[0], f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        return result(
+            self, "fail" if first.of_proof else "inconclusive",
+            f"{policy.name}: {first.name}: expected {first.expected}, found {first.found}{more}",
+            broken=[rule.name for rule in broken], **details,
+        )  # fmt: skip
+
+
+def _accepted(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
+    header = evidence.proof.header
+    for name, digests, found in (
+        ("accept.tasks", policy.accept.tasks, header.task.digest),
+        ("accept.data", policy.accept.data, header.data.root),
+    ):
+        if digests is not None:
+            expected = digests[0] if len(digests) == 1 else f"one of {len(digests)} digests"
+            yield Rule(name, expected, found, found in digests)
+
+
+def _training(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[Rule]:
+    rules, claimed = policy.training, evidence.proof.header.training
+    if rules.min_interval is not None:
+        yield _least("training.min_interval", rules.min_interval, claimed.interval)
+    if rules.max_interval is not None:
+        yield _most("training.max_interval", rules.max_interval, claimed.interval)
+    if rules.max_steps is not None:
+        yield _most("training.max_steps", rules.max_steps, claimed.steps)
+    if rules.min_learning_rate is not None or rules.max_learning_rate is not None:
+        lowest, highest = _rates(evidence)
+        if rules.min_learning_rate is not None:
+            yield _least("training.min_learning_rate", rules.min_learning_rate, lowest)
+        if rules.max_learning_rate is not None:
+            yield _most("training.max_learning_rate", rules.max_learning_rate, highest)
+    if rules.max_trivial_share is not None:
+        yield _most("training.max_trivial_share", rules.max_trivial_share, float(evidence.survey.trivial.mean()))
+    if rules.min_trained_share is not None:
+        (request,) = answers.requests(Initialize)
+        share = trained_share(answers.get(request, Initialized).tensors)
+        yield _least("training.min_trained_share", rules.min_trained_share, share)
+
+
+def _strength(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
+    """How much the verdict is worth. ``trust.exact`` is not here: the trajectory shows it."""
+    if policy.trust.assurance is not None:
+        found = assurance(evidence.proof, evidence.chain)
+        kept = ASSURANCE.index(found) >= ASSURANCE.index(policy.trust.assurance)
+        yield Rule("trust.assurance", f"at least {policy.trust.assurance}", found, kept)
+    given = evidence.challenge.guarantee
+    for name, most, fraction in (
+        ("guarantee.forged_fraction", policy.guarantee.forged_fraction, given.forged_fraction),
+        ("guarantee.progress_fraction", policy.guarantee.progress_fraction, given.progress_fraction),
+    ):
+        if most is not None:
+            yield _most(name, most, fraction, of_proof=False)
+
+
+def _least(name: str, least: float, found: float | None) -> Rule:
+    return Rule(name, f"at least {least:,.6g}", _shown(found), found is not None and found >= least)
+
+
+def _most(name: str, most: float, found: float | None, of_proof: bool = True) -> Rule:
+    return Rule(name, f"at most {most:,.6g}", _shown(found), found is not None and found <= most, of_proof)
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.6g}"
+
+
+def _rates(evidence: Evidence) -> tuple[float | None, float | None]:
+    """The lowest learning rate that is not 0, and the highest."""
+    rates = [columns.rates[columns.rates != 0] for columns in evidence.proof.all_columns()]
+    lowest = min((float(found.min()) for found in rates if found.size), default=None)
+    highest = max((float(np.abs(found).max()) for found in rates if found.size), default=0.0)
+    return lowest, highest
+
+
+def _timed(evidence: Evidence, answers: Answers) -> list[AnyRequest]:
+    return [*next(iter(TrajectoryCheck().plan(evidence, answers)), [])][:TIMED]
+
+
+def _afford(policy: Policy, evidence: Evidence, answers: Answers) -> None:
+    """Refuse to go on where the segments timed so far say that the others take too long."""
+    lengths = {index: evidence.proof.segments[index] for index in evidence.challenge.segments}
+    planned = sum(segment.stop - segment.start for segment in lengths.values())
+    paces = [
+        answers.get(request, Replayed).seconds / (lengths[request.index].stop - lengths[request.index].start)
+        for request in _timed(evidence, answers)
+        if isinstance(request, Replay) and answers.failure(request) is None
+    ]
+    if paces:
+        policy.afford(planned, evidence.proof.header.training.steps, min(paces) * planned)
