@@ -153,6 +153,11 @@ class Recorder:
         """Whether the next step to be recorded is the last of its segment."""
         return self._at_boundary(self.steps_done + 1)
 
+    @property
+    def finished(self) -> bool:
+        """Whether every step of the run has begun: a foreign loop ends here, and :meth:`close` completes the last step."""
+        return self.steps_done + (self._pending is not None) >= self.header.training.steps
+
     def _at_boundary(self, steps: int) -> bool:
         training = self.header.training
         return steps % training.interval == 0 or steps == training.steps
@@ -196,7 +201,7 @@ class Recorder:
         on (loaders run ahead), so every sample carries its own index. Hand each loss to :meth:`loss`.
         """
         iterator = iter(loader)
-        while self.steps_done + (self._pending is not None) < self.header.training.steps:
+        while not self.finished:
             items = [item for _, item in zip(range(batches_per_step), iterator, strict=False)]
             if not items:
                 return  # the step stays open: a scheduler may be stepped once the epoch's loop has ended

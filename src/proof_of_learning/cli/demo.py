@@ -38,7 +38,9 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     honest = out / "honest.pol"
     with common.progress_bar() as progress:
-        recording = pol.prove(task, honest, interval=1, progress=progress)
+        recording = pol.prove(
+            task, honest, interval=1, threads=1, progress=progress
+        )  # threads cost more than such a network
     accuracy = (recording.evaluation or {}).get("test_accuracy", float("nan"))
     console.print(
         f"   {recording.steps:,} steps, a checkpoint after each; test accuracy {accuracy:.1%}; proof in {honest}"

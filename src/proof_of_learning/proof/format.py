@@ -230,8 +230,17 @@ def parse_header(raw: bytes) -> Header:
         raise FormatError(f"{HEADER_FILE}: a linked initialization, and no other, names the proof that it starts from")
     if randomness.seed is not None and not re.fullmatch(r"0|[1-9][0-9]{0,19}", randomness.seed):
         raise FormatError(f"{HEADER_FILE}: the seed is not a decimal integer below 2^64")
-    for value, what in ((header.task.digest, "task digest"), (header.data.root, "data root")):
-        check_digest(value, f"{HEADER_FILE}: the {what}")
+    if randomness.seed is not None and int(randomness.seed) >= 2**64:
+        raise FormatError(f"{HEADER_FILE}: the seed is not below 2^64")
+    digests = {
+        "task digest": header.task.digest,
+        "data root": header.data.root,
+        "claim": randomness.claim,
+        "proof to start from": header.initialization.proof,
+    }
+    for what, value in digests.items():
+        if value is not None:
+            check_digest(value, f"{HEADER_FILE}: the {what}")
     if header.data.samples < 1:
         raise FormatError(f"{HEADER_FILE}: the data set has {header.data.samples} samples")
     if canonical.sha256(b"pol/v1/task\0", canonical.encode(header.task.description)) != header.task.digest:

@@ -171,12 +171,13 @@ def read_log(folder: Path, header: Header) -> Iterator[tuple[Line, bytes]]:
             count += 1
         elif isinstance(line, EnvironmentLine):
             environments.validate(line.environment)
-            if line.environment.digest() != line.digest:
-                raise broken(IntegrityError, "the environment's digest is not its own")
+            if line.environment.digest() != line.digest or line.digest in environments_seen:
+                raise broken(IntegrityError, "the environment's digest is not its own, or it stands here twice")
             environments_seen.add(line.digest)
         elif isinstance(line, Start):
             format.check_digest(line.state, "a digest in the log")
         else:
+            format.check_digest(line.final_weights, "a digest in the log")
             ended = True
         head = format.line_digest(text)
         yield line, text
@@ -189,11 +190,15 @@ def _read_index(folder: Path, header: Header, seal: Seal, states: set[str]) -> d
         line = canonical.decode(text, Stored, f"{format.INDEX_FILE}, line {len(index) + 1}")
         if not raw.endswith(b"\n") or line.prev != head:
             raise IntegrityError(f"{format.INDEX_FILE}, line {len(index) + 1}: the hash chain is broken")
-        if line.state not in states or line.state in index or line.bytes < 1 or line.codec != header.codec.name:
+        if line.state not in states or line.state in index or line.bytes < 1:
             raise IntegrityError(
                 f"{format.INDEX_FILE}, line {len(index) + 1}: it stores a state that does not belong here"
             )
         format.check_digest(line.object, f"{format.INDEX_FILE}: an object's name")
+        if line.codec != header.codec.name or line.base is not None:  # no codec of this version takes differences
+            raise FormatError(
+                f"{format.INDEX_FILE}, line {len(index) + 1}: it names another codec than the header, or a base"
+            )
         index[line.state] = line
         head = format.line_digest(text)
     if head != seal.index:
@@ -223,10 +228,13 @@ def _check_files(folder: Path, index: dict[str, Stored], block_bytes: int) -> No
             f"{format.BLOCKS_FILE} is missing or has another size than the {block_bytes:,} bytes in the log"
         )
     wanted = {stored.object[7:]: stored.bytes for stored in index.values()}
+    prefixes = {name[:2] for name in wanted}
     if not (folder / format.OBJECTS).is_dir():
         raise FormatError(f"{format.OBJECTS}/ is missing from the proof")
     for sub in os.scandir(folder / format.OBJECTS):
         regular(sub, stat.S_ISDIR)
+        if sub.name not in prefixes:
+            raise FormatError(f"unexpected folder in the proof: {format.OBJECTS}/{sub.name[:80]}")
         for entry in os.scandir(sub.path):
             regular(entry, stat.S_ISREG)
             size = wanted.pop(entry.name, None)

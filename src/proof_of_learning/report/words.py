@@ -79,7 +79,11 @@ def why(reason: str) -> str:
 def guarantees(verdict: Verdict) -> list[str]:
     """What the random draws promise, in plain words: by number of segments and by progress."""
     given = verdict.guarantee
-    if given.forged_fraction is None and given.progress_fraction is None and not (given.uniform_draws or given.progress_draws):
+    if (
+        given.forged_fraction is None
+        and given.progress_fraction is None
+        and not (given.uniform_draws or given.progress_draws)
+    ):
         return ["No promise: no segment was drawn at random."]
     return [
         _guarantee(

@@ -241,7 +241,8 @@ def set_flags(flags: Flags) -> None:
     import torch
 
     memory: Any = torch.utils.deterministic
-    torch.use_deterministic_algorithms(flags.deterministic)
+    # Not `use_deterministic_algorithms`: it does the same and imports the compiler, which takes seconds.
+    torch.set_deterministic_debug_mode("error" if flags.deterministic else "default")
     # Filling fresh memory guards against reading it, at a cost on every allocation; it changes no correct result.
     memory.fill_uninitialized_memory = False
     torch.backends.cudnn.deterministic = flags.cudnn_deterministic

@@ -234,8 +234,9 @@ def feed_epoch_end(feed: Feed, step: int) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is put back."""
+    """Evaluation mode without gradients; every module's own mode, and what its buffers held, is put back."""
     modes = [(module, module.training) for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.eval()
     try:
         with torch.no_grad():
@@ -243,6 +244,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for name, buffer in model.named_buffers():  # some modules count or cache in a buffer, training or not
+            buffer.copy_(buffers[name])
 
 
 def derived_feed(task: Task, data: Dataset, key: bytes, device: str) -> tuple[Feed, DerivedOrder]:

@@ -88,7 +88,7 @@ def challenge(
         uniform, weighted = len(real), int((progress > 0).sum())
         for index in range(count):
             add(index, "all")
-    seed = bytes.fromhex(canonical.sha256(b"pol/v1/challenge\0", root.encode(), b"\0", bytes.fromhex(nonce.value))[7:])
+    seed = challenge_seed(root, nonce)
     keys = [randomness.uniforms(randomness.derive(seed, name), count) for name in ("uniform", "progress")]
     if not everything:
         for index in guarantee.draw_uniform(real, uniform, keys[0]):
@@ -101,6 +101,11 @@ def challenge(
         forged_fraction=forged, progress_fraction=unexplained, uniform_draws=uniform, progress_draws=weighted
     )
     return Challenge(dict(sorted(chosen.items())), promise, nonce, notes)
+
+
+def challenge_seed(root: str, nonce: Nonce) -> bytes:
+    """The key from which everything that is drawn follows."""
+    return bytes.fromhex(canonical.sha256(b"pol/v1/challenge\0", root.encode(), b"\0", bytes.fromhex(nonce.value))[7:])
 
 
 def _window(header: Header) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -134,13 +135,13 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         content = tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{name}: not TOML: {' '.join(str(error).split())[:200]}") from None
-    for line in (*_unknown(content), *_not_finite(content)):
+    for line in itertools.chain(_unknown(content), _not_finite(content)):
         raise UsageError(f"{name}: {line}")
     try:
         policy = msgspec.convert(content, Policy)
     except msgspec.ValidationError as error:
         raise UsageError(f"{name}: {_readable(str(error))}") from None
-    for line in (*_contradictions(policy), *_bad_digests(policy)):
+    for line in itertools.chain(_contradictions(policy), _bad_digests(policy)):
         raise UsageError(f"{name}: {line}")
     return msgspec.structs.replace(policy, name=name, digest=f"sha256:{hashlib.sha256(raw).hexdigest()}")
 

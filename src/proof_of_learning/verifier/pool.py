@@ -90,7 +90,7 @@ class PoolResult:
     @property
     def p_value(self) -> float:
         """The smallest p-value times the number of tests: the smallest ``alpha`` that rejects."""
-        return min(1.0, self.tests * min((t.p_value for t in self.tensors), default=1.0))
+        return min(1.0, max(1, self.tests) * min((t.p_value for t in self.tensors), default=1.0))
 
     @property
     def judged_share(self) -> float:

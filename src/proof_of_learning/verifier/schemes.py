@@ -55,12 +55,14 @@ class Law:
 
     def cdf(self, x: Array) -> Array:
         if self.family == "uniform":
-            return np.clip((x - self.low) / (self.high - self.low), 0.0, 1.0)
+            shares: Array = np.clip((x - self.low) / (self.high - self.low), 0.0, 1.0)
+            return shares
         values: Array = special.ndtr((x - self.center) / self.scale)
         if not self.truncated:
             return values
         below, above = special.ndtr([(self.low - self.center) / self.scale, (self.high - self.center) / self.scale])
-        return np.clip((values - below) / (above - below), 0.0, 1.0)
+        inside: Array = np.clip((values - below) / (above - below), 0.0, 1.0)
+        return inside
 
     @property
     def truncated(self) -> bool:

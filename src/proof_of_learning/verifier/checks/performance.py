@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from proof_of_learning import canonical
 from proof_of_learning.replay.protocol import Evaluate, Evaluated
 from proof_of_learning.training import randomness
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
+from proof_of_learning.verifier.plan import challenge_seed
 from proof_of_learning.verifier.verdict import CheckResult, PerformancePoint
 
 CHECKPOINTS = 5  # on the way, drawn from root and nonce
@@ -59,8 +59,8 @@ def chosen(evidence: Evidence) -> list[int]:
     proof = evidence.proof
     last = len(proof.segments) - 1
     claimed = [s.index for s in proof.segments[:-1] if s.evaluation is not None and proof.has_state(s.state)]
-    seed = canonical.sha256(b"pol/v1/evaluations\0", proof.root.encode(), bytes.fromhex(evidence.challenge.nonce.value))
-    order = np.argsort(randomness.uniforms(int(seed[7:23], 16), len(claimed)), kind="stable")
+    seed = randomness.derive(challenge_seed(proof.root, evidence.challenge.nonce), "evaluations")
+    order = np.argsort(randomness.uniforms(seed, len(claimed)), kind="stable")
     drawn = sorted(claimed[i] for i in order[:CHECKPOINTS])
     return [*drawn, last] if proof.end.evaluation is not None and proof.has_state(proof.segments[last].state) else drawn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proof_of_learning import registration
+from proof_of_learning.errors import FormatError
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
@@ -29,7 +30,10 @@ class RegistrationCheck:
             return result(
                 self, "skipped", "the proof was made from a seed, without a registered claim", mandatory=False
             )
-        claim = registration.claim_of(header)
+        try:
+            claim = registration.claim_of(header)
+        except FormatError as error:
+            return result(self, "fail", str(error))
         found = registration.violations(header, evidence.proof.environments)
         if found:
             return result(self, "fail", found[0], violations=found[:100])

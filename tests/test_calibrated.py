@@ -1,0 +1,118 @@
+"""Calibrated comparison: where the environment is not reproduced, the verifier's own noise sets the limits."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from proof_of_learning import TaskReference, prove, verify
+from proof_of_learning.attacks import ATTACKS
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.measure import Comparison, Detail, Distance, TensorError
+from proof_of_learning.task import load_task
+from proof_of_learning.verifier.calibrated import CAP, FLOOR, MARGIN, Measured, tolerance, violations
+from proof_of_learning.verifier.checks.drift import SIGMAS, drift_statistic
+
+
+@pytest.fixture(scope="module")
+def elsewhere(digits: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A proof made with another thread count than this process has. Read only."""
+    return prove(digits, tmp_path_factory.mktemp("elsewhere") / "run.pol", interval=3, threads=3).path
+
+
+def test_an_honest_proof_of_another_environment_is_valid_only_if_that_is_allowed(
+    digits: TaskReference, elsewhere: Path
+) -> None:
+    strict = verify(elsewhere, digits, reproduce=False, random=4)
+    assert strict.verdict == "inconclusive"
+    assert any("threads: recorded 3, here 1" in line for line in strict.unreproduced)
+    allowed = verify(elsewhere, digits, reproduce=False, random=4, allow_calibrated=True)
+    assert (allowed.verdict, allowed.exactness) == ("valid", "calibrated"), allowed.reason
+    assert allowed.check("drift").status == "pass"
+    judged = [segment for segment in allowed.segments if not segment.exact]
+    assert judged and all(s.limit_share is not None and s.limit_share < 1 / 3 for s in judged)
+    assert all(FLOOR <= entry["rho"] <= CAP for entry in allowed.check("trajectory").evidence["tolerances"].values())
+
+
+def test_exact_replay_can_be_required(digits: TaskReference, elsewhere: Path) -> None:
+    options = {"allow_calibrated": True, "random": 0, "top_q": 0}
+    verdict = verify(elsewhere, digits, reproduce=False, require="exact", **options)  # type: ignore[arg-type]
+    assert verdict.verdict == "inconclusive"
+    assert verify(elsewhere, digits, require="exact", random=0, top_q=0).verdict == "valid"
+
+
+@pytest.mark.parametrize("name", ["concatenation", "infinitesimal-update"])
+def test_attacks_are_rejected_within_tolerance_too(
+    digits: TaskReference, elsewhere: Path, tmp_path: Path, name: str
+) -> None:
+    ATTACKS[name]().forge(Proof.open(elsewhere), load_task(digits), tmp_path / "forged.pol")
+    verdict = verify(tmp_path / "forged.pol", digits, reproduce=False, allow_calibrated=True, random=6, keep_going=True)
+    assert verdict.verdict == "invalid"
+    assert verdict.check("trajectory").status == "fail"
+    assert all(s.limit_share is None or s.limit_share > 3 for s in verdict.segments if s.status == "fail")
+
+
+# ---- the limits themselves ----------------------------------------------------------------------------
+
+
+def noise(errors: dict[str, float], span: float = 1.0, elements: int = 100, along: float = 0.0) -> Measured:
+    """Measured errors by tensor, each over the same span."""
+    tensors = {name: TensorError(error, span, elements) for name, error in errors.items()}
+    total = math.sqrt(sum(error * error for error in errors.values()))
+    overall = Distance(total, total, max(errors.values()), total**2)
+    moved = Distance(span * len(errors), span * math.sqrt(len(errors)), span, 1.0)
+    return Measured(Comparison(overall, {}, []), Detail(tensors, {}, along, 1.0, total, 1.0), moved)
+
+
+W, B, M = "model/parameters/w", "model/parameters/b", "optimizer/state/0/momentum_buffer"
+
+
+def test_limits_follow_the_largest_noise_between_floor_and_cap() -> None:
+    assert tolerance([noise({W: 1e-7}), noise({W: 2e-7})]).rho == FLOOR
+    assert tolerance([noise({W: 1e-4}), noise({W: 2e-4})]).rho == pytest.approx(MARGIN * 2e-4)
+    assert tolerance([noise({W: 2e-3})]).rho == CAP
+    assert tolerance([noise({W: 2e-3})]).sharp
+
+
+def test_a_segment_too_long_for_a_sharp_answer_says_so() -> None:
+    limits = tolerance([noise({W: 0.02})])
+    assert not limits.sharp and limits.reasons
+
+
+def test_noise_driven_tensors_are_listed_and_not_judged_alone() -> None:
+    wide = {W: 1e-5, M: 1e-5, B: 0.3}
+    limits = tolerance([Measured(noise(wide).comparison, _with_small_bias(noise(wide)), noise(wide).displacement)])
+    assert set(limits.noisy) == {B}
+    assert limits.sharp and limits.rho == FLOOR
+
+
+def _with_small_bias(found: Measured) -> Detail:
+    tensors = {**found.detail.tensors, B: TensorError(0.003, 0.01, 1)}
+    return Detail(tensors, {}, 0.0, 1.0, 1.0, 1.0)
+
+
+def test_an_error_beyond_its_limit_is_named_and_nan_is_beyond_any() -> None:
+    limits = tolerance([noise({W: 1e-5, M: 1e-5})])
+    assert violations(noise({W: 5e-4, M: 5e-4}), limits) == []
+    assert any(W in line for line in violations(noise({W: 0.5, M: 1e-5}), limits))
+    assert any(M in line for line in violations(noise({W: 1e-5, M: 0.5}), limits))
+    assert violations(noise({W: math.nan, M: 1e-5}), limits)
+    assert violations(noise({W: math.inf, M: 1e-5}), limits)
+
+
+def test_what_must_be_equal_is_a_violation_however_small_the_errors() -> None:
+    limits = tolerance([noise({W: 1e-5})])
+    found = noise({W: 1e-6})
+    unequal = Comparison(found.comparison.overall, {}, ["optimizer/state/0/step"])
+    assert "step" in violations(Measured(unequal, found.detail, found.displacement), limits)[0]
+
+
+def test_drift_sees_a_common_direction_far_below_the_noise() -> None:
+    null = [noise({W: 1e-3}, along=sign * 1e-5) for sign in (1, -1, 1, -1, 1, -1, 1, -1)]
+    honest = [(error, other) for error, other in zip(null, reversed(null), strict=True)]
+    nudged = [(noise({W: 1e-3}, along=1e-4), other) for other in null]
+    assert drift_statistic(honest)[0] < SIGMAS
+    assert drift_statistic(nudged)[0] > SIGMAS
+    assert drift_statistic([(noise({W: 1e-3}, along=-1e-4), other) for other in null])[0] < SIGMAS
