@@ -50,6 +50,7 @@ def rewrite(
     environment: Callable[[Environment], Environment] = lambda environment: environment,
     arrived: Mapping[int, str] | None = None,
     claims: Mapping[int, Displacement] | None = None,
+    evaluation: dict[str, float] | None = None,
 ) -> Path:
     """The proof at ``source`` with parts exchanged, and everything that hangs on them made consistent again."""
     proof = Proof.open(source)
@@ -61,5 +62,5 @@ def rewrite(
         environment(next(iter(proof.environments.values()))),
         arrived=arrived,
         claims=claims,
-        evaluation=proof.end.evaluation,
+        evaluation=evaluation or proof.end.evaluation,
     )
