@@ -1,0 +1,219 @@
+"""The command `pol`: good input, wrong input, none, and an interrupt; one line for an error, the documented exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from proof_of_learning import Proof, TaskReference, Verdict
+from proof_of_learning.cli.main import app
+from proof_of_learning.proof.format import HEADER_FILE, LOG_FILE
+
+COMMAND = [sys.executable, "-c", "from proof_of_learning.cli.main import run; run()"]
+REPOSITORY = Path(__file__).parent.parent
+
+
+def pol(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def one_line(result: Result, status: int) -> str:
+    """The one line that an error consists of."""
+    assert result.exit_code == status, (result.exit_code, result.output)
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("pol: "), result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def target(tiny: TaskReference) -> str:
+    return tiny.target
+
+
+def test_prove_verify_check_inspect(target: str, tmp_path: Path) -> None:
+    run = tmp_path / "run.pol"
+    proved = pol("prove", target, "-o", run, "-k", "5", "--save-model", tmp_path / "model.safetensors")
+    assert proved.exit_code == 0, proved.output
+    assert Proof.open(run).root in proved.stdout
+    verified = pol(
+        "verify", run, "--task", target, "--json", tmp_path / "v.json", "--report", tmp_path / "r.html",
+        "--model", tmp_path / "model.safetensors", "--sandbox", "off",
+    )  # fmt: skip
+    assert verified.exit_code == 0, verified.output
+    verdict = Verdict.from_json((tmp_path / "v.json").read_bytes())
+    assert (verdict.verdict, verdict.proof.root) == ("valid", Proof.open(run).root)
+    assert "VALID" in verified.stdout and "<html" in (tmp_path / "r.html").read_text()
+    assert pol("check", run).exit_code == 0
+    inspected = pol("inspect", run, "--json", "-")
+    assert json.loads(inspected.stdout)["root"] == Proof.open(run).root
+    again = pol("prove", target, "-o", run, "-k", "5")  # finished already: says so by doing nothing
+    assert again.exit_code == 0 and Proof.open(run).root in again.stdout
+
+
+def test_json_on_standard_output_is_alone_there(target: str, tiny_proof: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "verify", tiny_proof, "--task", target, "--all", "--json", "-"], capture_output=True, check=False
+    )
+    verdict = json.loads(done.stdout)
+    assert (verdict["schema"], verdict["verdict"], done.returncode) == ("pol/verdict/v1", "valid", 0)
+    fields = ("assurance", "randomness", "exactness", "conditions", "proof", "checks", "segments", "thresholds")
+    assert {*fields, "guarantee", "nonce", "cost"} <= set(verdict)
+    assert verdict["guarantee"]["forged_fraction"] == 0.0  # all segments were replayed
+
+
+def test_without_a_task_nothing_is_run_and_the_verdict_is_open(tiny_proof: Path) -> None:
+    result = pol("verify", tiny_proof, "--json", "-")
+    verdict = json.loads(result.stdout)
+    assert (result.exit_code, verdict["verdict"], verdict["cost"]["steps_replayed"]) == (3, "inconclusive", 0)
+    assert "no task was named" in verdict["checks"][-1]["summary"]
+
+
+def test_another_task_is_invalid(target: str, tiny_proof: Path) -> None:
+    result = pol("verify", tiny_proof, "--task", target, "--set", "batch_size=8", "--sandbox", "off")
+    assert result.exit_code == 1
+    assert "batch_size" in result.stdout
+
+
+def test_a_nonce_that_was_handed_in_is_marked(target: str, tiny_proof: Path) -> None:
+    result = pol("verify", tiny_proof, "--task", target, "--nonce", "c0ffee", "--json", "-", "--sandbox", "off")
+    assert json.loads(result.stdout)["nonce"] == {"value": "c0ffee", "origin": "self-chosen"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("prove", "nowhere.py:task", "-o", "{out}"), "there is no file"),
+        (("prove", "{task}", "-o", "{out}", "--set", "nonsense=1"), "takes no setting 'nonsense'"),
+        (("prove", "{task}", "-o", "{out}", "--set", "steps"), "expected NAME=VALUE"),
+        (("prove", "{task}", "-o", "{out}", "-k", "0"), "interval must be at least 1"),
+        (("prove", "{task}", "-o", "{out}", "--device", "cuda"), "no CUDA device"),
+        (("prove", "{task}", "-o", "{out}", "--data", "{out}/none"), "no such folder"),
+        (("prove", "{task}", "-o", "{out}", "--registration", "{out}/none.json"), "missing"),
+        (("verify", "{out}", "--task", "{task}"), "does not exist"),
+        (("verify", "{proof}", "--task", "nonsense"), "expected path.py:function"),
+        (("verify", "{proof}", "--task", "{task}", "--nonce", "xyz"), "hex digits"),
+        (("verify", "{proof}", "--task", "{task}", "--require", "calibrated"), "takes 'exact'"),
+        (("verify", "{proof}", "--task", "{task}", "--report", "{out}/none/r.html"), "there is no folder"),
+        (("verify", "{proof}", "--task", "{task}", "--chain", "{proof}={task}"), "not part of the chain"),
+        (("verify", "{proof}", "--task", "{task}", "--model", "{proof}/header.json", "--sandbox", "off"), "safetensors"),
+        (("check", "{proof}/log.jsonl"), "is not a directory"),
+        (("inspect", "{out}"), "does not exist"),
+        (("attack", "nonsense"), "there is no attack"),
+        (("attack", "concatenation"), "needs --target"),
+        (("attack", "concatenation", "--target", "{proof}", "--task", "{task}", "-o", "{out}", "--param", "x=1"), "no parameter"),
+        (("register", "{task}", "-o", "{proof}/header.json"), "never overwritten"),
+        (("calibrate", "{task}", "--intervals", "a,b"), "numbers separated by commas"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line_and_changes_nothing(
+    arguments: tuple[str, ...], text: str, target: str, tiny_proof: Path, tmp_path: Path
+) -> None:
+    names = {"out": str(tmp_path / "out"), "task": target, "proof": str(tiny_proof)}
+    before = sorted(tiny_proof.rglob("*"))
+    line = one_line(pol(*(argument.format(**names) for argument in arguments)), 2)
+    assert text in line
+    assert sorted(tiny_proof.rglob("*")) == before
+    assert not (tmp_path / "out" / HEADER_FILE).exists()
+
+
+@pytest.mark.parametrize("command", ["prove", "verify", "check", "inspect", "register", "calibrate"])
+def test_no_input_is_a_usage_error_and_help_has_examples(command: str) -> None:
+    assert pol(command).exit_code == 2
+    shown = pol(command, "--help")
+    assert shown.exit_code == 0
+    assert f"pol {command} " in re.sub(r"\s+", " ", shown.stdout)
+
+
+def test_a_proof_that_contradicts_itself_is_invalid_everywhere(target: str, tiny_proof: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.pol"
+    shutil.copytree(tiny_proof, broken)
+    log = bytearray((broken / LOG_FILE).read_bytes())
+    log[-200] ^= 1
+    (broken / LOG_FILE).write_bytes(log)
+    assert pol("check", broken).exit_code in (1, 2)
+    assert pol("verify", broken, "--task", target).exit_code in (1, 2)
+    (tmp_path / "v.json").unlink(missing_ok=True)
+
+
+def test_an_interrupted_prove_says_so_and_resumes_to_the_same_root(
+    target: str, tiny_proof: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C in a real process, at a moment when some segments are on disk."""
+    run = tmp_path / "run.pol"
+    arguments = [*COMMAND, "prove", target, "-o", run, "-k", "5", "--set", "steps=200000"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, cwd=REPOSITORY)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (
+        (run / LOG_FILE).exists() and (run / LOG_FILE).read_bytes().count(b"\n") > 8
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    text = errors.decode()
+    assert "what is recorded is intact" in text and "Traceback" not in text
+    unfinished = one_line(pol("check", run), 2)
+    assert "not finished" in unfinished
+
+
+def test_an_interrupted_verify_leaves_the_proof_and_no_child(target: str, tiny_proof: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in tiny_proof.rglob("*") if path.is_file()}
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import os, time\n"
+        f"import sys; sys.path.insert(0, {str(Path(target.split(':')[0]).parent)!r})\n"
+        "import tasks\n"
+        f"open({str(tmp_path / 'started')!r}, 'w').write(str(os.getpid()))\n"
+        "time.sleep(300)\n"
+        "task = tasks.task\n"
+    )
+    process = subprocess.Popen(
+        [*COMMAND, "verify", tiny_proof, "--task", f"{slow}:task", "--sandbox", "off"], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    worker = int((tmp_path / "started").read_text())
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in errors
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(100):  # the worker is killed, and reaped by whoever inherits it
+        if not _alive(worker):
+            break
+        time.sleep(0.05)
+    assert not _alive(worker)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_demo_tells_the_whole_story(tmp_path: Path) -> None:
+    result = pol("demo", "-o", tmp_path / "demo", "--steps", "300")
+    assert result.exit_code == 0, result.output
+    found = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {
+        "honest.pol",
+        "verdict.json",
+        "report.html",
+        "verdict-concatenation.json",
+        "report-infinitesimal-update.html",
+    } <= found
+    assert json.loads((tmp_path / "demo" / "verdict.json").read_text())["verdict"] == "valid"
+    assert json.loads((tmp_path / "demo" / "verdict-concatenation.json").read_text())["verdict"] == "invalid"
