@@ -149,6 +149,7 @@ def main() -> None:
     todo = list(cases(options.quick, options.data))
     partial = Path(options.json + ".partial")
     known: dict[str, Any] = json.loads(partial.read_text()) if partial.is_file() else {}
+    known = {name: outcome for name, outcome in known.items() if "error" not in outcome}
     begun, fresh = time.perf_counter(), 0
     with ThreadPoolExecutor(options.jobs) as pool:
         waiting = {pool.submit(run, case, options.data): case for case in todo if case.name not in known}

@@ -61,6 +61,10 @@ _STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
+MAX_MEASURES = 3
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ -]{0,39}")
+
+
 class Plot(NamedTuple):
     """A figure of the report. ``description`` says in words what it shows; ``marks`` are the statuses that occur in it."""
 
@@ -74,7 +78,11 @@ class Plot(NamedTuple):
 
 def draw(verdict: Verdict) -> list[Plot]:
     """The figures that this verdict has numbers for; none for a verdict without trajectory and segments."""
-    return [plot for plot in (_segments(verdict), _loss(verdict), _journey(verdict)) if plot is not None]
+    return [
+        plot
+        for plot in (_segments(verdict), _loss(verdict), _journey(verdict), _performance(verdict))
+        if plot is not None
+    ]
 
 
 # --- The challenged segments -------------------------------------------------------------------------------------------
@@ -249,6 +257,41 @@ def _journey(verdict: Verdict) -> Plot | None:
         " and came nearer to the final ones. Training advances in many small steps; a jump is a reason to look closer."
     )
     return _plot("journey", "The way to the final weights", text, paint)
+
+
+def _performance(verdict: Verdict) -> Plot | None:
+    """What the model achieved on the way, claimed and found; the names are the verifier's own task's, never the proof's."""
+    points = [point for point in verdict.trajectory.performance if point.found]
+    names = sorted({name for point in points for name in point.found or {} if _NAME.fullmatch(name)})[:MAX_MEASURES]
+    if len(points) < 2 or not names:
+        return None
+    steps = _array(point.step for point in points)
+
+    def paint(figure: Figure, margins: _Margins) -> None:
+        panels = margins.panels(figure, [110.0] * len(names))
+        for axes, name in zip(panels, names, strict=True):
+            axes.set_title(name.replace("_", " "))
+            claimed = _array(point.claimed.get(name) for point in points)
+            found = _array((point.found or {}).get(name) for point in points)
+            axes.plot(
+                steps,
+                claimed,
+                color=CURVE,
+                linewidth=1.2,
+                marker="o",
+                markersize=7,
+                markerfacecolor="none",
+                label="claimed",
+            )
+            axes.plot(
+                steps, found, color=MARKS["pass"].colour, linewidth=0, marker="o", markersize=3.5, label="found here"
+            )
+            axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        panels[0].legend(loc="best", frameon=False)
+        _count_axis(panels[-1], steps, "step")
+
+    text = f"The task's own evaluation at {len(points)} checkpoints: rings as the proof claims, dots as found here."
+    return _plot("performance", "Performance on the way", text, paint)
 
 
 # --- Drawing -----------------------------------------------------------------------------------------------------------
