@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from proof_of_learning import Task
 from proof_of_learning.training.steps import StepContext
 
 SAMPLES, FEATURES, CLASSES = 92, 12, 4
+pause = 0.0  # seconds that a step takes longer, for tests that interrupt it
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: SGD(p, lr=0.05),
@@ -99,6 +101,8 @@ def data() -> TensorDataset:
 
 def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
     x, y = batch
+    if pause:
+        time.sleep(pause)
     return F.cross_entropy(model(x), y)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,20 @@ class ProofWriter:
 
     @classmethod
     def create(cls, path: Path, header: Header) -> ProofWriter:
-        """A new proof in ``path``, which must not exist or be empty."""
+        """A new proof in ``path``, which must not exist or be empty (but for what a killed beginning left there)."""
         writer = cls(path, header)
-        with files.writing(str(path)):
-            path.mkdir(parents=True, exist_ok=True)
-            writer._exit.enter_context(files.exclusive(path))
-            if any(path.iterdir()):
-                writer._exit.close()
-                raise RecordingError(f"{path} is not empty and holds no recording of this run; choose another path")
-            (path / format.OBJECTS).mkdir()
-            files.write_atomic(path / format.HEADER_FILE, [header.encoded()], durable=True)
-            writer._open_files()
+        try:
+            with files.writing(str(path)):
+                path.mkdir(parents=True, exist_ok=True)
+                writer._exit.enter_context(files.exclusive(path))
+                if any(_unknown(entry) for entry in path.iterdir()):
+                    raise RecordingError(f"{path} is not empty and holds no recording of this run; choose another path")
+                (path / format.OBJECTS).mkdir(exist_ok=True)
+                files.write_atomic(path / format.HEADER_FILE, [header.encoded()], durable=True)
+                writer._open_files()
+        except BaseException:
+            writer._exit.close()
+            raise
         return writer
 
     @classmethod
@@ -216,26 +219,35 @@ class ProofWriter:
             self.segments += isinstance(line, Segment)
 
     def _complete_lines(self, index: dict[str, Stored]) -> list[tuple[format.Line, bytes]]:
-        """The longest beginning of the log that ends in an intact state; loads that state."""
+        """The longest beginning of the log whose blocks and objects are there and whose last state is intact; loads that state."""
         lines: list[tuple[format.Line, bytes]] = []
-        try:
-            for item in read_log(self.path, self.header):
-                lines.append(item)
-        except (FormatError, IntegrityError):
-            pass  # what was read before the damage still counts
-        blocks = self.path / format.BLOCKS_FILE
-        available = blocks.stat().st_size if blocks.exists() else 0
+        offset = 0
+        with suppress(FormatError, IntegrityError), ExitStack() as opened:  # what was read before the damage counts
+            blocks = files.open_regular(self.path / format.BLOCKS_FILE)
+            opened.callback(os.close, blocks)
+            for line, raw in read_log(self.path, self.header):
+                if isinstance(line, Segment):
+                    block = files.read_at(blocks, line.block.bytes, offset, format.BLOCKS_FILE)
+                    if canonical.sha256(block) != line.block.digest:
+                        break
+                    offset += len(block)
+                if isinstance(line, (Start, Segment)) and not self._is_stored(index.get(line.state)):
+                    break
+                lines.append((line, raw))
         while lines:
             line = lines[-1][0]
-            used = sum(item.block.bytes for item, _ in lines if isinstance(item, Segment))
-            if isinstance(line, (Start, Segment)) and used <= available and line.state in index:
-                try:
+            if isinstance(line, (Start, Segment)):
+                with suppress(FormatError, IntegrityError):
                     self.state = load_state(self.path, index[line.state], self.codec)
                     return lines
-                except (FormatError, IntegrityError):
-                    pass
             lines.pop()
         return []
+
+    def _is_stored(self, stored: Stored | None) -> bool:
+        if stored is None:
+            return False
+        target = object_path(self.path, stored.object)
+        return target.is_file() and target.stat().st_size == stored.bytes
 
     def _read_chain(self, name: str, type_: type[Stored], head: str) -> Iterator[tuple[Stored, bytes]]:
         path = self.path / name
@@ -269,6 +281,13 @@ class ProofWriter:
                 folder.rmdir()
 
 
+def _unknown(entry: Path) -> bool:
+    """Whether a directory entry is none that :meth:`ProofWriter.create` makes before the header."""
+    if entry.name == format.OBJECTS:
+        return not entry.is_dir() or any(entry.iterdir())
+    return not entry.name.startswith(files.TEMPORARY)
+
+
 def _difference(found: bytes, wanted: Header) -> str:
     """Which part of the header differs, in a few words."""
     try:
@@ -277,6 +296,9 @@ def _difference(found: bytes, wanted: Header) -> str:
         return "its header cannot be read"
     for name in Header.__struct_fields__:
         theirs, ours = getattr(other, name), getattr(wanted, name)
+        if name == "task" and theirs != ours and theirs.digest == ours.digest and theirs.name == ours.name:
+            edited = sorted(k for k in {*theirs.sources, *ours.sources} if theirs.sources.get(k) != ours.sources.get(k))
+            return f"the source text of the task's {', '.join(edited)} has changed since"
         if theirs != ours:
             return f"{name}: there {_brief(theirs)}, now {_brief(ours)}"
     return "its header differs"
