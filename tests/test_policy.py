@@ -318,6 +318,17 @@ def test_what_is_no_file_of_rules(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (2, f"pol: --policy {tmp_path}/none.toml: No such file or directory\n")
 
 
+def test_the_command_lists_the_rules_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text("[training]\nmax_trivial_share = 0.0\n[trust]\nexact = true\nassurance = 'observed'")
+    result = CliRunner().invoke(app, ["policy", "--check", str(path)])
+    assert result.stdout == f"{path}: 3 rules: training.max_trivial_share, trust.assurance, trust.exact\n"
+    path.write_text("[trust]\nexakt = true")
+    result = CliRunner().invoke(app, ["policy", "--check", str(path)])
+    message = "policy.toml: trust.exakt: unknown key; the nearest one known is 'exact'"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"pol: {message}\n")
+
+
 def test_an_empty_file_has_no_rules(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text("# nothing\n[training]\n")

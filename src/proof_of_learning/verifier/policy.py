@@ -94,6 +94,15 @@ class Policy(_Section, frozen=True):
     name: str = "policy"
     digest: str = ""
 
+    def rules(self) -> list[str]:
+        """The names of the rules that are applied."""
+        values = {
+            f"{section}.{key}": getattr(getattr(self, section), key)
+            for section, kind in SECTIONS.items()
+            for key in kind.__struct_fields__
+        }
+        return [name for name, value in values.items() if value is not None and value is not False and value != ()]
+
     def afford(self, replayed: int, steps: int, seconds: float | None = None) -> None:
         """UsageError where replaying ``replayed`` of ``steps`` steps (in ``seconds``, if that is known) is too expensive."""
         share, advice = self.cost.max_share, "ask for fewer segments (--random, --top-q), or raise the limit"
