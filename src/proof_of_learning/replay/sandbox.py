@@ -46,19 +46,8 @@ _VARIABLES = frozenset((
     "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "POL_DATA", "PYTHONHASHSEED", "PYTHONPATH", "TZ",
 ))  # fmt: skip
 _PREFIXES = (
-    "ATEN_",
-    "CUBLAS_",
-    "CUDA_",
-    "CUDNN_",
-    "DNNL_",
-    "GOMP_",
-    "KMP_",
-    "LC_",
-    "MKL_",
-    "NVIDIA_",
-    "OMP_",
-    "ONEDNN_",
-)
+    "ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "GOMP_", "KMP_", "LC_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_",
+)  # fmt: skip
 
 _SIGNS = ("FileNotFoundError", "ModuleNotFoundError", "PermissionError", "Read-only file system", "ConnectionRefusedError",
           "Network is unreachable", "gaierror", "URLError")  # fmt: skip
