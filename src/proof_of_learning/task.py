@@ -314,7 +314,7 @@ def compare(expected: Any, found: Any, path: str = "") -> list[str]:
     if isinstance(expected, dict) and isinstance(found, dict):
         return [
             line
-            for key in sorted(set(expected) | set(found))
+            for key in sorted(set(expected) | set(found), key=str)
             for line in compare(expected.get(key), found.get(key), f"{path}.{key}" if path else key)
         ]
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):

@@ -149,7 +149,10 @@ class Initialized(Answer, frozen=True, tag="initialized"):
 
 
 class RatesGiven(Answer, frozen=True, tag="rates"):
+    """``settings``: what the states at the ends of segments hold beside trained values (see ``training.state.settings``)."""
+
     rates: list[list[float]]
+    settings: list[bytes]
 
 
 class Replayed(Answer, frozen=True, tag="replayed"):

@@ -35,7 +35,7 @@ from proof_of_learning.replay.measure import compare, detail, relative_errors, w
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest, TensorOrigin
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
-from proof_of_learning.training.state import State
+from proof_of_learning.training.state import State, live_settings
 from proof_of_learning.training.steps import Session
 
 Pulse = Callable[[int, int], None]
@@ -151,12 +151,15 @@ class Worker:
             self._clock = self._fresh_session()
         for _ in self._clock.idle(request.start, per_epoch):
             pass
-        rates = []
+        rates, settings = [], []
+        training = self._proof.header.training
         for step, row in enumerate(self._clock.idle(request.stop, per_epoch), request.start):
             rates.append(row)
+            if (step + 1) % training.interval == 0 or step + 1 == training.steps:
+                settings.append(live_settings(self._clock.parts))
             if step % 1000 == 0:
                 self._pulse(step, request.stop)
-        return protocol.RatesGiven(rates)
+        return protocol.RatesGiven(rates, settings)
 
     def _replay(self, request: protocol.Replay) -> protocol.Replayed:
         begun = time.perf_counter()

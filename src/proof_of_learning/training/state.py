@@ -219,6 +219,40 @@ def _own(tensor: Tensor, path: str) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+# What a part of each family holds beside trained values, by its entry in the tree (None: all of it).
+_SETTINGS: dict[str, tuple[str, ...] | None] = {
+    "model": ("s:frozen",),
+    "optimizer": ("s:groups",),
+    "scheduler": None,
+    "scaler": ("s:backoff_factor", "s:growth_factor", "s:growth_interval"),
+}
+
+
+def settings(state: State) -> bytes:
+    """Canonical JSON of what a state holds beside trained values: parameter groups, schedulers, which parameters are frozen.
+
+    In a standard loop it follows from the task and the step alone. ``{"tree": …, "tensors": {name: sha256}}``.
+    """
+    kept = []
+    for key, node in state.tree["d"]:
+        family = key[2:].split(".")[0]
+        entries = _SETTINGS.get(family, ())
+        if entries is not None:
+            body = node.get("d", []) if isinstance(node, dict) else []
+            node = {"d": [item for item in body if item[0] in entries]}
+        if family in _SETTINGS:
+            kept.append([key, node])
+    tree = {"d": kept}
+    tensors = {name: state.tensor_digest(name) for name in tree_tensors(tree)}
+    return canonical.encode_plain({"tree": tree, "tensors": tensors})
+
+
+def decode_settings(raw: bytes) -> Any:
+    """What :func:`settings` wrote, as plain values; a tensor is the digest of its own."""
+    content = canonical.decode(raw, dict[str, Any], "a state's settings")
+    return decode_tree(content["tree"], content["tensors"])
+
+
 # ---- parts ------------------------------------------------------------------------------------------
 
 
@@ -277,7 +311,7 @@ def _part_state(part: Any) -> Any:
         return {
             "parameters": dict(part.named_parameters()),
             "buffers": dict(part.named_buffers()),
-            "frozen": sorted(name for name, p in part.named_parameters() if not p.requires_grad),
+            "frozen": _frozen(part),
             "extra": _extra_state(part),
         }
     if isinstance(part, torch.optim.Optimizer):
@@ -289,6 +323,21 @@ def _part_state(part: Any) -> Any:
         ]
         return {"state": {index[id(p)]: dict(s) for p, s in part.state.items() if id(p) in index}, "groups": groups}
     return part.state_dict()
+
+
+def _frozen(module: nn.Module) -> list[str]:
+    return sorted(name for name, parameter in module.named_parameters() if not parameter.requires_grad)
+
+
+def live_settings(parts: Mapping[str, Any]) -> bytes:
+    """:func:`settings` of live parts, without a look at what a module holds."""
+    tensors: dict[str, Tensor] = {}
+    items = []
+    for name, part in sorted(parts.items()):
+        if name.split(".")[0] in _SETTINGS:
+            values = {"frozen": _frozen(part)} if isinstance(part, nn.Module) else _part_state(part)
+            items.append([f"s:{name}", encode_tree(values, _escape(name), tensors)])
+    return settings(State({"d": items}, tensors))
 
 
 def _optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from proof_of_learning.errors import IntegrityError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import Distance, displacement, estimate_d_ref, weight_distance, weights
-from proof_of_learning.training.state import State
+from proof_of_learning.training.state import State, settings
 from proof_of_learning.verifier.inertia import inertia
 
 Array = npt.NDArray[np.float64]
@@ -26,8 +26,8 @@ CLAIM_TOLERANCE = 1e-5
 class Survey:
     """Per segment: ``displacement`` of the full state, of the ``weights``, ``inertia`` at its start, ``progress`` made (fall of the
     squared distance to the final weights), whether it is ``trivial`` (every rate 0), its ``mean_loss``; per step boundary
-    (one more): ``distance`` of the weights from the start. ``missing`` counts states whose bytes the proof no longer holds;
-    then what needs them is not a number.
+    (one more): ``distance`` of the weights from the start, and the ``settings`` that the state holds beside trained values.
+    ``missing`` counts states whose bytes the proof no longer holds; then what needs them is not a number (None).
     """
 
     displacement: Array
@@ -36,6 +36,7 @@ class Survey:
     progress: Array
     trivial: npt.NDArray[np.bool_]
     distance: Array
+    settings: list[bytes | None]
     loss: list[tuple[int, float]]
     missing: int
     parameters: int
@@ -64,8 +65,10 @@ def survey(proof: Proof, on_segment: Callable[[int, int], None] = lambda done, t
     del final  # of the final state only the weights are needed from here on
     origin = before = None
     to_go = math.nan
+    held: list[bytes | None] = []
     for position, digest in enumerate(digests):
         state: State | None = proof.state(digest) if proof.has_state(digest) else None
+        held.append(None if state is None else settings(state))
         if state is not None:
             here = weights(state)
             origin = here if position == 0 else origin
@@ -89,8 +92,8 @@ def survey(proof: Proof, on_segment: Callable[[int, int], None] = lambda done, t
     stored = sum(item.bytes for item in proof.index.values())
     d_ref = estimate_d_ref(origin, target) if origin and target and _alike(origin, target) else None
     return Survey(
-        moved, moved_weights, inert, progress, trivial, distance, loss, missing, parameters, stored, final_model, d_ref
-    )
+        moved, moved_weights, inert, progress, trivial, distance, held, loss, missing, parameters, stored, final_model, d_ref
+    )  # fmt: skip
 
 
 def _columns(proof: Proof) -> tuple[list[float], npt.NDArray[np.bool_], list[tuple[int, float]]]:

@@ -1,26 +1,37 @@
-"""Hyperparameters: the learning rates in the proof are, step by step, those of the task's own schedule."""
+"""Hyperparameters: the learning rates in the proof are, step by step, those of the task's own schedule, and so is what every
+recorded state holds beside trained values (momentum, weight decay, what is frozen …).
+
+A replay takes these from the state that it starts from. If they were not compared, one forged segment could change them, and
+every later one would still replay bit for bit under rules that are not the task's.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven
-from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
-from proof_of_learning.verifier.verdict import CheckResult
+from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven, Replay, Replayed
+from proof_of_learning.task import compare
+from proof_of_learning.training.state import decode_settings
+from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
+from proof_of_learning.verifier.verdict import CheckResult, Status
 
 
 class HyperparametersCheck:
     name = "hyperparameters"
     meaning = (
-        "Every step's learning rate is what the task's schedule gives. The other hyperparameters are part of the task's "
-        "description and of every recorded state."
+        "Every step's learning rate, and the other hyperparameters in every recorded state, are what the task and its "
+        "schedule give."
     )
     limits = "A custom step can set rates of its own; for those only the replayed segments show them."
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        return [[Describe(), *self._rates(evidence)]]
+        yield [Describe(), *self._rates(evidence)]
+        stray = self._stray(evidence, answers)
+        if stray is not None and evidence.proof.has_state(evidence.proof.state_digests()[stray - 1]):
+            yield [_replay(evidence, stray - 1)]
 
     def _rates(self, evidence: Evidence) -> list[Rates]:
         steps = evidence.proof.header.training.steps
@@ -49,13 +60,69 @@ class HyperparametersCheck:
                     self, "inconclusive", f"{where}; the task's custom step may set it, which only a replay can show"
                 )
             return result(self, "fail", where, step=segment.start + row, proof=found, task=wanted)
+        stray = self._stray(evidence, answers)
+        judged = None if stray is None else self._judge_stray(evidence, answers, stray)
+        if judged is not None:
+            return judged
         idle = f"; {trivial:.0%} of the segments are trivial (rate 0) and do not count" if trivial else ""
         flat = np.array(expected)
         return result(
-            self, "pass", f"learning rates of all {len(expected):,} steps are the task's{idle}",
+            self, "pass", f"learning rates of all {len(expected):,} steps and the settings in all states are the task's{idle}",
             rate_lowest=float(flat.min()) if flat.size else math.nan, rate_highest=float(flat.max()) if flat.size else math.nan,
             trivial_share=trivial,
         )  # fmt: skip
+
+    def _settings(self, evidence: Evidence, answers: Answers) -> list[bytes]:
+        """What the task's schedule leads to, for the end of each segment."""
+        return [raw for request in self._rates(evidence) for raw in answers.get(request, RatesGiven).settings]
+
+    def _stray(self, evidence: Evidence, answers: Answers) -> int | None:
+        """The first state after the initial one whose settings are others."""
+        exact = not any(evidence.differences.values())
+        pairs = zip(self._settings(evidence, answers), evidence.survey.settings[1:], strict=False)
+        for position, (task, proof) in enumerate(pairs, 1):
+            if (
+                proof is not None
+                and task != proof
+                and (exact or not _near(decode_settings(task), decode_settings(proof)))
+            ):
+                return position
+        return None
+
+    def _judge_stray(self, evidence: Evidence, answers: Answers, stray: int) -> CheckResult | None:
+        """A state with settings of its own is forged, unless the task's training makes them: None if all of that was replayed."""
+        index, request, proof = stray - 1, _replay(evidence, stray - 1), evidence.survey.settings[stray]
+        assert proof is not None
+        lines = compare(decode_settings(self._settings(evidence, answers)[index]), decode_settings(proof))
+        where = f"the settings in the state at step {evidence.proof.segments[index].stop:,} are not the task's: {'; '.join(lines[:3])}"
+        failure = answers.failure(request)
+        status: Status = "inconclusive"
+        if request not in answers:
+            where += " (and its segment cannot be replayed)"
+        elif failure is not None:
+            status = "fail" if failure.error in REJECTED else "inconclusive"
+        elif answers.get(request, Replayed).arrived == evidence.proof.segments[index].arrived:
+            if len(evidence.challenge.segments) == len(evidence.proof.segments):
+                return None
+            where += "; training itself makes them, so only a replay of every segment covers them (--all)"
+        elif not evidence.unreproduced(index):
+            status = "fail"
+        return result(self, status, where, segment=index, differences=lines[:100])
+
+
+def _replay(evidence: Evidence, index: int) -> Replay:
+    return Replay(index, calibrate=evidence.calibrates(index))
+
+
+def _near(task: Any, proof: Any) -> bool:
+    """Equal but for the last digits of numbers."""
+    if type(task) is not type(proof):
+        return False
+    if isinstance(task, dict):
+        return task.keys() == proof.keys() and all(_near(task[key], proof[key]) for key in task)
+    if isinstance(task, (list, tuple)):
+        return len(task) == len(proof) and all(map(_near, task, proof))
+    return math.isclose(task, proof, rel_tol=1e-12) if isinstance(task, float) else bool(task == proof)
 
 
 def _equal(task: np.ndarray, proof: np.ndarray, exact: bool) -> bool:
