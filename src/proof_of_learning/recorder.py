@@ -235,7 +235,7 @@ class Recorder:
 
     def _capture(self) -> State:
         with task_code("capturing the state"):
-            return capture(self.parts)
+            return capture(self.parts, live=True)  # written before the loop goes on
 
     def _checkpoint(self, evaluation: Mapping[str, float] | None) -> None:
         before, state = self._writer.state, self._capture()

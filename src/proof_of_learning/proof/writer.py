@@ -174,7 +174,7 @@ class ProofWriter:
             self._write(self._index, line + b"\n")
             self._index_head = format.line_digest(line)
             self._stored.add(digest)
-        self.state = state
+        self.state = state.settled(spare=self.state)
 
     def _write(self, descriptor: int, raw: bytes) -> None:
         with files.writing(str(self.path)):

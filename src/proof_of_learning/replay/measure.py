@@ -7,6 +7,7 @@ dimensions such as an optimizer's step count, whose size would drown the rest) h
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -16,6 +17,7 @@ from torch import Tensor
 from proof_of_learning.proof.format import Displacement
 from proof_of_learning.training.state import State, kind_of
 
+_PIECE = 1 << 18  # elements
 METRICS = ("l1", "l2", "linf", "cos")
 WEIGHTS = "model/parameters"
 LONGEST = 1e150  # a length from here on counts as infinite, so that its square is a number
@@ -86,7 +88,10 @@ class _Sums:
     squares_b: float = 0.0
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        a, b = _wide(a), _wide(b)
+        for left, right in _pieces(a, b):
+            self._add(left, right)
+
+    def _add(self, a: Tensor, b: Tensor) -> None:
         difference = a - b
         length = _norm(difference)
         if not math.isfinite(length):
@@ -224,11 +229,17 @@ def weights(state: State) -> dict[str, Tensor]:
     return {name: t for name, t in state.tensors.items() if name.startswith(prefix)}
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in a type in which differences are exact to its last digit: float32, or float64 as it is."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
+def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two tensors of one shape and dtype in corresponding pieces that fit the cache, in a type whose differences are exact
+    to the last digit: float32, or float64 as it is."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    a, b = a.flatten(), b.flatten()
+    for start in range(0, len(a), _PIECE):
+        left, right = a[start : start + _PIECE], b[start : start + _PIECE]
+        if left.dtype not in (torch.float32, torch.float64):
+            left, right = left.to(torch.float32), right.to(torch.float32)
+        yield left, right
 
 
 def _norm(tensor: Tensor) -> float:
@@ -237,7 +248,11 @@ def _norm(tensor: Tensor) -> float:
 
 
 def _distance(left: Tensor, right: Tensor) -> float:
-    left, right = _wide(left), _wide(right)
+    pieces = [_piece_distance(a, b) for a, b in _pieces(left, right)]
+    return pieces[0] if len(pieces) == 1 else math.sqrt(sum(length**2 for length in pieces))
+
+
+def _piece_distance(left: Tensor, right: Tensor) -> float:
     length = _norm(left - right)
     if math.isfinite(length):
         return length

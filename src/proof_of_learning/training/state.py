@@ -43,11 +43,12 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class State:
-    """A captured state. ``tensors`` are contiguous, on the CPU, and shared with nobody."""
+    """A captured state. ``tensors`` are contiguous, on the CPU, and shared with nobody, unless the state is ``live``."""
 
     tree: Node
     tensors: dict[str, Tensor]
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    live: bool = False
 
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of tree, dtypes, shapes and one SHA-256 per tensor."""
@@ -86,7 +87,18 @@ class State:
         tree = {"d": [item for item in self.tree["d"] if item[0] in {f"s:{name}" for name in names}]}
         prefixes = tuple(f"{_escape(name)}/" for name in names)
         kept = {name: t for name, t in self.tensors.items() if name.startswith(prefixes)}
-        return State(tree, kept, {n: d for n, d in self._digests.items() if n in kept})
+        return State(tree, kept, {n: d for n, d in self._digests.items() if n in kept}, self.live)
+
+    def settled(self, spare: State | None = None) -> State:
+        """This state with tensors of its own, in the memory of ``spare`` where they fit; ``spare`` is used up."""
+        if not self.live:
+            return self
+        own: dict[str, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            room = None if spare is None else spare.tensors.get(name)
+            fits = room is not None and room.shape == tensor.shape and room.dtype == tensor.dtype
+            own[name] = room.copy_(tensor) if fits and room is not None else tensor.clone()
+        return State(self.tree, own, self._digests)
 
     @property
     def nbytes(self) -> int:
@@ -131,7 +143,7 @@ def encode_tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Node:
             raise TaskError(
                 f"the state has two tensors at {path!r}; do not use a number and its text as keys of one dict"
             )
-        tensors[path] = _own(value, path)
+        tensors[path] = _flat(value, path)
         return {"t": path}
     if isinstance(value, (int, np.integer)):
         return {"i": str(int(value))}
@@ -210,13 +222,10 @@ def _unkey(key: str) -> str | int:
     return int(key[2:]) if key.startswith("i:") else key[2:]
 
 
-def _own(tensor: Tensor, path: str) -> Tensor:
+def _flat(tensor: Tensor, path: str) -> Tensor:
     if tensor.layout != torch.strided or tensor.dtype not in DTYPE_NAMES or tensor.dtype == torch.complex128:
         raise TaskError(f"the tensor at {path!r} is {tensor.layout} {tensor.dtype}, which cannot be recorded")
-    tensor = tensor.detach()
-    if tensor.device.type != "cpu":
-        return tensor.cpu().contiguous()
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.detach().cpu().contiguous()
 
 
 # What a part of each family holds beside trained values, by its entry in the tree (None: all of it).
@@ -256,13 +265,17 @@ def decode_settings(raw: bytes) -> Any:
 # ---- parts ------------------------------------------------------------------------------------------
 
 
-def capture(parts: Mapping[str, Any]) -> State:
-    """Capture named parts: modules (with non-persistent buffers), optimizers, and whatever has ``state_dict()``."""
+def capture(parts: Mapping[str, Any], *, live: bool = False) -> State:
+    """Capture named parts: modules (with non-persistent buffers), optimizers, and whatever has ``state_dict()``.
+
+    ``live``: do not copy; the tensors are those of the parts, and good until the next step changes them.
+    """
     tensors: dict[str, Tensor] = {}
     items = [
         [f"s:{name}", encode_tree(_part_state(part), _escape(name), tensors)] for name, part in sorted(parts.items())
     ]
-    return State({"d": items}, tensors)
+    state = State({"d": items}, tensors, live=True)
+    return state if live else state.settled()
 
 
 def restore(parts: Mapping[str, Any], state: State) -> None:
