@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from proof_of_learning import canonical
+from proof_of_learning.proof import format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Displacement, Header
 from proof_of_learning.proof.reader import Proof
@@ -64,3 +68,37 @@ def rewrite(
         claims=claims,
         evaluation=evaluation or proof.end.evaluation,
     )
+
+
+def relog(path: Path, edit: Callable[[list[dict[str, Any]]], Any]) -> Path:
+    """Change the log's lines in place, and make chain, root and seal consistent again."""
+    header = (path / format.HEADER_FILE).read_bytes()
+    start = canonical.sha256(b"pol/v1/header\0", header)
+    head, lines = start, [json.loads(line) for line in (path / format.LOG_FILE).read_bytes().splitlines()]
+    lines = edit(lines) or lines
+    with (path / format.LOG_FILE).open("wb") as log:
+        for line in lines:
+            raw = canonical.encode({**line, "prev": head})
+            head = format.line_digest(raw)
+            log.write(raw + b"\n")
+    return reseal(path, root=format.root(start, head), segments=sum(line["kind"] == "segment" for line in lines))
+
+
+def reindex(path: Path, edit: Callable[[list[dict[str, Any]]], Any]) -> Path:
+    """Change the index's lines in place, and make its chain and the seal consistent again."""
+    head = format.index_start(canonical.sha256(b"pol/v1/header\0", (path / format.HEADER_FILE).read_bytes()))
+    lines = [json.loads(line) for line in (path / format.INDEX_FILE).read_bytes().splitlines()]
+    lines = edit(lines) or lines
+    with (path / format.INDEX_FILE).open("wb") as index:
+        for line in lines:
+            raw = canonical.encode({**line, "prev": head})
+            head = format.line_digest(raw)
+            index.write(raw + b"\n")
+    return reseal(path, index=head)
+
+
+def reseal(path: Path, **changed: Any) -> Path:
+    """Change the seal in place."""
+    seal = json.loads((path / format.SEAL_FILE).read_bytes())
+    (path / format.SEAL_FILE).write_bytes(canonical.encode({**seal, **changed}))
+    return path

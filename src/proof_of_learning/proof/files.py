@@ -45,7 +45,10 @@ def read_bounded(path: Path, limit: int, what: str | None = None) -> bytearray:
 
 def read_at(descriptor: int, size: int, offset: int, what: str) -> bytearray:
     """Exactly ``size`` bytes at ``offset``."""
-    buffer = bytearray(size)
+    try:
+        buffer = bytearray(size)
+    except MemoryError:
+        raise FormatError(f"{what} has {size:,} bytes, which do not fit into this machine's memory") from None
     view, done = memoryview(buffer), 0
     while done < size:
         count = os.preadv(descriptor, [view[done:]], offset + done)
