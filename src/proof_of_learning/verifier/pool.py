@@ -36,7 +36,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import linalg, stats
+from scipy import stats
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
@@ -51,6 +51,7 @@ EXACT = 1000  # up to this many elements the Kolmogorov-Smirnov p-value is exact
 GRID = 1 << 16  # order statistics that Kolmogorov-Smirnov looks at; see _Sample.deviation
 SMALL_SIDE = 512  # up to this many rows or columns the spectrum is computed exactly
 CHUNK = 1 << 14
+SINGLE = float(torch.finfo(torch.float32).eps)
 REDUCED = 1e-5  # machine epsilon from which on a dtype counts as reduced precision (float16, bfloat16 …)
 SPECTRUM_SIDE = 8  # fewer rows or columns are too far from the Tracy-Widom limit
 
@@ -174,6 +175,8 @@ def _exact(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], pool: Pool)
         return _Fit(None, 1.0, "not floating")
     if not bool(torch.isfinite(torch.view_as_real(tensor) if tensor.is_complex() else tensor.float()).all()):
         return None
+    if tensor.element_size() == 1:
+        tensor = tensor.float()  # few operations know the 8-bit types
     schemes: dict[str, Callable[[], bool]] = {
         "zeros": lambda: not bool(tensor.count_nonzero()),
         "ones": lambda: bool((tensor == 1).all()),
@@ -242,9 +245,12 @@ def _random(name: str, tensor: Tensor, laws: Sequence[Law], pool: Pool) -> _Fit:
     rounding = float(torch.finfo(tensor.dtype).eps)
     if not bool(torch.isfinite(values).all()):
         return _Fit(None, 0.0, "not finite")
-    # A tensor with one of these structures was not drawn element by element, so no other law need be asked.
     structured = _orthogonal(name, values, rounding, pool.gains) or _sparse(values, rounding, pool)
-    return structured or _best(_Sample(_without_constants(name, values), rounding), laws)
+    # Four vectors are not orthogonal, or four columns equally sparse, by chance: no other law need be asked.
+    if structured and min(len(values), values[0].numel()) >= 4:
+        return structured
+    plain = _best(_Sample(_without_constants(name, values), rounding), laws)
+    return structured if structured and structured.p_value > plain.p_value else plain
 
 
 def _without_constants(name: str, values: Tensor) -> Tensor:
@@ -253,7 +259,8 @@ def _without_constants(name: str, values: Tensor) -> Tensor:
         empty = (values == 0).all(dim=1)
         return values[~empty] if int(empty.sum()) == 1 else values
     if is_recurrent(name) and values.ndim == 1 and len(values) % 4 == 0:
-        return torch.cat([block for block in values.chunk(4) if not bool((block == block[0]).all())])
+        drawn = [block for block in values.chunk(4) if not bool((block == block[0]).all())]
+        return torch.cat(drawn) if drawn else values
     return values
 
 
@@ -286,8 +293,9 @@ def _orthogonal(name: str, values: Tensor, rounding: float, gains: Sequence[floa
     if values.ndim < 2 or not gains:
         return None
     matrix = values.reshape(len(values), -1).double().numpy()
-    tolerance = 16 * rounding * max(1.0, math.log2(max(matrix.shape)))
-    for count in (1, 3, 4) if is_recurrent(name) else (1,):
+    # What the decomposition leaves, in single precision at best, and what rounding its result adds.
+    tolerance = 16 * SINGLE * max(1.0, math.log2(max(matrix.shape))) + 8 * rounding / math.sqrt(max(matrix.shape))
+    for count in (4, 3, 1) if is_recurrent(name) else (1,):  # orthogonal blocks make an orthogonal stack
         if len(matrix) % count:
             continue
         blocks = [block if len(block) >= block.shape[1] else block.T for block in np.split(matrix, count)]
@@ -336,7 +344,7 @@ class _Sample:
 
     def __init__(self, values: Tensor, rounding: float) -> None:
         flat = values.reshape(-1).numpy()
-        self._matrix = values.reshape(len(values), -1).numpy() if values.ndim >= 2 else None
+        self._matrix = values.reshape(len(values), -1) if values.ndim >= 2 else None
         self._sorted = np.sort(flat)
         self._sums = float(flat.sum(dtype=np.float64)), float(np.square(flat, dtype=np.float64).sum())
         self._coarse, self._fine = self._quantiles(256), self._quantiles(GRID)
@@ -399,13 +407,13 @@ class _Sample:
     def sums(self, law: Law) -> float:
         assert self._matrix is not None
         rows, columns = self._matrix.shape
-        sums = self._matrix.sum(axis=1, dtype=np.float64) - columns * law.center
+        sums = self._matrix.sum(dim=1, dtype=torch.float64).numpy() - columns * law.center
         return float(stats.chi2.sf(float(np.square(sums).sum()) / (columns * law.std**2), rows))
 
     def spectrum(self, law: Law) -> float:
         assert self._matrix is not None
         if law.center not in self._tops:
-            self._tops[law.center] = _largest_square(self._matrix - self._matrix.dtype.type(law.center))
+            self._tops[law.center] = _largest_square(self._matrix - law.center if law.center else self._matrix)
         return spectrum_p_value(self._tops[law.center] / law.std**2, *self._matrix.shape)
 
 
@@ -425,20 +433,24 @@ def tracy_widom(value: float) -> float:
     return float(stats.gamma.sf(value + 9.84801, 46.446, scale=0.186054))
 
 
-def _largest_square(matrix: npt.NDArray[Any]) -> float:
+def _largest_square(matrix: Tensor) -> float:
     """The square of the largest singular value; for large matrices a bound from below, which spares honest ones."""
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     side = len(wide)
     if side <= SMALL_SIDE:
-        gram = np.zeros((side, side))
+        gram = torch.zeros(side, side, dtype=torch.float64)
         for start in range(0, wide.shape[1], CHUNK):
-            part = wide[:, start : start + CHUNK].astype(np.float64)
+            part = wide[:, start : start + CHUNK].double()
             gram += part @ part.T
-        return float(linalg.eigvalsh(gram, subset_by_index=[side - 1, side - 1])[0])
-    start_vector = np.random.default_rng(0).standard_normal(side).astype(wide.dtype)
-    product = LinearOperator((side, side), matvec=lambda v: wide @ (wide.T @ v), dtype=wide.dtype)
+        return float(torch.linalg.eigvalsh(gram)[-1])
+
+    def product(vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = (wide @ (wide.T @ torch.from_numpy(vector.ravel()))).numpy()
+        return found
+
+    start_vector = np.random.default_rng(0).standard_normal(side).astype(wide.numpy().dtype)
+    operator = LinearOperator((side, side), matvec=product, dtype=start_vector.dtype)
     try:
-        return float(eigsh(product, k=1, v0=start_vector, tol=1e-4, maxiter=100, return_eigenvectors=False)[0])
+        return float(eigsh(operator, k=1, v0=start_vector, tol=1e-4, maxiter=100, return_eigenvectors=False)[0])
     except ArpackNoConvergence:
-        vector = start_vector / np.linalg.norm(start_vector)
-        return float(np.square(wide.T @ vector).sum())
+        return float(start_vector @ product(start_vector) / (start_vector @ start_vector))
