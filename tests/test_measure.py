@@ -16,6 +16,7 @@ from proof_of_learning.replay.measure import (
     Distance,
     compare,
     displacement,
+    estimate_d_ref,
     measured,
     ratio,
     relative_errors,
@@ -82,6 +83,15 @@ def test_equal_states_have_no_distance(values: list[float]) -> None:
     found = compare(of(*values), of(*values))
     assert found.overall == Distance()
     assert displacement(of(*values), of(*values)).state == 0.0
+
+
+def test_the_estimate_of_d_ref_counts_every_part_of_a_number() -> None:
+    drawn, constant = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 1.0])
+    d_ref = estimate_d_ref({"w": drawn, "b": constant}, {"w": drawn * 2, "b": constant + 3})
+    assert d_ref.l2 == pytest.approx(math.sqrt(2 * (100 + 18)))
+    assert d_ref.linf == pytest.approx(math.sqrt(2) * 8)
+    complex_ = estimate_d_ref({"w": torch.tensor([1j, 2.0])}, {"w": torch.tensor([3 + 4j, 0j])})
+    assert complex_ == estimate_d_ref({"w": torch.tensor([0.0, 1, 2, 0])}, {"w": torch.tensor([3.0, 4, 0, 0])})
 
 
 def test_tiny_differences_keep_their_digits() -> None:

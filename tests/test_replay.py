@@ -17,33 +17,19 @@ import torch
 
 import proof_of_learning as pol
 import tasks
-from proof_of_learning import Proof, Task, TaskReference, Verdict, load_task
+from proof_of_learning import Proof, TaskReference, Verdict, load_task
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Header
 from proof_of_learning.prover import Recording
-from proof_of_learning.replay.client import Workers
-from proof_of_learning.replay.protocol import Replay
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 from support_forging import rewrite
+from support_replay import replays_alone
 
 ROOT = Path(__file__).parent.parent
 WEIGHT = "model/parameters/first.weight"
-
-
-def replays_alone(path: Path, task: Task) -> None:
-    """Replay every segment, last first, so that nothing of one can help the next; compare bits, losses and rates."""
-    proof = Proof.open(path)
-    with Workers(proof, task) as workers:
-        for segment in reversed(proof.segments):
-            answer = workers.ask(Replay(segment.index))
-            columns = proof.columns(segment.index)
-            assert answer.arrived == segment.arrived, segment.index
-            assert answer.losses == columns.loss.tolist()
-            assert answer.rates == columns.rates.tolist()
-            assert answer.comparison is None
 
 
 EVERYTHING: dict[str, Any] = {

@@ -23,6 +23,7 @@ from proof_of_learning.errors import RecordingError, TrainingError, UsageError
 from proof_of_learning.proof import codecs, files, format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
+from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.task import Task, default_interval, task_code
@@ -77,6 +78,7 @@ class _Pending:
     indices: Indices
     rng: RngSnapshot
     rates: list[float]
+    batches: int
     losses: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -164,6 +166,8 @@ class Recorder:
 
     def close(self, evaluation: Mapping[str, float] | None = None) -> str:
         """Seal the proof; returns its root. ``evaluation``: what the final model is said to achieve (finite numbers)."""
+        if self.complete:
+            return Proof.open(self.path).root
         self._finish_pending()
         root = self._writer.seal(None if evaluation is None else _finite(evaluation))
         self._writer.close()
@@ -207,7 +211,7 @@ class Recorder:
                 return  # the step stays open: a scheduler may be stepped once the epoch's loop has ended
             self._finish_pending()
             indices = np.concatenate([torch.as_tensor(given).reshape(-1).numpy() for given, _ in items])
-            pending = self._pending = _Pending(indices, RngSnapshot.take(), self._live_rates())
+            pending = self._pending = _Pending(indices, RngSnapshot.take(), self._live_rates(), len(items))
             for position, (_, batch) in enumerate(items, 1):
                 yield batch
                 if len(pending.losses) != position:
@@ -222,6 +226,11 @@ class Recorder:
     def _finish_pending(self) -> None:
         if self._pending is not None:
             done, self._pending = self._pending, None
+            if len(done.losses) != done.batches:
+                raise UsageError(
+                    f"the loop left step {self.steps_done} after {len(done.losses)} losses for {done.batches} batches; "
+                    "take a step with all its batches, and call recorder.loss(loss) once for each"
+                )
             self.parts["progress"].step = self.steps_done + 1
             # Added up as the standard step does, so that the replay's loss has the same bits.
             loss = functools.reduce(torch.add, [loss / len(done.losses) for loss in done.losses])

@@ -212,6 +212,7 @@ def estimate_d_ref(initial: dict[str, Tensor], final: dict[str, Tensor]) -> Dist
     l1 = squares = linf = shared = total = 0.0
     for name, end in final.items():
         start = initial.get(name)
+        start, end = None if start is None else _real(start), _real(end)
         constant = start is not None and start.numel() > 1 and bool((start == start.flatten()[0]).all())
         apart = (end - start if constant and start is not None else end).double()
         l1 += apart.abs().sum().item()
@@ -229,12 +230,14 @@ def weights(state: State) -> dict[str, Tensor]:
     return {name: t for name, t in state.tensors.items() if name.startswith(prefix)}
 
 
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Two tensors of one shape and dtype in corresponding pieces that fit the cache, in a type whose differences are exact
     to the last digit: float32, or float64 as it is."""
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    a, b = a.flatten(), b.flatten()
+    a, b = _real(a).flatten(), _real(b).flatten()
     for start in range(0, len(a), _PIECE):
         left, right = a[start : start + _PIECE], b[start : start + _PIECE]
         if left.dtype not in (torch.float32, torch.float64):
