@@ -340,7 +340,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _with(pool: Pool, spec: str, name: str, numbers: Sequence[float]) -> Pool:
-    if name not in _ARITY or len(numbers) != _ARITY[name] or not all(map(math.isfinite, numbers)):
+    if name not in _ARITY or len(numbers) != _ARITY[name] or not all(abs(x) <= 1e30 for x in numbers):
         raise UsageError(
             f"unknown initialization scheme {spec!r}; use one of {', '.join(SCHEMES)}, or a law with numbers such as "
             "normal(0, 0.02), uniform(-0.1, 0.1), trunc_normal(0, 1, -2, 2), constant(0.5), orthogonal(1.5)"
@@ -350,7 +350,7 @@ def _with(pool: Pool, spec: str, name: str, numbers: Sequence[float]) -> Pool:
     if name == "orthogonal":
         return replace(pool, gains=(*pool.gains, numbers[0]))
     low, high = (numbers[0], numbers[1]) if name == "uniform" else (numbers[2:] or (-math.inf, math.inf))
-    if not low < high or (name != "uniform" and not numbers[1] > 0):
+    if not high - low > 1e-30 or (name != "uniform" and not numbers[1] > 1e-30):
         raise UsageError(f"the initialization scheme {spec!r} has an empty range or no spread")
     law = uniform(spec, low, high) if name == "uniform" else Law(spec, "normal", numbers[0], numbers[1], low, high)
     return replace(pool, laws=(*pool.laws, law))
