@@ -16,6 +16,8 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.training.state import State, decode_tree
 
+_PIECE = 1 << 18  # elements
+
 
 def inertia(state: State, rates: Sequence[float]) -> float:
     """l2 norm of the update that one step with zero gradient would make at the learning rates ``rates`` (by group).
@@ -45,9 +47,15 @@ def _step_length(entry: dict[str, Any], group: dict[str, Any]) -> float:
     if "exp_avg" in entry and "exp_avg_sq" in entry:
         beta1, beta2 = (float(beta) for beta in group["betas"])
         steps = float(entry["step"]) + 1.0
-        squares: Tensor = entry.get("max_exp_avg_sq", entry["exp_avg_sq"]).double() * beta2 / (1.0 - beta2**steps)
-        mean = entry["exp_avg"].double() * beta1 / (1.0 - beta1**steps)
-        return float((mean / (squares.sqrt() + float(group["eps"]))).norm())
+        mean, square = entry["exp_avg"], entry.get("max_exp_avg_sq", entry["exp_avg_sq"])
+        if mean.shape != square.shape:
+            return math.inf
+        mean, square, total = mean.flatten(), square.flatten(), 0.0
+        for start in range(0, len(mean), _PIECE):  # in pieces, for in double precision the whole would fill the memory
+            spread = square[start : start + _PIECE].double() * beta2 / (1.0 - beta2**steps)
+            move = mean[start : start + _PIECE].double() * beta1 / (1.0 - beta1**steps)
+            total += float((move / (spread.sqrt() + float(group["eps"]))).norm()) ** 2
+        return math.sqrt(total)
     buffer = entry.get("momentum_buffer")
     if isinstance(buffer, Tensor):
         return float(group.get("momentum", 1.0)) * _norm(buffer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from proof_of_learning.errors import IntegrityError
@@ -60,7 +61,7 @@ def survey(proof: Proof, on_segment: Callable[[int, int], None] = lambda done, t
     missing = sum(not proof.has_state(digest) for digest in digests)
     final = proof.state(digests[-1]) if proof.has_state(digests[-1]) else None
     final_model = None if final is None else final.part("model").digest()
-    target = None if final is None else weights(final)
+    target = None if final is None else _copied(weights(final))
     parameters = 0 if target is None else sum(t.numel() for t in target.values())
     del final  # of the final state only the weights are needed from here on
     origin = before = None
@@ -71,7 +72,7 @@ def survey(proof: Proof, on_segment: Callable[[int, int], None] = lambda done, t
         held.append(None if state is None else settings(state))
         if state is not None:
             here = weights(state)
-            origin = here if position == 0 else origin
+            origin = _copied(here) if position == 0 else origin
             distance[position] = weight_distance(origin, here) if origin and _alike(origin, here) else math.nan
             left = weight_distance(here, target) ** 2 if target and _alike(here, target) else math.nan
             if position < count:
@@ -94,6 +95,17 @@ def survey(proof: Proof, on_segment: Callable[[int, int], None] = lambda done, t
     return Survey(
         moved, moved_weights, inert, progress, trivial, distance, held, loss, missing, parameters, stored, final_model, d_ref
     )  # fmt: skip
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values in one block of memory: what was read from a file shares the memory of all that was read with it."""
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    block, start, copies = torch.empty(size + 16 * len(tensors), dtype=torch.uint8), 0, dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        room = block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        copies[name] = room.copy_(tensor)
+        start += -(-tensor.nbytes // 16) * 16
+    return copies
 
 
 def _columns(proof: Proof) -> tuple[list[float], npt.NDArray[np.bool_], list[tuple[int, float]]]:
