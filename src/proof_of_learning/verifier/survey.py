@@ -132,7 +132,7 @@ def _columns(proof: Proof) -> tuple[list[float], npt.NDArray[np.bool_], list[tup
 
 
 def _alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return list(a) == list(b) and all(a[name].shape == b[name].shape for name in a)
+    return list(a) == list(b) and all(a[n].shape == b[n].shape and a[n].dtype == b[n].dtype for n in a)
 
 
 def _close(claimed: float, found: float) -> bool:
