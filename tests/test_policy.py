@@ -235,7 +235,8 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_too_large_a_challenge_does_not_begin(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """First and last segment are 9 of 24 steps."""
     assert judge("[cost]\nmax_share = 0.375", random=0, top_q=0).verdict == "valid"
-    monkeypatch.setattr(verifying, "Workers", None)  # none may be started
+    monkeypatch.setattr(verifying.Workers, "ask", None)  # nothing may be asked of a worker
+    monkeypatch.setattr(verifying.Workers, "differences", None)
     with pytest.raises(UsageError) as caught:
         judge("[cost]\nmax_share = 0.37", random=0, top_q=0)
     assert str(caught.value) == (

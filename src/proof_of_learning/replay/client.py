@@ -154,7 +154,7 @@ class Workers:
         self._sandbox, self._reproduce = sandbox, reproduce
         self._proof, self._task, self._timeout, self._start = proof, task, timeout, start
         self._open: dict[str, tuple[LocalWorker | WorkerProcess, Environment]] = {}
-        self._workers: list[LocalWorker | WorkerProcess] = []
+        self._launched: dict[str, LocalWorker | WorkerProcess] = {}
         self.here: dict[str, Environment] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
         self.start_seconds = 0.0
@@ -178,34 +178,50 @@ class Workers:
 
     def _recorded(self, digest: str) -> tuple[LocalWorker | WorkerProcess, Environment]:
         """The worker for a recorded environment, and the environment that it really has."""
+        worker, here = self._worker(self._wanted(digest))
+        self.here[digest] = here
+        return worker, here
+
+    def begin(self) -> None:
+        """Start the process of the run's first environment, so that it loads while the proof is read."""
+        if isinstance(self._task, TaskReference) or self._task.reference is not None:
+            self._launch(self._wanted(self._proof.segments[0].environment))
+
+    def _launch(self, environment: Environment) -> LocalWorker | WorkerProcess:
+        name = environment.digest()
+        if name not in self._launched:
+            reference = self._reference()
+            if reference is None:
+                assert isinstance(self._task, Task)
+                self._launched[name] = LocalWorker(self._task, environment)
+            else:
+                files, scratch = (Path(self._proof.path), self._start), Path(self._scratch.name)
+                confined = self._sandbox and self._sandbox.serving(reference, *files, scratch=scratch)
+                self._launched[name] = WorkerProcess(environment, self._timeout, confined)
+        return self._launched[name]
+
+    def _reference(self) -> TaskReference | None:
+        return self._task if isinstance(self._task, TaskReference) else self._task.reference
+
+    def _wanted(self, digest: str) -> Environment:
+        """The environment that the worker for a recorded one is to have."""
         environment = self._proof.environments[digest]
         if not self._reproduce:
             own = environments.current(environment.device.type if torch.cuda.is_available() else "cpu")
             environment = msgspec.structs.replace(own, flags=environment.flags)
-        worker, here = self._worker(environment)
-        self.here[digest] = here
-        return worker, here
+        return environment
 
     def _worker(self, environment: Environment) -> tuple[LocalWorker | WorkerProcess, Environment]:
         name = environment.digest()
         if name not in self._open:
             begun = time.perf_counter()
-            reference = self._task if isinstance(self._task, TaskReference) else self._task.reference
-            worker: LocalWorker | WorkerProcess
-            if isinstance(self._task, Task) and reference is None:
-                worker, reference = LocalWorker(self._task, environment), TaskReference("(in this process)")
-            else:
-                assert reference is not None
-                files, scratch = (Path(self._proof.path), self._start), Path(self._scratch.name)
-                confined = self._sandbox and self._sandbox.serving(reference, *files, scratch=scratch)
-                worker = WorkerProcess(environment, self._timeout, confined)
-            self._workers.append(worker)
+            worker, reference = self._launch(environment), self._reference()
             seed = self._proof.header.randomness.seed
             opened = worker.ask(
                 protocol.Open(
                     proof=str(Path(self._proof.path).resolve()),
-                    task=reference.target,
-                    settings=dict(reference.settings),
+                    task="(in this process)" if reference is None else reference.target,
+                    settings={} if reference is None else dict(reference.settings),
                     key=self._proof.header.randomness.key,
                     seed=None if seed is None else int(seed),
                     environment=environment,
@@ -224,6 +240,6 @@ class Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in self._workers:
+        for worker in self._launched.values():
             worker.close()
         self._scratch.cleanup()

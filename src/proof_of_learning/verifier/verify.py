@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from proof_of_learning import registration as registrations
@@ -115,52 +116,47 @@ def verify(
         approve_fixed=(*approve_fixed, *(rules.initialization.approved_fixed if rules else ())),
         policy=rules,
     )
-    clock = _Clock()
-    drawn = make_nonce(nonce)
-    try:
-        proof = Proof.open(path)
-        clock.lap("open")
-        found = survey(proof, lambda done, total: progress("reading the proof", done, total))
-    except IntegrityError as error:
-        return _broken(str(error), drawn, clock)
-    clock.lap("survey")
-    drawn = drawn if nonce is not None else make_nonce(None)  # drawn when the root is known
-    picked = challenge(proof.header, proof.root, found, drawn, top_q=top_q, random=random, everything=everything)
-    if task is None:
-        checks = [STRUCTURE.judge(Evidence(proof, found, picked, options), Answers())]
-        checks += [result(check, "skipped", NO_TASK) for check in CHECKS[1:]]
-        return _verdict(Evidence(proof, found, picked, options), checks, Answers(), clock)
-    if rules is not None:
-        planned = sum(proof.segments[index].stop - proof.segments[index].start for index in picked.segments)
-        rules.afford(planned, proof.header.training.steps)
-    links, trusted = open_links(chain), tuple(trust)
+    clock, drawn, links, trusted = _Clock(), make_nonce(nonce), open_links(chain), tuple(trust)
+    with ExitStack() as opened:
+        try:
+            proof = Proof.open(path)
+            clock.lap("open")
+            start = parent_of(proof, links)
+            workers = None
+            if task is not None:
+                folder = None if start is None else start.path
+                workers = opened.enter_context(Workers(proof, task, timeout, folder, isolation.sandbox, reproduce))
+                workers.begin()
+            found = survey(proof, lambda done, total: progress("reading the proof", done, total))
+        except IntegrityError as error:
+            return _broken(str(error), drawn, clock)
+        clock.lap("survey")
+        drawn = drawn if nonce is not None else make_nonce(None)  # drawn when the root is known
+        picked = challenge(proof.header, proof.root, found, drawn, top_q=top_q, random=random, everything=everything)
+        if workers is None:
+            evidence = Evidence(proof, found, picked, options)
+            checks = [STRUCTURE.judge(evidence, Answers())]
+            checks += [result(check, "skipped", NO_TASK) for check in CHECKS[1:]]
+            return _verdict(evidence, checks, Answers(), clock)
+        if rules is not None:
+            planned = sum(proof.segments[index].stop - proof.segments[index].start for index in picked.segments)
+            rules.afford(planned, proof.header.training.steps)
 
-    def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
-        behind = [(other.path, other.task) for other in rest]
-        return verify(
-            link.path,
-            link.task,
-            top_q=top_q,
-            random=random,
-            chain=behind,
-            trust=trusted,
-            timeout=timeout,
-            sandbox=sandbox,
-            allow_read=allow_read,
-            progress=progress,
-        )
+        def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
+            remaining = [(other.path, other.task) for other in rest]
+            return verify(
+                link.path, link.task, top_q=top_q, random=random, chain=remaining, trust=trusted, timeout=timeout,
+                sandbox=sandbox, allow_read=allow_read, progress=progress,
+            )  # fmt: skip
 
-    answers, differences = Answers(), dict[str, list[str]]()
-    evidence = Evidence(
-        proof, found, picked, options, follow(proof, links, trusted, verify_link), differences, isolation
-    )
-    start = parent_of(proof, links)
-    checks = []
-    with Workers(proof, task, timeout, None if start is None else start.path, isolation.sandbox, reproduce) as workers:
+        behind = follow(proof, links, trusted, verify_link)
+        differences: dict[str, list[str]] = {}
+        evidence = Evidence(proof, found, picked, options, behind, differences, isolation)
         for environment in {segment.environment: None for segment in proof.segments}:
             progress("starting the replay worker", 0, 0)
             differences[environment] = workers.differences(environment)
         clock.lap("start of workers")
+        answers, checks = Answers(), list[CheckResult]()
         for check in CHECKS:
             if not keep_going and any(done.status == "fail" for done in checks):
                 checks.append(result(check, "skipped", SKIPPED))
@@ -169,7 +165,7 @@ def verify(
                 _ask(workers, requests, answers, check.name, progress)
             checks.append(check.judge(evidence, answers))
             clock.lap(check.name)
-    return _verdict(evidence, checks, answers, clock)
+        return _verdict(evidence, checks, answers, clock)
 
 
 def check(path: str | os.PathLike[str], progress: ProgressCallback = silent) -> CheckResult:
