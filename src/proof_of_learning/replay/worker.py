@@ -8,6 +8,8 @@ asked to commit to it.
 from __future__ import annotations
 
 import contextlib
+import gc
+import math
 import os
 import resource
 import signal
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, memory
 from proof_of_learning.data.batches import DerivedOrder, Feed, RecordedOrder
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import FormatError, PolError, WorkerError
@@ -127,9 +129,9 @@ class Worker:
 
     def _initialize(self, request: protocol.Initialize) -> protocol.Initialized:
         first = self._fresh_session()
-        state = first.capture()
+        state = first.capture(live=True)
         self._pulse(1, 2)
-        second = Session(self.task, bytes.fromhex(request.other), self._device, self._base).capture()
+        second = Session(self.task, bytes.fromhex(request.other), self._device, self._base).capture(live=True)
         trainable = {f"model/parameters/{name}" for name, p in first.model.named_parameters() if p.requires_grad}
         tensors = [
             origin(name, tensor, second.tensors.get(name), name in trainable, name in first.linked)
@@ -159,6 +161,10 @@ class Worker:
                 settings.append(live_settings(self._clock.parts))
             if step % 1000 == 0:
                 self._pulse(step, request.stop)
+        if request.stop == training.steps:
+            self._clock = None
+            gc.collect()  # what the sessions of the first checks took is not needed any more
+            memory.trim()
         return protocol.RatesGiven(rates, settings)
 
     def _replay(self, request: protocol.Replay) -> protocol.Replayed:
@@ -310,12 +316,20 @@ def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool, linked: bool
     elif b is None or b.shape != a.shape or torch.equal(a, b):
         where = "drawn" if b is None else "fixed"
     else:
-        x, y = a.double().flatten(), b.double().flatten()
-        x, y = x - x.mean(), y - y.mean()
-        length = float(x.norm() * y.norm())
-        correlation = float(torch.dot(x, y)) / length if length > 0 else 0.0
+        correlation = correlated(a.flatten(), b.flatten())
         where = "partly-fixed" if floating and abs(correlation) > CORRELATION_SIGMAS / np.sqrt(n) else "drawn"
     return TensorOrigin(name, n, where, trainable, floating, correlation)
+
+
+def correlated(x: Tensor, y: Tensor) -> float:
+    """The correlation of two vectors' entries; in pieces, for in double precision the whole would take much memory."""
+    xx = yy = xy = 0.0
+    means = [float(v.sum(dtype=torch.float64)) / len(v) for v in (x, y)]
+    for start in range(0, len(x), 1 << 18):
+        a, b = (v[start : start + (1 << 18)].double() - mean for v, mean in zip((x, y), means, strict=True))
+        xx, yy, xy = xx + float(torch.dot(a, a)), yy + float(torch.dot(b, b)), xy + float(torch.dot(a, b))
+    length = math.sqrt(xx) * math.sqrt(yy)
+    return xy / length if length > 0 else 0.0
 
 
 def main() -> None:

@@ -133,7 +133,6 @@ class Session:
             self.scaler = None if task.scaler is None else task.scaler()
         self.progress = Progress()
         self.parts = self._named_parts()
-        self._context = StepContext(self)
 
     def _named_parts(self) -> dict[str, Any]:
         def named(prefix: str, items: dict[str, Any]) -> dict[str, Any]:
@@ -156,9 +155,10 @@ class Session:
         extra = {**self.extra, **({} if self.scaler is None else {"scaler": self.scaler})}
         return describe(self.task, self.model, self.optimizers, self.schedulers, extra)
 
-    def capture(self) -> State:
+    def capture(self, *, live: bool = False) -> State:
+        """The state as it stands; a ``live`` one shares its tensors with the parts and is good until the next step."""
         with task_code("capturing the state"):
-            return states.capture(self.parts)
+            return states.capture(self.parts, live=live)
 
     def restore(self, state: State) -> None:
         states.restore(self.parts, state)
@@ -188,10 +188,10 @@ class Session:
         rates = self.rates()
         with task_code(f"taking step {step}"):
             if self.task.step is not None:
-                loss = self.task.step(self._context, batches)
+                loss = self.task.step(StepContext(self), batches)
             else:
                 assert self.task.loss is not None
-                loss = standard_step(self._context, batches, self.task.loss)
+                loss = standard_step(StepContext(self), batches, self.task.loss)
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise TaskError("a custom step must return its loss as a tensor of one element")
             if self.task.schedule == "step" or epoch_ends:

@@ -68,4 +68,6 @@ def _step_length(entry: dict[str, Any], group: dict[str, Any]) -> float:
 
 
 def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.float(), dtype=torch.float64))
+    flat = tensor.flatten()
+    pieces = (flat[start : start + _PIECE].double() for start in range(0, len(flat), _PIECE))
+    return math.sqrt(sum(float(torch.linalg.vector_norm(piece)) ** 2 for piece in pieces))

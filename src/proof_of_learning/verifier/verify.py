@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from proof_of_learning import memory
 from proof_of_learning import registration as registrations
 from proof_of_learning.errors import FormatError, IntegrityError, TaskError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
@@ -130,6 +131,7 @@ def verify(
             found = survey(proof, lambda done, total: progress("reading the proof", done, total))
         except IntegrityError as error:
             return _broken(str(error), drawn, clock)
+        memory.trim()
         clock.lap("survey")
         drawn = drawn if nonce is not None else make_nonce(None)  # drawn when the root is known
         picked = challenge(proof.header, proof.root, found, drawn, top_q=top_q, random=random, everything=everything)
