@@ -1,8 +1,8 @@
 """How much memory recording and verifying take beyond training itself, in units of the training state.
 
 Every mode runs in a process of its own. For one process the peak is the kernel's own account of resident memory; for a
-verification, which is two processes, it is the largest sum of both that frequent sampling sees. What a second Python with PyTorch takes
-without any work is reported beside it and not counted as state.
+verification, which is two processes, it is the largest sum of both that frequent sampling sees. What a second Python
+with PyTorch takes without any work is reported beside it and not counted as state.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
 def task(steps: int, width: int = 2048) -> Task:
     def model() -> nn.Module:
         widths = [INPUTS, *[width] * LAYERS]
-        layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
         return nn.Sequential(*layers, nn.Linear(width, 2))
 
     return Task(

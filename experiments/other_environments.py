@@ -111,7 +111,17 @@ def run(case: Case, data: str | None) -> dict[str, Any]:
             if done.returncode != 0:
                 return {"error": done.stderr.decode()[-400:]}
             proof = forged
-        options = ["--own-environment", "--allow-calibrated", "--keep-going", "--sandbox", "off", "--random", "40", "--json", verdict]
+        options = [
+            "--own-environment",
+            "--allow-calibrated",
+            "--keep-going",
+            "--sandbox",
+            "off",
+            "--random",
+            "40",
+            "--json",
+            verdict,
+        ]
         done = pol(case.verifier, "verify", proof, "--task", case.target, *sets, *options)
         if not Path(verdict).is_file():
             return {"error": done.stderr.decode()[-400:]}

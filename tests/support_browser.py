@@ -45,7 +45,13 @@ class Browser:
         self._from, theirs_out = _pipe()
         # The browser reads commands from descriptor 3 and answers on 4.
         script = f'exec 3<&{theirs_in} 4>&{theirs_out} {theirs_in}<&- {theirs_out}>&-; exec "$@"'
-        arguments = [executable, *FLAGS, f"--user-data-dir={self._profile.name}", "--remote-debugging-pipe", "about:blank"]
+        arguments = [
+            executable,
+            *FLAGS,
+            f"--user-data-dir={self._profile.name}",
+            "--remote-debugging-pipe",
+            "about:blank",
+        ]
         self._process = subprocess.Popen(
             ["bash", "-c", script, "bash", *arguments],
             pass_fds=(theirs_in, theirs_out),
@@ -66,7 +72,9 @@ class Browser:
             self.send(f"{domain}.enable")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.terminate()
         try:
             self._process.wait(PATIENCE)

@@ -58,7 +58,9 @@ def trajectory(count: int, jump: int | None = None) -> Trajectory:
     )
 
 
-def segment(index: int, run: Trajectory, why: list[str], relative: float = 0.0, status: Status = "pass") -> SegmentResult:
+def segment(
+    index: int, run: Trajectory, why: list[str], relative: float = 0.0, status: Status = "pass"
+) -> SegmentResult:
     moved = run.displacement[index]
     return SegmentResult(
         index=index,
@@ -131,7 +133,11 @@ def checks(**changes: CheckResult) -> list[CheckResult]:
             name="trajectory",
             status="pass",
             summary="all challenged segments were replayed and gave the recorded bits",
-            evidence={"replayed": 171, "exact": 171, "environment": {"torch": "2.13.0", "threads": 1, "deterministic": True}},
+            evidence={
+                "replayed": 171,
+                "exact": 171,
+                "environment": {"torch": "2.13.0", "threads": 1, "deterministic": True},
+            },
             meaning="The recorded states follow from each other by the task's own training steps.",
             limits="Segments that were not challenged are covered by the promises on random draws only.",
         ),
@@ -206,7 +212,12 @@ def invalid() -> Verdict:
     thresholds = Thresholds(delta=0.01, rho=0.01, d_ref=distance(14.2))
     results = checks(trajectory=failed, endpoint=skipped)
     return verdict_of(
-        run, segments, results, exactness="calibrated", thresholds=thresholds, nonce=Nonce(value="00" * 32, origin="self-chosen")
+        run,
+        segments,
+        results,
+        exactness="calibrated",
+        thresholds=thresholds,
+        nonce=Nonce(value="00" * 32, origin="self-chosen"),
     )
 
 
@@ -217,7 +228,9 @@ def inconclusive() -> Verdict:
         for index in range(0, 20, 2)
     ]
     segments.append(
-        SegmentResult(index=19, start=950, stop=1000, why=["last"], status="skipped", note="the worker ran out of memory")
+        SegmentResult(
+            index=19, start=950, stop=1000, why=["last"], status="skipped", note="the worker ran out of memory"
+        )
     )
     result = CheckResult(
         name="trajectory",

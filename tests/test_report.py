@@ -90,7 +90,11 @@ def test_an_invalid_verdict_leads_with_the_failed_check_and_shows_its_evidence()
     verdict = invalid()
     source = render_html(verdict)
     page = Page(source).text
-    assert page.index("INVALID") < page.index("do not lead to the recorded state") < page.index("What the verdict rests on")
+    assert (
+        page.index("INVALID")
+        < page.index("do not lead to the recorded state")
+        < page.index("What the verdict rests on")
+    )
     assert "Self-chosen nonce." in page
     opened = [attributes for tag, attributes in Page(source).tags if tag == "details" and "open" in attributes]
     assert len(opened) == 1
@@ -141,9 +145,13 @@ def test_numbers_that_are_not_finite_or_missing_are_named() -> None:
     )
     broken, unknown = Distance(nothing, infinite, infinite, nothing), Distance(l2=nothing)
     segments = [
-        SegmentResult(index=1, start=10, stop=20, why=["top-q"], status="fail", error=broken, relative=broken, displacement=broken),
+        SegmentResult(
+            index=1, start=10, stop=20, why=["top-q"], status="fail", error=broken, relative=broken, displacement=broken
+        ),
         SegmentResult(index=2, start=20, stop=30, why=["uniform"], status="fail", error=unknown, relative=unknown),
-        SegmentResult(index=3, start=30, stop=40, why=[], status="fail", error=distance(1e200), relative=distance(1e-310)),
+        SegmentResult(
+            index=3, start=30, stop=40, why=[], status="fail", error=distance(1e200), relative=distance(1e-310)
+        ),
         SegmentResult(index=9**9, start=40, stop=50, why=["last"], status="skipped"),
     ]
     cost = Cost(steps_replayed=30, steps_total=60, share=nothing, seconds=infinite, phases={"replay": nothing})
@@ -151,7 +159,13 @@ def test_numbers_that_are_not_finite_or_missing_are_named() -> None:
     for exactness in ("exact", "calibrated"):
         for rho in (0.01, 0.0, infinite, nothing):
             verdict = verdict_of(
-                run, segments, checks(), cost=cost, guarantee=guarantee, exactness=exactness, thresholds=Thresholds(rho=rho)
+                run,
+                segments,
+                checks(),
+                cost=cost,
+                guarantee=guarantee,
+                exactness=exactness,
+                thresholds=Thresholds(rho=rho),
             )
             page = Page(render_html(verdict)).text.replace("\u00a0", " ")
             assert "∞" in page and "not a number" in page and "No promise" in page
@@ -161,7 +175,8 @@ def test_numbers_that_are_not_finite_or_missing_are_named() -> None:
 def test_thousands_of_segments_stay_a_small_page_that_hides_no_failure() -> None:
     run = trajectory(6000, jump=5987)
     segments = [
-        segment(index, run, ["all"], 1.0 if index > 5980 else 0.0, "fail" if index > 5980 else "pass") for index in range(6000)
+        segment(index, run, ["all"], 1.0 if index > 5980 else 0.0, "fail" if index > 5980 else "pass")
+        for index in range(6000)
     ]
     source = render_html(verdict_of(run, segments, checks()))
     assert len(source) < 1_500_000
@@ -182,14 +197,23 @@ def test_evidence_is_bounded_however_deep_and_long_it_is() -> None:
     deep: Any = "bottom"
     for _ in range(20_000):
         deep = {"in": deep}
-    evidence = {"deep": deep, "long": list(range(10**5)), "text": "x" * 10**6, "wide": {str(i): {"a": i} for i in range(10**4)}}
-    source = render_html(verdict_of(trajectory(20), [], [CheckResult(name="c", status="fail", summary="s", evidence=evidence)]))
+    evidence = {
+        "deep": deep,
+        "long": list(range(10**5)),
+        "text": "x" * 10**6,
+        "wide": {str(i): {"a": i} for i in range(10**4)},
+    }
+    source = render_html(
+        verdict_of(trajectory(20), [], [CheckResult(name="c", status="fail", summary="s", evidence=evidence)])
+    )
     assert len(source) < 400_000
     assert "nested deeper" in source and "more characters" in source and "99,960 more" in source
 
 
 def test_evidence_reads_as_indented_lines() -> None:
-    rows = evidence_rows({"flat": 0.25, "list": [1, 2.5, None, True], "in": {"key": b"\x01", "none": []}, "odd": 10**5000})
+    rows = evidence_rows(
+        {"flat": 0.25, "list": [1, 2.5, None, True], "in": {"key": b"\x01", "none": []}, "odd": 10**5000}
+    )
     assert [tuple(row) for row in rows] == [
         (0, "flat", "0.25"), (0, "list", "1, 2.5, –, yes"), (0, "in", ""), (1, "key", "01"), (1, "none", "none"),
         (0, "odd", "a very large number"),
