@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from proof_of_learning.attacks.base import Attack, Forgery, parameter
 from proof_of_learning.attacks.concatenation import Concatenation
+from proof_of_learning.attacks.false_settings import FalseSettings
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
 
 _REGISTRY: tuple[type[Attack], ...] = (
     Concatenation,
+    FalseSettings,
     InfinitesimalUpdate,
 )
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _REGISTRY}

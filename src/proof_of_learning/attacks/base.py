@@ -112,7 +112,9 @@ def _checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         return None
     kind = next(kind for kind in kinds if kind is not types.NoneType)
     try:
-        if isinstance(value, bool) != (kind is bool) and not isinstance(value, str):
+        if not isinstance(value, str) and (
+            isinstance(value, bool) != (kind is bool) or (kind is int and value != int(value))
+        ):
             raise ValueError
         if kind is bool:
             value = value if isinstance(value, bool) else {"true": True, "false": False}[value.lower()]

@@ -112,10 +112,10 @@ def forge_proof(
                 writer.start(segments.state(source, 0))
                 for environment in islice(segments.environments, header.segments()):
                     segments.write(writer, source, samples, environment)
-                if next(source, None) is not None:
-                    raise AttackError(f"there are more than the {header.segments() + 1} states that this run has")
                 if writer.segments != header.segments():
                     raise AttackError(f"there are environments for {writer.segments} of {header.segments()} segments")
+                if next(source, None) is not None:
+                    raise AttackError(f"there are more than the {header.segments() + 1} states that this run has")
                 return writer.seal(None if wanted.evaluation is None else dict(wanted.evaluation))
             except BaseException:
                 if not existed:
@@ -197,7 +197,7 @@ class _Segments:
             )
         if not isinstance(given, State):
             if not isinstance(given, Mapping):
-                raise AttackError(f"a state is a State or a mapping of weights, not a {type(given).__name__}")
+                raise AttackError(f"a state is a State or a mapping of weights, not of the type {type(given).__name__}")
             for _ in self._idle(step):
                 pass
             given = laid_over(self.session.capture(), given)

@@ -5,10 +5,10 @@ each other that neighbours differ by less than the tolerance δ · d_ref. With a
 started, which is then within the tolerance of the recorded end. Real data in the real order is claimed, and the initial state
 follows from the seed.
 
-What the rates are said to be decides which check the forgery meets first: ``claimed=tiny`` is the paper's attack, and a task
-that the verifier names contradicts it at once. By default the blocks claim the task's own schedule, and only the recorded
-optimizer states hold tiny rates: every check before the replay passes, and the replay still stands still. With
-``stored=schedule`` the states hold the schedule's rates too, and a replay moves by real gradients.
+What the rates are said to be decides which check the forgery meets first. ``claimed=tiny`` is the paper's attack, and a task
+that the verifier names contradicts it at once. ``claimed=schedule stored=tiny`` claims the task's own schedule step by step and
+hides the tiny rates in the optimizer states, which are compared with the task as well. By default both are the schedule's: every
+check before the replay passes, but the replay moves by real gradients.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class InfinitesimalUpdate(Attack):
         1e-9, "factor by which a tiny learning rate is smaller than the task's", low=0.0, high=1.0
     )
     claimed: str = parameter("schedule", "the rates in the blocks", choices=("schedule", "tiny"))
-    stored: str = parameter("tiny", "the rates in the optimizer states", choices=("tiny", "schedule"))
+    stored: str = parameter("schedule", "the rates in the optimizer states", choices=("schedule", "tiny"))
     seed: int | None = parameter(
         None, "seed of the initialization (default: one of the attacker's own)", low=0, high=2**64 - 1
     )

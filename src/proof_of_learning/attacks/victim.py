@@ -102,14 +102,20 @@ class Victim:
         return Session(replace(self.task, seed=seed), randomness.key_from_seed(seed), self.device)
 
 
-def run(victim: Victim, session: Session, stop: int, losses: list[float]) -> Iterator[State]:
-    """Honest steps from where ``session`` stands up to ``stop``; yields the state at every checkpoint, appends to ``losses``."""
+def run(
+    victim: Victim, session: Session, stop: int, losses: list[float], interval: int | None = None
+) -> Iterator[State]:
+    """Honest steps from where ``session`` stands up to ``stop``; yields the state at every checkpoint, appends to ``losses``.
+
+    ``interval``: steps between checkpoints, if not the target's.
+    """
+    interval = interval or victim.interval
     feed, order = derived_feed(session.task, victim.data, session.key, victim.device)
     pending: list[torch.Tensor] = []
     for result in session.run(stop, feed, order):
         pending.append(result.loss)
         taken = result.step + 1
-        if taken % victim.interval == 0 or taken == victim.steps:
+        if taken % interval == 0 or taken == victim.steps:
             losses += torch.stack(pending).double().cpu().tolist()
             pending.clear()
             yield session.capture()
