@@ -9,7 +9,6 @@ from proof_of_learning import canonical
 from proof_of_learning.replay.measure import measured
 from proof_of_learning.replay.protocol import Initialize, Initialized, TensorOrigin
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
-from proof_of_learning.verifier.pool import judge_initialization
 from proof_of_learning.verifier.verdict import CheckResult
 
 ROUNDING = 1e-4  # of a tensor's norm: far below one step of training, far above the rounding of a derived draw
@@ -98,6 +97,9 @@ class InitializationCheck:
 
     def _recorded(self, evidence: Evidence, answer: Initialized, details: dict[str, Any]) -> CheckResult:
         """A recorded start: the optimizer is fresh, and every tensor looks like a draw from the public pool."""
+        # Not at the top of the file: it brings scipy.stats, which takes a second to load.
+        from proof_of_learning.verifier.pool import judge_initialization
+
         if not answer.rest_fresh:
             return result(
                 self,
