@@ -19,7 +19,9 @@ from proof_of_learning import Proof, TaskReference, Verdict
 from proof_of_learning.cli.main import app
 from proof_of_learning.proof.format import HEADER_FILE, LOG_FILE
 
-COMMAND = [sys.executable, "-c", "from proof_of_learning.cli.main import run; run()"]
+# A shell that starts us in the background has the interrupt ignored, which children inherit; a terminal's do not.
+START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = [sys.executable, "-c", f"{START}; from proof_of_learning.cli.main import run; run()"]
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -158,8 +160,7 @@ def test_an_interrupted_prove_says_so_and_resumes_to_the_same_root(
         (run / LOG_FILE).exists() and (run / LOG_FILE).read_bytes().count(b"\n") > 8
     ):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    errors = interrupt(process)
     assert process.returncode == 130
     text = errors.decode()
     assert "what is recorded is intact" in text and "Traceback" not in text
@@ -185,8 +186,7 @@ def test_an_interrupted_verify_leaves_the_proof_and_no_child(target: str, tiny_p
     while time.monotonic() < deadline and not (tmp_path / "started").exists():
         time.sleep(0.05)
     worker = int((tmp_path / "started").read_text())
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    errors = interrupt(process)
     assert process.returncode == 130 and b"Traceback" not in errors
     assert {path: path.read_bytes() for path in before} == before
     for _ in range(100):  # the worker is killed, and reaped by whoever inherits it
@@ -194,6 +194,15 @@ def test_an_interrupted_verify_leaves_the_proof_and_no_child(target: str, tiny_p
             break
         time.sleep(0.05)
     assert not _alive(worker)
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> bytes:
+    """Press Ctrl-C, and return what the process says before it ends."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
 
 
 def _alive(process: int) -> bool:
