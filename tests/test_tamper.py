@@ -26,7 +26,7 @@ from proof_of_learning import Proof, Task, canonical
 from proof_of_learning.data.batches import DerivedOrder
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.files import read_at
+from proof_of_learning.proof.files import read_at, read_bounded
 from proof_of_learning.proof.format import Displacement, Header
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
@@ -189,6 +189,21 @@ def sparse(path: Path) -> None:
 def test_files_that_are_none_are_refused(name: str, change: Callable[[Path], None], copy: Path) -> None:
     change(objects(copy)[1] if name == "an object" else copy / name)
     refused(copy)
+
+
+def test_opening_alone_accounts_for_every_object(copy: Path) -> None:
+    """Before a single state is read: none missing, none elsewhere, none through a link."""
+    one, other, *_ = objects(copy)
+    Proof.open(copy)
+    for wrong in (other.parent / one.name, copy.parent / one.name):
+        one.rename(wrong)
+        with pytest.raises(FormatError):
+            Proof.open(copy)
+        wrong.rename(one)
+    (copy.parent / "link").symlink_to(one)
+    with pytest.raises(FormatError, match="symbolic link"):
+        read_bounded(copy.parent / "link", 10**6)
+    Proof.open(copy)
 
 
 EXTRA: dict[str, Callable[[Path], Any]] = {
@@ -388,6 +403,12 @@ def index_line(**changed: Any) -> Callable[[Path], Any]:
     return lambda path: reindex(path, lambda lines: lines[1].update(changed))
 
 
+def exchange(lines: list[dict[str, Any]]) -> None:
+    one, other = ({name: lines[index][name] for name in ("object", "bytes")} for index in (1, 2))
+    lines[1] |= other
+    lines[2] |= one
+
+
 INDEXES: dict[str, Callable[[Path], Any]] = {
     "a path for a name": index_line(object="sha256:../../../../etc/passwd"),
     "a path as long as a name": index_line(object="sha256:" + "../" * 21 + "x"),
@@ -407,6 +428,7 @@ INDEXES: dict[str, Callable[[Path], Any]] = {
     "one object for two states": lambda path: reindex(
         path, lambda lines: lines[1].update(object=lines[0]["object"], bytes=lines[0]["bytes"])
     ),
+    "objects exchanged": lambda path: reindex(path, exchange),
     "another seal": lambda path: reseal(path, index="sha256:" + "0" * 64),
     "another root": lambda path: reseal(path, root="sha256:" + "0" * 64),
     "a seal of more": lambda path: reseal(path, segments=3),
