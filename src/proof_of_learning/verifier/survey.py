@@ -52,7 +52,19 @@ class Survey:
 
 
 def survey(proof: Proof, on_segment: Callable[[int, int], None] = lambda done, total: None) -> Survey:
-    """Check every state and block and measure the trajectory. Raises FormatError or IntegrityError at the first fault."""
+    """Check every state and block and measure the trajectory. Raises FormatError or IntegrityError at the first fault.
+
+    In one thread: the replay worker starts meanwhile and needs the other cores, and sums come out alike everywhere.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _survey(proof, on_segment)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _survey(proof: Proof, on_segment: Callable[[int, int], None]) -> Survey:
     count = len(proof.segments)
     moved, moved_weights, progress = (np.full(count, np.nan) for _ in range(3))
     inert, distance = np.full(count, np.nan), np.full(count + 1, np.nan)
