@@ -18,8 +18,8 @@ from proof_of_learning.recorder import make_header
 from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
-STEPS = {1: 40, 10: 60, 50: 100, 469: 469}  # steps of one block, by interval
-QUICK = {1: 20, 10: 40, 50: 50}
+STEPS = {1: (30, 10), 10: (40, 10), 50: (50, 10), 469: (469, 3)}  # by interval: steps of one block, and blocks
+QUICK = {1: (20, 4), 10: (40, 4), 50: (50, 4)}
 
 
 class Recording:
@@ -78,8 +78,8 @@ def measure(run: Benchmark, interval: int, steps: int, blocks: int) -> None:
 
 def main() -> None:
     with benchmark(__doc__) as run:
-        for interval, steps in (QUICK if run.quick else STEPS).items():
-            measure(run, interval, steps, 4 if run.quick else 12)
+        for interval, (steps, blocks) in (QUICK if run.quick else STEPS).items():
+            measure(run, interval, steps, blocks)
         run.note(
             "the plain loop keeps PyTorch's default settings; recording includes what deterministic algorithms cost"
         )
