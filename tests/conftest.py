@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,12 @@ def tiny() -> TaskReference:
 def tiny_proof(tiny: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An honest proof of the tiny task: 5 segments, the last one shorter. Read only."""
     return prove(tiny, tmp_path_factory.mktemp("honest") / "tiny.pol", interval=5).path
+
+
+@pytest.fixture(autouse=True)
+def own_variables() -> Iterator[None]:
+    """A command pins variables of its process, which here is ours: put them back after each test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
