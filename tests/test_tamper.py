@@ -428,7 +428,6 @@ INDEXES: dict[str, Callable[[Path], Any]] = {
     "one object for two states": lambda path: reindex(
         path, lambda lines: lines[1].update(object=lines[0]["object"], bytes=lines[0]["bytes"])
     ),
-    "objects exchanged": lambda path: reindex(path, exchange),
     "another seal": lambda path: reseal(path, index="sha256:" + "0" * 64),
     "another root": lambda path: reseal(path, root="sha256:" + "0" * 64),
     "a seal of more": lambda path: reseal(path, segments=3),
@@ -442,6 +441,11 @@ INDEXES: dict[str, Callable[[Path], Any]] = {
 def test_indexes_and_seals_that_make_no_sense_are_refused(change: Callable[[Path], Any], copy: Path) -> None:
     change(copy)
     refused(copy)
+
+
+def test_an_object_must_hold_the_state_that_the_index_says(copy: Path) -> None:
+    reindex(copy, exchange)
+    refused(copy, "holds another state")
 
 
 def test_a_thinned_proof_is_sound_but_not_valid(copy: Path) -> None:
