@@ -84,7 +84,7 @@ def _states() -> Iterator[tuple[str, str]]:
         yield f"state.tensor {name}", state.tensor_digest(name)
     yield "state.digest", state.digest()
     yield "state.model", state.part("model").digest()
-    yield "state.object", b"".join(bytes(piece) for piece in RawCodec().encode(state, None)).hex()
+    yield "state.object", b"".join(bytes(piece) for piece in RawCodec().encode(state, None).chunks()).hex()
     columns = Columns(np.array([2.5, 1.25]), np.array([[0.1], [0.05]]), [np.array([4, 0]), np.array([3])])
     yield "block.bytes", columns.encode().hex()
 

@@ -13,7 +13,7 @@ import torch
 from proof_of_learning import registration as registrations
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit
 from proof_of_learning.progress import ProgressCallback, silent
-from proof_of_learning.proof import format
+from proof_of_learning.proof import codecs, format
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.recorder import Recorder, make_header
@@ -58,6 +58,7 @@ def _prepared(
     threads: int | None,
     seed: int | None,
     start_from: str | os.PathLike[str] | None,
+    codec: str,
     progress: ProgressCallback,
 ) -> Iterator[_Prepared]:
     task = load_task(task)
@@ -78,7 +79,9 @@ def _prepared(
             parent = Proof.open(start_from)
             base, root = parent.state(parent.segments[-1].state).part("model"), parent.root
         session = Session(task, randomness.key_from_seed(task.seed), device, base)
-        header = make_header(task, session, data, interval=interval, data_commitment=commitment, start_root=root)
+        header = make_header(
+            task, session, data, interval=interval, data_commitment=commitment, start_root=root, codec=codec
+        )
         yield _Prepared(task, data, environment, header, base)
 
 
@@ -94,6 +97,7 @@ def prove(
     registration: str | os.PathLike[str] | None = None,
     start_from: str | os.PathLike[str] | None = None,
     evaluations: int = 0,
+    codec: str | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``; go on where an interrupted call stopped.
@@ -105,14 +109,18 @@ def prove(
     registration: a ``claim.json`` made by :func:`register`; all randomness then follows from its hash.
     start_from: another proof, whose final weights are the start wherever they fit the task's model (a chain of trust).
     evaluations: at how many checkpoints, evenly spread, the model is evaluated on the way (the end always is).
+    codec: how states are stored (default: what the claim says, else ``raw``): ``raw`` and ``lossless`` keep them to the bit;
+        ``float16`` and ``quantised`` round them in the loop, so that training goes on from the rounded state.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
     if claim is not None and interval is None:
         interval = claim.claim.interval
+    if codec is None:
+        codec = codecs.DEFAULT if claim is None else claim.claim.codec.name
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=seed, start_from=start_from,
-        progress=progress,
+        codec=codec, progress=progress,
     )  # fmt: skip
     with prepared as ready:
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
@@ -148,6 +156,7 @@ def register(
     threads: int | None = None,
     owner_key: str | None = None,
     start_from: str | os.PathLike[str] | None = None,
+    codec: str = codecs.DEFAULT,
     progress: ProgressCallback = silent,
 ) -> registrations.Registration:
     """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`.
@@ -156,7 +165,7 @@ def register(
     """
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=None, start_from=start_from,
-        progress=progress,
+        codec=codec, progress=progress,
     )  # fmt: skip
     with prepared as ready:
         registration = registrations.new_claim(ready.header, ready.environment, owner_key)

@@ -44,17 +44,20 @@ def make_header(
     mode: str = "derived",
     data_commitment: DataCommitment | None = None,
     start_root: str | None = None,
+    codec: str = codecs.DEFAULT,
 ) -> Header:
     """The header of a run of ``task`` whose fresh ``session`` was built from the task's seed.
 
-    ``start_root``: root of the proof whose final weights the run starts from.
+    ``start_root``: root of the proof whose final weights the run starts from. ``codec``: how states are stored.
     """
     samples = len(data)
     steps = task.total_steps(samples)
     interval = default_interval(steps) if interval is None else interval
     if interval < 1:
         raise UsageError(f"the interval must be at least 1 step, not {interval}")
-    codec = codecs.get_codec(codecs.DEFAULT)
+    if codec not in codecs.NAMES:
+        raise UsageError(f"there is no codec {codec[:40]!r}; choose one of {', '.join(codecs.NAMES)}")
+    stored = codecs.get_codec(codec)
     description = session.describe()
     return Header(
         format=format.FORMAT,
@@ -67,7 +70,7 @@ def make_header(
             if start_root is None
             else Initialization("linked", start_root)
         ),
-        codec=CodecClaim(codec.name, codec.version),
+        codec=CodecClaim(stored.name, stored.version, in_loop=not stored.exact),
     )
 
 
@@ -184,6 +187,7 @@ class Recorder:
         *,
         interval: int | None = None,
         device: str = "cpu",
+        codec: str = codecs.DEFAULT,
     ) -> Recorder:
         """Record a loop that is not ours (mode ``recorded``): batch indices and generator states are written down.
 
@@ -195,7 +199,7 @@ class Recorder:
             expected = set(session.parts) - {"progress"}
             if set(parts) != expected:
                 raise UsageError(f"the task has the parts {sorted(expected)}; the loop gave {sorted(parts)}")
-            header = make_header(task, session, task.data(), interval=interval, mode="recorded")
+            header = make_header(task, session, task.data(), interval=interval, mode="recorded", codec=codec)
         return cls(path, header, {**parts, "progress": Progress()}, environments.current(device))
 
     def watch(self, loader: Iterable[tuple[Any, Any]], batches_per_step: int = 1) -> Iterator[Any]:
@@ -247,9 +251,10 @@ class Recorder:
             return capture(self.parts, live=True)  # written before the loop goes on
 
     def _checkpoint(self, evaluation: Mapping[str, float] | None) -> None:
-        before, state = self._writer.state, self._capture()
+        before, arrived = self._writer.state, self._capture()
         assert before is not None
-        moved = displacement(before, state)
+        encoded = self._writer.encode(arrived)
+        moved = displacement(before, encoded.state)
         losses = torch.stack(self._losses).double().cpu().numpy()
         if not (math.isfinite(moved.state) and np.isfinite(losses).all()):
             raise TrainingError(
@@ -262,13 +267,15 @@ class Recorder:
             losses, rates, list(self._indices) if observed else None, list(self._rng) if observed else None
         )
         self._writer.segment(
-            arrived=state.digest(),
-            state=state,
+            arrived=arrived.digest(),
+            state=encoded,
             displacement=moved,
             environment=self.environment,
             columns=columns,
             evaluation=None if evaluation is None else _finite(evaluation),
         )
+        if encoded.state is not arrived:
+            restore(self.parts, encoded.state)
         for rows in (self._losses, self._rates, self._indices, self._rng):
             rows.clear()
 

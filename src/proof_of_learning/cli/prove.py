@@ -35,6 +35,12 @@ def prove(
         Path | None, typer.Option("--start-from", help="Another proof, whose final weights training starts from.")
     ] = None,
     evaluations: Annotated[int, typer.Option(min=0, help="Evaluate the model at so many checkpoints on the way.")] = 0,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop.  [default: raw]"
+        ),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -64,7 +70,7 @@ def prove(
         recording = pol.prove(
             pol.load_task(task, common.settings(set_)), out,
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
-            registration=registration, start_from=start_from, evaluations=evaluations, progress=progress,
+            registration=registration, start_from=start_from, evaluations=evaluations, codec=codec, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)

@@ -29,6 +29,10 @@ def register(
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="Another proof, whose final weights training starts from.")
     ] = None,
+    codec: Annotated[
+        str,
+        typer.Option(help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop."),
+    ] = "raw",
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
 ) -> None:
@@ -50,7 +54,7 @@ def register(
     with common.progress_bar() as progress:
         made = pol.register(
             pol.load_task(task, common.settings(set_)), out, interval=interval, device=device, portable=portable,
-            threads=threads, owner_key=owner_key, start_from=start_from, progress=progress,
+            threads=threads, owner_key=owner_key, start_from=start_from, codec=codec, progress=progress,
         )  # fmt: skip
     claim = made.claim
     print(f"{out}: {claim.name}, {claim.steps:,} steps in segments of {claim.interval}, {claim.data.samples:,} samples")

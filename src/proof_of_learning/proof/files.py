@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,6 +99,28 @@ def write_atomic(path: Path, chunks: Iterable[bytes | memoryview], *, durable: b
         except BaseException:
             os.unlink(name)
             raise
+
+
+def write_object(folder: Path, chunks: Iterable[bytes | memoryview], place: Callable[[str], Path]) -> tuple[str, int]:
+    """Write ``chunks`` as they come and name the file by its content: (``sha256:…``, bytes)."""
+    hasher, size = hashlib.sha256(), 0
+    with writing(str(folder)):
+        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                for chunk in chunks:
+                    hasher.update(chunk)
+                    stream.write(chunk)
+                    size += len(chunk)
+            os.chmod(temporary, 0o644)
+            name = f"sha256:{hasher.hexdigest()}"
+            target = place(name)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    return name, size
 
 
 @contextmanager

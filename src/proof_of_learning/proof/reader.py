@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +13,13 @@ from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.blocks import MAX_BLOCK, Columns
 from proof_of_learning.proof.codecs import Codec, get_codec
+from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import End, EnvironmentLine, Header, Line, Seal, Segment, Start, Stored
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
+
+MAX_CHAIN = 64  # differences between a state and a whole one, so that any opens in bounded time
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,10 @@ class Proof:
     environments: dict[str, Environment]
     end: End
     index: dict[str, Stored]
-    _codec: Codec
     _offsets: list[int] = field(repr=False)
+    _last: dict[str, State] = field(
+        default_factory=dict, repr=False
+    )  # the state decoded last, where differences are stored
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Proof:
@@ -69,11 +74,13 @@ class Proof:
         assert isinstance(start, Start)
         used = {line.digest: line.environment for line in log if isinstance(line, EnvironmentLine)}
         index = _read_index(folder, header, seal, {start.state, *(s.state for s in segments)})
+        if segments[-1].arrived != segments[-1].state:
+            raise IntegrityError("the last segment ends in another state than training arrived at")
         offsets = [0]
         for segment in segments:
             offsets.append(offsets[-1] + segment.block.bytes)
         _check_files(folder, index, offsets[-1])
-        return cls(folder, header, seal.root, start.state, segments, used, log[-1], index, codec, offsets)
+        return cls(folder, header, seal.root, start.state, segments, used, log[-1], index, offsets)
 
     def state_digests(self) -> list[str]:
         """Digests of the states that segments start from and end in: one more than there are segments."""
@@ -90,7 +97,17 @@ class Proof:
         """
         if digest not in self.index:
             raise FormatError(f"the proof no longer holds the state {digest[:23]}…; it was thinned")
-        return load_state(self.path, self.index[digest], self._codec, whole=not surveyed)
+        return load_state(self.path, self.index, digest, whole=not surveyed, last=self._last)
+
+    @property
+    def codec(self) -> Codec:
+        """The codec that the header names."""
+        return get_codec(self.header.codec.name, self.header.codec.version)
+
+    def continued(self, index: int, arrived: State, before: State) -> State:
+        """The state that training goes on from after segment ``index``, begun in ``before``: what a codec in the loop makes of it."""
+        in_loop = self.header.codec.in_loop and index + 1 < len(self.segments)
+        return self.codec.encode(arrived, before).state if in_loop else arrived
 
     def columns(self, index: int) -> Columns:
         """The per-step columns of one segment."""
@@ -120,19 +137,40 @@ def object_path(folder: Path, name: str) -> Path:
     return folder / format.OBJECTS / digest[:2] / digest
 
 
-def load_state(folder: Path, stored: Stored, codec: Codec, *, whole: bool = True) -> State:
-    """Read, check and decode the object behind an index line. ``whole``: check the object's bytes beside the state's digest."""
-    raw = files.read_bounded(object_path(folder, stored.object), stored.bytes, f"object {stored.object[7:19]}…")
-    if whole and canonical.sha256(raw) != stored.object:
-        raise IntegrityError(f"object {stored.object[7:19]}… does not have the bytes its name says")
-    state = codec.decode(raw, _no_base)
-    if state.digest() != stored.state:
-        raise IntegrityError(f"object {stored.object[7:19]}… holds another state than {stored.state[:23]}…")
+def load_state(
+    folder: Path,
+    index: Mapping[str, Stored],
+    digest: str,
+    *,
+    whole: bool = True,
+    last: dict[str, State] | None = None,
+) -> State:
+    """Read, check and decode a state with the states it is a difference to. ``whole``: check the objects' bytes beside its digest.
+
+    ``last`` remembers the state decoded last, from which the next is often one difference away.
+    """
+    memory = {} if last is None else last
+    chain = [index[digest]]
+    while chain[-1].base is not None and chain[-1].state not in memory:
+        if len(chain) > MAX_CHAIN:
+            raise FormatError(f"the state {digest[:23]}… is more than {MAX_CHAIN} differences away from a whole one")
+        chain.append(index[chain[-1].base])
+    state = memory.get(chain[-1].state)
+    if state is not None:
+        chain.pop()
+    for stored in reversed(chain):
+        name = f"object {stored.object[7:19]}…"
+        raw = files.read_bounded(object_path(folder, stored.object), stored.bytes, name)
+        if whole and canonical.sha256(raw) != stored.object:
+            raise IntegrityError(f"{name} does not have the bytes its name says")
+        state = get_codec(stored.codec).decode(raw, state if stored.base is not None else None)
+    assert state is not None
+    if state.digest() != digest:
+        raise IntegrityError(f"object {index[digest].object[7:19]}… holds another state than {digest[:23]}…")
+    if index[digest].codec != RawCodec.name:  # which takes no differences
+        memory.clear()
+        memory[digest] = state
     return state
-
-
-def _no_base() -> State:
-    raise FormatError("the codec asks for a base state, but the index names none")
 
 
 def read_log(folder: Path, header: Header) -> Iterator[tuple[Line, bytes]]:
@@ -195,9 +233,11 @@ def _read_index(folder: Path, header: Header, seal: Seal, states: set[str]) -> d
                 f"{format.INDEX_FILE}, line {len(index) + 1}: it stores a state that does not belong here"
             )
         format.check_digest(line.object, f"{format.INDEX_FILE}: an object's name")
-        if line.codec != header.codec.name or line.base is not None:  # no codec of this version takes differences
+        if line.codec != header.codec.name and not get_codec(line.codec).exact:
+            raise FormatError(f"{format.INDEX_FILE}, line {len(index) + 1}: it names another codec than the header")
+        if line.base is not None and line.base not in index:
             raise FormatError(
-                f"{format.INDEX_FILE}, line {len(index) + 1}: it names another codec than the header, or a base"
+                f"{format.INDEX_FILE}, line {len(index) + 1}: the base of its difference is not stored before it"
             )
         index[line.state] = line
         head = format.line_digest(text)

@@ -19,11 +19,14 @@ from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, IntegrityError, RecordingError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.codecs import Codec, get_codec
+from proof_of_learning.proof.codecs import Codec, Encoded, get_codec
 from proof_of_learning.proof.format import Displacement, EnvironmentLine, Header, Segment, Start, Stored
 from proof_of_learning.proof.reader import load_state, object_path, read_log
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
+
+# By codec: a whole state after so many objects. A difference is small beside a whole state only if it is a coarse one.
+KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64}
 
 
 class ProofWriter:
@@ -35,6 +38,7 @@ class ProofWriter:
     def __init__(self, path: Path, header: Header) -> None:
         self.path, self.header = path, header
         self.codec: Codec = get_codec(header.codec.name, header.codec.version)
+        self._whole: Codec = self.codec if self.codec.exact else get_codec("lossless")  # for keyframes
         self.segments = 0
         self.state: State | None = None
         self._head = header.digest()
@@ -89,21 +93,30 @@ class ProofWriter:
 
     def start(self, state: State) -> None:
         """Store the initial state and write the log's first line."""
-        self._store(state)
+        self._store(Encoded(state, self._whole.encode(state, None).chunks), None)
         self._append(Start(prev=self._head, state=state.digest()))
+
+    def encode(self, arrived: State) -> Encoded:
+        """The next segment's end as it will be stored; training goes on from ``Encoded.state``. The final state stays as it is."""
+        last = self.segments + 1 == self.header.segments()
+        if self.codec.exact or last:
+            return Encoded(arrived, lambda: ())
+        return self.codec.encode(arrived, self.state)
 
     def segment(
         self,
         *,
         arrived: str,
-        state: State,
+        state: State | Encoded,
         displacement: Displacement,
         environment: Environment,
         columns: Columns,
         evaluation: dict[str, float] | None = None,
     ) -> None:
-        """Append one segment that ends in ``state``."""
-        self._store(state)
+        """Append one segment that ends in ``state``, as :meth:`encode` gave it or as it is."""
+        encoded = state if isinstance(state, Encoded) else Encoded(state, lambda: ())
+        self._store(encoded, self.state)
+        state = encoded.state
         environment_digest = environment.digest()
         if environment_digest not in self._environments:
             self._append(EnvironmentLine(prev=self._head, digest=environment_digest, environment=environment))
@@ -160,16 +173,23 @@ class ProofWriter:
         self._write(self._log, raw + b"\n")
         self._head = format.line_digest(raw)
 
-    def _store(self, state: State) -> None:
+    def _store(self, encoded: Encoded, base: State | None) -> None:
+        state = encoded.state
         digest = state.digest()
         if digest not in self._stored:
-            pieces = list(self.codec.encode(state, self.state))  # views of the tensors, not copies
-            name, size = canonical.sha256(*pieces), sum(len(piece) for piece in pieces)
-            target = object_path(self.path, name)
-            with files.writing(str(target)):
-                target.parent.mkdir(exist_ok=True)
-            files.write_atomic(target, pieces)
-            stored = Stored(prev=self._index_head, state=digest, object=name, bytes=size, codec=self.codec.name)
+            # A keyframe now and then, so that any state opens in bounded time.
+            number = len(self._stored)
+            every = KEYFRAMES.get(self.codec.name, 1)
+            last = self.segments + 1 == self.header.segments()
+            codec = self.codec if not last else self._whole
+            if base is None or number % every == 0 or (last and not self.codec.exact):
+                codec, base = self._whole, None
+            chunks = encoded.chunks() if codec is self.codec and not codec.exact else codec.encode(state, base).chunks()
+            name, size = files.write_object(
+                self.path / format.OBJECTS, chunks, lambda name: object_path(self.path, name)
+            )
+            before = None if base is None else base.digest()
+            stored = Stored(prev=self._index_head, state=digest, object=name, bytes=size, codec=codec.name, base=before)
             line = canonical.encode(stored)
             self._write(self._index, line + b"\n")
             self._index_head = format.line_digest(line)
@@ -238,7 +258,7 @@ class ProofWriter:
             line = lines[-1][0]
             if isinstance(line, (Start, Segment)):
                 with suppress(FormatError, IntegrityError):
-                    self.state = load_state(self.path, index[line.state], self.codec)
+                    self.state = load_state(self.path, index, line.state)
                     return lines
             lines.pop()
         return []

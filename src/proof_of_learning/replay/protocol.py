@@ -156,7 +156,8 @@ class RatesGiven(Answer, frozen=True, tag="rates"):
 
 
 class Replayed(Answer, frozen=True, tag="replayed"):
-    """``arrived``: digest of the state the replay arrived at; ``comparison`` with the recorded one where the digests differ.
+    """``arrived``: digest of the state the replay arrived at, ``ended``: of what a codec in the loop makes of it (else the same);
+    ``comparison`` with the recorded end where the digests differ.
 
     ``displacement``: distance between the segment's two recorded ends; None if the proof no longer holds the second.
     ``losses`` are the replay's own, ``rates`` the learning rates it used. ``seconds`` covers loading, steps and digest;
@@ -164,6 +165,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     """
 
     arrived: str
+    ended: str
     losses: list[float]
     rates: list[list[float]]
     comparison: Comparison | None

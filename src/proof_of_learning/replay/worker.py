@@ -174,20 +174,28 @@ class Worker:
         before = self._start(self._proof.state_digests()[request.index])
         arrived, losses, rates, stepped = self._take(before, segment, request.steps)
         comparison = displacement = details = None
-        if request.steps is not None or arrived.digest() == segment.state:
+        if request.steps is not None:
+            ended = arrived
             displacement = compare(before, arrived).overall
-        elif self._proof.has_state(segment.state):
-            recorded = self._proof.state(segment.state)
-            displacement = compare(before, recorded).overall
-            if arrived.digest() != segment.arrived:
-                comparison = compare(arrived, recorded)
-                if request.calibrate:
-                    details = detail(arrived, recorded, before, self._final_weights())
+        else:
+            ended = self._proof.continued(request.index, arrived, before)
+            if ended.digest() == segment.state:
+                displacement = compare(before, ended).overall
+            elif self._proof.has_state(segment.state):
+                recorded = self._proof.state(segment.state)
+                displacement = compare(before, recorded).overall
+                wanted = recorded if ended is arrived else self._proof.codec.nearest(arrived, recorded, before)
+                if arrived.digest() != segment.arrived:
+                    comparison = compare(arrived, wanted)
+                    if request.calibrate:
+                        details = detail(arrived, wanted, before, self._final_weights())
         if request.calibrate:
-            files.write_atomic(self._kept(request), RawCodec().encode(arrived, None))
-        self._last = None if request.calibrate else arrived
+            files.write_atomic(self._kept(request), RawCodec().encode(arrived, None).chunks())
+        self._last = None if request.calibrate else ended
         seconds = time.perf_counter() - begun
-        return protocol.Replayed(arrived.digest(), losses, rates, comparison, displacement, details, seconds, stepped)
+        return protocol.Replayed(
+            arrived.digest(), ended.digest(), losses, rates, comparison, displacement, details, seconds, stepped
+        )
 
     def _noise(self, request: protocol.Noise) -> protocol.Replayed:
         begun = time.perf_counter()
@@ -195,10 +203,11 @@ class Worker:
         before = self._start(self._proof.state_digests()[request.index])
         arrived, losses, rates, stepped = self._take(before, segment, request.steps)
         kept = self._kept(request)
-        reference = RawCodec().decode(files.read_bounded(kept, 2 * arrived.nbytes + (1 << 20)), lambda: arrived)
+        reference = RawCodec().decode(files.read_bounded(kept, 2 * arrived.nbytes + (1 << 20)), None)
         if not request.keep:
             kept.unlink()
         return protocol.Replayed(
+            arrived.digest(),
             arrived.digest(),
             losses,
             rates,

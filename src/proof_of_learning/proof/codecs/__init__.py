@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
-
 from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.codecs.base import Codec, Encoded
+from proof_of_learning.proof.codecs.float16 import Float16Codec
+from proof_of_learning.proof.codecs.lossless import LosslessCodec
+from proof_of_learning.proof.codecs.quantised import QuantisedCodec
 from proof_of_learning.proof.codecs.raw import RawCodec
-from proof_of_learning.training.state import State
 
-
-class Codec(Protocol):
-    """Turns states into bytes and back.
-
-    ``encode`` may use ``base``, the checkpoint before (``None`` for a keyframe); ``decode`` is given the bytes and a way to
-    get the base's state. ``exact``: whether decoding gives the encoded state bit for bit; a codec that does not is used in
-    the loop (training continues from what it decodes).
-    """
-
-    name: str
-    version: int
-    exact: bool
-
-    def encode(self, state: State, base: State | None) -> Iterable[bytes | memoryview]: ...
-    def decode(self, raw: bytearray, base: Callable[[], State]) -> State: ...
-
-
-_CODECS: dict[tuple[str, int], Codec] = {(codec.name, codec.version): codec for codec in (RawCodec(),)}
+_CODECS: dict[tuple[str, int], Codec] = {
+    (codec.name, codec.version): codec for codec in (RawCodec(), LosslessCodec(), Float16Codec(), QuantisedCodec())
+}
+NAMES = tuple(sorted({name for name, _ in _CODECS}))
 DEFAULT = "raw"
+
+__all__ = ["DEFAULT", "NAMES", "Codec", "Encoded", "get_codec"]
 
 
 def get_codec(name: str, version: int = 1) -> Codec:

@@ -7,7 +7,7 @@ state has one encoding; any safetensors reader opens it. The state's tree is the
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.training.state import State, tensor_bytes, tree_tensors
 
 MAX_HEADER = 64 << 20
@@ -36,10 +37,11 @@ class RawCodec:
     version = 1
     exact = True
 
-    def encode(self, state: State, base: State | None) -> Iterator[bytes | memoryview]:
-        yield from encode_tensors(state.tensors, {"pol": canonical.encode_plain(state.tree).decode()})
+    def encode(self, state: State, base: State | None) -> Encoded:
+        metadata = {"pol": canonical.encode_plain(state.tree).decode()}
+        return Encoded(state, lambda: encode_tensors(state.tensors, metadata))
 
-    def decode(self, raw: bytearray, base: Callable[[], State]) -> State:
+    def decode(self, raw: bytearray, base: State | None) -> State:
         tensors, metadata = decode_tensors(raw)
         if set(metadata) != {"pol"}:
             raise FormatError("an object is not a state: its metadata is not what the raw codec writes")
@@ -47,6 +49,9 @@ class RawCodec:
         if set(tree) != {"d"} or sorted(tree_tensors(tree)) != sorted(tensors):
             raise FormatError("a state's tree does not name its tensors")
         return State(tree, tensors)
+
+    def nearest(self, arrived: State, recorded: State, base: State) -> State:
+        return recorded
 
 
 def encode_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Iterator[bytes | memoryview]:

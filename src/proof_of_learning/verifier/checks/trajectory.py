@@ -168,6 +168,9 @@ def _judge(
         return SegmentResult(**base, status="inconclusive", note="not replayed: its start is not in the proof")
     answer = answers.get(request, Replayed)
     columns = evidence.proof.columns(index)
+    if answer.arrived == segment.arrived and answer.ended != segment.state:
+        note = "the replay arrives as recorded, but training went on from another state than the codec makes of it"
+        return SegmentResult(**base, status="fail", displacement=answer.displacement, note=note)
     if answer.arrived == segment.arrived:
         told = answer.losses == columns.loss.tolist() and answer.rates == columns.rates.tolist()
         return SegmentResult(

@@ -1,0 +1,52 @@
+"""What a codec is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from proof_of_learning.training.state import State
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded state: ``state`` is what decoding gives (the encoded one itself where the codec is exact).
+
+    ``chunks()`` makes the object's bytes; that is the costly part, which may be done later and elsewhere.
+    """
+
+    state: State
+    chunks: Callable[[], Iterable[bytes | memoryview]]
+
+
+class Codec(Protocol):
+    """Turns states into bytes and back.
+
+    ``exact``: whether decoding gives the encoded state bit for bit. A codec that does not is used in the loop: training continues
+    from what it decodes, and a replay's end is encoded as well. Its result must follow from state and base alone, on every platform.
+    """
+
+    name: str
+    version: int
+    exact: bool
+
+    def encode(self, state: State, base: State | None) -> Encoded:
+        """``base``: the checkpoint before, as a difference needs it; None for a keyframe. Neither is changed."""
+        ...
+
+    def decode(self, raw: bytearray, base: State | None) -> State:
+        """The inverse; ``base`` as in ``encode``. Raises FormatError for anything that ``encode`` does not write."""
+        ...
+
+    def nearest(self, arrived: State, recorded: State, base: State) -> State:
+        """Of the states that encode to ``recorded`` on ``base``, the one nearest to ``arrived``: what a replay is held against."""
+        ...
+
+
+def same_kind(tensor: Tensor, base: State | None, name: str) -> bool:
+    """Whether the base has a tensor of that name, dtype and shape."""
+    before = None if base is None else base.tensors.get(name)
+    return before is not None and before.dtype == tensor.dtype and before.shape == tensor.shape

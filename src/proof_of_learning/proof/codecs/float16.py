@@ -1,0 +1,75 @@
+"""The ``float16`` codec, in the loop: two bytes a value (Jia et al., IEEE S&P 2021, store checkpoints so), and less once compressed.
+
+Weights, momenta and second moments of type float32 are rounded to the nearest half-precision number, after a power of two that
+brings the largest of a tensor just below 2^15; a second moment that is not zero does not become zero. Stored is the
+difference of bit patterns to the checkpoint before. All else is kept to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from proof_of_learning.proof.codecs import packed
+from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, power, role
+from proof_of_learning.training.state import State
+
+TOP = 15  # the largest value lies in [2^14, 2^15)
+
+
+class Float16Codec(RoundingCodec):
+    name = "float16"
+
+    def __init__(self) -> None:
+        self.rules: dict[str, Rule] = {rule.how: rule for rule in (_Half(positive=False), _Half(positive=True))}
+
+    def rule(self, name: str, tensor: Tensor, base: State) -> Rule | None:
+        match role(name):
+            case "weights" | "momentum":
+                return self.rules["half"]
+            case "second" if bool((tensor >= 0).all()):
+                return self.rules["positive-half"]
+        return None
+
+
+class _Half:
+    def __init__(self, positive: bool) -> None:
+        self.how = "positive-half" if positive else "half"
+        self._positive = positive
+
+    def scales(self, x: Tensor, given: Given) -> Sequence[int]:
+        largest = float(x.abs().max())
+        return [0 if largest == 0.0 else min(max(math.frexp(largest)[1] - TOP, -126), 126)]
+
+    def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
+        return self._bits(x, scale) - self._before(len(x), scale, given)
+
+    def value(self, items: Tensor, scale: int, given: Given) -> Tensor:
+        bits = (items + self._before(len(items), scale, given)).to(torch.int16)
+        return packed.unmap_bits(bits, torch.float16, [len(items)]).to(torch.float32) * power(scale)
+
+    def inside(self, x: Tensor, items: Tensor, scale: int, given: Given) -> Tensor:
+        bits = items + self._before(len(items), scale, given)
+
+        def half(pattern: Tensor) -> Tensor:
+            return packed.unmap_bits(pattern.to(torch.int16), torch.float16, [len(items)]).to(torch.float32)
+
+        low, middle, high = half(bits - 1), half(bits), half(bits + 1)
+        if self._positive:
+            low = torch.where(bits == 1, -middle, low)  # whatever is small rounds up to the smallest
+        scaled = x * power(-scale)
+        within = torch.minimum(torch.maximum(scaled, (low + middle) / 2), (middle + high) / 2)
+        return torch.where(within == scaled, x, within * power(scale))
+
+    def _bits(self, x: Tensor, scale: int) -> Tensor:
+        half = (x * power(-scale)).to(torch.float16)
+        bits = packed.map_bits(half).to(torch.int32)
+        return torch.where((x > 0) & (bits == 0), torch.ones_like(bits), bits) if self._positive else bits
+
+    def _before(self, length: int, scale: int, given: Given) -> Tensor:
+        if given.before is None or len(given.before) != length:
+            return torch.zeros(length, dtype=torch.int32)
+        return self._bits(given.before, scale)

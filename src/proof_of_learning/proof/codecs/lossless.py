@@ -1,0 +1,74 @@
+"""The ``lossless`` codec: each value's difference to the checkpoint before, as integers, byte-shuffled and compressed.
+
+Floating-point bit patterns in the order of their values are integers whose difference is small where the values are close, in units
+of the last place. A keyframe (no base) takes differences to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.codecs import packed
+from proof_of_learning.proof.codecs.base import Encoded, same_kind
+from proof_of_learning.proof.codecs.packed import Entry
+from proof_of_learning.training.state import DTYPES, State
+
+PLAIN, DIFFERENCE = "plain", "difference"
+
+
+class LosslessCodec:
+    name = "lossless"
+    version = 1
+    exact = True
+
+    def encode(self, state: State, base: State | None) -> Encoded:
+        return Encoded(state, lambda: self._chunks(state, base))
+
+    def _chunks(self, state: State, base: State | None) -> Iterator[bytes]:
+        entries = {name: bits_entry(tensor, base, name) for name, tensor in state.tensors.items()}
+        return packed.pack(state.tree, entries, lambda name: bits_items(state.tensors[name], entries[name], base, name))
+
+    def decode(self, raw: bytearray, base: State | None) -> State:
+        tree, entries, items = packed.unpack(raw, base)
+        return State(tree, {name: bits_value(item, items.pop(name), base, name) for name, item in entries.items()})
+
+    def nearest(self, arrived: State, recorded: State, base: State) -> State:
+        return recorded
+
+
+def bits_entry(tensor: Tensor, base: State | None, name: str) -> Entry:
+    """The entry of a tensor that is kept to the bit."""
+    return packed.entry(tensor, tensor.element_size(), DIFFERENCE if same_kind(tensor, base, name) else PLAIN)
+
+
+def bits_items(tensor: Tensor, entry: Entry, base: State | None, name: str) -> Tensor:
+    bits = packed.map_bits(tensor)
+    if entry.how == PLAIN:
+        return bits
+    assert base is not None
+    return packed.zigzag(bits - packed.map_bits(base.tensors[name]))
+
+
+def bits_value(entry: Entry, items: Tensor, base: State | None, name: str) -> Tensor:
+    """The tensor that :func:`bits_entry` and :func:`bits_items` describe."""
+    dtype = DTYPES[entry.dtype]
+    if entry.items != dtype.itemsize or entry.scale or entry.how not in (PLAIN, DIFFERENCE):
+        raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
+    if entry.how == DIFFERENCE:
+        before = base_tensor(base, entry, name)
+        items = packed.unzigzag(items) + packed.map_bits(before)
+    if dtype == torch.bool and not bool(((items == 0) | (items == 1)).all()):
+        raise FormatError(f"the tensor {name[:80]!r} has values that are no booleans")
+    return packed.unmap_bits(items, dtype, entry.shape)
+
+
+def base_tensor(base: State | None, entry: Entry, name: str) -> Tensor:
+    """The base's tensor that an entry is a difference to."""
+    before = None if base is None else base.tensors.get(name)
+    if before is None or before.dtype != DTYPES[entry.dtype] or list(before.shape) != entry.shape:
+        raise FormatError(f"the tensor {name[:80]!r} is a difference to one that its base does not have")
+    return before

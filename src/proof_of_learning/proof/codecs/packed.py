@@ -1,0 +1,196 @@
+"""The container that the compressing codecs share: a header and streams of integers, byte planes of which zstd compresses.
+
+Layout: ``u32`` length and zstd frame of the header (canonical JSON ``{"tree": …, "tensors": {name: {"dtype", "shape",
+"items", …}}}``), then, for each width in bytes from the largest, the items of all tensors of that width in order of their names, in
+chunks of ``CHUNK`` items: for each byte of an item one plane, as ``u32`` length and zstd frame. Every frame says its content's size.
+
+``items`` is the width of a tensor's items; what they mean is the codec's business.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import zstandard
+from torch import Tensor
+
+from proof_of_learning import canonical
+from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.codecs.raw import MAX_DIMENSIONS
+from proof_of_learning.training.state import DTYPE_NAMES, DTYPES, State, tree_tensors
+
+CHUNK = 1 << 20  # items
+LEVEL = 1
+MAX_HEADER = 64 << 20
+MAX_NEW = 64 << 20  # bytes of tensors unknown to the base that any object may decode to, and
+MAX_EXPANSION = 64  # times its own size beyond that: a larger one is a decompression bomb
+WIDTHS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+_SIZE = struct.Struct("<I")
+_zstd = threading.local()  # contexts are reused, but not between threads
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One tensor of an object. ``how``: the codec's word for what its items are; ``scale``: exponent of a power of two."""
+
+    dtype: str
+    shape: list[int]
+    items: int
+    how: str
+    scale: int = 0
+
+    @property
+    def count(self) -> int:
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tree: dict[str, Any]
+    tensors: dict[str, Entry]
+
+
+def entry(tensor: Tensor, items: int, how: str, scale: int = 0) -> Entry:
+    return Entry(DTYPE_NAMES[tensor.dtype], list(tensor.shape), items, how, scale)
+
+
+def pack(tree: Any, entries: dict[str, Entry], items: Callable[[str], Tensor]) -> Iterator[bytes]:
+    """The object in pieces. ``items(name)``: a tensor's items, flat; called once each, one tensor at a time in memory."""
+    header = {"tensors": {name: msgspec.to_builtins(item) for name, item in entries.items()}, "tree": tree}
+    yield _frame(canonical.encode_plain(header))
+    for width in sorted(WIDTHS, reverse=True):
+        names = [name for name in sorted(entries) if entries[name].items == width and entries[name].count]
+        total, room, filled = sum(entries[name].count for name in names), torch.empty(0, dtype=WIDTHS[width]), 0
+        for name in names:
+            values = items(name).reshape(-1)
+            while len(values):
+                if filled == len(room):
+                    room, filled = torch.empty(min(CHUNK, total), dtype=WIDTHS[width]), 0
+                part = values[: len(room) - filled]
+                room[filled : filled + len(part)] = part
+                filled, total, values = filled + len(part), total - len(part), values[len(part) :]
+                if filled == len(room):
+                    yield from _planes(room, width)
+
+
+def unpack(raw: bytes | bytearray, base: State | None) -> tuple[Any, dict[str, Entry], dict[str, Tensor]]:
+    """Tree, entries and items of what :func:`pack` wrote; FormatError for anything else.
+
+    Sizes are bounded before they are believed: a tensor has the shape of the base's, or the object is large enough to hold it.
+    """
+    stream = _Stream(raw)
+    header = canonical.decode(stream.next(MAX_HEADER), _Header, "an object's header")
+    if set(header.tree) != {"d"} or sorted(tree_tensors(header.tree)) != sorted(header.tensors):
+        raise FormatError("a state's tree does not name its tensors")
+    new = 0
+    for name, item in header.tensors.items():
+        dtype = DTYPES.get(item.dtype)
+        fits = len(item.shape) <= MAX_DIMENSIONS and min(item.shape, default=0) >= 0
+        if dtype is None or not fits or item.items not in WIDTHS or item.count * 8 >= 2**62:
+            raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
+        known = None if base is None else base.tensors.get(name)
+        if known is None or list(known.shape) != item.shape:
+            new += item.count * max(dtype.itemsize, item.items)
+    if new > MAX_NEW + MAX_EXPANSION * len(raw):
+        raise FormatError(f"an object of {len(raw):,} bytes claims to hold {new:,}: a decompression bomb")
+    items: dict[str, Tensor] = {}
+    for width in sorted(WIDTHS, reverse=True):
+        names = [name for name in sorted(header.tensors) if header.tensors[name].items == width]
+        counts = [header.tensors[name].count for name in names]
+        whole = _read(stream, width, sum(counts))
+        items.update(zip(names, torch.split(whole, counts), strict=True))
+    if not stream.done:
+        raise FormatError("an object goes on after its last frame")
+    return header.tree, header.tensors, items
+
+
+def _planes(items: Tensor, width: int) -> Iterator[bytes]:
+    raw = items.view(torch.uint8).numpy()
+    for byte in range(width):
+        yield _frame(raw[byte::width].copy().data)  # far faster than a transposition
+
+
+def _read(stream: _Stream, width: int, total: int) -> Tensor:
+    whole = torch.empty(total, dtype=WIDTHS[width])
+    for start in range(0, total, CHUNK):
+        part = whole[start : start + CHUNK]
+        shuffled = part.view(torch.uint8).numpy()
+        for byte in range(width):
+            shuffled[byte::width] = np.frombuffer(stream.next(len(part), exact=True), dtype=np.uint8)
+    return whole
+
+
+def _frame(content: bytes | memoryview) -> bytes:
+    if not hasattr(_zstd, "compressor"):
+        _zstd.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
+    frame: bytes = _zstd.compressor.compress(content)
+    return _SIZE.pack(len(frame)) + frame
+
+
+class _Stream:
+    """The frames of an object, in order."""
+
+    def __init__(self, raw: bytes | bytearray) -> None:
+        self._raw, self._at = memoryview(raw), 0
+
+    @property
+    def done(self) -> bool:
+        return self._at == len(self._raw)
+
+    def next(self, limit: int, *, exact: bool = False) -> bytes:
+        """The content of the next frame: at most, or exactly, ``limit`` bytes, known before they are decompressed."""
+        begin = self._at + _SIZE.size
+        if begin > len(self._raw):
+            raise FormatError("an object ends before its last frame")
+        end = begin + _SIZE.unpack_from(self._raw, self._at)[0]
+        if end > len(self._raw):
+            raise FormatError("an object ends within a frame")
+        frame, self._at = self._raw[begin:end], end
+        try:
+            size = zstandard.frame_content_size(frame)
+            if size < 0 or size > limit or (exact and size != limit):
+                raise FormatError("a frame of an object does not have the size that its header says")
+            if not hasattr(_zstd, "decompressor"):
+                _zstd.decompressor = zstandard.ZstdDecompressor()
+            content: bytes = _zstd.decompressor.decompress(frame, allow_extra_data=False)
+        except (zstandard.ZstdError, MemoryError) as error:
+            raise FormatError(f"a frame of an object cannot be decompressed: {str(error)[:80]}") from None
+        return content
+
+
+def map_bits(tensor: Tensor) -> Tensor:
+    """A tensor's bit patterns as integers of its width, flat, floating-point ones in the order of their values."""
+    kind = WIDTHS[tensor.element_size()]
+    bits = tensor.reshape(-1).view(kind) if tensor.dtype != torch.bool else tensor.reshape(-1).view(torch.int8)
+    return _turn(bits) if tensor.is_floating_point() else bits
+
+
+def unmap_bits(bits: Tensor, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    """The inverse of :func:`map_bits`."""
+    return (_turn(bits) if dtype.is_floating_point else bits).view(dtype).reshape(shape)
+
+
+def _turn(bits: Tensor) -> Tensor:
+    """Sign and magnitude to the order of values, and back: all bits but the sign of a negative number turn."""
+    turned = bits >> (8 * bits.element_size() - 1)
+    turned &= torch.iinfo(bits.dtype).max
+    turned ^= bits
+    return turned
+
+
+def zigzag(values: Tensor) -> Tensor:
+    """Small integers of either sign as small unsigned ones (in the same signed type)."""
+    return (values << 1) ^ (values >> (8 * values.element_size() - 1))
+
+
+def unzigzag(values: Tensor) -> Tensor:
+    top = 8 * values.element_size() - 1
+    return ((values >> 1) & ~(torch.ones((), dtype=values.dtype) << top)) ^ -(values & 1)
