@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from proof_of_learning import attacks, errors
     from proof_of_learning.calibration import calibrate
     from proof_of_learning.errors import PolError
+    from proof_of_learning.proof.pack import pack, unpack
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.prover import Recording, prove, register
     from proof_of_learning.recorder import Indexed, Recorder
     from proof_of_learning.task import Task, TaskReference, load_task
+    from proof_of_learning.thinning import regenerate, thin
     from proof_of_learning.training.state import State
     from proof_of_learning.verifier.verdict import CheckResult, Verdict
     from proof_of_learning.verifier.verify import check, verify
@@ -42,8 +44,12 @@ _HOMES = {
     "calibrate": "calibration",
     "check": "verifier.verify",
     "load_task": "task",
+    "pack": "proof.pack",
     "prove": "prover",
+    "regenerate": "thinning",
     "register": "prover",
+    "thin": "thinning",
+    "unpack": "proof.pack",
     "verify": "verifier.verify",
 }
 _MODULES = {"attacks", "errors", "report"}
@@ -63,5 +69,6 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "State", "Task", "TaskReference", "Verdict",
-    "__version__", "attacks", "calibrate", "check", "errors", "load_task", "prove", "register", "verify",
+    "__version__", "attacks", "calibrate", "check", "errors", "load_task", "pack", "prove",
+    "regenerate", "register", "thin", "unpack", "verify",
 ]  # fmt: skip

@@ -47,6 +47,12 @@ class IntegrityError(PolError):
     exit_status = 1
 
 
+class DivergedError(PolError):
+    """Training, repeated from an earlier state, arrives at another state than the one whose digest was recorded."""
+
+    exit_status = 1
+
+
 class NumericEnvironmentError(PolError):
     """The numeric environment that was asked for cannot be set up in this process."""
 

@@ -98,6 +98,7 @@ def prove(
     start_from: str | os.PathLike[str] | None = None,
     evaluations: int = 0,
     codec: str | None = None,
+    keep_every: int | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``; go on where an interrupted call stopped.
@@ -111,6 +112,7 @@ def prove(
     evaluations: at how many checkpoints, evenly spread, the model is evaluated on the way (the end always is).
     codec: how states are stored (default: what the claim says, else ``raw``): ``raw`` and ``lossless`` keep them to the bit;
         ``float16`` and ``quantised`` round them in the loop, so that training goes on from the rounded state.
+    keep_every: keep the bytes of only every so many-th state (and the first and last); the digests of all are recorded.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
@@ -130,7 +132,7 @@ def prove(
         session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
         steps = header.training.steps
         every = max(1, header.segments() // evaluations) if evaluations > 0 else 0
-        with Recorder(path, header, session.parts, ready.environment) as recorder:
+        with Recorder(path, header, session.parts, ready.environment, keep_every=keep_every) as recorder:
             if recorder.complete:
                 return _finished(session, path)
             feed, order = derived_feed(ready.task, ready.data, session.key, device)

@@ -93,8 +93,17 @@ class Recorder:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], header: Header, parts: Mapping[str, Any], environment: Environment
+        self,
+        path: str | os.PathLike[str],
+        header: Header,
+        parts: Mapping[str, Any],
+        environment: Environment,
+        *,
+        keep_every: int | None = None,
     ) -> None:
+        """``keep_every``: thin while recording; see :class:`ProofWriter`."""
+        if keep_every is not None and keep_every < 1:
+            raise UsageError(f"every how many states one is kept must be at least 1, not {keep_every}")
         self.path, self.header, self.parts, self.environment = Path(path), header, dict(parts), environment
         self._losses: list[torch.Tensor] = []
         self._rates: list[list[float]] = []
@@ -107,9 +116,9 @@ class Recorder:
             self.steps_done = header.training.steps
             return
         if (self.path / format.HEADER_FILE).exists():
-            self._writer = ProofWriter.resume(self.path, header)
+            self._writer = ProofWriter.resume(self.path, header, keep_every)
         else:
-            self._writer = ProofWriter.create(self.path, header)
+            self._writer = ProofWriter.create(self.path, header, keep_every)
         try:
             if self._writer.state is not None:
                 restore(self.parts, self._writer.state)
@@ -188,6 +197,7 @@ class Recorder:
         interval: int | None = None,
         device: str = "cpu",
         codec: str = codecs.DEFAULT,
+        keep_every: int | None = None,
     ) -> Recorder:
         """Record a loop that is not ours (mode ``recorded``): batch indices and generator states are written down.
 
@@ -200,7 +210,7 @@ class Recorder:
             if set(parts) != expected:
                 raise UsageError(f"the task has the parts {sorted(expected)}; the loop gave {sorted(parts)}")
             header = make_header(task, session, task.data(), interval=interval, mode="recorded", codec=codec)
-        return cls(path, header, {**parts, "progress": Progress()}, environments.current(device))
+        return cls(path, header, {**parts, "progress": Progress()}, environments.current(device), keep_every=keep_every)
 
     def watch(self, loader: Iterable[tuple[Any, Any]], batches_per_step: int = 1) -> Iterator[Any]:
         """Yield the loader's batches and record the steps taken between: a step ends with the request for the next one's first batch.

@@ -41,6 +41,10 @@ def prove(
             help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop.  [default: raw]"
         ),
     ] = None,
+    keep_every: Annotated[
+        int | None,
+        typer.Option("--keep-every", min=1, help="Keep only every so many-th state; of the others, their digests."),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -70,7 +74,8 @@ def prove(
         recording = pol.prove(
             pol.load_task(task, common.settings(set_)), out,
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
-            registration=registration, start_from=start_from, evaluations=evaluations, codec=codec, progress=progress,
+            registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
+            keep_every=keep_every, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)

@@ -101,8 +101,10 @@ def write_atomic(path: Path, chunks: Iterable[bytes | memoryview], *, durable: b
             raise
 
 
-def write_object(folder: Path, chunks: Iterable[bytes | memoryview], place: Callable[[str], Path]) -> tuple[str, int]:
-    """Write ``chunks`` as they come and name the file by its content: (``sha256:…``, bytes)."""
+def write_object(
+    folder: Path, chunks: Iterable[bytes | memoryview], place: Callable[[str], Path], *, durable: bool = False
+) -> tuple[str, int]:
+    """Write ``chunks`` as they come to where ``place`` says for the name that follows from them: (``sha256:…``, bytes)."""
     hasher, size = hashlib.sha256(), 0
     with writing(str(folder)):
         handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
@@ -112,6 +114,9 @@ def write_object(folder: Path, chunks: Iterable[bytes | memoryview], place: Call
                     hasher.update(chunk)
                     stream.write(chunk)
                     size += len(chunk)
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             os.chmod(temporary, 0o644)
             name = f"sha256:{hasher.hexdigest()}"
             target = place(name)

@@ -32,11 +32,12 @@ KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64}
 class ProofWriter:
     """Appends to one proof. A context manager; holds the directory against a second writer.
 
-    ``segments`` is the number of complete segments, ``state`` the last stored state.
+    ``segments`` is the number of complete segments, ``state`` the last stored state. ``keep_every``: of the states between the
+    first and the last, only every so many-th is kept; the newest stays until the next one that is kept is durable.
     """
 
-    def __init__(self, path: Path, header: Header) -> None:
-        self.path, self.header = path, header
+    def __init__(self, path: Path, header: Header, keep_every: int | None = None) -> None:
+        self.path, self.header, self._keep_every = path, header, keep_every
         self.codec: Codec = get_codec(header.codec.name, header.codec.version)
         self._whole: Codec = self.codec if self.codec.exact else get_codec("lossless")  # for keyframes
         self.segments = 0
@@ -45,14 +46,16 @@ class ProofWriter:
         self._index_head = format.index_start(self._head)
         self._environments: set[str] = set()
         self._stored: set[str] = set()
+        self._kept: list[Stored] = []  # of a thinned recording: what stays in the index, and
+        self._passing: list[Stored] = []  # the newest states, which will not
         self._exit = ExitStack()
 
     # ---- opening -----------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, header: Header) -> ProofWriter:
+    def create(cls, path: Path, header: Header, keep_every: int | None = None) -> ProofWriter:
         """A new proof in ``path``, which must not exist or be empty (but for what a killed beginning left there)."""
-        writer = cls(path, header)
+        writer = cls(path, header, keep_every)
         try:
             with files.writing(str(path)):
                 path.mkdir(parents=True, exist_ok=True)
@@ -68,9 +71,9 @@ class ProofWriter:
         return writer
 
     @classmethod
-    def resume(cls, path: Path, header: Header) -> ProofWriter:
+    def resume(cls, path: Path, header: Header, keep_every: int | None = None) -> ProofWriter:
         """Go on with a recording that was interrupted. RecordingError if ``path`` holds another run or a finished one."""
-        writer = cls(path, header)
+        writer = cls(path, header, keep_every)
         writer._exit.enter_context(files.exclusive(path))
         try:
             writer._cut_back()
@@ -146,6 +149,10 @@ class ProofWriter:
             raise RecordingError(
                 f"the run has {self.header.segments()} segments, of which {self.segments} were recorded"
             )
+        if passed := self._passing:
+            self._passing = []
+            self._write_index(durable=True)
+            self._drop(passed)
         final = self.state.part("model").digest()
         self._append(format.End(prev=self._head, final_weights=final, evaluation=evaluation))
         root = format.root(self.header.digest(), self._head)
@@ -175,8 +182,10 @@ class ProofWriter:
 
     def _store(self, encoded: Encoded, base: State | None) -> None:
         state = encoded.state
-        digest = state.digest()
-        if digest not in self._stored:
+        if self._keep_every is not None:
+            self._store_thinned(state)
+            return
+        if (digest := state.digest()) not in self._stored:
             # A keyframe now and then, so that any state opens in bounded time.
             number = len(self._stored)
             every = KEYFRAMES.get(self.codec.name, 1)
@@ -196,6 +205,38 @@ class ProofWriter:
             self._stored.add(digest)
         self.state = state.settled(spare=self.state)
 
+    def _store_thinned(self, state: State) -> None:
+        """Store a whole state; of those not to be kept only the newest two stay, for the log may end with either of them."""
+        assert self._keep_every is not None
+        position = 0 if self.state is None else self.segments + 1
+        keep = position % self._keep_every == 0 or position == self.header.segments()
+        chunks, objects = self._whole.encode(state, None).chunks(), self.path / format.OBJECTS
+        name, size = files.write_object(objects, chunks, lambda name: object_path(self.path, name), durable=keep)
+        stored = Stored("", state.digest(), name, size, self._whole.name)
+        gone = [] if keep else self._passing[:-1]
+        self._passing = [item for item in self._passing if item not in gone] + ([] if keep else [stored])
+        self._kept += [stored] if keep else []
+        self._write_index(durable=keep)
+        self._drop(gone)
+        self.state = state.settled(spare=self.state)
+
+    def _drop(self, gone: list[Stored]) -> None:
+        for item in gone:
+            target = object_path(self.path, item.object)
+            target.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty
+                target.parent.rmdir()
+
+    def _write_index(self, *, durable: bool) -> None:
+        """The index of a thinned recording, anew: first what is kept, then what passes."""
+        head, lines = format.index_start(self.header.digest()), []
+        for item in (*self._kept, *self._passing):
+            line = canonical.encode(msgspec.structs.replace(item, prev=head))
+            head = format.line_digest(line)
+            lines.append(line + b"\n")
+        files.write_atomic(self.path / format.INDEX_FILE, lines, durable=durable)
+        self._index_head = head
+
     def _write(self, descriptor: int, raw: bytes) -> None:
         with files.writing(str(self.path)):
             view = memoryview(raw)
@@ -214,17 +255,22 @@ class ProofWriter:
             )
         index = {stored.state: stored for stored, _ in self._read_chain(format.INDEX_FILE, Stored, self._index_head)}
         kept = self._complete_lines(index)
-        states = {line.state for line, _ in kept if isinstance(line, (Start, Segment))}
+        states = [line.state for line, _ in kept if isinstance(line, (Start, Segment))]
+        places = {state: position for position, state in enumerate(states)}
         log_bytes = sum(len(raw) + 1 for _, raw in kept)
         block_bytes = sum(line.block.bytes for line, _ in kept if isinstance(line, Segment))
         index_bytes, objects = 0, set[str]()
         for stored, raw in self._read_chain(format.INDEX_FILE, Stored, self._index_head):
-            if stored.state not in states:
+            if stored.state not in places:
                 break
             index_bytes += len(raw) + 1
             self._index_head = format.line_digest(raw)
             self._stored.add(stored.state)
             objects.add(stored.object)
+            if self._keep_every is not None:
+                position = places[stored.state]
+                last = position == self.header.segments()
+                (self._kept if position % self._keep_every == 0 or last else self._passing).append(stored)
         with files.writing(str(self.path)):
             for name, size in (
                 (format.LOG_FILE, log_bytes), (format.BLOCKS_FILE, block_bytes), (format.INDEX_FILE, index_bytes)
@@ -251,21 +297,23 @@ class ProofWriter:
                     if canonical.sha256(block) != line.block.digest:
                         break
                     offset += len(block)
-                if isinstance(line, (Start, Segment)) and not self._is_stored(index.get(line.state)):
+                if (
+                    isinstance(line, (Start, Segment))
+                    and line.state in index
+                    and not self._is_stored(index[line.state])
+                ):
                     break
                 lines.append((line, raw))
         while lines:
             line = lines[-1][0]
-            if isinstance(line, (Start, Segment)):
+            if isinstance(line, (Start, Segment)) and line.state in index:
                 with suppress(FormatError, IntegrityError):
                     self.state = load_state(self.path, index, line.state)
                     return lines
             lines.pop()
         return []
 
-    def _is_stored(self, stored: Stored | None) -> bool:
-        if stored is None:
-            return False
+    def _is_stored(self, stored: Stored) -> bool:
         target = object_path(self.path, stored.object)
         return target.is_file() and target.stat().st_size == stored.bytes
 

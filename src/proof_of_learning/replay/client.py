@@ -172,6 +172,11 @@ class Workers:
         worker = self._recorded(digest)[0] if environment is None else self._worker(environment)[0]
         return worker.ask(request, on_work)
 
+    @property
+    def scratch(self) -> Path:
+        """Where workers leave states for one another and for their caller."""
+        return Path(self._scratch.name)
+
     def differences(self, digest: str) -> list[str]:
         """What the worker for that recorded environment could not reproduce."""
         return environments.differences(self._proof.environments[digest], self._recorded(digest)[1])

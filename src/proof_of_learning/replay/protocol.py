@@ -88,6 +88,12 @@ class Noise(Request, frozen=True, tag="noise"):
     keep: bool = False
 
 
+class Regenerate(Request, frozen=True, tag="regenerate"):
+    """Train from the nearest kept state to both ends of segment ``index``, and leave them in the scratch folder."""
+
+    index: int
+
+
 class Evaluate(Request, frozen=True, tag="evaluate"):
     """Evaluate the model in the recorded state at the end of segment ``index``."""
 
@@ -161,7 +167,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
 
     ``displacement``: distance between the segment's two recorded ends; None if the proof no longer holds the second.
     ``losses`` are the replay's own, ``rates`` the learning rates it used. ``seconds`` covers loading, steps and digest;
-    ``step_seconds`` the steps alone.
+    ``step_seconds`` the steps alone, ``steps`` how many they were: more than the segment's where its start was thinned.
     """
 
     arrived: str
@@ -173,6 +179,13 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     detail: Detail | None
     seconds: float
     step_seconds: float
+    steps: int
+
+
+class Regenerated(Answer, frozen=True, tag="regenerated"):
+    """The states lie, raw, as ``state-INDEX`` and ``state-INDEX+1``; ``steps``: how many were taken for them."""
+
+    steps: int
 
 
 class Evaluated(Answer, frozen=True, tag="evaluated"):
@@ -193,9 +206,9 @@ class Working(Answer, frozen=True, tag="working"):
     total: int = 0
 
 
-AnyRequest = Open | Describe | CommitData | Initialize | Rates | Replay | Noise | Evaluate
+AnyRequest = Open | Describe | CommitData | Initialize | Rates | Replay | Noise | Regenerate | Evaluate
 AnyAnswer = (
-    Opened | Described | Committed | Initialized | RatesGiven | Replayed | Evaluated | Failed | Working
+    Opened | Described | Committed | Initialized | RatesGiven | Replayed | Regenerated | Evaluated | Failed | Working
 )  # fmt: skip
 
 _HEAD = struct.Struct(">I")

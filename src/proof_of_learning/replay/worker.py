@@ -27,7 +27,7 @@ from torch import Tensor
 from proof_of_learning import canonical, memory
 from proof_of_learning.data.batches import DerivedOrder, Feed, RecordedOrder
 from proof_of_learning.data.commit import Dataset, commit
-from proof_of_learning.errors import FormatError, PolError, WorkerError
+from proof_of_learning.errors import DivergedError, FormatError, PolError, WorkerError
 from proof_of_learning.proof import files
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs.raw import RawCodec
@@ -85,6 +85,8 @@ class Worker:
                 return self._replay(request)
             case protocol.Noise():
                 return self._noise(request)
+            case protocol.Regenerate():
+                return self._regenerate(request)
             case protocol.Evaluate():
                 return self._evaluate(request)
 
@@ -171,7 +173,7 @@ class Worker:
     def _replay(self, request: protocol.Replay) -> protocol.Replayed:
         begun = time.perf_counter()
         segment = self._segment(request.index)
-        before = self._start(self._proof.state_digests()[request.index])
+        before, walked = self._start(request.index)
         arrived, losses, rates, stepped = self._take(before, segment, request.steps)
         comparison = displacement = details = None
         if request.steps is not None:
@@ -194,13 +196,14 @@ class Worker:
         self._last = None if request.calibrate else ended
         seconds = time.perf_counter() - begun
         return protocol.Replayed(
-            arrived.digest(), ended.digest(), losses, rates, comparison, displacement, details, seconds, stepped
-        )
+            arrived.digest(), ended.digest(), losses, rates, comparison, displacement, details, seconds, stepped,
+            walked + len(losses),
+        )  # fmt: skip
 
     def _noise(self, request: protocol.Noise) -> protocol.Replayed:
         begun = time.perf_counter()
         segment = self._segment(request.index)
-        before = self._start(self._proof.state_digests()[request.index])
+        before, walked = self._start(request.index)
         arrived, losses, rates, stepped = self._take(before, segment, request.steps)
         kept = self._kept(request)
         reference = RawCodec().decode(files.read_bounded(kept, 2 * arrived.nbytes + (1 << 20)), None)
@@ -216,6 +219,7 @@ class Worker:
             detail(arrived, reference, before, self._final_weights()),
             time.perf_counter() - begun,
             stepped,
+            walked + len(losses),
         )
 
     def _take(
@@ -257,13 +261,46 @@ class Worker:
             self._final = weights(self._proof.state(last))
         return self._final
 
-    def _start(self, digest: str) -> State:
-        """The recorded state a segment starts from, which is often where the one before has just arrived."""
+    def _start(self, index: int) -> tuple[State, int]:
+        """The recorded state that segment ``index`` starts from, which is often where the one before has just arrived.
+
+        Where the proof no longer holds it, the segments since the nearest earlier state are replayed, and must arrive as recorded.
+        Returns the steps that took, too.
+        """
+        digests = self._proof.state_digests()
         last, self._last = self._last, None  # at most one state is kept, and none while another is read
-        if last is not None and last.digest() == digest:
-            return last
+        here, state = index, None
+        while state is None:
+            if last is not None and last.digest() == digests[here]:
+                state = last
+            elif self._proof.has_state(digests[here]):
+                last = None
+                state = self._proof.state(digests[here], surveyed=True)
+            elif here == 0:
+                raise FormatError(f"no state before segment {index} is in the proof, so that it cannot be replayed")
+            else:
+                here -= 1
         del last
-        return self._proof.state(digest, surveyed=True)
+        for segment in self._proof.segments[here:index]:
+            arrived = self._take(state, segment, None)[0]
+            state = self._proof.continued(segment.index, arrived, state)
+            if (arrived.digest(), state.digest()) != (segment.arrived, segment.state):
+                raise DivergedError(
+                    f"segment {segment.index}, replayed on the way to segment {index} from the nearest state that was kept, "
+                    "arrives elsewhere"
+                )
+        return state, index * self._proof.header.training.interval - here * self._proof.header.training.interval
+
+    def _regenerate(self, request: protocol.Regenerate) -> protocol.Regenerated:
+        segment = self._segment(request.index)
+        before, walked = self._start(request.index)
+        arrived = self._take(before, segment, None)[0]
+        ended = self._proof.continued(request.index, arrived, before)
+        assert self._scratch is not None
+        for position, state in ((request.index, before), (request.index + 1, ended)):
+            files.write_atomic(self._scratch / f"state-{position}", RawCodec().encode(state, None).chunks())
+        self._last = ended
+        return protocol.Regenerated(walked + segment.stop - segment.start)
 
     def _evaluate(self, request: protocol.Evaluate) -> protocol.Evaluated:
         session = self.session

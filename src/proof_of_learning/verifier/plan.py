@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from proof_of_learning import canonical
 from proof_of_learning.errors import UsageError
 from proof_of_learning.proof.format import Header
+from proof_of_learning.proof.reader import Proof
 from proof_of_learning.training import randomness
 from proof_of_learning.verifier import guarantee
 from proof_of_learning.verifier.survey import Survey
@@ -70,7 +72,7 @@ def challenge(
     add(0, "first")
     add(count - 1, "last")
     held = ~np.isnan(found.displacement)
-    if top_q > 0:
+    if top_q > 0 and held.all():
         windows = np.arange(count) * header.training.interval // _window(header)
         for name, values in (("top-q", found.displacement), ("inertia", found.inertia)):
             for index in _top(values, windows, top_q):
@@ -101,6 +103,19 @@ def challenge(
         forged_fraction=forged, progress_fraction=unexplained, uniform_draws=uniform, progress_draws=weighted
     )
     return Challenge(dict(sorted(chosen.items())), promise, nonce, notes)
+
+
+def planned_steps(proof: Proof, indices: Iterable[int]) -> int:
+    """The steps that replaying these segments takes, from the nearest states that ``proof`` still holds."""
+    held = [proof.has_state(digest) for digest in proof.state_digests()]
+    steps, at = 0, -1  # the position whose state the replay before left behind
+    for index in sorted(indices):
+        begin = index
+        while not held[begin] and begin != at and begin > 0:
+            begin -= 1
+        steps += proof.segments[index].stop - proof.segments[begin].start
+        at = index + 1
+    return steps
 
 
 def challenge_seed(root: str, nonce: Nonce) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from proof_of_learning import memory
 from proof_of_learning import registration as registrations
-from proof_of_learning.errors import FormatError, IntegrityError, TaskError, UsageError
+from proof_of_learning.errors import DivergedError, FormatError, IntegrityError, TaskError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import sandbox as sandboxes
@@ -38,7 +38,7 @@ from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
 from proof_of_learning.verifier.checks.performance import performance
 from proof_of_learning.verifier.checks.trajectory import segment_results, tolerances
 from proof_of_learning.verifier.evidence import Answers, Evidence, Options, result
-from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce
+from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, planned_steps
 from proof_of_learning.verifier.policy import Policy, load_policy
 from proof_of_learning.verifier.survey import Survey, survey
 from proof_of_learning.verifier.verdict import (
@@ -141,8 +141,7 @@ def verify(
             checks += [result(check, "skipped", NO_TASK) for check in CHECKS[1:]]
             return _verdict(evidence, checks, Answers(), clock)
         if rules is not None:
-            planned = sum(proof.segments[index].stop - proof.segments[index].start for index in picked.segments)
-            rules.afford(planned, proof.header.training.steps)
+            rules.afford(planned_steps(proof, picked.segments), proof.header.training.steps)
 
         def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
             remaining = [(other.path, other.task) for other in rest]
@@ -197,7 +196,7 @@ def _ask(
 
         try:
             answers.add(request, workers.ask(request, on_work))
-        except (FormatError, IntegrityError, TaskError) as error:
+        except (FormatError, IntegrityError, DivergedError, TaskError) as error:
             if not isinstance(request, (Replay, Noise, Evaluate)):
                 raise
             answers.add(request, Failed(type(error).__name__, str(error)))
@@ -225,9 +224,8 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         else []
     )
     asked: list[Replay | Noise] = [*answers.requests(Replay), *answers.requests(Noise)]
-    lengths = {s.index: s.stop - s.start for s in segments}
-    replayed = sum(r.steps or lengths.get(r.index, 0) for r in asked)
-    steps = sum(answers.get(r, Replayed).step_seconds for r in asked if answers.failure(r) is None)
+    told = [answers.get(r, Replayed) for r in asked if answers.failure(r) is None]
+    replayed, steps = sum(answer.steps for answer in told), sum(answer.step_seconds for answer in told)
     named = answers.get(Describe(), Described).digest if Describe() in answers else None
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     decision = decide(checks)

@@ -3,6 +3,8 @@
 Layout: ``u32`` length and zstd frame of the header (canonical JSON ``{"tree": …, "tensors": {name: {"dtype", "shape",
 "items", …}}}``), then, for each width in bytes from the largest, the items of all tensors of that width in order of their names, in
 chunks of ``CHUNK`` items: for each byte of an item one plane, as ``u32`` length and zstd frame. Every frame says its content's size.
+Items of one byte have two planes instead: their low halves, two to a byte (the first in the lower half; neighbours are alike, and
+so a byte says more than its parts), and their high halves, a byte each.
 
 ``items`` is the width of a tensor's items; what they mean is the codec's business.
 """
@@ -114,6 +116,12 @@ def unpack(raw: bytes | bytearray, base: State | None) -> tuple[Any, dict[str, E
 
 def _planes(items: Tensor, width: int) -> Iterator[bytes]:
     raw = items.view(torch.uint8).numpy()
+    if width == 1:
+        low = np.zeros(len(raw) + len(raw) % 2, dtype=np.uint8)
+        np.bitwise_and(raw, 15, out=low[: len(raw)])
+        yield _frame((low[::2] | (low[1::2] << 4)).data)
+        yield _frame((raw >> 4).data)
+        return
     for byte in range(width):
         yield _frame(raw[byte::width].copy().data)  # far faster than a transposition
 
@@ -123,6 +131,11 @@ def _read(stream: _Stream, width: int, total: int) -> Tensor:
     for start in range(0, total, CHUNK):
         part = whole[start : start + CHUNK]
         shuffled = part.view(torch.uint8).numpy()
+        if width == 1:
+            pairs = np.frombuffer(stream.next(-(-len(part) // 2), exact=True), dtype=np.uint8)
+            shuffled[::2], shuffled[1::2] = pairs & 15, pairs[: len(part) // 2] >> 4
+            shuffled |= np.frombuffer(stream.next(len(part), exact=True), dtype=np.uint8) << 4
+            continue
         for byte in range(width):
             shuffled[byte::width] = np.frombuffer(stream.next(len(part), exact=True), dtype=np.uint8)
     return whole

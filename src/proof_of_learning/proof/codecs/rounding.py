@@ -172,7 +172,7 @@ def _given(name: str, base: State, decoded: dict[str, Tensor]) -> Given:
 
 
 def _narrow(items: Tensor) -> Tensor:
-    """The narrowest integers that hold ``items`` after zigzag."""
+    """``items`` as the narrowest integers that hold them."""
     low, high = (int(v) for v in torch.aminmax(items))
-    largest = max(-low, high)
-    return items.to(torch.int8 if largest < 2**6 else torch.int16 if largest < 2**14 else torch.int32)
+    fits = next(bits for bits in (8, 16, 32) if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
+    return items.to(packed.WIDTHS[fits // 8])

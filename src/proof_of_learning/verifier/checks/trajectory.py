@@ -37,9 +37,7 @@ class TrajectoryCheck:
     limits = "It speaks for the segments that were replayed; for the others, with the stated guarantees."
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        held = evidence.proof.state_digests()
-        challenged = [index for index in evidence.challenge.segments if evidence.proof.has_state(held[index])]
-        replays = [Replay(index, calibrate=evidence.calibrates(index)) for index in challenged]
+        replays = [Replay(index, calibrate=evidence.calibrates(index)) for index in evidence.challenge.segments]
         yield replays
         strays = [request.index for request in replays if request.calibrate and _strays(evidence, answers, request)]
         yield [Noise(index) for index in strays]
@@ -162,10 +160,11 @@ def _judge(
     request = Replay(index, calibrate=evidence.calibrates(index))
     failure = answers.failure(request) or answers.failure(Noise(index))
     if failure is not None:
-        status: Status = "fail" if failure.error in REJECTED else "inconclusive"
+        diverged = failure.error == "DivergedError" and not evidence.unreproduced(index)
+        status: Status = "fail" if failure.error in REJECTED or diverged else "inconclusive"
         return SegmentResult(**base, status=status, note=failure.message)
     if request not in answers:
-        return SegmentResult(**base, status="inconclusive", note="not replayed: its start is not in the proof")
+        return SegmentResult(**base, status="inconclusive", note="not replayed")
     answer = answers.get(request, Replayed)
     columns = evidence.proof.columns(index)
     if answer.arrived == segment.arrived and answer.ended != segment.state:
