@@ -99,6 +99,7 @@ def prove(
     evaluations: int = 0,
     codec: str | None = None,
     keep_every: int | None = None,
+    asynchronous: bool | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``; go on where an interrupted call stopped.
@@ -113,6 +114,8 @@ def prove(
     codec: how states are stored (default: what the claim says, else ``raw``): ``raw`` and ``lossless`` keep them to the bit;
         ``float16`` and ``quantised`` round them in the loop, so that training goes on from the rounded state.
     keep_every: keep the bytes of only every so many-th state (and the first and last); the digests of all are recorded.
+    asynchronous: encode and write beside the training loop (default: where it runs on an accelerator; on CPU cores that training
+        keeps busy it gains nothing).
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
@@ -131,8 +134,11 @@ def prove(
             registrations.begin(Path(registration), header, resuming)
         session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
         steps = header.training.steps
+        beside = device != "cpu" if asynchronous is None else asynchronous
         every = max(1, header.segments() // evaluations) if evaluations > 0 else 0
-        with Recorder(path, header, session.parts, ready.environment, keep_every=keep_every) as recorder:
+        with Recorder(
+            path, header, session.parts, ready.environment, keep_every=keep_every, asynchronous=beside
+        ) as recorder:
             if recorder.complete:
                 return _finished(session, path)
             feed, order = derived_feed(ready.task, ready.data, session.key, device)

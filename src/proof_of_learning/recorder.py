@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
 from proof_of_learning.errors import RecordingError, TrainingError, UsageError
 from proof_of_learning.proof import codecs, files, format
 from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.codecs import Encoded
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
@@ -100,8 +103,11 @@ class Recorder:
         environment: Environment,
         *,
         keep_every: int | None = None,
+        asynchronous: bool = False,
     ) -> None:
-        """``keep_every``: thin while recording; see :class:`ProofWriter`."""
+        """``keep_every``: thin while recording; see :class:`ProofWriter`. ``asynchronous``: the loop waits for a copy of the state
+        alone; measuring, hashing, encoding and writing happen beside it, one checkpoint at a time.
+        """
         if keep_every is not None and keep_every < 1:
             raise UsageError(f"every how many states one is kept must be at least 1, not {keep_every}")
         self.path, self.header, self.parts, self.environment = Path(path), header, dict(parts), environment
@@ -110,6 +116,8 @@ class Recorder:
         self._indices: list[Indices] = []
         self._rng: list[RngSnapshot] = []
         self._pending: _Pending | None = None
+        self._behind = Behind() if asynchronous else None
+        self._spare: State | None = None  # memory for the next copy
         self.complete = (self.path / format.SEAL_FILE).exists()
         if self.complete:
             self._check_same_run()
@@ -133,6 +141,8 @@ class Recorder:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._behind is not None:
+            self._behind.close()
         if not self.complete:
             self._writer.close()
 
@@ -150,6 +160,8 @@ class Recorder:
         ``evaluation``: what the model achieves at this checkpoint; only where :meth:`closes_segment` says that there is one.
         ``loss`` is a scalar tensor, read only at the checkpoint, so that a step on an accelerator is not held up.
         """
+        if self._behind is not None:
+            self._behind.check()
         self._losses.append(loss)
         self._rates.append(rates)
         if (indices is None) != (self.header.randomness.mode == "derived"):
@@ -181,6 +193,8 @@ class Recorder:
         if self.complete:
             return Proof.open(self.path).root
         self._finish_pending()
+        if self._behind is not None:
+            self._behind.join()
         root = self._writer.seal(None if evaluation is None else _finite(evaluation))
         self._writer.close()
         return root
@@ -198,6 +212,7 @@ class Recorder:
         device: str = "cpu",
         codec: str = codecs.DEFAULT,
         keep_every: int | None = None,
+        asynchronous: bool = False,
     ) -> Recorder:
         """Record a loop that is not ours (mode ``recorded``): batch indices and generator states are written down.
 
@@ -210,7 +225,9 @@ class Recorder:
             if set(parts) != expected:
                 raise UsageError(f"the task has the parts {sorted(expected)}; the loop gave {sorted(parts)}")
             header = make_header(task, session, task.data(), interval=interval, mode="recorded", codec=codec)
-        return cls(path, header, {**parts, "progress": Progress()}, environments.current(device), keep_every=keep_every)
+        parts = {**parts, "progress": Progress()}
+        environment = environments.current(device)
+        return cls(path, header, parts, environment, keep_every=keep_every, asynchronous=asynchronous)
 
     def watch(self, loader: Iterable[tuple[Any, Any]], batches_per_step: int = 1) -> Iterator[Any]:
         """Yield the loader's batches and record the steps taken between: a step ends with the request for the next one's first batch.
@@ -261,33 +278,61 @@ class Recorder:
             return capture(self.parts, live=True)  # written before the loop goes on
 
     def _checkpoint(self, evaluation: Mapping[str, float] | None) -> None:
-        before, arrived = self._writer.state, self._capture()
-        assert before is not None
+        if self._behind is not None:
+            self._behind.join()
+        arrived = self._capture()
         encoded = self._writer.encode(arrived)
-        moved = displacement(before, encoded.state)
-        losses = torch.stack(self._losses).double().cpu().numpy()
-        if not (math.isfinite(moved.state) and np.isfinite(losses).all()):
+        digest = None
+        if encoded.state is not arrived:  # a codec in the loop
+            digest = arrived.digest()
+            restore(self.parts, encoded.state)
+        elif self._behind is not None:
+            encoded = Encoded(arrived.settled(self._spare), encoded.chunks)
+        losses, rates = (
+            torch.stack(self._losses),
+            np.array(self._rates, dtype=np.float64).reshape(len(self._losses), -1),
+        )
+        observed = self.header.randomness.mode == "recorded"
+        write = functools.partial(
+            self._write, encoded, digest, losses, rates, list(self._indices) if observed else None,
+            list(self._rng) if observed else None, None if evaluation is None else _finite(evaluation), self.steps_done,
+        )  # fmt: skip
+        for rows in (self._losses, self._rates, self._indices, self._rng):
+            rows.clear()
+        if self._behind is None:
+            write()
+        else:
+            self._behind.submit(write)
+
+    def _write(
+        self,
+        encoded: Encoded,
+        arrived: str | None,
+        losses: torch.Tensor,
+        rates: npt.NDArray[np.float64],
+        indices: list[Indices] | None,
+        rng: list[RngSnapshot] | None,
+        evaluation: dict[str, float] | None,
+        stop: int,
+    ) -> None:
+        """Measure, hash, encode and write one checkpoint; ``arrived`` is the digest before a codec in the loop."""
+        before, state = self._writer.state, encoded.state
+        assert before is not None
+        moved, loss = displacement(before, state), losses.double().cpu().numpy()
+        if not (math.isfinite(moved.state) and np.isfinite(loss).all()):
             raise TrainingError(
-                f"training is no longer finite between steps {self.steps_done - len(losses)} and {self.steps_done}; "
+                f"training is no longer finite between steps {stop - len(loss)} and {stop}; "
                 "no proof can cover that. Lower the learning rate or clip gradients, and record into a new directory"
             )
-        rates = np.array(self._rates, dtype=np.float64).reshape(len(losses), -1)
-        observed = self.header.randomness.mode == "recorded"
-        columns = Columns(
-            losses, rates, list(self._indices) if observed else None, list(self._rng) if observed else None
-        )
         self._writer.segment(
-            arrived=arrived.digest(),
+            arrived=arrived or state.digest(),
             state=encoded,
             displacement=moved,
             environment=self.environment,
-            columns=columns,
-            evaluation=None if evaluation is None else _finite(evaluation),
+            columns=Columns(loss, rates, indices, rng),
+            evaluation=evaluation,
         )
-        if encoded.state is not arrived:
-            restore(self.parts, encoded.state)
-        for rows in (self._losses, self._rates, self._indices, self._rng):
-            rows.clear()
+        self._spare = before if before is not self._writer.state else None
 
     def _check_same_run(self) -> None:
         if bytes(files.read_bounded(self.path / format.HEADER_FILE, format.MAX_HEADER)) != self.header.encoded():

@@ -45,6 +45,10 @@ def prove(
         int | None,
         typer.Option("--keep-every", min=1, help="Keep only every so many-th state; of the others, their digests."),
     ] = None,
+    asynchronous: Annotated[
+        bool | None,
+        typer.Option("--async/--sync", help="Encode and write beside the training loop.  [default: on an accelerator]"),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -75,7 +79,7 @@ def prove(
             pol.load_task(task, common.settings(set_)), out,
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
             registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
-            keep_every=keep_every, progress=progress,
+            keep_every=keep_every, asynchronous=asynchronous, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)
