@@ -13,7 +13,7 @@ import torch
 from proof_of_learning import registration as registrations
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit
 from proof_of_learning.progress import ProgressCallback, silent
-from proof_of_learning.proof import codecs, format
+from proof_of_learning.proof import codecs, format, remote
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.recorder import Recorder, make_header
@@ -29,7 +29,7 @@ from proof_of_learning.training.steps import Session, derived_feed
 class Recording:
     """A finished recording: where it lies, its root, the trained model and what it achieves."""
 
-    path: Path
+    path: Path | str
     root: str
     model: torch.nn.Module
     steps: int
@@ -102,7 +102,8 @@ def prove(
     asynchronous: bool | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
-    """Train ``task`` and write its proof to ``path``; go on where an interrupted call stopped.
+    """Train ``task`` and write its proof to ``path``, a directory or an address that fsspec knows (``s3://…``); go on where an
+    interrupted call stopped.
 
     interval: steps between checkpoints, k (default: what the claim says, else about a thousand segments a run).
     device: ``cpu`` or ``cuda``; the deterministic switches are set while training and recorded.
@@ -127,31 +128,32 @@ def prove(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=seed, start_from=start_from,
         codec=codec, progress=progress,
     )  # fmt: skip
-    with prepared as ready:
+    with remote.recording(path) as (folder, copy), prepared as ready:
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
         if registration is not None:
-            resuming = (Path(path) / format.HEADER_FILE).exists()
+            resuming = (folder / format.HEADER_FILE).exists()
             registrations.begin(Path(registration), header, resuming)
         session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
         steps = header.training.steps
         beside = device != "cpu" if asynchronous is None else asynchronous
         every = max(1, header.segments() // evaluations) if evaluations > 0 else 0
         with Recorder(
-            path, header, session.parts, ready.environment, keep_every=keep_every, asynchronous=beside
+            folder, header, session.parts, ready.environment, keep_every=keep_every, asynchronous=beside
         ) as recorder:
             if recorder.complete:
-                return _finished(session, path)
+                return _finished(session, folder, path)
             feed, order = derived_feed(ready.task, ready.data, session.key, device)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
                 due = every and recorder.closes_segment() and (result.step // header.training.interval + 1) % every == 0
-                recorder.step(result.loss, result.rates, evaluation=session.evaluate() if due else None)
+                if recorder.step(result.loss, result.rates, evaluation=session.evaluate() if due else None):
+                    copy()
                 progress("training", recorder.steps_done, steps)
             evaluation = session.evaluate()
             root = recorder.close(evaluation)
     if registration is not None:
         registrations.finish(Path(registration), header, root)
-    return Recording(Path(path), root, session.model, steps, header.training.interval, evaluation)
+    return Recording(_home(path), root, session.model, steps, header.training.interval, evaluation)
 
 
 def register(
@@ -181,8 +183,12 @@ def register(
     return registration
 
 
-def _finished(session: Session, path: str | os.PathLike[str]) -> Recording:
-    proof = Proof.open(path)
+def _finished(session: Session, folder: Path, path: str | os.PathLike[str]) -> Recording:
+    proof = Proof.open(folder)
     session.restore(proof.state(proof.segments[-1].state))
     training = proof.header.training
-    return Recording(Path(path), proof.root, session.model, training.steps, training.interval, proof.end.evaluation)
+    return Recording(_home(path), proof.root, session.model, training.steps, training.interval, proof.end.evaluation)
+
+
+def _home(path: str | os.PathLike[str]) -> Path | str:
+    return os.fspath(path) if remote.is_remote(path) else Path(path)

@@ -47,6 +47,7 @@ class Claims:
     evaluation: what the final model is said to achieve. data: the data commitment. initialization: ``derived``, ``recorded`` or the
     header's field. rng: generator states at the start of each step (or one for all), where batches are recorded.
     keep_progress: leave in each state the step at which it says it stands.
+    arrived: the digest that training is said to have arrived at, one for each segment, under a codec in the loop.
     format, task_claim, training, randomness, codec, claim: the header's fields as they are to be written.
     """
 
@@ -59,6 +60,7 @@ class Claims:
     initialization: Initialization | str | None = None
     rng: RngSnapshot | Iterable[RngSnapshot] | None = None
     keep_progress: bool = False
+    arrived: Iterable[str] | None = None
     format: str | None = None
     task_claim: TaskClaim | None = None
     training: Training | None = None
@@ -181,6 +183,7 @@ class _Segments:
             )
         environment = here if wanted.environment is None else wanted.environment
         self.environments = repeat(environment) if isinstance(environment, Environment) else iter(environment)
+        self._arrived = None if wanted.arrived is None else iter(wanted.arrived)
         rng = wanted.rng
         if rng is None:
             randomness.seed_everything(randomness.derive(session.key, randomness.STEP, 0))
@@ -231,9 +234,8 @@ class _Segments:
         )
         if not (np.isfinite(columns.loss).all() and np.isfinite(columns.rates).all()):
             raise AttackError(f"the losses or rates from step {start} on are not finite, which no proof can hold")
-        writer.segment(
-            arrived=after.digest(), state=after, displacement=moved, environment=environment, columns=columns
-        )
+        arrived = after.digest() if self._arrived is None else next(self._arrived)
+        writer.segment(arrived=arrived, state=after, displacement=moved, environment=environment, columns=columns)
 
     def _given_rates(self, count: int, start: int) -> Array:
         assert self._rates is not None

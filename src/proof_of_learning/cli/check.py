@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from proof_of_learning.cli import common
 
 @common.command("interrupted; the proof was only read")
 def check(
-    proof: Annotated[Path, typer.Argument(help="The proof's directory.")],
+    proof: Annotated[str, typer.Argument(help="The proof's directory, or its address (`s3://…`).")],
     json: Annotated[
         str | None, typer.Option("--json", help="Write the result as JSON to this file (`-`: standard output).")
     ] = None,

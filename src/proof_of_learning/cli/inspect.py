@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ from proof_of_learning.cli import common
 
 @common.command("interrupted; the proof was only read")
 def inspect(
-    proof: Annotated[Path, typer.Argument(help="The proof's directory.")],
+    proof: Annotated[str, typer.Argument(help="The proof's directory, or its address (`s3://…`).")],
     json: Annotated[
         str | None, typer.Option("--json", help="Write it as JSON to this file (`-`: standard output).")
     ] = None,
@@ -26,8 +25,10 @@ def inspect(
     import msgspec
 
     from proof_of_learning.proof.reader import Proof
+    from proof_of_learning.proof.remote import local
 
-    content = describe(Proof.open(proof))
+    with local(proof) as folder:
+        content = describe(Proof.open(folder))
     common.write_json(msgspec.json.format(msgspec.json.encode(content), indent=2), json)
     if json != "-":
         _show(content)

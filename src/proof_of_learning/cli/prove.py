@@ -14,7 +14,12 @@ from proof_of_learning.cli import common
 def prove(
     task: Annotated[str, typer.Argument(help="The task: `path.py:function` or `module:function`.")],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Directory for the proof; an interrupted run in it is resumed.")
+        str,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Directory for the proof, or an address (`s3://…`); an interrupted run in it is resumed.",
+        ),
     ],
     interval: Annotated[
         int | None,

@@ -12,7 +12,7 @@ from proof_of_learning.cli import common
 
 @common.command("interrupted; the proof was only read, and there is no verdict")
 def verify(
-    proof: Annotated[Path, typer.Argument(help="The proof's directory.")],
+    proof: Annotated[str, typer.Argument(help="The proof's directory, or its address (`s3://…`).")],
     task: Annotated[
         str | None,
         typer.Option(help="The task you hold the proof against; without it nothing is run, and no proof is valid."),

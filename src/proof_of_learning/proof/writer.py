@@ -96,7 +96,7 @@ class ProofWriter:
 
     def start(self, state: State) -> None:
         """Store the initial state and write the log's first line."""
-        self._store(Encoded(state, self._whole.encode(state, None).chunks), None)
+        self._store(state, None)
         self._append(Start(prev=self._head, state=state.digest()))
 
     def encode(self, arrived: State) -> Encoded:
@@ -117,9 +117,8 @@ class ProofWriter:
         evaluation: dict[str, float] | None = None,
     ) -> None:
         """Append one segment that ends in ``state``, as :meth:`encode` gave it or as it is."""
-        encoded = state if isinstance(state, Encoded) else Encoded(state, lambda: ())
-        self._store(encoded, self.state)
-        state = encoded.state
+        self._store(state, self.state)
+        state = state.state if isinstance(state, Encoded) else state
         environment_digest = environment.digest()
         if environment_digest not in self._environments:
             self._append(EnvironmentLine(prev=self._head, digest=environment_digest, environment=environment))
@@ -180,8 +179,8 @@ class ProofWriter:
         self._write(self._log, raw + b"\n")
         self._head = format.line_digest(raw)
 
-    def _store(self, encoded: Encoded, base: State | None) -> None:
-        state = encoded.state
+    def _store(self, given: State | Encoded, base: State | None) -> None:
+        state = given.state if isinstance(given, Encoded) else given
         if self._keep_every is not None:
             self._store_thinned(state)
             return
@@ -190,10 +189,12 @@ class ProofWriter:
             number = len(self._stored)
             every = KEYFRAMES.get(self.codec.name, 1)
             last = self.segments + 1 == self.header.segments()
-            codec = self.codec if not last else self._whole
-            if base is None or number % every == 0 or (last and not self.codec.exact):
+            codec, encoded = self.codec, given if isinstance(given, Encoded) else None
+            if base is None or number % every == 0 or (not codec.exact and (last or encoded is None)):
                 codec, base = self._whole, None
-            chunks = encoded.chunks() if codec is self.codec and not codec.exact else codec.encode(state, base).chunks()
+            if codec.exact or encoded is None:
+                encoded = codec.encode(state, base)
+            chunks = encoded.chunks()
             name, size = files.write_object(
                 self.path / format.OBJECTS, chunks, lambda name: object_path(self.path, name)
             )

@@ -16,6 +16,7 @@ from proof_of_learning import memory
 from proof_of_learning import registration as registrations
 from proof_of_learning.errors import DivergedError, FormatError, IntegrityError, TaskError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
+from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import sandbox as sandboxes
 from proof_of_learning.replay.client import DEFAULT_TIMEOUT, Workers
@@ -83,7 +84,7 @@ def verify(
     allow_read: Iterable[str | os.PathLike[str]] = (),
     progress: ProgressCallback = silent,
 ) -> Verdict:
-    """Verify the proof at ``path`` against the task that the caller names.
+    """Verify the proof at ``path`` (a directory, or an address such as ``s3://…``) against the task that the caller names.
 
     task: a reference (``path.py:function``), which is loaded in a replay worker only, or a Task, replayed in this process.
     top_q: segments replayed per epoch (or 5 % of the run) for the largest displacement, and as many for the largest inertia.
@@ -120,7 +121,8 @@ def verify(
     clock, drawn, links, trusted = _Clock(), make_nonce(nonce), open_links(chain), tuple(trust)
     with ExitStack() as opened:
         try:
-            proof = Proof.open(path)
+            here = remote.local(path, lambda done, total: progress("copying the proof", done, total))
+            proof = Proof.open(opened.enter_context(here))
             clock.lap("open")
             start = parent_of(proof, links)
             workers = None
@@ -172,8 +174,9 @@ def verify(
 def check(path: str | os.PathLike[str], progress: ProgressCallback = silent) -> CheckResult:
     """Structure and digests only: no task, no replay. Raises FormatError where the proof cannot be read."""
     try:
-        proof = Proof.open(path)
-        found = survey(proof, lambda done, total: progress("reading the proof", done, total))
+        with remote.local(path, lambda done, total: progress("copying the proof", done, total)) as here:
+            proof = Proof.open(here)
+            found = survey(proof, lambda done, total: progress("reading the proof", done, total))
     except IntegrityError as error:
         return result(STRUCTURE, "fail", str(error))
     empty = Challenge({}, Guarantee(), Nonce(value="", origin="drawn"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, power, role
+from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, power, role, unsigned
 from proof_of_learning.training.state import State
 
 TOP = 15  # the largest value lies in [2^14, 2^15)
@@ -30,7 +30,7 @@ class Float16Codec(RoundingCodec):
         match role(name):
             case "weights" | "momentum":
                 return self.rules["half"]
-            case "second" if bool((tensor >= 0).all()):
+            case "second" if unsigned(tensor):
                 return self.rules["positive-half"]
         return None
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import same_kind
-from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, power, role
+from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, power, role, unsigned
 from proof_of_learning.training.state import State
 
 SAMPLE = 1 << 16  # evenly spaced elements from which a root mean square is taken
 # Exponents of the step over the power of two above the root mean square.
-WEIGHTS, MOMENTUM, SECOND = -2, -2, 0
+WEIGHTS, MOMENTUM, SECOND = 0, 0, 0
 SECOND_LARGEST = 20  # an eighth of an octave
 LARGEST = 2**22  # multiples: half a step on each side is still exact
 SLACK = 0.02  # relative: by so much may noise change a root mean square, and with it the scale
@@ -43,7 +43,7 @@ class QuantisedCodec(RoundingCodec):
                 return self.rules["move"]
             case "momentum":
                 return self.rules["value"]
-            case "second" if known and bool((tensor >= 0).all() and (base.tensors[name] >= 0).all()):
+            case "second" if known and unsigned(tensor) and unsigned(base.tensors[name]):
                 return self.rules["logarithm"]
         return None
 
@@ -61,7 +61,7 @@ class _Linear:
         raise NotImplementedError
 
     def scales(self, x: Tensor, given: Given) -> Sequence[int]:
-        return [e + self.exponent for e in magnitudes(self.measure(x, given))]
+        return [min(max(e + self.exponent, -126), 126) for e in magnitudes(self.measure(x, given))]
 
     def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
         multiples = (self.measure(x, given) * power(-scale)).round_()
@@ -122,7 +122,7 @@ class _Logarithm:
 
 def _half_exponent(second: Tensor) -> Tensor:
     """The exponent of the power of two below the square root of each element."""
-    return ((second.view(torch.int32) >> 23) - 127) >> 1
+    return (((second.view(torch.int32) & 0x7FFFFFFF) >> 23) - 127) >> 1
 
 
 def magnitudes(values: Tensor) -> list[int]:

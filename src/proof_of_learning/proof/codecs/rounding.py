@@ -155,6 +155,11 @@ def role(name: str) -> str:
     return ""
 
 
+def unsigned(tensor: Tensor) -> bool:
+    """Whether no value has a sign, -0 included."""
+    return bool((tensor.reshape(-1).view(torch.int32) >= 0).all())
+
+
 def power(exponent: int | Tensor) -> Tensor:
     """2 to integers from -126 to 127 (clamped), exactly."""
     exponents = torch.as_tensor(exponent, dtype=torch.int32).clamp(-126, 127)

@@ -1,0 +1,258 @@
+"""Codecs that take differences or round in the loop: states come back, replay stays exact, nothing is left to choose."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import proof_of_learning as pol
+from proof_of_learning import TaskReference
+from proof_of_learning.attacks import forge_proof
+from proof_of_learning.errors import FormatError, IntegrityError
+from proof_of_learning.proof.codecs import NAMES, get_codec
+from proof_of_learning.proof.codecs.packed import MAX_NEW
+from proof_of_learning.proof.format import CodecClaim
+from proof_of_learning.proof.reader import MAX_CHAIN, Proof, load_state
+from proof_of_learning.training.state import State
+from support_strategies import same, states
+
+LOSSLESS = get_codec("lossless")
+ROUNDING = ("float16", "quantised")
+
+
+def there_and_back(state: State, base: State | None, codec: Any = LOSSLESS) -> tuple[bytes, State]:
+    encoded = codec.encode(state, base)
+    raw = b"".join(bytes(piece) for piece in encoded.chunks())
+    back = codec.decode(bytearray(raw), base)
+    assert back.digest() == encoded.state.digest()
+    return raw, back
+
+
+@given(states(), states())
+def test_lossless_states_come_back_bit_for_bit_with_and_without_a_base(state: State, base: State) -> None:
+    for before in (None, base, state):
+        back = there_and_back(state, before)[1]
+        assert back.digest() == state.digest()
+        assert all(same(back.tensors[name], tensor) for name, tensor in state.tensors.items())
+
+
+def optimizer_state(seed: int, scale: float = 1.0) -> State:
+    """Weights, a momentum, Adam's moments, and what no codec may touch."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw) * scale
+
+    tensors = {
+        "model/buffers/norm": normal(7),
+        "model/parameters/w": normal(40, 30),
+        "model/parameters/tiny": normal(1) * 1e-30,
+        "optimizer/state/0/exp_avg": normal(40, 30) * 1e-4,
+        "optimizer/state/0/exp_avg_sq": (normal(40, 30) * 1e-4) ** 2,
+        "optimizer/state/0/step": torch.tensor(5.0),
+        "optimizer/state/1/momentum_buffer": normal(1),
+        "optimizer/state/2/count": torch.arange(5),
+    }
+    tree: dict[str, Any] = {}
+    for name in tensors:
+        *above, last = name.split("/")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = {"t": name}
+
+    def tagged(node: dict[str, Any]) -> Any:
+        return node if set(node) == {"t"} else {"d": [[f"s:{key}", tagged(item)] for key, item in sorted(node.items())]}
+
+    return State(tagged(tree), tensors)
+
+
+def near(state: State, seed: int, by: float = 1e-3) -> State:
+    draw = torch.Generator().manual_seed(seed)
+    moved = {
+        name: (t * (1 + by * torch.randn(t.shape, generator=draw)) if t.is_floating_point() and t.ndim else t)
+        for name, t in state.tensors.items()
+    }
+    return State(state.tree, moved)
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+def test_rounding_keeps_counters_and_buffers_and_what_is_small(name: str) -> None:
+    base = optimizer_state(0)
+    state = near(base, 1)
+    raw, back = there_and_back(state, base, get_codec(name))
+    assert len(raw) < len(b"".join(bytes(p) for p in LOSSLESS.encode(state, base).chunks()))
+    for kept in ("model/buffers/norm", "optimizer/state/0/step", "optimizer/state/2/count"):
+        assert same(back.tensors[kept], state.tensors[kept])
+    for rounded in ("model/parameters/w", "model/parameters/tiny", "optimizer/state/0/exp_avg"):
+        error = (back.tensors[rounded] - state.tensors[rounded]).norm()
+        moved = (state.tensors[rounded] - base.tensors[rounded]).norm()
+        reference = state.tensors[rounded].norm() if "exp_avg" in rounded else moved
+        assert 0 < float(error) < float(reference)
+    second = back.tensors["optimizer/state/0/exp_avg_sq"]
+    assert bool((second > 0).all())  # none became zero, by which an update would be divided
+    assert float((second.log2() - state.tensors["optimizer/state/0/exp_avg_sq"].log2()).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+@given(
+    seed=st.integers(0, 10_000), by=st.sampled_from([0.0, 1e-6, 1e-3, 1.0]), scale=st.sampled_from([1e-20, 1.0, 1e15])
+)
+def test_rounding_is_deterministic_and_the_nearest_state_is_the_state_itself(
+    name: str, seed: int, by: float, scale: float
+) -> None:
+    codec, base = get_codec(name), optimizer_state(seed, scale)
+    state = near(base, seed + 1, by)
+    raw, recorded = there_and_back(state, base, codec)
+    assert there_and_back(State(state.tree, dict(state.tensors)), base, codec)[0] == raw
+    inside = codec.nearest(state, recorded, base)
+    assert all(same(inside.tensors[n], t) for n, t in state.tensors.items())
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+def test_what_lies_just_outside_its_interval_is_moved_by_just_so_much(name: str) -> None:
+    codec, base = get_codec(name), optimizer_state(3)
+    state = near(base, 4)
+    recorded = codec.encode(state, base).state
+    noisy = near(state, 5, 1e-7)  # a replay on another machine
+    inside = codec.nearest(noisy, recorded, base)
+    for tensor in ("model/parameters/w", "optimizer/state/0/exp_avg", "optimizer/state/0/exp_avg_sq"):
+        error = (inside.tensors[tensor] - noisy.tensors[tensor]).abs().max() / noisy.tensors[tensor].abs().max()
+        assert float(error) < 1e-6
+    assert codec.encode(inside, base).state.tensors["model/parameters/w"].shape == (40, 30)
+
+
+def test_a_recorded_value_that_no_rounding_gives_is_not_excused(digits: TaskReference) -> None:
+    codec, base = get_codec("quantised"), optimizer_state(3)
+    state = near(base, 4)
+    recorded = codec.encode(state, base).state
+    nudged = dict(recorded.tensors)
+    nudged["model/parameters/w"] = recorded.tensors["model/parameters/w"] * (
+        1 + 1e-4
+    )  # inside the interval, off the grid
+    wanted = codec.nearest(state, State(state.tree, nudged), base)
+    assert same(wanted.tensors["model/parameters/w"], nudged["model/parameters/w"])
+
+
+# ---- whole proofs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, tiny: TaskReference) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("codecs")
+    return {
+        f"{codec} {optimizer}": Path(
+            pol.prove(
+                TaskReference(tiny.target, {"optimizer": optimizer}), folder / f"{codec}-{optimizer}.pol",
+                interval=2, codec=codec, asynchronous=optimizer == "adamw",
+            ).path
+        )
+        for codec in NAMES
+        for optimizer in ("momentum", "adamw", "rmsprop-centered")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", NAMES)
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw", "rmsprop-centered"])
+def test_every_segment_of_every_codec_replays_bit_for_bit(
+    codec: str, optimizer: str, recorded: dict[str, Path], tiny: TaskReference
+) -> None:
+    task = TaskReference(tiny.target, {"optimizer": optimizer})
+    verdict = pol.verify(recorded[f"{codec} {optimizer}"], pol.load_task(task), everything=True)
+    assert (verdict.verdict, verdict.exactness) == ("valid", "exact")
+    proof = Proof.open(recorded[f"{codec} {optimizer}"])
+    rounded = [segment.arrived != segment.state for segment in proof.segments]
+    assert rounded[:-1] == [codec in ROUNDING] * (len(rounded) - 1)
+    assert not rounded[-1]  # the final state is as training left it
+
+
+def test_states_open_in_any_order(recorded: dict[str, Path]) -> None:
+    for path in recorded.values():
+        proof = Proof.open(path)
+        for digest in reversed(proof.state_digests()):
+            assert proof.state(digest).digest() == digest
+
+
+def test_a_state_continued_off_the_grid_is_rejected(
+    recorded: dict[str, Path], tiny: TaskReference, tmp_path: Path
+) -> None:
+    """A prover who chooses what the codec makes of his state steers the training; each step replays, and yet it does not pass."""
+    source = Proof.open(recorded["quantised momentum"])
+    task = pol.load_task(TaskReference(tiny.target, {"optimizer": "momentum"}))
+    states_ = [source.state(digest) for digest in source.state_digests()]
+    steered = dict(states_[4].tensors)
+    name = next(n for n in steered if n.startswith("model/parameters/") and n.endswith("weight"))
+    steered[name] = steered[name] + 1e-5
+    states_[4] = State(states_[4].tree, steered)
+    forge_proof(
+        tmp_path / "steered.pol", task, states_, None, interval=2, codec=CodecClaim("quantised", 1, in_loop=True),
+        arrived=[segment.arrived for segment in source.segments],
+        hyperparameters={"loss": [loss for columns in source.all_columns() for loss in columns.loss.tolist()]},
+    )  # fmt: skip
+    verdict = pol.verify(tmp_path / "steered.pol", task, everything=True)
+    assert verdict.verdict == "invalid"
+    assert [s.index for s in verdict.segments if s.status == "fail"] == [3, 4]
+    assert "codec" in next(s.note for s in verdict.segments if s.index == 3)
+
+
+# ---- hostile objects ------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_a_damaged_object_is_refused_in_one_line(data: st.DataObject) -> None:
+    base = optimizer_state(1)
+    codec = get_codec(data.draw(st.sampled_from(["lossless", *ROUNDING])))
+    raw = bytearray(b"".join(bytes(p) for p in codec.encode(near(base, 2), base).chunks()))
+    position = data.draw(st.integers(0, len(raw) - 1))
+    match data.draw(st.sampled_from(["flip", "cut", "insert"])):
+        case "flip":
+            raw[position] ^= 1 << data.draw(st.integers(0, 7))
+        case "cut":
+            del raw[position:]
+        case "insert":
+            raw[position:position] = data.draw(st.binary(min_size=1, max_size=8))
+    with suppress(FormatError):  # and nothing else; what decodes all the same has another digest or the same state
+        codec.decode(raw, base).digest()
+
+
+def test_a_bomb_is_refused_before_it_is_opened() -> None:
+    huge = State({"d": [["s:x", {"t": "x"}]]}, {"x": torch.zeros(MAX_NEW // 2, dtype=torch.float32)})
+    raw = b"".join(bytes(p) for p in LOSSLESS.encode(huge, None).chunks())
+    assert len(raw) < MAX_NEW // 1000
+    with pytest.raises(FormatError, match="decompression bomb"):
+        LOSSLESS.decode(bytearray(raw), None)
+    assert LOSSLESS.decode(bytearray(raw), huge).digest()  # but it may be as large as the state before
+
+
+def test_a_difference_needs_its_base(recorded: dict[str, Path], tmp_path: Path) -> None:
+    base = optimizer_state(1)
+    for name in ("lossless", *ROUNDING):
+        codec = get_codec(name)
+        raw = b"".join(bytes(p) for p in codec.encode(near(base, 2), base).chunks())
+        with pytest.raises(FormatError, match=r"base|wrongly"):
+            codec.decode(bytearray(raw), None)
+
+
+def test_an_index_with_a_missing_base_or_an_endless_chain_is_refused(recorded: dict[str, Path], tmp_path: Path) -> None:
+    proof = Proof.open(recorded["lossless momentum"])
+    digest = proof.state_digests()[5]
+    assert proof.index[digest].base is not None
+    index = dict(proof.index)
+    index[digest] = msgspec.structs.replace(index[digest], base=digest)
+    with pytest.raises(FormatError, match=f"more than {MAX_CHAIN} differences"):
+        load_state(proof.path, index, digest)
+    copy = tmp_path / "copy.pol"
+    shutil.copytree(proof.path, copy)
+    lines = (copy / "index.jsonl").read_text().splitlines(keepends=True)
+    (copy / "index.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises((FormatError, IntegrityError)):
+        Proof.open(copy)
