@@ -11,12 +11,14 @@ from proof_of_learning.attacks.concatenation import Concatenation
 from proof_of_learning.attacks.false_settings import FalseSettings
 from proof_of_learning.attacks.few_segments import FewSegments
 from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.grinding import Grinding
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
 
 _REGISTRY: tuple[type[Attack], ...] = (
     Concatenation,
     FalseSettings,
     FewSegments,
+    Grinding,
     InfinitesimalUpdate,
 )
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _REGISTRY}
