@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 import proof_of_learning as pol
 from proof_of_learning.attacks import ATTACKS
-from proof_of_learning.attacks.gamble import missed, odds, fixed_nonces
+from proof_of_learning.attacks.gamble import fixed_nonces, missed, odds
 from proof_of_learning.attacks.grinding import nearest_seed
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.proof.reader import Proof

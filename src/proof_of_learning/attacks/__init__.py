@@ -13,6 +13,7 @@ from proof_of_learning.attacks.few_segments import FewSegments
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.grinding import Grinding
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
+from proof_of_learning.attacks.teleport import Teleport
 
 _REGISTRY: tuple[type[Attack], ...] = (
     Concatenation,
@@ -20,6 +21,7 @@ _REGISTRY: tuple[type[Attack], ...] = (
     FewSegments,
     Grinding,
     InfinitesimalUpdate,
+    Teleport,
 )
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _REGISTRY}
 

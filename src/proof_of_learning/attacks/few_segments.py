@@ -38,7 +38,9 @@ class FewSegments(Attack):
     name = "few-segments"
     summary = "honest training but for a few jumps to the target, each too short for the top-Q"
     source = "this project, on Jia et al., IEEE S&P 2021, section VII-C1"
-    knowledge = "the target's proof (without it, its final state and a guess of how far segments move), the data and the task"
+    knowledge = (
+        "the target's proof (without it, its final state and a guess of how far segments move), the data and the task"
+    )
 
     segments: int | None = parameter(
         None, "number of jumps (default: as many as uniform draws miss with a probability of a half)", low=1
@@ -84,9 +86,7 @@ def place(victim: Victim, count: int, length: float) -> int:
     return max(range(1, total - count), key=rank)
 
 
-def write(
-    victim: Victim, path: Path, seed: int, jumps: range, reach: float, progress: ProgressCallback
-) -> Mounted:
+def write(victim: Victim, path: Path, seed: int, jumps: range, reach: float, progress: ProgressCallback) -> Mounted:
     """Write a proof that is honest under ``seed`` but for ``jumps``, which lead to the target's state in equal parts (or a
     share ``reach`` of the way there)."""
     interval, total = victim.interval, len(victim.proof.segments)

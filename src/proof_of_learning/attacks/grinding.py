@@ -1,9 +1,9 @@
 """Grinding: trying over and over until what chance decides falls well.
 
 ``challenge``
-    The attacker guesses the nonce (or the verifier lets him choose it), forges a few segments, and seals the proof again and again with
-    other losses for a forged segment, which nobody can check without replaying it, until the draw by the guessed nonce misses every
-    forged segment. Against a nonce that is drawn after the root this gains nothing: each new root is as good as the one before.
+    The attacker guesses the nonce (or the verifier lets him choose it), forges a few segments, and seals the proof again and again
+    with another loss for a forged segment, which nobody can check without replaying it, until the draw by the guessed nonce misses
+    every forged segment. Against a nonce that is drawn after the root this gains nothing: each new root is as good as the one before.
 ``seed``
     The initialization follows from a seed of the attacker's choice. He takes, of many seeds, the one that begins nearest to the
     target. Initializations of many dimensions are almost all equally far away, so that next to nothing is gained.
@@ -24,9 +24,9 @@ from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.few_segments import FewSegments
 from proof_of_learning.attacks.gamble import missed
 from proof_of_learning.attacks.victim import Victim
+from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.reader import Proof, read_log
-from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import weight_distance, weights
 from proof_of_learning.task import Setting
 from proof_of_learning.verifier.survey import survey
@@ -35,7 +35,9 @@ from proof_of_learning.verifier.survey import survey
 @dataclass(init=False, frozen=True)
 class Grinding(Attack):
     name = "grinding"
-    summary = "a few false segments, sealed again until a guessed nonce misses them, or begun from the best of many seeds"
+    summary = (
+        "a few false segments, sealed again until a guessed nonce misses them, or begun from the best of many seeds"
+    )
     source = "this project (SHA-256 seals millions of times a second)"
     knowledge = "the target's proof, the data and the task; for the challenge, a guess of the nonce"
 
