@@ -7,6 +7,7 @@ An attack is judged by the verifier like any other proof. To add one, write a fi
 from __future__ import annotations
 
 from proof_of_learning.attacks.base import Attack, Forgery, Mounted, parameter
+from proof_of_learning.attacks.blindfold import Blindfold
 from proof_of_learning.attacks.claimed_environment import ClaimedEnvironment
 from proof_of_learning.attacks.concatenation import Concatenation
 from proof_of_learning.attacks.drift import Drift
@@ -19,6 +20,7 @@ from proof_of_learning.attacks.padding import Padding
 from proof_of_learning.attacks.teleport import Teleport
 
 _REGISTRY: tuple[type[Attack], ...] = (
+    Blindfold,
     ClaimedEnvironment,
     Concatenation,
     Drift,
