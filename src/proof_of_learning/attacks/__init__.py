@@ -17,6 +17,7 @@ from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.grinding import Grinding
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
 from proof_of_learning.attacks.padding import Padding
+from proof_of_learning.attacks.synthetic_data import SyntheticData
 from proof_of_learning.attacks.teleport import Teleport
 
 _REGISTRY: tuple[type[Attack], ...] = (
@@ -29,6 +30,7 @@ _REGISTRY: tuple[type[Attack], ...] = (
     Grinding,
     InfinitesimalUpdate,
     Padding,
+    SyntheticData,
     Teleport,
 )
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _REGISTRY}
