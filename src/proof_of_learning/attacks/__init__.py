@@ -10,6 +10,7 @@ from proof_of_learning.attacks.base import Attack, Forgery, Mounted, parameter
 from proof_of_learning.attacks.blindfold import Blindfold
 from proof_of_learning.attacks.claimed_environment import ClaimedEnvironment
 from proof_of_learning.attacks.concatenation import Concatenation
+from proof_of_learning.attacks.decoy import Decoy
 from proof_of_learning.attacks.drift import Drift
 from proof_of_learning.attacks.false_settings import FalseSettings
 from proof_of_learning.attacks.few_segments import FewSegments
@@ -24,6 +25,7 @@ _REGISTRY: tuple[type[Attack], ...] = (
     Blindfold,
     ClaimedEnvironment,
     Concatenation,
+    Decoy,
     Drift,
     FalseSettings,
     FewSegments,

@@ -48,9 +48,14 @@ class Blindfold(Attack):
         seed, interval, total = victim.own_seed(self.seed), victim.interval, len(victim.proof.segments)
         if total < 4:
             raise AttackError(f"the target has {total} segments; first and last are always replayed, so this needs 4")
-        peaks = [max(group) for group in zip(*victim.own_session(seed).idle(victim.steps, victim.steps_per_epoch), strict=True)]
+        peaks = [
+            max(group)
+            for group in zip(*victim.own_session(seed).idle(victim.steps, victim.steps_per_epoch), strict=True)
+        ]
         width = window(victim.proof.header)
-        most = width // interval // 2  # of a window's segments that may be genuine, lest the line never reaches the target
+        most = (
+            width // interval // 2
+        )  # of a window's segments that may be genuine, lest the line never reaches the target
         session, losses, forged = victim.own_session(seed), list[float](), list[int]()
 
         def states() -> Iterator[State]:

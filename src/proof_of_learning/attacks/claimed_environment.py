@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
+from proof_of_learning.attacks.decoy import Decoy
 from proof_of_learning.attacks.drift import Drift
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
 from proof_of_learning.attacks.victim import Victim
@@ -23,6 +24,10 @@ CARRIED: dict[str, Attack] = {
     "drift": Drift(),
     "momentum-drift": Drift(nudge="momentum"),
     "infinitesimal-update": InfinitesimalUpdate(),
+    "decoy": Decoy(),
+    "decoy-weight": Decoy(how="weight"),
+    "decoy-nan": Decoy(how="nan"),
+    "decoy-infinity": Decoy(how="infinity"),
 }
 
 

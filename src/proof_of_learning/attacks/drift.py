@@ -43,7 +43,9 @@ class Drift(Attack):
     rho: float = parameter(FLOOR, "the relative error that the verifier is expected to accept", low=0.0)
     share: float = parameter(0.9, "share of it that is used", low=0.0)
     nudge: str = parameter("weights", "what is nudged", choices=("weights", "momentum", "both"))
-    batch: int | None = parameter(None, "batch size of a task of the attacker's own (default: the target's task)", low=1)
+    batch: int | None = parameter(
+        None, "batch size of a task of the attacker's own (default: the target's task)", low=1
+    )
     seed: int | None = parameter(
         None, "seed of the attacker's own run (default: one of his own)", low=0, high=2**64 - 1
     )
@@ -105,7 +107,11 @@ class _Nudge:
             # What a momentum carries on to in the end is rate · β / (1 - β) of it, if the rate stays.
             wanted = {name: -ways[weight] * (1 - beta) / (rate * beta) for weight, name, beta in self.memory}
             moves |= self._within(before, arrived, wanted)
-        moved = [arrived.tensors[n].double() - before.tensors[n].double() for n in arrived.tensors if _both(before, arrived, n)]
+        moved = [
+            arrived.tensors[n].double() - before.tensors[n].double()
+            for n in arrived.tensors
+            if _both(before, arrived, n)
+        ]
         length = sum(float(move.abs().sum()) for move in moves.values())
         factor = min(1.0, self.limit * sum(float(m.abs().sum()) for m in moved) / length) if length else 0.0
         for weight, name in self.names.items():
@@ -117,7 +123,9 @@ class _Nudge:
 
     def _within(self, before: State, arrived: State, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         """The wanted moves of all tensors of one kind, cut to what is tolerated for each and for all together (in l2)."""
-        spans = {name: float((arrived.tensors[name].double() - before.tensors[name].double()).norm()) for name in wanted}
+        spans = {
+            name: float((arrived.tensors[name].double() - before.tensors[name].double()).norm()) for name in wanted
+        }
         span = math.sqrt(sum(value**2 for value in spans.values()))
         elements = sum(way.numel() for way in wanted.values())
         moves = {}

@@ -46,10 +46,14 @@ class SyntheticData(Attack):
     name = "synthetic-data"
     summary = "a few steps to the target on samples that were perturbed until their gradients lead there"
     source = "Zhang et al., IEEE S&P 2022"
-    knowledge = "the target's final weights, some data and the task; the optimizer must be SGD, the data one array and labels"
+    knowledge = (
+        "the target's final weights, some data and the task; the optimizer must be SGD, the data one array and labels"
+    )
 
     variant: str = parameter("I", "which of the paper's attacks", choices=("I", "II", "III"))
-    steps: int = parameter(6, "number of steps claimed, far fewer than the target's (II: as many as delta needs)", low=2)
+    steps: int = parameter(
+        6, "number of steps claimed, far fewer than the target's (II: as many as delta needs)", low=2
+    )
     interval: int = parameter(2, "steps between checkpoints (III)", low=1)
     iterations: int = parameter(30, "iterations of the optimisation for each batch", low=1)
     delta: float = parameter(0.01, "distance between checkpoints as a share of d_ref (II)", low=1e-6)
@@ -63,7 +67,9 @@ class SyntheticData(Attack):
         if self.variant == "III":
             interval = self.interval
         if self.variant == "II":
-            norm = weight_distance(weights(victim.final), {n: torch.zeros_like(t) for n, t in weights(victim.final).items()})
+            norm = weight_distance(
+                weights(victim.final), {n: torch.zeros_like(t) for n, t in weights(victim.final).items()}
+            )
             way = weight_distance(weights(start), weights(victim.final))
             steps = max(2, math.ceil(way / (self.delta * math.sqrt(2.0) * norm)))
         x, y = _arrays(victim)
@@ -121,9 +127,13 @@ class _Craft:
             scale = sum(float((a - b).square().sum()) for a, b in zip(wanted, here, strict=True))
             batches = [self.order.indices(step) for step in range(begin, end)]
 
-            def miss(perturbed: list[Tensor], wanted: list[Tensor] = wanted, scale: float = scale, at: list[Any] = batches) -> Tensor:
+            def miss(
+                perturbed: list[Tensor], wanted: list[Tensor] = wanted, scale: float = scale, at: list[Any] = batches
+            ) -> Tensor:
                 reached = self._unrolled(perturbed, at)
-                return sum(((r - w).square().sum() for r, w in zip(reached, wanted, strict=True)), torch.zeros(())) / scale
+                return (
+                    sum(((r - w).square().sum() for r, w in zip(reached, wanted, strict=True)), torch.zeros(())) / scale
+                )
 
             self._perturb(batches, miss)
             for result in self.session.run(end, self.feed, self.order):
@@ -148,7 +158,9 @@ class _Craft:
 
             def gradient(perturbed: list[Tensor], at: list[Any] = batches) -> Tensor:
                 parameters = [p.detach().requires_grad_() for p in self.session.model.parameters()]
-                return sum((g.square().sum() for g in self._gradient(parameters, perturbed[0], at[0])[1]), torch.zeros(()))
+                return sum(
+                    (g.square().sum() for g in self._gradient(parameters, perturbed[0], at[0])[1]), torch.zeros(())
+                )
 
             self._perturb(batches, gradient)
             with torch.no_grad():
@@ -189,7 +201,9 @@ class _Craft:
         """The weights after a step of SGD on each of the batches, as a function of the perturbed samples."""
         optimizer = next(iter(self.session.optimizers.values()))
         parameters = [p.detach().requires_grad_() for p in self.session.model.parameters()]
-        buffers: list[Tensor | None] = [optimizer.state.get(p, {}).get("momentum_buffer") for p in self.session.model.parameters()]
+        buffers: list[Tensor | None] = [
+            optimizer.state.get(p, {}).get("momentum_buffer") for p in self.session.model.parameters()
+        ]
         rate, momentum, decay = (float(self.group[name]) for name in ("lr", "momentum", "weight_decay"))
         for x, at in zip(perturbed, batches, strict=True):
             _, gradients = self._gradient(parameters, x, at)
@@ -216,7 +230,9 @@ def _arrays(victim: Victim) -> tuple[Tensor, Tensor]:
     task, data = victim.task, victim.data
     plain = type(data) is TensorDataset and task.augment is None and task.collate is None and task.loss is not None
     if not plain or len(data.tensors) != 2 or not data.tensors[0].is_floating_point():  # type: ignore[attr-defined]
-        raise AttackError("this attack needs a task with one array of inputs and one of labels, a loss, and no augmentation")
+        raise AttackError(
+            "this attack needs a task with one array of inputs and one of labels, a loss, and no augmentation"
+        )
     return data.tensors  # type: ignore[attr-defined, no-any-return]
 
 
@@ -225,6 +241,8 @@ def _plain_sgd(session: Session) -> dict[str, Any]:
     first = optimizers[0]
     plain = len(optimizers) == 1 and isinstance(first, torch.optim.SGD) and len(first.param_groups) == 1
     if not plain or first.param_groups[0]["nesterov"] or first.param_groups[0]["dampening"] or session.task.clip_norm:
-        raise AttackError("this attack needs a task whose optimizer is SGD with one group, neither nesterov nor clipped")
+        raise AttackError(
+            "this attack needs a task whose optimizer is SGD with one group, neither nesterov nor clipped"
+        )
     group: dict[str, Any] = first.param_groups[0]
     return group
