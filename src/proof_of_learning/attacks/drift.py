@@ -22,12 +22,13 @@ from torch import Tensor
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, run
+from proof_of_learning.data.batches import DerivedOrder
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import WEIGHTS, measured
 from proof_of_learning.training.randomness import key_from_seed
 from proof_of_learning.training.state import State
-from proof_of_learning.training.steps import DerivedOrder, Session
+from proof_of_learning.training.steps import Session
 from proof_of_learning.verifier.calibrated import FLOOR
 
 MOMENTUM = "momentum_buffer"
@@ -82,8 +83,11 @@ class _Nudge:
 
     def __init__(self, session: Session, goal: Session, limit: float, what: str) -> None:
         self.session, self.limit, self.what = session, limit, what
-        self.goals = dict(zip(session.model.parameters(), goal.model.parameters(), strict=True))
-        self.names = {weight: f"{WEIGHTS}/{name}" for name, weight in session.model.named_parameters()}
+        pairs = zip(session.model.parameters(), goal.model.parameters(), strict=True)
+        self.goals: dict[Tensor, Tensor] = dict(pairs)
+        self.names: dict[Tensor, str] = {
+            weight: f"{WEIGHTS}/{name}" for name, weight in session.model.named_parameters()
+        }
         self.optimizer = next(iter(session.optimizers.values()))
         self.memory: list[tuple[Tensor, str, float]] = []
         if what != "weights":
@@ -116,7 +120,7 @@ class _Nudge:
         factor = min(1.0, self.limit * sum(float(m.abs().sum()) for m in moved) / length) if length else 0.0
         for weight, name in self.names.items():
             if name in moves:
-                weight += (factor * moves[name]).to(weight.dtype)
+                weight.add_((factor * moves[name]).to(weight.dtype))
         for weight, name, _ in self.memory:
             if name in moves:
                 self.optimizer.state[weight][MOMENTUM] += (factor * moves[name]).to(weight.dtype)

@@ -186,13 +186,13 @@ class _Craft:
             nonlocal best, found
             optimizer.zero_grad()
             value = miss(perturbed)
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             self.samples += 2 * sum(map(len, batches))
-            if float(value) < best:
-                best, found = float(value), [p.detach().clone() for p in perturbed]
+            if float(value.detach()) < best:
+                best, found = float(value.detach()), [p.detach().clone() for p in perturbed]
             return value
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for at, values in zip(batches, found, strict=True):
                 x[torch.from_numpy(np.ascontiguousarray(at))] = values
