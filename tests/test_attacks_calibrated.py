@@ -57,6 +57,17 @@ def test_what_is_carried_fails_within_tolerance_too(
     assert failed(verdict)[0] == "trajectory"
 
 
+def test_a_nudged_momentum_shows_no_error_in_the_weights_and_is_seen_all_the_same(
+    digits: pol.TaskReference, target: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the target's own seed the run ends where it is nudged to, as a drift does that is long enough."""
+    monkeypatch.setitem(CARRIED, "drift", Drift(nudge="momentum", seed=0))
+    verdict = judged(digits, target, tmp_path / "forged", "drift", allow_calibrated=True)
+    check = verdict.check("drift")
+    assert (verdict.verdict, check.status) == ("invalid", "fail")
+    assert check.evidence["z"] == 0.0 and check.evidence["momentum_z"] > 3 * check.evidence["limit"]
+
+
 def test_a_decoy_hides_every_error_but_where_it_is_put_in(
     digits: pol.TaskReference, target: Proof, tmp_path: Path
 ) -> None:

@@ -182,7 +182,7 @@ class Worker:
             if arrived.digest() != segment.arrived:
                 comparison = compare(arrived, recorded)
                 if request.calibrate:
-                    details = detail(arrived, recorded, before, self._final_weights())
+                    details = detail(arrived, recorded, before, self._final_weights(), self.session.momenta())
         if request.calibrate:
             files.write_atomic(self._kept(request), RawCodec().encode(arrived, None))
         self._last = None if request.calibrate else arrived
@@ -204,7 +204,7 @@ class Worker:
             rates,
             compare(arrived, reference),
             compare(before, reference).overall,
-            detail(arrived, reference, before, self._final_weights()),
+            detail(arrived, reference, before, self._final_weights(), self.session.momenta()),
             time.perf_counter() - begun,
             stepped,
         )
