@@ -1,8 +1,7 @@
 """What a proof takes on disk and what reading and writing it costs, codec by codec.
 
-Bytes per parameter and checkpoint of real recordings (Fashion-MNIST CNN, SGD with momentum and AdamW), beside what ``torch.save`` of model
-and optimizer takes; encoding and decoding per core; what one checkpoint out of many needs to be read; what thinning leaves; and
-opening the log of a long run.
+Bytes of real recordings (Fashion-MNIST CNN, SGD with momentum and AdamW), beside what ``torch.save`` takes; encoding and decoding
+per core; what one checkpoint out of many needs to be read; what thinning leaves; and opening the log of a long run.
 """
 
 from __future__ import annotations

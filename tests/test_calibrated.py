@@ -31,6 +31,7 @@ def test_an_honest_proof_of_another_environment_is_valid_only_if_that_is_allowed
     allowed = verify(elsewhere, digits, reproduce=False, random=4, allow_calibrated=True)
     assert (allowed.verdict, allowed.exactness) == ("valid", "calibrated"), allowed.reason
     assert allowed.check("drift").status == "pass"
+    assert allowed.check("drift").evidence["momentum_null_cosine"] > 0  # momenta were looked at
     judged = [segment for segment in allowed.segments if not segment.exact]
     assert judged and all(s.limit_share is not None and s.limit_share < 1 / 3 for s in judged)
     assert all(FLOOR <= entry["rho"] <= CAP for entry in allowed.check("trajectory").evidence["tolerances"].values())

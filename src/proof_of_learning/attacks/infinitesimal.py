@@ -20,15 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from proof_of_learning.attacks.base import Attack, parameter
+from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
-from proof_of_learning.attacks.victim import Victim, graft
+from proof_of_learning.attacks.victim import Victim, between, graft, shrink_rates
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import weight_distance, weights
 from proof_of_learning.training.state import State
-from proof_of_learning.training.steps import Session
 
 
 @dataclass(init=False, frozen=True)
@@ -52,7 +50,7 @@ class InfinitesimalUpdate(Attack):
         None, "seed of the initialization (default: one of the attacker's own)", low=0, high=2**64 - 1
     )
 
-    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> int:
+    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
         seed = victim.own_seed(self.seed)
         session = victim.own_session(seed)
         start = session.capture()
@@ -64,13 +62,13 @@ class InfinitesimalUpdate(Attack):
             yield start
             graft(session, victim.final)
             if self.stored == "tiny":
-                _shrink_rates(session, self.shrink)
+                shrink_rates(session, self.shrink)
             for index in range(1, segments + 1):
                 progress("interpolating", index, segments)
                 step = min(index * interval, victim.steps)
                 for _ in session.idle(step, victim.steps_per_epoch):
                     pass
-                yield _between(start, session.capture(), victim.final, step / victim.steps)
+                yield between(start, session.capture(), victim.final, step / victim.steps)
 
         forge_proof(
             path, victim.task, states(), None,
@@ -78,7 +76,7 @@ class InfinitesimalUpdate(Attack):
             seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data,
             environment=victim.environment, evaluation=victim.proof.end.evaluation,
         )  # fmt: skip
-        return 0
+        return Mounted(0, range(segments))
 
 
 def _interval(victim: Victim, start: State, delta: float) -> int:
@@ -90,34 +88,3 @@ def _interval(victim: Victim, start: State, delta: float) -> int:
     norm = weight_distance(final, {name: torch.zeros_like(tensor) for name, tensor in final.items()})
     needed = weight_distance(weights(start), final) / (delta * math.sqrt(2.0) * norm) if norm else 1.0
     return max(1, min(victim.interval, int(victim.steps / (needed + 1.0))))
-
-
-def _shrink_rates(session: Session, factor: float) -> None:
-    """Make every learning rate in ``session`` smaller, those that schedulers start from included."""
-    for optimizer in session.optimizers.values():
-        for group in optimizer.param_groups:
-            for name in ("lr", "initial_lr", "max_lr", "min_lr"):
-                if name in group:
-                    group[name] = group[name] * factor
-    for scheduler in session.schedulers.values():
-        for part in (scheduler, *getattr(scheduler, "_schedulers", ())):
-            if hasattr(part, "base_lrs"):
-                part.base_lrs = [rate * factor for rate in part.base_lrs]
-
-
-def _between(start: State, here: State, final: State, share: float) -> State:
-    """``here`` (the final state, but for schedule and progress) with its tensors at ``share`` of the way from ``start``."""
-
-    def at(name: str, end: Tensor) -> Tensor:
-        if name not in final.tensors or "/groups/" in name or not torch.equal(end, final.tensors[name]):
-            return end
-        begin = start.tensors.get(name)
-        begin = torch.zeros_like(end) if begin is None or begin.shape != end.shape else begin
-        if share == 1.0 or torch.equal(begin, end) or end.is_complex():
-            return end
-        if end.is_floating_point() and end.ndim:
-            return torch.lerp(begin.double(), end.double(), share).to(end.dtype)
-        counted = begin.double() + (end.double() - begin.double()) * share  # counters of steps stay whole
-        return counted.round().to(end.dtype)
-
-    return State(here.tree, {name: at(name, tensor) for name, tensor in here.tensors.items()})

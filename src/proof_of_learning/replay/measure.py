@@ -7,7 +7,7 @@ dimensions such as an optimizer's step count, whose size would drown the rest) h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -68,7 +68,8 @@ class Detail(msgspec.Struct, frozen=True):
 
     With e the weights' error (reference - replay), d their span over the segment and g the way from the segment's start to the
     final weights: ``error_along`` is <e, g>, ``span_along`` <d, g>; ``error_norm`` and ``way_norm`` the lengths of e and g.
-    ``kind_spans`` are the displacements by kind of state.
+    ``kind_spans`` are the displacements by kind of state. A momentum m goes the opposite way: with its error f, ``memory_along`` is
+    <f, -g> over the weights that have one, ``memory_norm`` and ``memory_way`` the lengths of f and of that g.
     """
 
     tensors: dict[str, TensorError]
@@ -77,6 +78,9 @@ class Detail(msgspec.Struct, frozen=True):
     span_along: float
     error_norm: float
     way_norm: float
+    memory_along: float = 0.0
+    memory_norm: float = 0.0
+    memory_way: float = 0.0
 
 
 @dataclass
@@ -158,10 +162,19 @@ def relative_errors(a: State, b: State) -> dict[str, float]:
     return errors
 
 
-def detail(arrived: State, reference: State, before: State, final: dict[str, Tensor] | None) -> Detail:
-    """Errors of ``arrived`` against ``reference``, spans from ``before`` to ``reference``, directions toward ``final``."""
+def detail(
+    arrived: State,
+    reference: State,
+    before: State,
+    final: dict[str, Tensor] | None,
+    momenta: Mapping[str, str] | None = None,
+) -> Detail:
+    """Errors of ``arrived`` against ``reference``, spans from ``before`` to ``reference``, directions toward ``final``.
+
+    ``momenta``: names of tensors that carry weights on, with the name of the weights that each belongs to.
+    """
     tensors: dict[str, TensorError] = {}
-    along = span_along = squares = way = 0.0
+    along = span_along = squares = way = memory_along = memory = memory_way = 0.0
     for name, target in reference.tensors.items():
         got, start = arrived.tensors.get(name), before.tensors.get(name)
         if not measured(target) or got is None or got.shape != target.shape or got.dtype != target.dtype:
@@ -177,8 +190,16 @@ def detail(arrived: State, reference: State, before: State, final: dict[str, Ten
             span_along += torch.dot(d, g).item()
             squares += torch.dot(e, e).item()
             way += torch.dot(g, g).item()
+        weight = (momenta or {}).get(name, "")
+        goal, start = None if final is None else final.get(weight), before.tensors.get(weight)
+        if goal is not None and start is not None and goal.shape == start.shape == target.shape:
+            f, g = (x.double().flatten() for x in (target - got, goal - start))
+            memory_along -= torch.dot(f, g).item()
+            memory += torch.dot(f, f).item()
+            memory_way += torch.dot(g, g).item()
     spans = compare(before, reference).kinds
-    return Detail(tensors, spans, along, span_along, math.sqrt(squares), math.sqrt(way))
+    lengths = (math.sqrt(squares), math.sqrt(way), memory_along, math.sqrt(memory), math.sqrt(memory_way))
+    return Detail(tensors, spans, along, span_along, *lengths)
 
 
 def _structure(state: State) -> object:

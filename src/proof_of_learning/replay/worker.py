@@ -190,7 +190,7 @@ class Worker:
                 if arrived.digest() != segment.arrived:
                     comparison = compare(arrived, wanted)
                     if request.calibrate:
-                        details = detail(arrived, wanted, before, self._final_weights())
+                        details = detail(arrived, wanted, before, self._final_weights(), self.session.momenta())
         if request.calibrate:
             files.write_atomic(self._kept(request), RawCodec().encode(arrived, None).chunks())
         self._last = None if request.calibrate else ended
@@ -216,7 +216,7 @@ class Worker:
             rates,
             compare(arrived, reference),
             compare(before, reference).overall,
-            detail(arrived, reference, before, self._final_weights()),
+            detail(arrived, reference, before, self._final_weights(), self.session.momenta()),
             time.perf_counter() - begun,
             stepped,
             walked + len(losses),

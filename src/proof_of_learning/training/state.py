@@ -85,7 +85,7 @@ class State:
     def part(self, *names: str) -> State:
         """The sub-state under the given parts (``("model",)`` are the weights and buffers)."""
         tree = {"d": [item for item in self.tree["d"] if item[0] in {f"s:{name}" for name in names}]}
-        prefixes = tuple(f"{_escape(name)}/" for name in names)
+        prefixes = tuple(f"{escaped(name)}/" for name in names)
         kept = {name: t for name, t in self.tensors.items() if name.startswith(prefixes)}
         return State(tree, kept, {n: d for n, d in self._digests.items() if n in kept}, self.live)
 
@@ -124,7 +124,8 @@ def kind_of(name: str) -> str:
 # ---- trees ------------------------------------------------------------------------------------------
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
+    """``text`` as one part of a tensor's name."""
     return text.replace("~", "~0").replace("/", "~1")
 
 
@@ -154,7 +155,7 @@ def encode_tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Node:
         return {"u" if isinstance(value, tuple) else "l": nodes}
     if isinstance(value, Mapping):
         keyed = sorted((_key(key, path), key) for key in value)
-        items = [[tag, encode_tree(value[key], f"{path}/{_escape(tag[2:])}", tensors)] for tag, key in keyed]
+        items = [[tag, encode_tree(value[key], f"{path}/{escaped(tag[2:])}", tensors)] for tag, key in keyed]
         return {"c" if isinstance(value, Counter) else "d": items}
     raise TaskError(
         f"the state at {path!r} holds a {type(value).__name__}, which cannot be recorded; "
@@ -204,7 +205,7 @@ def tree_tensors(node: Node, path: str | None = None) -> Iterator[str]:
             if keys != sorted(set(keys)) or any(_key(_unkey(key), "") != key for key in keys):
                 raise FormatError(f"a state's tree has unordered or malformed keys at {path!r}")
             for key, below in body:
-                name = _escape(key[2:])
+                name = escaped(key[2:])
                 yield from tree_tensors(below, name if path is None else f"{path}/{name}")
         elif not ((tag == "i" and str(int(body)) == body) or (tag == "f" and float.fromhex(body).hex() == body)):
             raise FormatError(f"a state's tree is malformed at {path!r}")
@@ -272,7 +273,7 @@ def capture(parts: Mapping[str, Any], *, live: bool = False) -> State:
     """
     tensors: dict[str, Tensor] = {}
     items = [
-        [f"s:{name}", encode_tree(_part_state(part), _escape(name), tensors)] for name, part in sorted(parts.items())
+        [f"s:{name}", encode_tree(_part_state(part), escaped(name), tensors)] for name, part in sorted(parts.items())
     ]
     state = State({"d": items}, tensors, live=True)
     return state if live else state.settled()
@@ -306,7 +307,7 @@ def overlay(module: nn.Module, base: State) -> list[str]:
     live = {"parameters": module.named_parameters(), "buffers": module.named_buffers()}
     for group, tensors in live.items():
         for short, tensor in tensors:
-            name = f"model/{group}/{_escape(short)}"
+            name = f"model/{group}/{escaped(short)}"
             source = base.tensors.get(name)
             if source is not None and source.shape == tensor.shape and source.dtype == tensor.dtype:
                 with torch.no_grad():
@@ -349,7 +350,7 @@ def live_settings(parts: Mapping[str, Any]) -> bytes:
     for name, part in sorted(parts.items()):
         if name.split(".")[0] in _SETTINGS:
             values = {"frozen": _frozen(part)} if isinstance(part, nn.Module) else _part_state(part)
-            items.append([f"s:{name}", encode_tree(values, _escape(name), tensors)])
+            items.append([f"s:{name}", encode_tree(values, escaped(name), tensors)])
     return settings(State({"d": items}, tensors))
 
 

@@ -199,6 +199,21 @@ class Session:
         self.progress.step = step + 1
         return StepResult(step, loss.detach().reshape(()), rates)
 
+    def momenta(self) -> dict[str, str]:
+        """The tensors of a state in which the optimizers carry weights on (SGD's momentum, Adam's first moment), by name, with
+        the names of those weights."""
+        named = {
+            p: "/".join(("model", "parameters", states.escaped(name))) for name, p in self.model.named_parameters()
+        }
+        found = {}
+        for part, optimizer in self.parts.items():
+            if part.split(".")[0] == "optimizer":
+                members = [p for group in optimizer.param_groups for p in group["params"]]
+                for number, weight in enumerate(members):
+                    for key in ("momentum_buffer", "exp_avg"):
+                        found[f"{part}/state/{number}/{key}"] = named.get(weight, "")
+        return found
+
     def rates(self) -> list[float]:
         """The learning rates in force, by optimizer and group."""
         return [float(group["lr"]) for optimizer in self.optimizers.values() for group in optimizer.param_groups]

@@ -1,4 +1,8 @@
-"""Drift: replay errors that add up toward the final weights are a nudge, however small each of them is."""
+"""Drift: replay errors that add up toward the final weights are a nudge, however small each of them is.
+
+A nudge of the momentum shows no error in the weights, and the honest steps that follow carry them along. So the errors of what the
+optimizer carries on are looked at beside those of the weights, by the same test.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +39,12 @@ class DriftCheck:
                 )
             return result(self, "pass", "every replay gave the recorded bits: there are no errors that could drift")
         z, mean, spread = drift_statistic(pairs)
+        z_memory, mean_memory, spread_memory = drift_statistic(pairs, memory=True)
         moved = sum(error.detail.span_along for error, _ in pairs)
         explained = sum(error.detail.error_along for error, _ in pairs) / moved if moved else math.nan
         details: dict[str, Any] = {
             "segments": len(pairs), "z": z, "mean_cosine": mean, "null_cosine": spread, "progress_explained": explained,
-            "limit": SIGMAS,
+            "limit": SIGMAS, "momentum_z": z_memory, "momentum_mean_cosine": mean_memory, "momentum_null_cosine": spread_memory,
         }  # fmt: skip
         text = f"replay errors explain {explained:.2g} of the progress in {len(pairs)} segments ({z:.1f} standard deviations"
         if not z <= SIGMAS:
@@ -49,17 +54,25 @@ class DriftCheck:
                 f"{text}, limit {SIGMAS:.0f}): the trajectory was nudged toward the final weights",
                 **details,
             )
+        if not z_memory <= SIGMAS:
+            return result(
+                self,
+                "fail",
+                f"errors of the momentum point to the final weights in {len(pairs)} segments ({z_memory:.1f} standard "
+                f"deviations, limit {SIGMAS:.0f}): the trajectory was nudged toward them",
+                **details,
+            )
         return result(self, "pass", f"{text}): no common direction", **details)
 
 
-def drift_statistic(pairs: list[tuple[Measured, Measured]]) -> tuple[float, float, float]:
-    """(z, mean cosine of the errors, root mean square cosine of the noise).
+def drift_statistic(pairs: list[tuple[Measured, Measured]], memory: bool = False) -> tuple[float, float, float]:
+    """(z, mean cosine of the errors, root mean square cosine of the noise), for the weights or the optimizer's ``memory``.
 
     Under the null, error and noise are directions of the same kind, so the errors' mean cosine has the standard deviation
     rms / √m.
     """
-    cosines = [_cosine(error) for error, _ in pairs if error.detail.error_norm > 0]
-    null = [_cosine(noise) for _, noise in pairs if noise.detail.error_norm > 0]
+    found = [[_cosine(pair[side], memory) for pair in pairs] for side in (0, 1)]
+    cosines, null = ([cosine for cosine in side if cosine is not None] for side in found)
     if not cosines:
         return 0.0, 0.0, 0.0
     mean = math.fsum(cosines) / len(cosines)
@@ -69,6 +82,14 @@ def drift_statistic(pairs: list[tuple[Measured, Measured]]) -> tuple[float, floa
     return mean * math.sqrt(len(cosines)) / spread, mean, spread
 
 
-def _cosine(found: Measured) -> float:
-    length = found.detail.error_norm * found.detail.way_norm
-    return found.detail.error_along / length if length else 0.0
+def _cosine(found: Measured, memory: bool) -> float | None:
+    """Between the error and the way to the final weights; None where there is no error."""
+    detail = found.detail
+    along, error, way = (
+        (detail.memory_along, detail.memory_norm, detail.memory_way)
+        if memory
+        else (detail.error_along, detail.error_norm, detail.way_norm)
+    )
+    if not error > 0:
+        return None
+    return along / (error * way) if way else 0.0
