@@ -11,11 +11,13 @@ from proof_of_learning.attacks.concatenation import Concatenation
 from proof_of_learning.attacks.false_settings import FalseSettings
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
+from proof_of_learning.attacks.stolen import Stolen
 
 _REGISTRY: tuple[type[Attack], ...] = (
     Concatenation,
     FalseSettings,
     InfinitesimalUpdate,
+    Stolen,
 )
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _REGISTRY}
 
