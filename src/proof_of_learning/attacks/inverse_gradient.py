@@ -37,7 +37,9 @@ from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import derived_feed
 
 DEPTH = 5  # earlier iterates that Anderson's acceleration combines
+PATIENCE = 8  # iterations without progress after which a solution is taken as it is
 POLISH = 8  # trials of neighbouring numbers
+WORTH = 1e-5  # residual, over the weights' norm, from which on they are tried
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class Solver:
         bound = self.tolerance * float(wanted.norm())
         best, best_residual = here, math.inf
         steps: list[tuple[Tensor, Tensor]] = []  # (iterate, residual)
-        while taken < self.iterations:
+        stalled = 0
+        while taken < self.iterations and stalled < PATIENCE:
             arrived, _ = self._forward(fresh, goal, here, begin, end)
             taken += 1
             residual = wanted - arrived  # what is missing, to be added to the start
@@ -140,24 +143,28 @@ class Solver:
                     )
                 here, steps = best + 0.5 * (here - best), []
                 continue
+            stalled = 0 if length < 0.9 * best_residual else stalled + 1
             if length < best_residual:
                 best, best_residual = here, length
             if length <= bound:
                 break
             steps = [*steps, (here, residual)][-DEPTH:]
             here = _anderson(steps)
-        state, polished = self._polished(fresh, goal, best, begin, end)
+        trials = POLISH if best_residual <= WORTH * float(wanted.norm()) else 1
+        state, polished = self._polished(fresh, goal, best, begin, end, trials)
         arrived, losses = self._forward(fresh, goal, _flat(weights(state)), begin, end)
         target = _flat(weights(goal))
         unequal = int((arrived.float() != target.float()).sum())
         return Inverted(state, float((arrived - target).norm()), unequal, losses, taken + polished + 1)
 
-    def _polished(self, fresh: State, goal: State, start: Tensor, begin: int, end: int) -> tuple[State, int]:
+    def _polished(
+        self, fresh: State, goal: State, start: Tensor, begin: int, end: int, trials: int
+    ) -> tuple[State, int]:
         """``start`` in the model's own precision, with elements moved to neighbouring numbers while that lets more arrive."""
         here = start.float()
         wanted = _flat(weights(goal)).float()
         best, fewest, taken = here, math.inf, 0
-        while taken < POLISH:
+        while taken < trials:
             taken += 1
             arrived, _ = self._forward(fresh, goal, here.double(), begin, end)
             beside = arrived.float() != wanted
@@ -207,4 +214,5 @@ def _anderson(steps: list[tuple[Tensor, Tensor]]) -> Tensor:
     moves = torch.stack([here - old for old, _ in steps[:-1]], dim=1)
     changes = torch.stack([residual - old for _, old in steps[:-1]], dim=1)
     mix = torch.linalg.lstsq(changes, residual.unsqueeze(1), driver="gelsd").solution
-    return here + residual - ((moves + changes) @ mix).squeeze(1)
+    combined: Tensor = here + residual - ((moves + changes) @ mix).squeeze(1)
+    return combined
