@@ -28,10 +28,14 @@ SLOW = {"drift", "claimed-environment", "synthetic-data"}
 
 # Where the verifier stops an attack; one that is not named here need only be stopped somewhere.
 CAUGHT_BY = {
-    "blindfold": "trajectory", "concatenation": "trajectory", "decoy": "trajectory", "drift": "trajectory",
+    "blindfold": "trajectory", "bridge": "trajectory", "concatenation": "trajectory", "decoy": "trajectory",
+    "derivative": "initialization", "directed-weights": "trajectory", "drift": "trajectory",
     "false-settings": "hyperparameters", "few-segments": "trajectory", "grinding": "trajectory",
-    "infinitesimal-update": "trajectory", "padding": "trajectory", "synthetic-data": "data", "teleport": "trajectory",
+    "huge-rate": "trajectory", "infinitesimal-update": "trajectory", "inverse-gradient": "initialization",
+    "lazy": "trajectory", "padding": "trajectory", "rank-matched": "trajectory", "rate-steering": "trajectory",
+    "stolen": "initialization", "synthetic-data": "data", "task-weapon": "trajectory", "teleport": "trajectory",
 }  # fmt: skip
+DEARER_THAN_TRAINING = {"inverse-gradient"}  # the others would be no attacks if they were
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +80,18 @@ def states_of(proof: Proof) -> Iterator[State]:
 # ---- every attack -----------------------------------------------------------------------------------
 
 
-def test_forgery_is_structurally_perfect_and_ends_in_or_near_the_targets_weights(
-    forged: tuple[str, Forgery], target: Proof
-) -> None:
+def test_forgery_is_structurally_perfect_and_ends_where_it_says(forged: tuple[str, Forgery], target: Proof) -> None:
     name, forgery = forged
     assert pol.check(forgery.path).status == "pass"
     proof = Proof.open(forgery.path)
     assert proof.root == forgery.root != target.root
     assert (proof.end.final_weights == target.end.final_weights) == (forgery.distance == 0.0)
-    assert name in SLOW or forgery.distance <= NEAR * weight_distance(
-        weights(proof.state(proof.initial_state)), weights(model(target))
-    )
+    start = weight_distance(weights(proof.state(proof.initial_state)), weights(model(target)))
+    assert name in SLOW or not ATTACKS[name].ends_in_target or forgery.distance <= NEAR * start
     assert set(forgery.forged) <= set(range(len(proof.segments)))
     assert forgery.honest_samples == 2 * SAMPLES + 30 * 32  # an epoch of 45 steps ends in a smaller one
-    assert forgery.samples_processed >= 0 and (name in SLOW or forgery.cost <= 1)
+    assert forgery.samples_processed >= 0
+    assert name in SLOW | DEARER_THAN_TRAINING or forgery.cost <= 1
     assert forgery.cost == forgery.samples_processed / forgery.honest_samples
 
 

@@ -125,6 +125,11 @@ def violations(header: Header, environments: Mapping[str, Environment]) -> list[
         [] if claim.digest() == header.randomness.claim else ["the claim's digest is not the one that the key names"]
     )
     found += [] if claim.key().hex() == header.randomness.key else ["the key is not the hash of the claim"]
+    # What is on record need not follow from the claim: anybody's observed run would fit under anybody's claim.
+    if header.randomness.mode == "recorded":
+        found.append("under a claim batches and generator states follow from its hash, but here they were recorded")
+    if header.initialization.kind == "recorded":
+        found.append("under a claim the initial state follows from its hash, but here it was recorded")
     for environment in environments.values():
         for name, value in _fixed_by(header, environment).items():
             if value != getattr(claim, name):

@@ -8,31 +8,50 @@ from __future__ import annotations
 
 from proof_of_learning.attacks.base import Attack, Forgery, Mounted, parameter
 from proof_of_learning.attacks.blindfold import Blindfold
+from proof_of_learning.attacks.bridge import Bridge
 from proof_of_learning.attacks.claimed_environment import ClaimedEnvironment
 from proof_of_learning.attacks.concatenation import Concatenation
 from proof_of_learning.attacks.decoy import Decoy
+from proof_of_learning.attacks.derivative import Derivative
+from proof_of_learning.attacks.directed import DirectedWeights, RateSteering
 from proof_of_learning.attacks.drift import Drift
 from proof_of_learning.attacks.false_settings import FalseSettings
 from proof_of_learning.attacks.few_segments import FewSegments
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.grinding import Grinding
+from proof_of_learning.attacks.huge_rate import HugeRate
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
+from proof_of_learning.attacks.inverse_gradient import InverseGradient
+from proof_of_learning.attacks.lazy import Lazy
 from proof_of_learning.attacks.padding import Padding
+from proof_of_learning.attacks.rank_matched import RankMatched
+from proof_of_learning.attacks.stolen import Stolen
 from proof_of_learning.attacks.synthetic_data import SyntheticData
+from proof_of_learning.attacks.task_weapon import TaskWeapon
 from proof_of_learning.attacks.teleport import Teleport
 
 _REGISTRY: tuple[type[Attack], ...] = (
     Blindfold,
+    Bridge,
     ClaimedEnvironment,
     Concatenation,
     Decoy,
+    Derivative,
+    DirectedWeights,
     Drift,
     FalseSettings,
     FewSegments,
     Grinding,
+    HugeRate,
     InfinitesimalUpdate,
+    InverseGradient,
+    Lazy,
     Padding,
+    RankMatched,
+    RateSteering,
+    Stolen,
     SyntheticData,
+    TaskWeapon,
     Teleport,
 )
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _REGISTRY}

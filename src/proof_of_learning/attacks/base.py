@@ -70,13 +70,15 @@ class Attack(ABC):
 
     A subclass is a ``@dataclass(init=False, frozen=True)`` whose fields, made by :func:`parameter`, are its parameters. They are
     set by name when it is built, from values or from the strings of a command line. ``name``, ``summary`` (one line), ``source``
-    (where it was published) and ``knowledge`` (what the attacker is assumed to hold) describe it.
+    (where it was published) and ``knowledge`` (what the attacker is assumed to hold) describe it; ``ends_in_target`` says whether
+    its forgery, by default, ends in exactly the target's final weights.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
     knowledge: ClassVar[str]
+    ends_in_target: ClassVar[bool] = True
 
     def __init__(self, **settings: Setting) -> None:
         fields = self.parameters()

@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, tee
 from pathlib import Path
-from typing import Any
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof, plausible_loss
+from proof_of_learning.attacks.moves import as_claimed
 from proof_of_learning.attacks.victim import Victim, claimed_steps, graft, run, step_snapshot
 from proof_of_learning.data.batches import Indices
 from proof_of_learning.errors import AttackError
@@ -106,7 +106,7 @@ def _stolen(victim: Victim, path: Path, joint: int, seed: int, progress: Progres
     forge_proof(
         path, victim.task, states(), (indices for indices, _ in batches),
         hyperparameters={"loss": all_losses()}, rng=(rng for _, rng in generators), initialization="derived",
-        seed=seed, environment=environments, **_as_claimed(victim),
+        seed=seed, environment=environments, **as_claimed(victim),
     )  # fmt: skip
     stop = len(proof.segments) if victim.task.augment is not None else joint + 1
     return Mounted(victim.samples(0, head_ends), range(joint, stop))
@@ -135,17 +135,6 @@ def _fine_tuned(victim: Victim, path: Path, joint: int, seed: int, progress: Pro
     forge_proof(
         path, victim.task, states(), None,
         hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
-        seed=seed, environment=victim.environment, **{**_as_claimed(victim), "evaluation": None},
+        seed=seed, environment=victim.environment, **{**as_claimed(victim), "evaluation": None},
     )  # fmt: skip
     return Mounted(victim.samples(0, head_ends) + victim.samples(tail_starts, victim.steps), (joint,))
-
-
-def _as_claimed(victim: Victim) -> dict[str, Any]:
-    """What the forgery claims as the target does."""
-    header = victim.proof.header
-    return {
-        "interval": victim.interval,
-        "steps": victim.steps,
-        "data": header.data,
-        "evaluation": victim.proof.end.evaluation,
-    }

@@ -218,11 +218,11 @@ class _Segments:
         start = writer.segments * training.interval
         stop = min(start + training.interval, training.steps)
         count = stop - start
-        if self._rates is None:
-            rates = np.array(list(self._idle(stop)), dtype=np.float64).reshape(count, -1)
-        else:
-            rates = self._given_rates(count, start)
+        own = None
+        if self._rates is None:  # before the state, for which the schedule may have to move on
+            own = np.array(list(self._idle(stop)), dtype=np.float64).reshape(count, -1)
         after = self.state(source, stop)
+        rates = self._given_rates(count, start) if own is None else own
         moved = displacement(before, after)
         if not math.isfinite(moved.state):
             raise AttackError(f"the state at step {stop} is not finite, which no proof can hold")

@@ -60,10 +60,13 @@ def attack(
     summary = {
         "attack": name, "path": str(forgery.path), "root": forgery.root, "samples_processed": forgery.samples_processed,
         "honest_samples": forgery.honest_samples, "cost": forgery.cost,
+        "distance": forgery.distance,
     }  # fmt: skip
     common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
     if json != "-":
         print(f"{out}: forged by {name} for {forgery.cost:.1%} of the samples that honest training takes")
+        if forgery.distance:
+            print(f"it ends at a distance of {forgery.distance:.3g} from the target's weights")
         print(f"root {forgery.root}")
 
 

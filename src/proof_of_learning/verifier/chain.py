@@ -88,7 +88,9 @@ def follow(
 
 def assurance(proof: Proof, chain: Chain | None) -> Assurance:
     """What the proof's randomness rests on; with a chain, what that of its weakest link does."""
-    own: Assurance = "seed-derived" if proof.header.randomness.mode == "derived" else "observed"
+    header = proof.header
+    derived = header.randomness.mode == "derived" and header.initialization.kind != "recorded"
+    own: Assurance = "seed-derived" if derived else "observed"
     return own if chain is None else min(own, weakest(chain).assurance, key=ASSURANCE.index)
 
 

@@ -1,0 +1,37 @@
+"""Moves that several attacks make: points on the way to a goal, the windows in which top-Q looks, claims like the target's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proof_of_learning.attacks.victim import Victim, between, graft
+from proof_of_learning.training.state import State
+from proof_of_learning.training.steps import Session
+from proof_of_learning.verifier.plan import window
+
+
+def on_the_way(victim: Victim, session: Session, start: State, goal: State, step: int, share: float) -> State:
+    """The state at ``share`` of the way from ``start`` to ``goal``, with the schedule where it stands at ``step``.
+
+    ``session`` moves on to ``step`` and holds the goal's model and memory afterwards, not the returned state's.
+    """
+    for _ in session.idle(step, victim.steps_per_epoch):
+        pass
+    graft(session, goal)
+    return between(start, session.capture(), goal, share)
+
+
+def windows(victim: Victim, interval: int) -> list[int]:
+    """For each segment of ``interval`` steps the window in which the verifier ranks displacements."""
+    length = window(victim.proof.header)
+    return [start // length for start in range(0, victim.steps, interval)]
+
+
+def as_claimed(victim: Victim) -> dict[str, Any]:
+    """What a forgery claims as the target does, as arguments of ``forge_proof``."""
+    return {
+        "interval": victim.interval,
+        "steps": victim.steps,
+        "data": victim.proof.header.data,
+        "evaluation": victim.proof.end.evaluation,
+    }
