@@ -91,6 +91,21 @@ def compute(
     return {name: done[name] for name in todo}
 
 
+def ticker(name: str, every: float = 20.0) -> Callable[[int, int], None]:
+    """A callback that says now and then, on standard error, how far a long cell is."""
+    begun = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every and done:
+            last = now
+            left = (now - begun) / done * (total - done)
+            print(f"    {name}: {done:,} of {total:,}, {left:.0f} s left of it", file=sys.stderr, flush=True)
+
+    return report
+
+
 def _kept(part: Path, label: Mapping[str, Any]) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     for line in part.read_text().splitlines() if part.is_file() else []:
