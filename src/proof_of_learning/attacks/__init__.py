@@ -6,7 +6,7 @@ An attack is judged by the verifier like any other proof. To add one, write a fi
 
 from __future__ import annotations
 
-from proof_of_learning.attacks.base import Attack, Forgery, parameter
+from proof_of_learning.attacks.base import Attack, Forgery, Mounted, parameter
 from proof_of_learning.attacks.concatenation import Concatenation
 from proof_of_learning.attacks.false_settings import FalseSettings
 from proof_of_learning.attacks.forge import forge_proof
@@ -19,4 +19,4 @@ _REGISTRY: tuple[type[Attack], ...] = (
 )
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _REGISTRY}
 
-__all__ = ["ATTACKS", "Attack", "Forgery", "forge_proof", "parameter"]
+__all__ = ["ATTACKS", "Attack", "Forgery", "Mounted", "forge_proof", "parameter"]

@@ -29,6 +29,7 @@ class Forgery:
 
     samples_processed: samples whose gradients the attacker computed; ``honest_samples``: those of the training he claims.
     distance: l2 from the forged final weights to the target's; 0 unless the attack says otherwise.
+    forged: the segments that do not replay, as far as the attack knows them.
     """
 
     path: Path
@@ -36,11 +37,20 @@ class Forgery:
     samples_processed: int
     honest_samples: int
     distance: float
+    forged: tuple[int, ...] = ()
 
     @property
     def cost(self) -> float:
         """The attacker's samples as a share of the honest training's."""
         return self.samples_processed / self.honest_samples
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """What :meth:`Attack.mount` did: the samples whose gradients it computed, and the indices of the segments that do not replay."""
+
+    samples: int
+    forged: Sequence[int] = ()
 
 
 def parameter(
@@ -94,15 +104,16 @@ class Attack(ABC):
         device = Victim.device_of(target)
         with randomness.preserved(), environments.recording(device) as environment:
             victim = Victim.of(target, task, device, environment)
-            samples = self.mount(victim, Path(path), progress)
+            mounted = self.mount(victim, Path(path), progress)
         forged = Proof.open(path)
         final = forged.state(forged.segments[-1].state)
         distance = weight_distance(weights(victim.final), weights(final))
-        return Forgery(Path(path), forged.root, samples, victim.samples(0, victim.steps), distance)
+        honest = victim.samples(0, victim.steps)
+        return Forgery(Path(path), forged.root, mounted.samples, honest, distance, tuple(mounted.forged))
 
     @abstractmethod
-    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> int:
-        """Write the forged proof to ``path``; returns the number of samples whose gradients were computed for it."""
+    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
+        """Write the forged proof to ``path``; returns what it cost and which segments are forged."""
 
 
 def _checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:

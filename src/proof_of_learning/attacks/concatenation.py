@@ -27,7 +27,7 @@ from itertools import chain, tee
 from pathlib import Path
 from typing import Any
 
-from proof_of_learning.attacks.base import Attack, parameter
+from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof, plausible_loss
 from proof_of_learning.attacks.victim import Victim, claimed_steps, graft, run, step_snapshot
 from proof_of_learning.data.batches import Indices
@@ -52,7 +52,7 @@ class Concatenation(Attack):
         None, "seed of the attacker's own run (default: one of his own)", low=0, high=2**64 - 1
     )
 
-    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> int:
+    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
         segments = len(victim.proof.segments)
         if segments < 3:
             raise AttackError(
@@ -68,7 +68,7 @@ class Concatenation(Attack):
         return write(victim, path, joint, seed, progress)
 
 
-def _stolen(victim: Victim, path: Path, joint: int, seed: int, progress: ProgressCallback) -> int:
+def _stolen(victim: Victim, path: Path, joint: int, seed: int, progress: ProgressCallback) -> Mounted:
     """Segments before ``joint`` are the attacker's, those after it the target's."""
     proof, head_ends, tail_starts = victim.proof, joint * victim.interval, (joint + 1) * victim.interval
     tail = proof.state_digests()[joint + 1 :]
@@ -108,10 +108,11 @@ def _stolen(victim: Victim, path: Path, joint: int, seed: int, progress: Progres
         hyperparameters={"loss": all_losses()}, rng=(rng for _, rng in generators), initialization="derived",
         seed=seed, environment=environments, **_as_claimed(victim),
     )  # fmt: skip
-    return victim.samples(0, head_ends)
+    stop = len(proof.segments) if victim.task.augment is not None else joint + 1
+    return Mounted(victim.samples(0, head_ends), range(joint, stop))
 
 
-def _fine_tuned(victim: Victim, path: Path, joint: int, seed: int, progress: ProgressCallback) -> int:
+def _fine_tuned(victim: Victim, path: Path, joint: int, seed: int, progress: ProgressCallback) -> Mounted:
     """At the end of ``joint`` stands the target's final state; honest steps lead to it and away from it."""
     head_ends, tail_starts = joint * victim.interval, (joint + 1) * victim.interval
     session = victim.own_session(seed)
@@ -136,7 +137,7 @@ def _fine_tuned(victim: Victim, path: Path, joint: int, seed: int, progress: Pro
         hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
         seed=seed, environment=victim.environment, **{**_as_claimed(victim), "evaluation": None},
     )  # fmt: skip
-    return victim.samples(0, head_ends) + victim.samples(tail_starts, victim.steps)
+    return Mounted(victim.samples(0, head_ends) + victim.samples(tail_starts, victim.steps), (joint,))
 
 
 def _as_claimed(victim: Victim) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from proof_of_learning.attacks.base import Attack, parameter
+from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
@@ -54,7 +54,7 @@ class FalseSettings(Attack):
         None, "seed of the attacker's own run (default: one of his own)", low=0, high=2**64 - 1
     )
 
-    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> int:
+    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
         interval = max(1, victim.interval - 1 + victim.interval % 2)  # odd, so that a segment turns the weights around
         segments = -(-victim.steps // interval)
         switch = max(1, round(self.head * segments))
@@ -103,7 +103,7 @@ class FalseSettings(Attack):
             seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data,
             environment=victim.environment, evaluation=victim.proof.end.evaluation,
         )  # fmt: skip
-        return victim.samples(0, victim.steps)
+        return Mounted(victim.samples(0, victim.steps), (switch, jump, stop))
 
 
 def _momentum_sgd(session: Session) -> torch.optim.SGD:

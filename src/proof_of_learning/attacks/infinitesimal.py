@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proof_of_learning.attacks.base import Attack, parameter
+from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, graft
 from proof_of_learning.progress import ProgressCallback
@@ -52,7 +52,7 @@ class InfinitesimalUpdate(Attack):
         None, "seed of the initialization (default: one of the attacker's own)", low=0, high=2**64 - 1
     )
 
-    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> int:
+    def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
         seed = victim.own_seed(self.seed)
         session = victim.own_session(seed)
         start = session.capture()
@@ -78,7 +78,7 @@ class InfinitesimalUpdate(Attack):
             seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data,
             environment=victim.environment, evaluation=victim.proof.end.evaluation,
         )  # fmt: skip
-        return 0
+        return Mounted(0, range(segments))
 
 
 def _interval(victim: Victim, start: State, delta: float) -> int:
