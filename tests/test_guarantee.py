@@ -260,14 +260,21 @@ def test_random_draws_are_as_many_as_the_guarantee_needs(pick: Any) -> None:
     assert len(pick(random=10_000).segments) == COUNT
 
 
-def test_trivial_segments_are_no_work_to_draw_from(pick: Any, measured: Any) -> None:
-    """Segments at rate 0 replay by themselves; they must not dilute the draws."""
+def test_trivial_segments_do_not_dilute_the_draws_and_are_drawn_beside_them(pick: Any, measured: Any) -> None:
+    """Segments at rate 0 count as no work, but a state may be falsified in one."""
     trivial = np.arange(COUNT) % 10 != 3
-    chosen = pick(measured(trivial=trivial))
+    progress = np.where(trivial, 0.0, 1.0)
+    chosen = pick(measured(trivial=trivial, progress=progress))
     assert because(chosen, "uniform") | because(chosen, "progress") <= set(range(3, COUNT, 10))
+    assert len(because(chosen, "trivial")) == guarantee.uniform_draws_needed(180)
+    assert because(chosen, "trivial") <= set(np.flatnonzero(trivial))
+    few = pick(measured(trivial=trivial, progress=progress), random=8)
+    assert len(because(few, "trivial")) == 4
     assert chosen.guarantee.uniform_draws == guarantee.uniform_draws_needed(20)
     assert chosen.guarantee.forged_fraction <= 0.1
-    nothing = pick(measured(trivial=np.ones(COUNT, bool)))
+    jump = pick(measured(trivial=trivial, progress=np.where(np.arange(COUNT) == 50, 1.0, 0.0)))
+    assert because(jump, "progress") == {50}  # at rate 0, and yet nearer to the end
+    nothing = pick(measured(trivial=np.ones(COUNT, bool), progress=np.zeros(COUNT)))
     assert nothing.guarantee.forged_fraction is nothing.guarantee.progress_fraction is None
 
 

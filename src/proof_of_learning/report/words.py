@@ -45,6 +45,7 @@ _WHY = {
     "predecessor": "predecessor",
     "uniform": "random, uniform",
     "progress": "random, by progress",
+    "trivial": "random, rate 0",
     "all": "all",
 }
 

@@ -55,6 +55,8 @@ def challenge(
 ) -> Challenge:
     """Choose segments: first, last, top-Q by displacement and by inertia, predecessors, and random draws (or all).
 
+    Of trivial segments (every rate 0) as many are drawn again as of the others, without counting.
+
     ``random``: number of random draws, half uniform, half in proportion to progress; by default as many as bound both guarantees
     at 10 % with a miss probability of 1 %.
     """
@@ -71,7 +73,7 @@ def challenge(
     add(count - 1, "last")
     held = ~np.isnan(found.displacement)
     if top_q > 0:
-        windows = np.arange(count) * header.training.interval // _window(header)
+        windows = np.arange(count) * header.training.interval // window(header)
         for name, values in (("top-q", found.displacement), ("inertia", found.inertia)):
             for index in _top(values, windows, top_q):
                 add(index, name)
@@ -80,7 +82,7 @@ def challenge(
     if not held.all():
         notes.append("the proof is thinned: segments were drawn uniformly, for displacements cannot be recomputed")
     real = np.flatnonzero(~found.trivial).tolist()
-    progress = np.where(found.trivial, 0.0, np.maximum(np.nan_to_num(found.progress), 0.0))
+    progress = np.maximum(np.nan_to_num(found.progress), 0.0)  # of trivial segments too: with rates of 0 they can make none
     uniform = guarantee.uniform_draws_needed(len(real)) if random is None else -(-random // 2)
     weighted = guarantee.progress_draws_needed(progress) if random is None else random // 2
     uniform, weighted = min(uniform, len(real)), min(weighted, int((progress > 0).sum()))
@@ -89,12 +91,17 @@ def challenge(
         for index in range(count):
             add(index, "all")
     seed = challenge_seed(root, nonce)
-    keys = [randomness.uniforms(randomness.derive(seed, name), count) for name in ("uniform", "progress")]
+    keys = [randomness.uniforms(randomness.derive(seed, name), count) for name in ("uniform", "progress", "trivial")]
     if not everything:
         for index in guarantee.draw_uniform(real, uniform, keys[0]):
             add(index, "uniform")
         for index in guarantee.draw_weighted(progress, weighted, keys[1]):
             add(index, "progress")
+        # They count for no guarantee, but a state can be falsified in a segment of rate 0 as in any other.
+        idle = np.flatnonzero(found.trivial).tolist()
+        few = guarantee.uniform_draws_needed(len(idle)) if random is None else min(-(-random // 2), len(idle))
+        for index in guarantee.draw_uniform(idle, few, keys[2]):
+            add(index, "trivial")
     forged = guarantee.forgeable_segments(len(real), uniform) / len(real) if real else None
     unexplained = guarantee.unexplained_progress(progress, weighted) if held.all() and (progress > 0).any() else None
     promise = Guarantee(
@@ -108,7 +115,8 @@ def challenge_seed(root: str, nonce: Nonce) -> bytes:
     return bytes.fromhex(canonical.sha256(b"pol/v1/challenge\0", root.encode(), b"\0", bytes.fromhex(nonce.value))[7:])
 
 
-def _window(header: Header) -> int:
+def window(header: Header) -> int:
+    """Number of steps in each of the windows of which the top-Q are taken."""
     training = header.training
     return max(1, min(training.steps_per_epoch, math.ceil(training.steps * WINDOW_SHARE)))
 
