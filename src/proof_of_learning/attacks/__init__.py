@@ -9,12 +9,14 @@ from __future__ import annotations
 from proof_of_learning.attacks.base import Attack, Forgery, Mounted, parameter
 from proof_of_learning.attacks.concatenation import Concatenation
 from proof_of_learning.attacks.false_settings import FalseSettings
+from proof_of_learning.attacks.few_segments import FewSegments
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
 
 _REGISTRY: tuple[type[Attack], ...] = (
     Concatenation,
     FalseSettings,
+    FewSegments,
     InfinitesimalUpdate,
 )
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _REGISTRY}

@@ -20,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
-from proof_of_learning.attacks.victim import Victim, graft
+from proof_of_learning.attacks.victim import Victim, between, graft
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import weight_distance, weights
 from proof_of_learning.training.state import State
@@ -70,7 +69,7 @@ class InfinitesimalUpdate(Attack):
                 step = min(index * interval, victim.steps)
                 for _ in session.idle(step, victim.steps_per_epoch):
                     pass
-                yield _between(start, session.capture(), victim.final, step / victim.steps)
+                yield between(start, session.capture(), victim.final, step / victim.steps)
 
         forge_proof(
             path, victim.task, states(), None,
@@ -103,21 +102,3 @@ def _shrink_rates(session: Session, factor: float) -> None:
         for part in (scheduler, *getattr(scheduler, "_schedulers", ())):
             if hasattr(part, "base_lrs"):
                 part.base_lrs = [rate * factor for rate in part.base_lrs]
-
-
-def _between(start: State, here: State, final: State, share: float) -> State:
-    """``here`` (the final state, but for schedule and progress) with its tensors at ``share`` of the way from ``start``."""
-
-    def at(name: str, end: Tensor) -> Tensor:
-        if name not in final.tensors or "/groups/" in name or not torch.equal(end, final.tensors[name]):
-            return end
-        begin = start.tensors.get(name)
-        begin = torch.zeros_like(end) if begin is None or begin.shape != end.shape else begin
-        if share == 1.0 or torch.equal(begin, end) or end.is_complex():
-            return end
-        if end.is_floating_point() and end.ndim:
-            return torch.lerp(begin.double(), end.double(), share).to(end.dtype)
-        counted = begin.double() + (end.double() - begin.double()) * share  # counters of steps stay whole
-        return counted.round().to(end.dtype)
-
-    return State(here.tree, {name: at(name, tensor) for name, tensor in here.tensors.items()})

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from proof_of_learning import canonical
 from proof_of_learning.data.batches import Indices
@@ -111,7 +112,7 @@ def run(
     """
     interval = interval or victim.interval
     feed, order = derived_feed(session.task, victim.data, session.key, victim.device)
-    pending: list[torch.Tensor] = []
+    pending: list[Tensor] = []
     for result in session.run(stop, feed, order):
         pending.append(result.loss)
         taken = result.step + 1
@@ -134,6 +135,24 @@ def graft(session: Session, donor: State) -> None:
     for optimizer, groups in zip(session.optimizers.values(), own, strict=True):
         for group, values in zip(optimizer.param_groups, groups, strict=True):
             group.update(values)
+
+
+def between(start: State, here: State, final: State, share: float) -> State:
+    """``here`` (the final state, but for schedule and progress) with its tensors at ``share`` of the way from ``start``."""
+
+    def at(name: str, end: Tensor) -> Tensor:
+        if name not in final.tensors or "/groups/" in name or not torch.equal(end, final.tensors[name]):
+            return end
+        begin = start.tensors.get(name)
+        begin = torch.zeros_like(end) if begin is None or begin.shape != end.shape else begin
+        if share == 1.0 or torch.equal(begin, end) or end.is_complex():
+            return end
+        if end.is_floating_point() and end.ndim:
+            return torch.lerp(begin.double(), end.double(), share).to(end.dtype)
+        counted = begin.double() + (end.double() - begin.double()) * share  # counters of steps stay whole
+        return counted.round().to(end.dtype)
+
+    return State(here.tree, {name: at(name, tensor) for name, tensor in here.tensors.items()})
 
 
 def step_snapshot(key: bytes, step: int) -> RngSnapshot:
