@@ -134,9 +134,8 @@ class Findings:
         ]
         for k in self.scale["ks"]:
             values = self.float16(k)
-            found.append(
-                Result(f"error from float16 weights (l2), k = {k}", _mean(values), "of d_ref", "lower", None, (min(values), max(values)))
-            )  # fmt: skip
+            name, spread = f"error from float16 weights (l2), k = {k}", (min(values), max(values))
+            found.append(Result(name, _mean(values), "of d_ref", "lower", None, spread))
         found.append(
             Result(
                 f"worst honest normalised error (l2), k = {last}", self.worst_honest(last), "of d_ref", "lower", 0.01
@@ -318,8 +317,8 @@ update of that run before (k = 1), both over d_ref.
 
 ![Discontinuity and largest valid update over s](paper-discontinuity.png)
 
-At the end the jump is {" and ".join(f"{end:.3f}" for end in ends)} of d_ref, and at every s at least {short(min(found.gaps))} times the
-largest valid update, which reaches {short(max(updates))} of d_ref. {text}
+At the end the jump is {" and ".join(f"{end:.3f}" for end in ends)} of d_ref, and at every s at least
+{short(min(found.gaps))} times the largest valid update, which reaches {short(max(updates))} of d_ref. {text}
 """
 
 
