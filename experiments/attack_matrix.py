@@ -39,8 +39,8 @@ from proof_of_learning import Proof, Task, TaskReference, Verdict, load_task, pr
 from proof_of_learning.attacks import ATTACKS, Attack, Forgery, forge_proof
 from proof_of_learning.attacks.gamble import odds, test_nonces
 from proof_of_learning.attacks.victim import step_snapshot
+from proof_of_learning.data.batches import DerivedOrder
 from proof_of_learning.errors import AttackError, PolError, WorkerError
-from proof_of_learning.training.steps import derived_feed
 
 NONCES = 200
 ELSEWHERE = "ATen AVX2"  # the prover's environment in calibrated comparison, where the verifier has this process's
@@ -143,13 +143,16 @@ def run(case: Case, work: Path) -> Cell:
         except AttackError as error:
             return {"rows": [], "not_applicable": str(error), "shown": f"cannot be used: {error}"}
         seconds = time.perf_counter() - begun
-        made, modes = Proof.open(forgery.path), dict[str, Path]()
+        made, modes, note = Proof.open(forgery.path), dict[str, Path](), dict[str, str]()
         modes["observed" if made.header.randomness.mode == "recorded" else "derived"] = forgery.path
         if "derived" in modes and not (case.in_process and case.comparison == "calibrated"):
-            modes["observed"] = as_observed(made, task, Path(folder) / "observed.pol")
+            try:
+                modes["observed"] = as_observed(made, task, Path(folder) / "observed.pol")
+            except PolError as error:
+                note = {"not_applicable": f"not as an observed run: {error}"}
         rows = [judge(case, mode, where, forgery, task, reference) for mode, where in modes.items()]
         rows[0]["seconds_to_forge"] = seconds
-        return {"rows": rows, "shown": ", ".join(f"{row['mode']} {row['verdict']}" for row in rows)}
+        return {"rows": rows, "shown": ", ".join(f"{row['mode']} {row['verdict']}" for row in rows), **note}
 
 
 def forge(case: Case, target: Path, task: Task, path: Path) -> Forgery:
@@ -190,7 +193,7 @@ def as_observed(proof: Proof, task: Task, path: Path) -> Path:
     header = proof.header
     key, steps = bytes.fromhex(header.randomness.key), header.training.steps
     seed = int(header.randomness.seed or 0)
-    _, order = derived_feed(replace(task, seed=seed), task.data(), key, "cpu")
+    order = DerivedOrder(task, header.data.samples, key)
     derived = header.initialization.kind == "derived"
     forge_proof(
         path, task, (proof.state(digest) for digest in proof.state_digests()), (order.indices(step) for step in range(steps)),
