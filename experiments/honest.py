@@ -2,10 +2,11 @@
 
     python experiments/honest.py [--quick] [--output DIR] [--runs N] --json FILE
 
-Task, optimizer, schedule, seed, batch size, length, interval, codec, threads and CPU capability are drawn at random from a fixed seed.
-A run is judged in one of three ways: ``same`` (the environment it was recorded in), ``reproduced`` (by a verifier in another
-one, whose worker takes on the recorded environment) and ``calibrated`` (in the verifier's own, other environment, within its noise). No honest
-proof may be invalid; ``same`` and ``reproduced`` must be valid; a calibrated one may be inconclusive where its interval is too long.
+Task, optimizer, schedule, seed, batch size, length, interval, codec, threads and CPU capability are drawn at random from a fixed
+seed. A run is judged in one of three ways: ``same`` (the environment it was recorded in), ``reproduced`` (by a verifier in
+another one, whose worker takes on the recorded environment) and ``calibrated`` (in the verifier's own, other environment, within
+its noise). No honest proof may be invalid; ``same`` and ``reproduced`` must be valid; a calibrated one may be inconclusive where
+its interval is too long.
 
 All randomness is derived from a seed or, in every fourth run, from a registered claim. (That a *recorded* initialization is rejected
 with a probability of up to 1 % is a matter of its test, and measured by ``initialization.py``.)
