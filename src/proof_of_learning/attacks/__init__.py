@@ -7,17 +7,33 @@ An attack is judged by the verifier like any other proof. To add one, write a fi
 from __future__ import annotations
 
 from proof_of_learning.attacks.base import Attack, Forgery, Mounted, parameter
+from proof_of_learning.attacks.blindfold import Blindfold
+from proof_of_learning.attacks.claimed_environment import ClaimedEnvironment
 from proof_of_learning.attacks.concatenation import Concatenation
+from proof_of_learning.attacks.decoy import Decoy
+from proof_of_learning.attacks.drift import Drift
 from proof_of_learning.attacks.false_settings import FalseSettings
 from proof_of_learning.attacks.few_segments import FewSegments
 from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.grinding import Grinding
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
+from proof_of_learning.attacks.padding import Padding
+from proof_of_learning.attacks.synthetic_data import SyntheticData
+from proof_of_learning.attacks.teleport import Teleport
 
 _REGISTRY: tuple[type[Attack], ...] = (
+    Blindfold,
+    ClaimedEnvironment,
     Concatenation,
+    Decoy,
+    Drift,
     FalseSettings,
     FewSegments,
+    Grinding,
     InfinitesimalUpdate,
+    Padding,
+    SyntheticData,
+    Teleport,
 )
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _REGISTRY}
 

@@ -7,7 +7,8 @@ largest displacement that the target's own run shows in the same window (momentu
 usually move), and neither the first nor the last segment is one. Of such places the latest is taken, for the steps that follow
 lead away from the target; a stretch of the schedule whose rates are 0 comes before any other.
 
-Jumps that cover the whole way make most of the progress, which is what draws in proportion to progress look for.
+Jumps that cover the whole way make most of the progress, which is what draws in proportion to progress look for. With a small
+``reach`` they only tamper with the attacker's own model (as one who plants something in it would), and make next to none.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ class FewSegments(Attack):
     name = "few-segments"
     summary = "honest training but for a few jumps to the target, each too short for the top-Q"
     source = "this project, on Jia et al., IEEE S&P 2021, section VII-C1"
-    knowledge = "the target's proof (without it, its final state and a guess of how far segments move), the data and the task"
+    knowledge = (
+        "the target's proof (without it, its final state and a guess of how far segments move), the data and the task"
+    )
 
     segments: int | None = parameter(
         None, "number of jumps (default: as many as uniform draws miss with a probability of a half)", low=1
     )
     at: int | None = parameter(None, "first segment that is a jump (default: where jumps are least conspicuous)", low=1)
+    reach: float = parameter(1.0, "share of the way to the target that the jumps cover", low=0.0, high=1.0)
     seed: int | None = parameter(
         None, "seed of the attacker's own run (default: one of his own)", low=0, high=2**64 - 1
     )
@@ -54,10 +58,10 @@ class FewSegments(Attack):
             raise AttackError(f"the target has {total} segments; {count} jumps need {count + 2}")
         session = victim.own_session(victim.own_seed(self.seed))
         way = displacement(session.capture(), victim.final)
-        first = self.at or place(victim, count, way.state / count)
+        first = self.at or place(victim, count, self.reach * way.state / count)
         if first + count >= total:
             raise AttackError(f"{count} jumps from segment {first} on leave no honest end to a run of {total} segments")
-        return write(victim, path, victim.own_seed(self.seed), range(first, first + count), progress)
+        return write(victim, path, victim.own_seed(self.seed), range(first, first + count), self.reach, progress)
 
 
 def unnoticed(total: int) -> int:
@@ -82,8 +86,9 @@ def place(victim: Victim, count: int, length: float) -> int:
     return max(range(1, total - count), key=rank)
 
 
-def write(victim: Victim, path: Path, seed: int, jumps: range, progress: ProgressCallback) -> Mounted:
-    """Write a proof that is honest under ``seed`` but for ``jumps``, which lead to the target's state in equal parts."""
+def write(victim: Victim, path: Path, seed: int, jumps: range, reach: float, progress: ProgressCallback) -> Mounted:
+    """Write a proof that is honest under ``seed`` but for ``jumps``, which lead to the target's state in equal parts (or a
+    share ``reach`` of the way there)."""
     interval, total = victim.interval, len(victim.proof.segments)
     session = victim.own_session(seed)
     losses: list[float] = []
@@ -99,7 +104,8 @@ def write(victim: Victim, path: Path, seed: int, jumps: range, progress: Progres
             for _ in session.idle((index + 1) * interval, victim.steps_per_epoch):
                 pass
             graft(session, victim.final)
-            yield between(start, session.capture(), victim.final, number / len(jumps))
+            session.restore(between(start, session.capture(), victim.final, reach * number / len(jumps)))
+            yield session.capture()
         for done, state in enumerate(run(victim, session, victim.steps, losses), jumps.stop + 1):
             progress("training honestly", done, total)
             yield state

@@ -38,7 +38,7 @@ class Odds:
     bound: float
 
 
-def test_nonces(count: int) -> list[str]:
+def fixed_nonces(count: int) -> list[str]:
     """``count`` different nonces of 32 bytes, always the same ones."""
     return [sha256(f"nonce {number}".encode())[7:] for number in range(count)]
 

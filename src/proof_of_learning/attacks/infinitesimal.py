@@ -23,11 +23,10 @@ import torch
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
-from proof_of_learning.attacks.victim import Victim, between, graft
+from proof_of_learning.attacks.victim import Victim, between, graft, shrink_rates
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import weight_distance, weights
 from proof_of_learning.training.state import State
-from proof_of_learning.training.steps import Session
 
 
 @dataclass(init=False, frozen=True)
@@ -63,7 +62,7 @@ class InfinitesimalUpdate(Attack):
             yield start
             graft(session, victim.final)
             if self.stored == "tiny":
-                _shrink_rates(session, self.shrink)
+                shrink_rates(session, self.shrink)
             for index in range(1, segments + 1):
                 progress("interpolating", index, segments)
                 step = min(index * interval, victim.steps)
@@ -89,16 +88,3 @@ def _interval(victim: Victim, start: State, delta: float) -> int:
     norm = weight_distance(final, {name: torch.zeros_like(tensor) for name, tensor in final.items()})
     needed = weight_distance(weights(start), final) / (delta * math.sqrt(2.0) * norm) if norm else 1.0
     return max(1, min(victim.interval, int(victim.steps / (needed + 1.0))))
-
-
-def _shrink_rates(session: Session, factor: float) -> None:
-    """Make every learning rate in ``session`` smaller, those that schedulers start from included."""
-    for optimizer in session.optimizers.values():
-        for group in optimizer.param_groups:
-            for name in ("lr", "initial_lr", "max_lr", "min_lr"):
-                if name in group:
-                    group[name] = group[name] * factor
-    for scheduler in session.schedulers.values():
-        for part in (scheduler, *getattr(scheduler, "_schedulers", ())):
-            if hasattr(part, "base_lrs"):
-                part.base_lrs = [rate * factor for rate in part.base_lrs]

@@ -155,6 +155,19 @@ def between(start: State, here: State, final: State, share: float) -> State:
     return State(here.tree, {name: at(name, tensor) for name, tensor in here.tensors.items()})
 
 
+def shrink_rates(session: Session, factor: float) -> None:
+    """Make every learning rate in ``session`` smaller, those that schedulers start from included."""
+    for optimizer in session.optimizers.values():
+        for group in optimizer.param_groups:
+            for name in ("lr", "initial_lr", "max_lr", "min_lr"):
+                if name in group:
+                    group[name] = group[name] * factor
+    for scheduler in session.schedulers.values():
+        for part in (scheduler, *getattr(scheduler, "_schedulers", ())):
+            if hasattr(part, "base_lrs"):
+                part.base_lrs = [rate * factor for rate in part.base_lrs]
+
+
 def step_snapshot(key: bytes, step: int) -> RngSnapshot:
     """The generators' states in which a run under ``key`` begins ``step``, as an observed run would have written them down."""
     randomness.seed_everything(randomness.derive(key, randomness.STEP, step))

@@ -82,7 +82,9 @@ def challenge(
     if not held.all():
         notes.append("the proof is thinned: segments were drawn uniformly, for displacements cannot be recomputed")
     real = np.flatnonzero(~found.trivial).tolist()
-    progress = np.maximum(np.nan_to_num(found.progress), 0.0)  # of trivial segments too: with rates of 0 they can make none
+    progress = np.maximum(
+        np.nan_to_num(found.progress), 0.0
+    )  # of trivial segments too: with rates of 0 they can make none
     uniform = guarantee.uniform_draws_needed(len(real)) if random is None else -(-random // 2)
     weighted = guarantee.progress_draws_needed(progress) if random is None else random // 2
     uniform, weighted = min(uniform, len(real)), min(weighted, int((progress > 0).sum()))

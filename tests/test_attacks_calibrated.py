@@ -1,0 +1,88 @@
+"""Attacks on comparison within tolerance: a false environment keeps the verifier from replaying exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import proof_of_learning as pol
+from proof_of_learning.attacks import ATTACKS
+from proof_of_learning.attacks.claimed_environment import CARRIED
+from proof_of_learning.attacks.drift import Drift
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.task import load_task
+
+
+@pytest.fixture(scope="module")
+def target(digits: pol.TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Proof:
+    return Proof.open(pol.prove(digits, tmp_path_factory.mktemp("honest") / "target", interval=2).path)
+
+
+def judged(digits: pol.TaskReference, target: Proof, path: Path, carries: str, **options: Any) -> pol.Verdict:
+    ATTACKS["claimed-environment"](carries=carries).forge(target, load_task(digits), path)
+    return pol.verify(path, digits, random=6, keep_going=True, **options)
+
+
+def failed(verdict: pol.Verdict) -> list[str]:
+    return [check.name for check in verdict.checks if check.status == "fail"]
+
+
+def test_an_environment_that_nobody_has_is_at_best_inconclusive_by_default(
+    digits: pol.TaskReference, target: Proof, tmp_path: Path
+) -> None:
+    verdict = judged(digits, target, tmp_path / "forged", "momentum-drift")
+    assert verdict.verdict == "inconclusive"
+    assert verdict.check("trajectory").status == "inconclusive"
+    assert any("torch: recorded 2.0.1" in line for line in verdict.unreproduced)
+
+
+def test_an_environment_that_the_verifier_can_have_is_replayed_exactly(
+    digits: pol.TaskReference, target: Proof, tmp_path: Path
+) -> None:
+    ATTACKS["claimed-environment"](carries="momentum-drift", claims="threads").forge(
+        target, load_task(digits), tmp_path / "forged"
+    )
+    verdict = pol.verify(tmp_path / "forged", digits, random=6, allow_calibrated=True)
+    assert (verdict.verdict, failed(verdict)) == ("invalid", ["trajectory"])
+
+
+@pytest.mark.parametrize("carries", ["decoy-weight", "decoy-nan"])
+def test_what_is_carried_fails_within_tolerance_too(
+    carries: str, digits: pol.TaskReference, target: Proof, tmp_path: Path
+) -> None:
+    verdict = judged(digits, target, tmp_path / "forged", carries, allow_calibrated=True)
+    assert verdict.verdict == "invalid"
+    assert failed(verdict)[0] == "trajectory"
+
+
+def test_a_decoy_hides_every_error_but_where_it_is_put_in(
+    digits: pol.TaskReference, target: Proof, tmp_path: Path
+) -> None:
+    """Relative errors vanish beside it; the segment in which it appears is among those that are always replayed."""
+    verdict = judged(digits, target, tmp_path / "forged", "decoy", allow_calibrated=True)
+    shares = {s.index: s.limit_share for s in verdict.segments if s.limit_share is not None}
+    put_in = next(s for s in verdict.segments if s.index == CARRIED["decoy"].first)  # type: ignore[attr-defined]
+    assert {"top-q", "inertia", "predecessor"} & set(put_in.why)
+    assert shares[put_in.index] > 3
+    assert any(share < 1 for index, share in shares.items() if index > put_in.index)
+
+
+@pytest.mark.parametrize("nudge", ["weights", "momentum", "both"])
+def test_exact_replay_sees_the_smallest_nudge(
+    nudge: str, digits: pol.TaskReference, target: Proof, tmp_path: Path
+) -> None:
+    forgery = Drift(nudge=nudge, rho=1e-5).forge(target, load_task(digits), tmp_path / "forged")
+    verdict = pol.verify(tmp_path / "forged", digits, random=0)
+    assert (verdict.verdict, failed(verdict)) == ("invalid", ["trajectory"])
+    assert forgery.forged == tuple(range(30)) and forgery.cost == 1.0
+
+
+def test_steps_of_one_sample_are_those_of_another_task(
+    digits: pol.TaskReference, target: Proof, tmp_path: Path
+) -> None:
+    forgery = Drift(batch=1).forge(target, load_task(digits), tmp_path / "forged")
+    assert forgery.samples_processed == 60 < forgery.honest_samples / 20
+    verdict = pol.verify(tmp_path / "forged", digits, random=0)
+    assert (verdict.verdict, failed(verdict)) == ("invalid", ["task"])
