@@ -37,7 +37,7 @@ from matrix_page import Matrix, write_page
 
 from proof_of_learning import Proof, Task, TaskReference, Verdict, load_task, prove, verify
 from proof_of_learning.attacks import ATTACKS, Attack, Forgery, forge_proof
-from proof_of_learning.attacks.gamble import odds, test_nonces
+from proof_of_learning.attacks.gamble import odds, fixed_nonces
 from proof_of_learning.attacks.victim import step_snapshot
 from proof_of_learning.data.batches import DerivedOrder
 from proof_of_learning.errors import AttackError, PolError, WorkerError
@@ -214,7 +214,7 @@ def judge(case: Case, mode: str, path: Path, forgery: Forgery, task: Task, refer
     calibrated = case.comparison == "calibrated"
     verdict = verify(
         path, task if case.in_process or not calibrated else reference, keep_going=True, reproduce=not calibrated,
-        allow_calibrated=calibrated, nonce=test_nonces(case.seed + 1)[case.seed], sandbox="off",
+        allow_calibrated=calibrated, nonce=fixed_nonces(case.seed + 1)[case.seed], sandbox="off",
     )  # fmt: skip
     row = {
         "target": case.target.name, "seed": case.seed, "attack": case.attack or HONEST, "variant": case.variant, "mode": mode,
@@ -223,7 +223,7 @@ def judge(case: Case, mode: str, path: Path, forgery: Forgery, task: Task, refer
         **summary(verdict),
     }  # fmt: skip
     if forgery.forged:
-        row["odds"] = asdict(odds(Proof.open(path), forgery.forged, test_nonces(NONCES)))
+        row["odds"] = asdict(odds(Proof.open(path), forgery.forged, fixed_nonces(NONCES)))
     return row
 
 
