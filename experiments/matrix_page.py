@@ -160,7 +160,7 @@ def write_page(matrix: Matrix, output: Path) -> None:
 
 def _head(matrix: Matrix) -> str:
     names = list(dict.fromkeys(row["target"] for row in matrix.rows))
-    quick = " **A quick run: one small task, one seed.**" if matrix.quick else ""
+    quick = " **A quick run: one small task, one seed, at most two variants of each attack.**" if matrix.quick else ""
     command = f"python experiments/attack_matrix.py {'--quick' if matrix.quick else '--data DIR'} --json FILE"
     return f"""# The attack matrix
 

@@ -246,16 +246,20 @@ In exact comparison none of these passes, however small: an inverted step does n
 def _inverted(found: Findings, rate: float, honest: float) -> str:
     cells = found.of(f"inverse gradient, rate {rate}")
     error, gradients = _mean(found.inverse(rate)), _mean([c["gradients"] for c in cells])
-    lengths = [r for c in cells for r in c["relative"] if r is not None and math.isfinite(r)]
-    relative = short(statistics.median(lengths)) if lengths else "all"
+    lengths = [math.inf if r is None else r for c in cells for r in c["relative"]]
+    middle = statistics.median(lengths)
+    if math.isfinite(middle):
+        relative = f"In half of the steps it is below {short(middle)} of the step's own length."
+    else:
+        relative = "In most steps no start was found that comes nearer than the end itself."
     larger = "**larger**, as the paper says" if error > honest else "**not larger**, unlike in the paper"
     nearer = TABLE_3["l2"][0] / error if error else math.inf
     beside = f"{short(nearer)} times smaller" if nearer >= 1 else f"{short(1 / nearer)} times larger"
     dearer = "more than training, which agrees with" if gradients > 1 else "no more than training, against"
     return (
-        f"- Rate {rate}: the spoof's ℓ2 error is {larger}: {short(_over(error, honest))} times the largest honest one. It is {beside} "
-        f"than the paper's. In half of the steps it is below {relative} of the step's own length. A step took {gradients:.1f} "
-        f"gradients, where training takes one: inverting costs {dearer} the paper's Conjecture 1.\n"
+        f"- Rate {rate}: the spoof's ℓ2 error is {larger}: {short(_over(error, honest))} times the largest honest one. It is "
+        f"{beside} than the paper's. {relative} A step took {gradients:.1f} gradients, where training takes one: inverting "
+        f"costs {dearer} the paper's Conjecture 1.\n"
     )
 
 
