@@ -29,7 +29,6 @@ class Matrix:
 
     cells: Mapping[str, Cell]
     nonces: int
-    seeds: int
     quick: bool
 
     @cached_property
@@ -159,12 +158,15 @@ def write_page(matrix: Matrix, output: Path) -> None:
 
 
 def _head(matrix: Matrix) -> str:
-    names = list(dict.fromkeys(row["target"] for row in matrix.rows))
+    seeds: dict[str, set[int]] = {}
+    for row in matrix.rows:
+        seeds.setdefault(row["target"], set()).add(row["seed"])
+    names = [f"{name} (seeds {', '.join(map(str, sorted(used)))})" for name, used in seeds.items()]
     quick = " **A quick run: one small task, one seed, at most two variants of each attack.**" if matrix.quick else ""
     command = f"python experiments/attack_matrix.py {'--quick' if matrix.quick else '--data DIR'} --json FILE"
     return f"""# The attack matrix
 
-From `{command}`; targets: {", ".join(names)}; {matrix.seeds} seed(s) from 0; {provenance()}.{quick}
+From `{command}`; targets: {", ".join(names)}; {provenance()}.{quick}
 
 *Derived*: all randomness follows from a key that the attacker chose; a registered claim fixes the key as well, and rejects
 whatever was not made under it. *Observed*: the same states with order, generator states and start as recorded. *Exact*:
