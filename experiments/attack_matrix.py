@@ -13,7 +13,8 @@ nonces, without replaying), the attacker's and the verifier's cost, and the dist
 stands beside them. Writes JSON, and a Markdown page with a picture to the output folder.
 
 ``--quick``: a short digits task, one seed, everything in this process, the first two variants of each attack (calibrated: one).
-Otherwise the digits with SGD and with Adam and Fashion-MNIST, several seeds, calibrated replays in processes of their own.
+Otherwise the digits with SGD, with Adam, and with a schedule that has a stretch of rate 0, and Fashion-MNIST; several seeds,
+calibrated replays in processes of their own.
 Finished cells are kept in FILE.part, so that an interrupted run goes on where it stopped.
 """
 
@@ -51,7 +52,7 @@ HONEST = "honest"
 
 @dataclass(frozen=True)
 class Target:
-    """A task that attacks are measured on: ``target`` and ``settings`` as in a TaskReference, k, number of seeds, the file it reads."""
+    """A task that attacks are measured on: ``target`` and ``settings`` as in a TaskReference, k, seeds, and the file it reads."""
 
     name: str
     target: str
@@ -69,6 +70,7 @@ QUICK = (Target("digits", DIGITS, {"steps": 80}, 2),)
 FULL = (
     Target("digits", DIGITS, {"steps": 1200}, 2, 3),
     Target("digits-adam", f"{HERE / 'variants.py'}:task", {"optimizer": "adam", "steps": 300}, 2, 2),
+    Target("digits-pause", f"{HERE / 'variants.py'}:task", {"schedule": "pause", "steps": 300}, 2),
     Target("fashion-mnist", f"{EXAMPLES / 'fashion_mnist.py'}:task", {"steps": 120}, 2, 1, "fashion_mnist.npz"),
 )
 
@@ -294,9 +296,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     made = parser(__doc__, "the digits task, one seed, in this process")
     made.add_argument("--output", help="folder for the page and its picture (default: docs/evidence; none if --quick)")
-    made.add_argument(
-        "--seeds", type=int, help="targets of each task (default: 3 of digits, 2 with Adam, 1 of Fashion-MNIST)"
-    )
+    made.add_argument("--seeds", type=int, help="targets of each task (default: 3 of digits, 2 with Adam, else 1)")
     made.add_argument("--attacks", help="names, separated by commas (default: all)")
     made.add_argument("--tasks", help="names of the built-in tasks to measure on (default: all)")
     made.add_argument("--task", help="measure on this task instead: path.py:function")

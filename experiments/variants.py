@@ -25,10 +25,18 @@ OPTIMIZERS = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
 }
+
+
+def pause(step: int, steps: int) -> float:
+    """The tenth of the run after its middle has rate 0."""
+    return 0.0 if steps // 2 <= step < steps // 2 + steps // 10 else 1.0
+
+
 SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
     "cosine": lambda optimizer, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps),
     "milestones": lambda optimizer, steps: lr_scheduler.MultiStepLR(optimizer, [steps // 2, steps * 3 // 4]),
     "warm-up": lambda optimizer, steps: lr_scheduler.LinearLR(optimizer, 0.1, total_iters=max(1, steps // 5)),
+    "pause": lambda optimizer, steps: lr_scheduler.LambdaLR(optimizer, lambda step: pause(step, steps)),
     "exponential": lambda optimizer, steps: lr_scheduler.ExponentialLR(optimizer, 0.99),
 }
 
