@@ -9,24 +9,14 @@ the ResNet-20 row of the power table; it is left out without it.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy
 import torch
-from scipy import stats
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-from common import SCHEMA, Result, machine, versions
+from cells import Cell, Result, compute, parser, part_of, write
 from initial_weights import (
     accuracy,
     build,
@@ -44,11 +34,11 @@ from initial_weights import (
     true_laws,
     weights,
 )
+from scipy import stats
 
 from proof_of_learning.verifier.pool import judge_initialization, spectrum_p_value
 
 ALPHA = 0.01
-Cell = dict[str, Any]
 
 # ---- honest draws -----------------------------------------------------------------------------------
 
@@ -211,28 +201,6 @@ def cells(quick: bool, data: str | None) -> dict[str, Callable[[], Cell]]:
     return found
 
 
-def run(options: argparse.Namespace) -> dict[str, Cell]:
-    """Compute what ``FILE.part`` does not hold yet."""
-    todo, part = cells(options.quick, options.data), Path(f"{options.json}.part")
-    kept = [json.loads(line) for line in part.read_text().splitlines()] if part.is_file() else []
-    done = {
-        entry["cell"]: entry["value"] for entry in kept if entry["quick"] == options.quick and entry["cell"] in todo
-    }
-    spent: dict[str, list[float]] = {}
-    for number, (name, work) in enumerate(todo.items(), 1):
-        if name in done:
-            continue
-        kind, begun = name.rsplit("/", 1)[0], time.monotonic()
-        done[name] = work()
-        spent.setdefault(kind, []).append(time.monotonic() - begun)
-        with part.open("a") as file:
-            file.write(json.dumps({"cell": name, "quick": options.quick, "value": done[name]}) + "\n")
-        typical = float(np.mean([t for times in spent.values() for t in times]))
-        left = sum(float(np.mean(spent.get(n.rsplit("/", 1)[0], [typical]))) for n in todo if n not in done)
-        print(f"{number}/{len(todo)} {name}: about {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
-    return done
-
-
 def grouped(done: dict[str, Cell], kind: str) -> dict[str, list[Cell]]:
     found: dict[str, list[Cell]] = {}
     for name, value in done.items():
@@ -324,25 +292,16 @@ def report_tail(done: dict[str, Cell]) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few draws and runs: under two minutes on two cores")
-    parser.add_argument("--data", default=os.environ.get("POL_DATA"), help="folder that holds cifar10.npz")
-    parser.add_argument("--json", required=True, help="file for the results")
-    options = parser.parse_args()
+    options = parser(__doc__, "few draws and runs: under two minutes on two cores").parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    done = run(options)
+    done = compute(cells(options.quick, options.data), part_of(options.json), {"quick": options.quick})
     seeds = {
         name: len(parts) if name.startswith("resnet20") else (1 if options.quick else 20)
         for name, parts in grouped(done, "power").items()
     }
     results = [*report_honest(done), *report_power(done, seeds), *report_forged(done), *report_tail(done)]
-    document = {
-        "schema": SCHEMA, "results": [asdict(result) for result in results], "quick": options.quick,
-        "machine": machine(), "versions": versions() | {"scipy": scipy.__version__}, "seed": 0,
-    }  # fmt: skip
-    Path(options.json).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    Path(f"{options.json}.part").unlink(missing_ok=True)
+    write(options.json, results, quick=options.quick, scipy=scipy.__version__)
 
 
 if __name__ == "__main__":

@@ -6,41 +6,24 @@ stays three times below its limit, and the attacks' errors three times above.
 
     python experiments/other_environments.py [--quick] [--data DIR] [--jobs N] --json FILE
 
-Resumes: results are kept beside FILE (FILE.partial) until all are there.
+Resumes: finished runs are kept beside FILE (FILE.part) until all are there.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "benchmarks"))
-from common import SCHEMA, Result, machine, versions  # noqa: E402
+from cells import ENVIRONMENTS, EXAMPLES, HERE, Result, compute, parser, part_of, pol, write
 
-EXAMPLES = HERE.parent / "examples"
-ENVIRONMENTS: dict[str, dict[str, str]] = {
-    "1 thread": {"OMP_NUM_THREADS": "1"},
-    "2 threads": {"OMP_NUM_THREADS": "2"},
-    "ATen AVX2": {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "avx2"},
-    "ATen default": {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default"},
-    "oneDNN AVX2": {"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    "MKL AVX2": {"OMP_NUM_THREADS": "1", "MKL_CBWR": "AVX2"},
-}
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad")
 ATTACKS = ("concatenation", "infinitesimal-update")
-PINNED = {"OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_NUM_THREADS"}
 
 
 @dataclass(frozen=True)
@@ -90,23 +73,27 @@ def cases(quick: bool, data: str | None) -> Iterator[Case]:
 def run(case: Case, data: str | None) -> dict[str, Any]:
     """Prove, forge where asked, verify; the outcome as plain values."""
 
-    def pol(environment: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        clean = {name: value for name, value in os.environ.items() if name not in PINNED}
-        variables = {**clean, **ENVIRONMENTS[environment], **({"POL_DATA": data} if data else {})}
-        command = [sys.executable, "-c", "from proof_of_learning.cli.main import run; run()", *arguments]
-        return subprocess.run(command, env=variables, capture_output=True, check=False)
-
     with tempfile.TemporaryDirectory(prefix="pol-experiment-") as folder:
         sets = [item for setting in case.settings for item in ("--set", setting)]
         proof, verdict = f"{folder}/run.pol", f"{folder}/verdict.json"
         begun = time.perf_counter()
-        done = pol(case.prover, "prove", case.target, "-o", proof, "-k", str(case.k), *sets)
+        done = pol(case.prover, "prove", case.target, "-o", proof, "-k", str(case.k), *sets, data=data)
         if done.returncode != 0:
             return {"error": done.stderr.decode()[-400:]}
         if case.attack:
             forged = f"{folder}/forged.pol"
             done = pol(
-                case.prover, "attack", case.attack, "--target", proof, "--task", case.target, "-o", forged, *sets
+                case.prover,
+                "attack",
+                case.attack,
+                "--target",
+                proof,
+                "--task",
+                case.target,
+                "-o",
+                forged,
+                *sets,
+                data=data,
             )
             if done.returncode != 0:
                 return {"error": done.stderr.decode()[-400:]}
@@ -122,7 +109,7 @@ def run(case: Case, data: str | None) -> dict[str, Any]:
             "--json",
             verdict,
         ]
-        done = pol(case.verifier, "verify", proof, "--task", case.target, *sets, *options)
+        done = pol(case.verifier, "verify", proof, "--task", case.target, *sets, *options, data=data)
         if not Path(verdict).is_file():
             return {"error": done.stderr.decode()[-400:]}
         return {**summary(json.loads(Path(verdict).read_text())), "seconds": time.perf_counter() - begun}
@@ -136,6 +123,7 @@ def summary(verdict: dict[str, Any]) -> dict[str, Any]:
     bad = [check for check in verdict["checks"] if check["mandatory"] and check["status"] != "pass"]
     return {
         "verdict": verdict["verdict"],
+        "shown": verdict["verdict"],
         "reason": "; ".join(f"{check['name']}: {check['summary']}" for check in bad)[:600],
         "exact_segments": sum(s["exact"] for s in verdict["segments"]),
         "segments": len(verdict["segments"]),
@@ -148,40 +136,15 @@ def summary(verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="one task, four runs")
-    parser.add_argument(
-        "--data", default=os.environ.get("POL_DATA"), help="folder with the data of the larger examples"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--json", required=True)
-    options = parser.parse_args()
-    todo = list(cases(options.quick, options.data))
-    partial = Path(options.json + ".partial")
-    known: dict[str, Any] = json.loads(partial.read_text()) if partial.is_file() else {}
-    known = {name: outcome for name, outcome in known.items() if "error" not in outcome}
-    begun, fresh = time.perf_counter(), 0
-    with ThreadPoolExecutor(options.jobs) as pool:
-        waiting = {pool.submit(run, case, options.data): case for case in todo if case.name not in known}
-        for future in as_completed(waiting):
-            case, outcome = waiting[future], future.result()
-            known[case.name] = {**asdict(case), **outcome}
-            partial.write_text(json.dumps(known))
-            fresh += 1
-            left = (time.perf_counter() - begun) / fresh * (len(waiting) - fresh)
-            shown = outcome.get("verdict") or f"ERROR {outcome['error'][-160:]}"
-            print(
-                f"[{len(known)}/{len(todo)}, {left / 60:.0f} min left] {case.name}: {shown}",
-                file=sys.stderr,
-                flush=True,
-            )
-    rows = [known[case.name] for case in todo]
-    document = {
-        "schema": SCHEMA, "results": [asdict(result) for result in results(rows)], "runs": rows, "quick": options.quick,
-        "machine": machine(), "versions": versions(), "seed": 0,
-    }  # fmt: skip
-    Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
-    partial.unlink(missing_ok=True)
+    options_ = parser(__doc__, "one task, four runs")
+    options_.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    options = options_.parse_args()
+    todo = {
+        case.name: lambda case=case: {**asdict(case), **run(case, options.data)}
+        for case in cases(options.quick, options.data)
+    }
+    rows = list(compute(todo, part_of(options.json), {}, jobs=options.jobs).values())
+    write(options.json, results(rows), quick=options.quick, runs=rows)
 
 
 def results(rows: list[dict[str, Any]]) -> list[Result]:

@@ -8,7 +8,7 @@ import os
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,7 +71,8 @@ class Attack(ABC):
     A subclass is a ``@dataclass(init=False, frozen=True)`` whose fields, made by :func:`parameter`, are its parameters. They are
     set by name when it is built, from values or from the strings of a command line. ``name``, ``summary`` (one line), ``source``
     (where it was published) and ``knowledge`` (what the attacker is assumed to hold) describe it; ``ends_in_target`` says whether
-    its forgery, by default, ends in exactly the target's final weights.
+    its forgery, by default, ends in exactly the target's final weights. ``variants``: the settings under which experiments measure
+    it; where there are none, every combination of its parameters' ``choices``.
     """
 
     name: ClassVar[str]
@@ -79,6 +80,7 @@ class Attack(ABC):
     source: ClassVar[str]
     knowledge: ClassVar[str]
     ends_in_target: ClassVar[bool] = True
+    variants: ClassVar[Sequence[Mapping[str, Setting]]] = ()
 
     def __init__(self, **settings: Setting) -> None:
         fields = self.parameters()

@@ -59,8 +59,8 @@ def attack(
         )
     summary = {
         "attack": name, "path": str(forgery.path), "root": forgery.root, "samples_processed": forgery.samples_processed,
-        "honest_samples": forgery.honest_samples, "cost": forgery.cost,
-        "distance": forgery.distance,
+        "honest_samples": forgery.honest_samples, "cost": forgery.cost, "distance": forgery.distance,
+        "forged": forgery.forged,
     }  # fmt: skip
     common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
     if json != "-":

@@ -1,0 +1,252 @@
+"""What ``paper.py`` measures: tracked runs, replays elsewhere, inverted steps, rounded checkpoints, challenges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from cells import ENVIRONMENTS, Cell
+from scipy import stats
+from torch import Tensor, nn
+
+from proof_of_learning import Proof, Task
+from proof_of_learning.proof.format import Header
+from proof_of_learning.replay.client import Workers
+from proof_of_learning.replay.measure import METRICS, WEIGHTS, Distance, compare, ratio, weights
+from proof_of_learning.replay.protocol import Noise, Replay, Replayed
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training import randomness
+from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.state import State
+from proof_of_learning.training.steps import Session, derived_feed
+from proof_of_learning.verifier.plan import challenge, make_nonce
+from proof_of_learning.verifier.pool import judge_initialization
+from proof_of_learning.verifier.survey import Survey
+
+Report = Callable[[int, int], None]
+MEMORY = 5  # steps that the root finder looks back
+
+
+def flat(parameters: Mapping[str, Tensor] | Sequence[Tensor]) -> Tensor:
+    """All weights in one vector."""
+    tensors = list(parameters.values()) if isinstance(parameters, Mapping) else list(parameters)
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def distance(a: Tensor, b: Tensor) -> Distance:
+    """The four metrics between two vectors of weights."""
+    return compare(*(State({}, {f"{WEIGHTS}/all": v.cpu()}) for v in (a, b))).kinds[WEIGHTS]
+
+
+def plain(found: Distance) -> dict[str, float]:
+    return {name: getattr(found, name) for name in METRICS}
+
+
+# ---- runs -------------------------------------------------------------------------------------------
+
+
+def tracked_run(task: Task, seed: int, target: Tensor, device: str, report: Report) -> tuple[Tensor, Cell]:
+    """An honest run from another seed: its final weights, and after each step how far it went and how far ``target`` is (l2)."""
+    session = Session(replace(task, seed=seed), randomness.key_from_seed(seed), device)
+    feed, order = derived_feed(session.task, task.data(), session.key, device)
+    before, target = flat(list(session.model.parameters())), target.to(device)
+    updates, distances = [], [(before - target).norm()]
+    steps = session.task.steps or 0
+    for result in session.run(steps, feed, order):
+        here = flat(list(session.model.parameters()))
+        updates.append((here - before).norm())
+        distances.append((here - target).norm())
+        before = here
+        report(result.step + 1, steps)
+    found = {"updates": torch.stack(updates).tolist(), "distances": torch.stack(distances).tolist()}
+    return before.cpu(), {**found, "evaluation": session.evaluate()}
+
+
+# ---- replays ----------------------------------------------------------------------------------------
+
+
+def variants(here: Environment, names: Sequence[str]) -> dict[str, Environment]:
+    """The environments to replay in: this one, and on a CPU those of ``names``, else one with other algorithms."""
+    found = {"the same": here}
+    if here.device.type == "cuda":
+        return {**found, "algorithms not deterministic": environments.another(here)}
+    for name in names:
+        variables = dict(ENVIRONMENTS[name])
+        threads = int(variables.pop("OMP_NUM_THREADS"))
+        if (threads, variables) != (here.threads, {}):
+            found[name] = msgspec.structs.replace(here, threads=threads, variables={**here.variables, **variables})
+    return found
+
+
+def replay_noise(workers: Workers, index: int, k: int, elsewhere: Mapping[str, Environment]) -> Cell:
+    """The first ``k`` steps of a segment, replayed in the recorded environment and in others: distances of the weights, and
+    over the segment's displacement that of the full state."""
+    here = workers.ask(Replay(index, k, calibrate=True))
+    assert isinstance(here, Replayed)
+    found: Cell = {"step_seconds": here.step_seconds / k}
+    for position, (name, environment) in enumerate(elsewhere.items(), 1):
+        answer = workers.ask(Noise(index, k, keep=position < len(elsewhere)), environment=environment)
+        assert isinstance(answer, Replayed) and answer.comparison is not None and answer.displacement is not None
+        relative = answer.comparison.overall.over(answer.displacement)
+        found[name] = {"weights": plain(answer.comparison.kinds[WEIGHTS]), "relative": relative.l2}
+    return found
+
+
+def rounded_starts(task: Task, proof: Proof, index: int, ks: Sequence[int], device: str) -> Cell:
+    """Replays of a segment from weights rounded to float16 against those from float32, after each of ``ks`` steps."""
+
+    def after(state: State) -> list[State]:
+        session = Session(task, bytes.fromhex(proof.header.randomness.key), device)
+        session.restore(state)
+        feed, order = derived_feed(task, task.data(), session.key, device)
+        captured = []
+        for k in ks:
+            for _ in session.run(start + k, feed, order):
+                pass
+            captured.append(session.capture())
+        return captured
+
+    start, before = proof.segments[index].start, proof.state(proof.state_digests()[index])
+    lossy = {name: t.half().to(t.dtype) if name.startswith(f"{WEIGHTS}/") else t for name, t in before.tensors.items()}
+    found: Cell = {"rounding": plain(compare(before, State(before.tree, lossy)).kinds[WEIGHTS])}
+    for k, full, half in zip(ks, after(before), after(State(before.tree, lossy)), strict=True):
+        error, moved = compare(half, full), compare(before, full).overall
+        found[str(k)] = {"weights": plain(error.kinds[WEIGHTS]), "relative": error.overall.over(moved).l2}
+    return found
+
+
+# ---- inverse gradient -------------------------------------------------------------------------------
+
+
+class Steps:
+    """Plain gradient steps of a task's model on batches of its data, as a function of the weights."""
+
+    def __init__(self, task: Task, seed: int, device: str) -> None:
+        randomness.seed_everything(randomness.derive(randomness.key_from_seed(seed), randomness.INITIALIZATION))
+        self.model: nn.Module = task.model().to(device).train()
+        self.parameters = list(self.model.parameters())
+        assert task.loss is not None
+        self.loss, self.data, self.device = task.loss, task.data(), device
+        self.batch_size, self.evaluations = task.batch_size, 0
+        self.draw = torch.Generator().manual_seed(seed)
+
+    def batch(self) -> list[Tensor]:
+        pixels, labels = self.data.tensors  # type: ignore[attr-defined]
+        chosen = torch.randint(len(labels), (self.batch_size,), generator=self.draw)
+        return [pixels[chosen].to(self.device), labels[chosen].to(self.device)]
+
+    def gradient(self, at: Tensor, batch: list[Tensor]) -> Tensor:
+        self.put(at)
+        self.evaluations += 1
+        return flat(torch.autograd.grad(self.loss(self.model, batch), self.parameters))
+
+    @torch.no_grad()
+    def put(self, at: Tensor) -> None:
+        for p, values in zip(self.parameters, at.split([p.numel() for p in self.parameters]), strict=True):
+            p.copy_(values.view_as(p))
+
+
+def inverted_step(steps: Steps, end: Tensor, rate: float, budget: int) -> tuple[Tensor, Tensor]:
+    """The start V of a plain gradient step that ends in ``end``, so that V = end + rate ∇L(V), and the error of its replay.
+
+    Fixed-point iteration with Anderson's acceleration (1965; Walker and Ni, 2011), which finds it where the plain iteration
+    diverges. At most ``budget`` gradients are computed; the best start is returned.
+    """
+    batch = steps.batch()
+    xs: list[Tensor] = []
+    fs: list[Tensor] = []
+    x, best, least = end, end, math.inf
+    error = torch.zeros_like(end)
+    for _ in range(budget):
+        f = end + rate * steps.gradient(x, batch) - x
+        size = float(f.norm())
+        if size < least:
+            best, least, error = x, size, -f  # where a step from x arrives, less ``end``
+            if size <= 1e-6 * float((x - end).norm()):
+                break
+        if not math.isfinite(size):
+            x, xs, fs = best, [], []  # start again from the best, without memory
+            continue
+        xs, fs = [*xs, x][-MEMORY - 1 :], [*fs, f][-MEMORY - 1 :]
+        x = x + f
+        if len(fs) > 1:
+            df = torch.stack([b - a for a, b in pairwise(fs)], 1).double()
+            dx = torch.stack([b - a for a, b in pairwise(xs)], 1).double()
+            normal = df.T @ df
+            ridge = (
+                1e-12 * float(normal.diagonal().max()) * torch.eye(len(normal), dtype=torch.float64, device=x.device)
+            )
+            x = x - ((dx + df) @ torch.linalg.solve(normal + ridge, df.T @ f.double())).to(x.dtype)
+    return best, error
+
+
+def inverse_gradient(task: Task, seed: int, rate: float, count: int, budget: int, device: str, report: Report) -> Cell:
+    """Train ``count`` steps, then invert as many: reproduction errors of the spoof at k = 1, and p-values of its initial weights."""
+    steps = Steps(task, seed, device)
+    start = weights_now = flat(steps.parameters)
+    for done in range(count):
+        weights_now = weights_now - rate * steps.gradient(weights_now, steps.batch())
+        report(done + 1, 2 * count)
+    honest = float((weights_now - start).norm())
+    trained, steps.evaluations = weights_now, 0
+    errors, relative = [], []
+    for done in range(count):
+        before, error = inverted_step(steps, weights_now, rate, budget)
+        errors.append(plain(distance(weights_now + error, weights_now)))
+        relative.append(ratio(float(error.norm()), float((before - weights_now).norm())))
+        weights_now = before
+        report(count + done + 1, 2 * count)
+    return {
+        "errors": errors, "relative": relative, "gradients": steps.evaluations / count, "moved": honest,
+        "back": float((weights_now - trained).norm()), "from_start": float((weights_now - start).norm()),
+        **{name: p_values(steps, at) for name, at in (("initial", start), ("trained", trained), ("inverted", weights_now))},
+    }  # fmt: skip
+
+
+def p_values(steps: Steps, at: Tensor) -> dict[str, Any]:
+    """Kolmogorov-Smirnov p of each weight tensor against its true law (Kaiming normal), and this project's own test of all."""
+    steps.put(at)
+    named = {name: p.detach().cpu() for name, p in steps.model.named_parameters()}
+    found = [
+        float(stats.kstest(t.double().flatten().numpy(), "norm", args=(0.0, math.sqrt(2.0 / t[0].numel()))).pvalue)
+        for t in named.values()
+        if t.ndim >= 2
+    ]
+    return {"p": found, "ours": judge_initialization(named).p_value}
+
+
+# ---- cost -------------------------------------------------------------------------------------------
+
+
+def challenged_share(header: Header, steps: int, per_epoch: int, k: int, q: int, seed: int) -> float:
+    """The share of steps that the default challenge replays in a run of that size, on made-up displacements."""
+    training = msgspec.structs.replace(header.training, steps=steps, steps_per_epoch=per_epoch, interval=k)
+    header = msgspec.structs.replace(header, training=training)
+    count = header.segments()
+    rng = np.random.default_rng(seed)
+    moved, inert, progress = (rng.lognormal(0.0, 0.5, count) for _ in range(3))
+    found = Survey(
+        displacement=moved, weights=moved, inertia=inert, progress=progress, trivial=np.zeros(count, dtype=bool),
+        distance=np.zeros(count + 1), settings=[], loss=[], missing=0, parameters=0, bytes=0, final_model=None, d_ref=None,
+    )  # fmt: skip
+    picked = challenge(header, "sha256:" + "00" * 32, found, make_nonce(f"{seed:08x}"), top_q=q)
+    return sum(min(k, steps - index * k) for index in picked.segments) / steps
+
+
+def final_weights(proof: Proof) -> Tensor:
+    return flat(weights(proof.state(proof.segments[-1].state)))
+
+
+def save(path: Path, vector: Tensor) -> None:
+    np.save(path, vector.numpy())
+
+
+def load(path: Path) -> Tensor:
+    return torch.from_numpy(np.load(path, allow_pickle=False))
