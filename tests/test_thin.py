@@ -287,7 +287,7 @@ def test_what_is_interrupted_leaves_the_proof_as_it_was(
         if calls == at:
             raise stop
 
-    for at in range(1, 100):  # noqa: B007 - `count` reads it
+    for at in range(1, 100):
         calls = 0
         try:
             begin(progress=count)
