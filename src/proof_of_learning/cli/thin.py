@@ -78,8 +78,8 @@ def _ranges(text: str, count: int) -> list[int]:
     found: list[int] = []
     try:
         for part in [f"0-{count - 1}"] if text == "all" else text.split(","):
-            first, _, last = part.strip().partition("-")
-            low, high = int(first), int(last or first)
+            first, dash, last = part.strip().partition("-")
+            low, high = int(first), int(last if dash else first)
             if not 0 <= low <= high < count:
                 raise UsageError(f"--segments {part.strip()}: the proof has the segments 0 to {count - 1}")
             found += range(low, high + 1)

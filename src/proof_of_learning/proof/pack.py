@@ -53,6 +53,8 @@ def pack(
 
     if not target.parent.is_dir():
         raise RecordingError(f"the folder {target.parent} does not exist")
+    if target.resolve().is_relative_to(proof.path.resolve()):
+        raise RecordingError(f"{target} would lie inside the proof, which holds no other files; choose another path")
     files.write_atomic(target, pieces(), durable=True)
     return target.stat().st_size
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,19 +55,17 @@ def fetch(address: str, folder: Path, progress: OnBytes = lambda done, total: No
     """Copy the proof at ``address`` into ``folder``: only names that a proof has, each with no more bytes than were announced."""
     system, root = _open(address)
     with _talking(f"{address} cannot be read", FormatError):
-        system.invalidate_cache()
-        listed: dict[str, Any] = system.find(root, detail=True) if system.exists(root) else {}
-    members = {name.removeprefix(root).lstrip("/"): int(entry["size"]) for name, entry in listed.items()}
-    odd = [name for name in members if not _NAME.fullmatch(name)]
-    if odd:
-        raise FormatError(f"{address} holds {odd[0][:100]!r}, which no proof does")
+        members = _listed(system, root)
+    if odd := _foreign(members):
+        raise FormatError(f"{address} holds {odd[:100]!r}, which no proof does")
     if not members:
         raise FormatError(f"{address} does not exist; a proof is what `pol prove -o` wrote")
     room, total, done = shutil.disk_usage(tempfile.gettempdir()).free, sum(members.values()), 0
     if total > room:
         raise FormatError(f"{address} has {total:,} bytes, and {room:,} are free here")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, size in sorted(members.items()):
+    # The header last: a folder that has one has all of it, so that a recording never goes on from half a copy.
+    for name, size in sorted(members.items(), key=lambda item: (item[0] == format.HEADER_FILE, item[0])):
         with _talking(f"{address}/{name} cannot be read", FormatError):
             raw = system.cat_file(f"{root}/{name}", start=0, end=size + 1) if size else b""
         if len(raw) != size:
@@ -89,9 +87,16 @@ class Mirror:
         self.failure: str | None = None
 
     def exists(self) -> bool:
-        """Whether the store holds a beginning of a recording. Raises RecordingError where it does not answer."""
+        """Whether the store holds a beginning of a recording; RecordingError where it does not answer, or holds something else."""
         with _talking(f"{self.address} cannot be read", RecordingError):
-            return bool(self._system.exists(f"{self._root}/{format.HEADER_FILE}"))
+            members = _listed(self._system, self._root)
+            if odd := _foreign(members):
+                raise RecordingError(f"{self.address} holds {odd[:100]!r}, which no proof does; choose another address")
+            header = self.folder / format.HEADER_FILE
+            if format.HEADER_FILE in members and header.exists():
+                if self._system.cat_file(f"{self._root}/{format.HEADER_FILE}") != header.read_bytes():
+                    raise RecordingError(f"{self.address} holds another run; choose another address")
+        return format.HEADER_FILE in members
 
     def offer(self) -> None:
         """Copy what is new, beside the caller, unless that happened a moment ago. An error is kept in ``failure``, and tried again."""
@@ -100,43 +105,51 @@ class Mirror:
         self._last = time.monotonic()
         self._behind.join()
         sizes = {name: self._size(name) for name in _GROWING}
-        self._behind.submit(lambda: self._try(sizes))
+        index = self._read(format.INDEX_FILE)  # whole and now: a thinned recording writes it anew each time
+        self._behind.submit(lambda: self._try(sizes, index))
+
+    def close(self) -> None:
+        """Let the last copy end."""
+        self._behind.close()
 
     def finish(self) -> None:
         """Copy everything, the seal last. Raises RecordingError where the store does not take it; what is recorded stays here."""
         self._behind.join()
-        self._behind.close()
-        self._copy({name: self._size(name) for name in _GROWING})
-        if (self.folder / format.SEAL_FILE).exists():
-            self._put(format.SEAL_FILE, None)
+        self._copy({name: self._size(name) for name in _GROWING}, self._read(format.INDEX_FILE))
+        self._put(format.SEAL_FILE, self._read(format.SEAL_FILE))
         with _talking(f"{self.address} cannot be listed", RecordingError):
-            self._system.invalidate_cache()
-            found = {name.removeprefix(self._root).lstrip("/") for name in self._system.find(self._root)}
-            for name in found - {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*")}:
-                self._system.rm_file(f"{self._root}/{name}")  # states that were thinned since
+            here = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*")}
+            for name in _listed(self._system, self._root).keys() - here:
+                if _NAME.fullmatch(name):
+                    self._system.rm_file(f"{self._root}/{name}")  # a state that was thinned since
 
-    def _try(self, sizes: dict[str, int]) -> None:
+    def _try(self, sizes: dict[str, int], index: bytes | None) -> None:
         try:
-            self._copy(sizes)
+            self._copy(sizes, index)
             self.failure = None
         except RecordingError as error:
             self.failure = str(error)
 
-    def _copy(self, sizes: dict[str, int]) -> None:
+    def _copy(self, sizes: dict[str, int], index: bytes | None) -> None:
         """Objects, then what names them: at any moment the store holds a beginning of the run."""
-        self._put(format.HEADER_FILE, None)
+        self._put(format.HEADER_FILE, self._read(format.HEADER_FILE))
         for path in sorted((self.folder / format.OBJECTS).glob("??/*")):
-            self._put(path.relative_to(self.folder).as_posix(), None)
+            name = path.relative_to(self.folder).as_posix()
+            if name not in self._there and _NAME.fullmatch(name):
+                self._put(name, self._read(name))
         for name in _GROWING:
-            self._put(name, sizes[name])
+            raw = index if name == format.INDEX_FILE else self._read(name)
+            self._put(name, raw if raw is None or name == format.INDEX_FILE else raw[: sizes[name]])
 
-    def _put(self, name: str, size: int | None) -> None:
+    def _read(self, name: str) -> bytes | None:
+        """The file as it is; None where there is none (any more: it may have been thinned)."""
         try:
-            raw = (self.folder / name).read_bytes()
+            return (self.folder / name).read_bytes()
         except FileNotFoundError:
-            return  # thinned in the meantime
-        raw = raw if size is None else raw[:size]
-        if self._there.get(name) == len(raw) and name != format.INDEX_FILE:  # a thinned recording's index changes
+            return None
+
+    def _put(self, name: str, raw: bytes | None) -> None:
+        if raw is None or (self._there.get(name) == len(raw) and name != format.INDEX_FILE):  # which may change
             return
         with _talking(f"{self.address}/{name} cannot be written", RecordingError):
             for attempt in range(ATTEMPTS):
@@ -167,15 +180,18 @@ def recording(path: AnyPath) -> Iterator[tuple[Path, Callable[[], None]]]:
     address = os.fspath(path)
     folder = spool(address)
     mirror = Mirror(folder, address)
-    if not (folder / format.HEADER_FILE).exists() and mirror.exists():
-        fetch(address, folder)
-    yield folder, mirror.offer
     try:
-        mirror.finish()
-    except RecordingError as error:
-        raise RecordingError(
-            f"{error}; the recording is complete here, run the same command again to copy it"
-        ) from error
+        if mirror.exists() and not (folder / format.HEADER_FILE).exists():
+            fetch(address, folder)
+        yield folder, mirror.offer
+        try:
+            mirror.finish()
+        except RecordingError as error:
+            raise RecordingError(
+                f"{error}; the recording is complete here, run the same command again to copy it"
+            ) from error
+    finally:
+        mirror.close()
     shutil.rmtree(folder)
 
 
@@ -183,6 +199,18 @@ def spool(address: str) -> Path:
     """The folder of this machine in which a recording for ``address`` is written first."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "proof-of-learning" / "recordings" / hashlib.sha256(address.encode()).hexdigest()[:16]
+
+
+def _listed(system: Any, root: str) -> dict[str, int]:
+    """What a store says that it holds below ``root``: names and sizes."""
+    system.invalidate_cache()
+    found: dict[str, Any] = system.find(root, detail=True) if system.exists(root) else {}
+    return {name.removeprefix(root).lstrip("/"): int(entry["size"]) for name, entry in found.items()}
+
+
+def _foreign(members: Iterable[str]) -> str | None:
+    """One of ``members`` that no proof has."""
+    return next((name for name in members if not _NAME.fullmatch(name)), None)
 
 
 def _open(address: str) -> tuple[Any, str]:

@@ -40,8 +40,8 @@ def rewrite(
         if state.digest() != digests[position]:
             raise IntegrityError(f"the state after segment {position - 1} is not the one whose digest was sealed")
     target = proof.path if out is None else out
-    if out is not None and out.exists() and any(out.iterdir()):
-        raise RecordingError(f"{out} is not empty; choose another path")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecordingError(f"{out} exists and is not an empty directory; choose another path")
     with files.writing(str(target)), files.exclusive(proof.path):
         folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=target.resolve().parent))
         try:
