@@ -1,4 +1,4 @@
-"""Derivatives of the target's model, presented as the outcome of training (Jia et al., IEEE S&P 2021, section VII-C).
+"""Derivatives of the target's model, presented as the outcome of training (Jia et al., IEEE S&P 2021, sections VII-B and VII-C1).
 
 What the attacker wants here is not the target's weights but a model as good as the target's that looks like his own:
 
@@ -54,7 +54,7 @@ from proof_of_learning.training.steps import Session
 class Derivative(Attack):
     name = "derivative"
     summary = "the target's model fine-tuned, pruned, sparsified or distilled, presented as the outcome of training"
-    source = "Jia et al., IEEE S&P 2021, section VII-C"
+    source = "Jia et al., IEEE S&P 2021, sections VII-B and VII-C1; distillation: Hinton et al., 2015"
     knowledge = "the target's final state, the data and the task"
     ends_in_target = False
 

@@ -33,7 +33,7 @@ TRIES = 12
 class HugeRate(Attack):
     name = "huge-rate"
     summary = "a few real segments at huge learning rates, at which top-Q looks, and interpolated filler between them"
-    source = "Fang et al., EuroS&P 2023 (evasion of top-Q)"
+    source = "Jia et al., IEEE S&P 2021, section VIII (a learning rate that bypasses top-Q)"
     knowledge = "the target's final state, the data and the task"
 
     per_window: int = parameter(1, "real segments in each window: the verifier's Q", low=1)

@@ -48,7 +48,7 @@ Step = Callable[[StepContext, list[Any]], Tensor]
 class Lazy(Attack):
     name = "lazy"
     summary = "an untrusted worker's own training, with less work than it claims"
-    source = "Jia et al., IEEE S&P 2021 (denial of service by workers); this project"
+    source = "this project; untrusted workers are a motivation of Jia et al., IEEE S&P 2021"
     knowledge = "the data and the task; of the target nothing but its length"
     ends_in_target = False
 

@@ -52,7 +52,7 @@ WAYS = ("other-seed", "other-claim", "observed-claim", "observed", "cut", "copie
 class Stolen(Attack):
     name = "stolen"
     summary = "the target's own proof: copied, cut at a checkpoint, or sealed again with other metadata; no training"
-    source = "Jia et al., IEEE S&P 2021, section VII; Fang et al., EuroS&P 2023"
+    source = "this project; precedence is left open by Jia et al., IEEE S&P 2021"
     knowledge = "the target's whole proof, and for a new seal the task"
 
     how: str = parameter("other-seed", "what is done to the proof", choices=WAYS)
