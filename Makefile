@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types format clean
+.PHONY: help demo test lint types format fuzz clean
 help:
 	@echo "make demo    train, prove, verify and attack on a small data set (reports in demo-output/)"
 	@echo "make test    lint, types and tests"
+	@echo "make fuzz    N=100000 mutated proofs against the reader (exit status 1 on a finding)"
 	@echo "make clean   remove the virtual environment and what the demo wrote"
 
 $(STAMP): pyproject.toml tools/setup.sh
@@ -27,6 +28,10 @@ types: $(STAMP)
 test: lint types
 	sh tools/test-tools.sh
 	$(BIN)/pytest
+
+N ?= 100000
+fuzz: $(STAMP)
+	$(BIN)/python tools/fuzz.py -n $(N)
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -268,8 +268,8 @@ class Liar(MemoryFileSystem):
     """A store that announces other sizes than it sends, fails, or sends something else."""
 
     protocol = "liar"
-    store: dict[str, Any] = {}
-    pseudo_dirs = [""]
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
     lie: str = ""
 
     def find(self, path: str, *more: Any, **options: Any) -> Any:

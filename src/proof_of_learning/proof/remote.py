@@ -92,10 +92,9 @@ class Mirror:
             members = _listed(self._system, self._root)
             if odd := _foreign(members):
                 raise RecordingError(f"{self.address} holds {odd[:100]!r}, which no proof does; choose another address")
-            header = self.folder / format.HEADER_FILE
-            if format.HEADER_FILE in members and header.exists():
-                if self._system.cat_file(f"{self._root}/{format.HEADER_FILE}") != header.read_bytes():
-                    raise RecordingError(f"{self.address} holds another run; choose another address")
+            here = self._read(format.HEADER_FILE) if format.HEADER_FILE in members else None
+            if here is not None and here != self._system.cat_file(f"{self._root}/{format.HEADER_FILE}"):
+                raise RecordingError(f"{self.address} holds another run; choose another address")
         return format.HEADER_FILE in members
 
     def offer(self) -> None:

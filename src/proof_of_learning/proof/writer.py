@@ -260,25 +260,22 @@ class ProofWriter:
         places = {state: position for position, state in enumerate(states)}
         log_bytes = sum(len(raw) + 1 for _, raw in kept)
         block_bytes = sum(line.block.bytes for line, _ in kept if isinstance(line, Segment))
-        index_bytes, objects = 0, set[str]()
-        for stored, raw in self._read_chain(format.INDEX_FILE, Stored, self._index_head):
-            if stored.state not in places:
-                break
-            index_bytes += len(raw) + 1
-            self._index_head = format.line_digest(raw)
-            self._stored.add(stored.state)
-            objects.add(stored.object)
-            if self._keep_every is not None:
-                position = places[stored.state]
-                last = position == self.header.segments()
-                (self._kept if position % self._keep_every == 0 or last else self._passing).append(stored)
+        found = (stored for stored, _ in self._read_chain(format.INDEX_FILE, Stored, self._index_head))
+        held = sorted((item for item in found if item.state in places), key=lambda item: places[item.state])
+        bases = {item.base for item in held}
+        for item in held:  # a recording may go on with another keep_every, or have begun without
+            position = places[item.state]
+            stays = self._keep_every is None or position % self._keep_every == 0 or position == self.header.segments()
+            difference = item.base is not None or item.state in bases
+            (self._kept if stays or difference else self._passing).append(item)
         with files.writing(str(self.path)):
-            for name, size in (
-                (format.LOG_FILE, log_bytes), (format.BLOCKS_FILE, block_bytes), (format.INDEX_FILE, index_bytes)
-            ):  # fmt: skip
+            for name, size in ((format.LOG_FILE, log_bytes), (format.BLOCKS_FILE, block_bytes)):
                 if (self.path / name).exists():
                     os.truncate(self.path / name, size)
-            self._sweep(objects)
+            self._write_index(durable=True)
+            self._sweep({item.object for item in held})
+        if self._keep_every is None:
+            self._stored, self._kept = {item.state for item in held}, []
         for line, raw in kept:
             self._head = format.line_digest(raw)
             if isinstance(line, EnvironmentLine):
