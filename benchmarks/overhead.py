@@ -1,37 +1,60 @@
 """What recording costs: training with it over a plain PyTorch loop, and over one that saves model and optimizer as often.
 
-All three take the same steps of the Fashion-MNIST example in alternating blocks; recording and saving write to the same disk.
+All modes take the same steps in alternating blocks, and write to the same disk: the Fashion-MNIST example with every codec,
+in the loop and beside it, and a network of the size of ResNet-18 (11 million parameters).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from common import Benchmark, Cost, alternate, benchmark, fashion, middle_half, ratio, timed, walls
 from plain import Loop
 
-from proof_of_learning import Recorder, load_task
+from proof_of_learning import Recorder, TaskReference, load_task
 from proof_of_learning.recorder import make_header
 from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
-STEPS = {1: (30, 10), 10: (40, 10), 50: (50, 10), 469: (469, 3)}  # by interval: steps of one block, and blocks
-QUICK = {1: (20, 4), 10: (40, 4), 50: (50, 4)}
+TARGETS = {10: 1.03, 469: 1.01}  # by interval
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of one block, blocks, and the ways of recording: codec, and whether beside the loop."""
+
+    interval: int
+    steps: int
+    blocks: int
+    ways: tuple[tuple[str, bool], ...] = (("raw", False),)
+
+
+EVERY_WAY = (("raw", False), ("raw", True), ("lossless", False), ("quantised", False), ("quantised", True))
+FULL = (
+    Plan(1, 30, 10),
+    Plan(10, 40, 10, EVERY_WAY),
+    Plan(50, 50, 10),
+    Plan(469, 469, 3, (("raw", False), ("quantised", False))),
+)
+QUICK = (Plan(1, 20, 3), Plan(10, 20, 4, EVERY_WAY))
+LARGE = Plan(10, 10, 3, (("raw", False), ("quantised", False)))
 
 
 class Recording:
     """A recording that goes on from block to block; what it costs once (header, first state) lies before the first."""
 
-    def __init__(self, folder: Path, interval: int, steps: int) -> None:
-        task = load_task(fashion(steps=steps))
+    def __init__(self, folder: Path, target: TaskReference, interval: int, codec: str, beside: bool) -> None:
+        task = load_task(target)
         data = task.data()
         self.session = Session(task, randomness.key_from_seed(task.seed))
-        header = make_header(task, self.session, data, interval=interval)
+        header = make_header(task, self.session, data, interval=interval, codec=codec)
         self.feed, self.order = derived_feed(task, data, self.session.key, "cpu")
-        self.recorder = Recorder(folder / "proof", header, self.session.parts, environment.current())
+        path = folder / f"{codec}-{beside}"
+        self.recorder = Recorder(path, header, self.session.parts, environment.current(), asynchronous=beside)
 
     def run(self, steps: int) -> None:
         with environment.recording("cpu"):
@@ -39,47 +62,59 @@ class Recording:
                 self.recorder.step(result.loss, result.rates)
 
 
-def measure(run: Benchmark, interval: int, steps: int, blocks: int) -> None:
+def measure(run: Benchmark, plan: Plan, network: str, target: Callable[[int], TaskReference]) -> None:
+    interval, steps, blocks = plan.interval, plan.steps, plan.blocks
     with tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
-        folder = Path(scratch)
-        task = load_task(fashion())
-        plain, saving = Loop(task), Loop(task)
+        folder, warm = Path(scratch), max(2, interval if interval < 50 else 2)
+        total = warm + steps * blocks
+        plain, saving = Loop(load_task(target(total))), Loop(load_task(target(total)))
 
         def save(step: int) -> None:
             if step % interval == 0:
                 content = {"model": saving.model.state_dict(), "optimizer": saving.optimizer.state_dict(), "step": step}
                 torch.save(content, folder / f"step-{step}.pt")
 
-        warm, recording = max(2, interval if interval < 50 else 2), None
-        recording = Recording(folder, interval, warm + steps * blocks)
+        recordings = {
+            f"recording ({codec}{', beside the loop' if beside else ''})": Recording(
+                folder, target(total), interval, codec, beside
+            )
+            for codec, beside in plan.ways
+        }
         modes: dict[str, Callable[[int], object]] = {
             "plain": plain.run,
             "saving": lambda count: saving.run(count, save),
-            "recording": recording.run,
         }
+        modes |= {name: recording.run for name, recording in recordings.items()}
         for mode in modes.values():
             mode(warm)
         saving.done = 0
         costs: dict[str, list[Cost]] = alternate(
             {name: lambda mode=mode: timed(lambda: mode(steps)) for name, mode in modes.items()}, blocks
         )
-        with recording.recorder as recorder:
-            sealed = timed(recorder.close).wall
-    for base, label in (("plain", "a plain loop"), ("saving", "a loop with torch.save")):
+        for recording in recordings.values():
+            with recording.recorder as recorder:
+                recorder.close()
+    where = f"{network}, k={interval}"
+    for name in recordings:
         for of, suffix in (("wall", ""), ("cpu", ", CPU time")):
-            value, spread = ratio(costs["recording"], costs[base], of)
-            run.add(f"recording over {label}, k={interval}{suffix}", value, "ratio", spread=spread)
+            value, spread = ratio(costs[name], costs["plain"], of)
+            aim = TARGETS.get(interval) if of == "wall" else None
+            run.add(f"{where}: {name} over a plain loop{suffix}", value, "ratio", target=aim, spread=spread)
+        value, spread = ratio(costs[name], costs["saving"])
+        run.add(f"{where}: {name} over a loop with torch.save", value, "ratio", spread=spread)
     value, spread = ratio(costs["saving"], costs["plain"])
-    run.add(f"a loop with torch.save over a plain loop, k={interval}", value, "ratio", spread=spread)
+    run.add(f"{where}: a loop with torch.save over a plain loop", value, "ratio", spread=spread)
     step = [seconds / steps * 1e3 for seconds in walls(costs["plain"])]
-    run.add(f"step of the plain loop beside k={interval}", min(step), "ms", spread=middle_half(step))
-    run.add(f"sealing, k={interval}", sealed * 1e3, "ms")
+    run.add(f"{where}: step of the plain loop", min(step), "ms", spread=middle_half(step))
 
 
 def main() -> None:
     with benchmark(__doc__) as run:
-        for interval, (steps, blocks) in (QUICK if run.quick else STEPS).items():
-            measure(run, interval, steps, blocks)
+        for plan in QUICK if run.quick else FULL:
+            measure(run, plan, "Fashion-MNIST CNN", lambda steps: fashion(steps=steps))
+        if not run.quick:
+            large = f"{Path(__file__).with_name('resnet18.py')}:task"
+            measure(run, LARGE, "ResNet-18", lambda steps: TaskReference(large, {"steps": steps}))
         run.note(
             "the plain loop keeps PyTorch's default settings; recording includes what deterministic algorithms cost"
         )

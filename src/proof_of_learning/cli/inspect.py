@@ -38,9 +38,12 @@ def describe(proof: Any) -> dict[str, Any]:
     """The content of an opened proof as plain values."""
     import msgspec
 
+    from proof_of_learning.verifier.plan import expected_steps
+
     header = msgspec.to_builtins(proof.header)
     description = header["task"].pop("description")
     stored = list(proof.index.values())
+    draws, steps = expected_steps(proof)
     return {
         "schema": "pol/inspect/v1",
         "root": proof.root,
@@ -54,6 +57,7 @@ def describe(proof: Any) -> dict[str, Any]:
         "codec": header["codec"],
         "environments": {digest: msgspec.to_builtins(env) for digest, env in proof.environments.items()},
         "states": {"held": len(stored), "of": len(proof.segments) + 1, "bytes": sum(item.bytes for item in stored)},
+        "verification": {"uniform_draws": draws, "steps": steps, "share": steps / proof.header.training.steps},
         "final": {"weights": proof.end.final_weights, "evaluation": proof.end.evaluation},
     }  # fmt: skip
 
@@ -64,7 +68,7 @@ def _show(content: dict[str, Any]) -> None:
 
     from proof_of_learning.report.text import size, visible
 
-    training, states = content["training"], content["states"]
+    training, states, cost = content["training"], content["states"], content["verification"]
     optimizers = {
         n: o.get("class", "?") for n, o in (content["task"]["optimizers"] or {}).items() if isinstance(o, dict)
     }
@@ -81,6 +85,8 @@ def _show(content: dict[str, Any]) -> None:
         f"{training['segments']:,} segments of {training['interval']}",
         "randomness": f"{content['randomness']['mode']}, {source}",
         "states": f"{states['held']:,} of {states['of']:,} held, {size(states['bytes'])}, codec {content['codec']['name']}",
+        "to verify": f"{cost['uniform_draws']:,} uniform draws replay about {cost['steps']:,} steps ({cost['share']:.1%}); "
+        + ("directed choices come on top" if states["held"] == states["of"] else "thinned: they are all there is"),
         "final model": content["final"]["weights"],
         "claims": ", ".join(f"{n} {v:.4g}" for n, v in (content["final"]["evaluation"] or {}).items()) or "nothing",
     }  # fmt: skip

@@ -127,6 +127,18 @@ def planned_steps(proof: Proof, indices: Iterable[int]) -> int:
     return steps
 
 
+def expected_steps(proof: Proof) -> tuple[int, int]:
+    """Uniform draws that give the default guarantee, with first and last segment: how many, and the steps that they take.
+
+    The draw is one of many, the same each time. What is chosen by displacement, inertia and progress comes on top of it where all
+    states are held.
+    """
+    count = proof.header.segments()
+    draws = guarantee.uniform_draws_needed(count)
+    drawn = guarantee.draw_uniform(list(range(count)), draws, randomness.uniforms(0, count))
+    return draws, planned_steps(proof, {0, count - 1, *drawn})
+
+
 def challenge_seed(root: str, nonce: Nonce) -> bytes:
     """The key from which everything that is drawn follows."""
     return bytes.fromhex(canonical.sha256(b"pol/v1/challenge\0", root.encode(), b"\0", bytes.fromhex(nonce.value))[7:])

@@ -1,0 +1,74 @@
+"""Recording and verifying together, over training alone: a Fashion-MNIST run of thousands of segments, with both guarantees.
+
+Blocks of plain training alternate with recorded training until the recorded run is complete; then the proof is verified as
+anyone would, task and data in a process of their own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from common import benchmark, fashion
+from plain import Loop, deterministic
+
+import proof_of_learning as pol
+from proof_of_learning import Recorder, load_task
+from proof_of_learning.recorder import make_header
+from proof_of_learning.training import environment, randomness
+from proof_of_learning.training.steps import Session, derived_feed
+
+SEGMENTS, INTERVAL, CODEC = 5000, 2, "quantised"
+QUICK = 200
+
+
+def main() -> None:
+    with benchmark(__doc__) as run, tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
+        segments = QUICK if run.quick else SEGMENTS
+        steps, path = segments * INTERVAL, Path(scratch) / "proof"
+        target = fashion(steps=steps)
+        task = load_task(target)
+        data = task.data()
+        plain_steps = plain = recorded = 0.0
+        with environment.recording("cpu") as here:
+            deterministic()
+            loop = Loop(task)
+            session = Session(task, randomness.key_from_seed(task.seed))
+            header = make_header(task, session, data, interval=INTERVAL, codec=CODEC)
+            feed, order = derived_feed(task, data, session.key, "cpu")
+            with Recorder(path, header, session.parts, here) as recorder:
+                while session.progress.step < steps:
+                    count = min(100, steps - session.progress.step)
+                    begun = time.perf_counter()
+                    for result in session.run(session.progress.step + count, feed, order):
+                        recorder.step(result.loss, result.rates)
+                    recorded += time.perf_counter() - begun
+                    if session.progress.step % 300 == 0 or run.quick:  # a third is enough to know what a step costs
+                        begun = time.perf_counter()
+                        loop.run(count)
+                        plain, plain_steps = plain + time.perf_counter() - begun, plain_steps + count
+                begun = time.perf_counter()
+                recorder.close(session.evaluate())
+                recorded += time.perf_counter() - begun
+        training = plain / plain_steps * steps
+        begun = time.perf_counter()
+        verdict = pol.verify(path, target)
+        verified = time.perf_counter() - begun
+        assert verdict.verdict == "valid", verdict.reason
+        name = f"{segments:,} segments of {INTERVAL}, {CODEC}"
+        run.add(
+            f"{name}: recording and verifying over training", (recorded + verified) / training, "ratio", target=1.10
+        )
+        run.add(f"{name}: recording over training", recorded / training, "ratio")
+        run.add(f"{name}: verifying over training", verified / training, "ratio")
+        run.add(f"{name}: replayed steps over all", verdict.cost.share, "ratio", target=0.07)
+        run.add(f"{name}: training alone", training, "s")
+        for phase, seconds in verdict.cost.phases.items():
+            run.add(f"{name}: verifying, {phase}", seconds, "s")
+        size = sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+        run.add(f"{name}: size of the proof", size / 2**20, "MiB")
+
+
+if __name__ == "__main__":
+    main()
