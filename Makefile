@@ -27,7 +27,7 @@ types: $(STAMP)
 
 test: lint types
 	sh tools/test-tools.sh
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 N ?= 100000
 fuzz: $(STAMP)
