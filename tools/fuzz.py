@@ -580,11 +580,14 @@ def main() -> int:
         all_seeds = seeds(Path(temporary) / "seeds")
         first = options.first if options.case is None else options.case
         count = options.n if options.case is None else 1
-        begun, shown = time.monotonic(), 0.0
+        begun, shown, printed = time.monotonic(), 0.0, 0
 
         def report(number: int, tally: Tally) -> None:
-            nonlocal shown
+            nonlocal shown, printed
             now, done = time.monotonic(), number - first + 1
+            while printed < len(tally.findings):
+                print(tally.findings[printed], flush=True)
+                printed += 1
             if now - shown > 5 or done == count:
                 shown = now
                 left = (now - begun) / done * (count - done)
@@ -595,8 +598,6 @@ def main() -> int:
 
         folder = Path("fuzz-case") if options.case is not None else Path(temporary) / "case"
         tally = run(all_seeds, folder, options.seed, range(first, first + count), report)
-    for finding in tally.findings:
-        print(finding)
     seconds = time.monotonic() - begun
     print(f"{count:,} cases in {seconds:,.0f} s, seed {options.seed}: {len(tally.findings)} findings; {tally}")
     return 1 if tally.findings else 0
