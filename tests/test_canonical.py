@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -164,3 +164,15 @@ def test_digest_is_that_of_the_concatenation() -> None:
     assert canonical.sha256(b"a", bytearray(b"b"), memoryview(b"c")) == (
         "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000, "two\nlines", "\x1b[2J", "\u202e"])
+def test_what_a_message_quotes_is_one_line_and_short(value: str) -> None:
+    """A hostile document must not fill or repaint the terminal."""
+
+    class Document(msgspec.Struct):
+        mode: Literal["derived", "recorded"]
+
+    with pytest.raises(FormatError) as caught:
+        canonical.decode(canonical.encode({"mode": value}), Document, "a document")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400

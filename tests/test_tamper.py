@@ -213,6 +213,7 @@ EXTRA: dict[str, Callable[[Path], Any]] = {
     "a folder": lambda path: (path / "folder").mkdir(),
     "a link": lambda path: (path / "link").symlink_to("/etc/passwd"),
     "a file among the objects": lambda path: (path / "objects" / "notes.txt").write_text("hello"),
+    "a folder with a name of two lines": lambda path: (path / "objects" / "a\nb").mkdir(),
     "a folder among the objects": lambda path: (path / "objects" / "zz").mkdir(),
     "an object": lambda path: (objects(path)[0].parent / ("0" * 64)).write_text("hello"),
     "an object in another folder": lambda path: shutil.copytree(objects(path)[0].parent, path / "objects" / "00"),

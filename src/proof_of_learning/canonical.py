@@ -17,6 +17,7 @@ import rfc8785
 from proof_of_learning.errors import FormatError
 
 MAX_DEPTH = 64
+MAX_QUOTED = 200  # characters
 T = TypeVar("T")
 
 
@@ -45,17 +46,23 @@ def decode(raw: bytes, type_: type[T], what: str) -> T:
     try:
         value = msgspec.json.decode(raw, type=type_, strict=True)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise FormatError(f"{what} is not valid: {error}") from error
+        raise FormatError(f"{what} is not valid: {brief(error)}") from error
     if not _evidently_canonical(value, raw) and _encoded(value, what) != raw:
         raise FormatError(f"{what} is not in canonical form (duplicate keys, white space or another spelling)")
     return value
+
+
+def brief(text: object) -> str:
+    """Text that may quote hostile input, for a message: one line, of bounded length, without control characters."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text)[:MAX_QUOTED])
+    return shown if len(str(text)) <= MAX_QUOTED else f"{shown}…"
 
 
 def _encoded(value: Any, what: str) -> bytes:
     try:
         return encode(value)
     except FormatError as error:
-        raise FormatError(f"{what}: {error}") from None
+        raise FormatError(f"{what}: {brief(error)}") from None
 
 
 def _evidently_canonical(value: Any, raw: bytes) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from proof_of_learning.canonical import brief
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs.raw import decode_tensors, encode_tensors
 from proof_of_learning.training.randomness import RngSnapshot
@@ -55,10 +56,10 @@ class Columns:
 
         def column(name: str, dtype: type, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
             array = arrays.pop(name, None)
-            need(array is not None, f"the column {name!r} is missing")
+            need(array is not None, f"the column {brief(name)!r} is missing")
             assert array is not None
             fits = len(array.shape) == len(shape) and all(w in (-1, h) for w, h in zip(shape, array.shape, strict=True))
-            need(fits and array.dtype == dtype, f"the column {name!r} has the wrong shape or type")
+            need(fits and array.dtype == dtype, f"the column {brief(name)!r} has the wrong shape or type")
             return array
 
         need(not metadata, "it carries metadata")
@@ -82,10 +83,10 @@ class Columns:
                 table = column(f"rng/{name}", np.uint8, (-1, -1))
                 need(
                     all(0 <= row < len(table) for row in rows.tolist()),
-                    f"the rows of generator {name!r} are out of range",
+                    f"the rows of generator {brief(name)!r} are out of range",
                 )
                 for step, row in enumerate(rows.tolist()):
                     states[step][name] = table[row]
             rng = [RngSnapshot(state) for state in states]
-        need(not arrays, f"it has unexpected columns: {', '.join(sorted(arrays))[:200]}")
+        need(not arrays, f"it has unexpected columns: {brief(', '.join(sorted(arrays)))}")
         return cls(loss, rates, indices, rng)  # type: ignore[arg-type]

@@ -255,7 +255,8 @@ def _check_files(folder: Path, index: dict[str, Stored], block_bytes: int) -> No
     def regular(entry: os.DirEntry[str], want: Callable[[int], bool]) -> bool:
         mode = entry.stat(follow_symlinks=False).st_mode
         if stat.S_ISLNK(mode) or not want(mode):
-            raise FormatError(f"{Path(entry.path).relative_to(folder)} is a link or a special file; a proof has none")
+            name = canonical.brief(Path(entry.path).relative_to(folder))
+            raise FormatError(f"{name} is a link or a special file; a proof has none")
         return True
 
     for entry in os.scandir(folder):
@@ -274,12 +275,14 @@ def _check_files(folder: Path, index: dict[str, Stored], block_bytes: int) -> No
     for sub in os.scandir(folder / format.OBJECTS):
         regular(sub, stat.S_ISDIR)
         if sub.name not in prefixes:
-            raise FormatError(f"unexpected folder in the proof: {format.OBJECTS}/{sub.name[:80]}")
+            raise FormatError(f"unexpected folder in the proof: {format.OBJECTS}/{canonical.brief(sub.name)}")
         for entry in os.scandir(sub.path):
             regular(entry, stat.S_ISREG)
             size = wanted.pop(entry.name, None)
             if size is None or entry.name[:2] != sub.name:
-                raise FormatError(f"unexpected file in the proof: {format.OBJECTS}/{sub.name}/{entry.name[:80]}")
+                raise FormatError(
+                    f"unexpected file in the proof: {format.OBJECTS}/{sub.name}/{canonical.brief(entry.name)}"
+                )
             if entry.stat(follow_symlinks=False).st_size != size:
                 raise FormatError(f"object {entry.name[:12]}… does not have the {size:,} bytes that the index says")
     if wanted:

@@ -260,8 +260,7 @@ class ProofWriter:
         places = {state: position for position, state in enumerate(states)}
         log_bytes = sum(len(raw) + 1 for _, raw in kept)
         block_bytes = sum(line.block.bytes for line, _ in kept if isinstance(line, Segment))
-        found = (stored for stored, _ in self._read_chain(format.INDEX_FILE, Stored, self._index_head))
-        held = sorted((item for item in found if item.state in places), key=lambda item: places[item.state])
+        held = sorted((item for item in index.values() if item.state in places), key=lambda item: places[item.state])
         bases = {item.base for item in held}
         for item in held:  # a recording may go on with another keep_every, or have begun without
             position = places[item.state]

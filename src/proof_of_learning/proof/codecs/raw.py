@@ -88,7 +88,7 @@ def decode_tensors(raw: bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
         metadata = msgspec.convert(header.pop("__metadata__", {}), dict[str, str])
         entries = msgspec.convert(header, dict[str, _Entry])
     except msgspec.ValidationError as error:
-        raise FormatError(f"an object's header has a malformed entry: {error}") from error
+        raise FormatError(f"an object's header has a malformed entry: {canonical.brief(error)}") from error
     tensors: dict[str, Tensor] = {}
     start = 8 + size
     for name, entry in entries.items():
