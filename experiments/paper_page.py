@@ -204,6 +204,9 @@ def _table_1(found: Findings) -> str:
     text += (
         f"In other environments the ℓ2 error is at most {short(one)} at k = {first}, and {short(long)} at k = {last}. "
     )
+    later = [max(found.honest(environment, last)[1:], default=long) for environment in found.environments]
+    if max(later) < long / 2:
+        text += f"Where training begins they are largest: from the later states it is at most {short(max(later))} at k = {last}. "
     rule = f"the paper's rule (δ two orders of magnitude below d_ref, so 0.01; the follow-up code takes {DELTA})"
     if over:
         text += (
@@ -235,7 +238,8 @@ def _table_3(found: Findings) -> str:
 
 A model is trained for {scale["inverted"]} plain gradient steps, then as many steps are inverted from its end (fixed-point iteration
 with Anderson's acceleration, at most {scale["budget"]} gradients a step, the best start kept), with batches of the attacker's own;
-number of seeds: {scale["seeds"]}. (Where a ReLU has a kink an exact root need not exist.) Normalised error of the replay at k = 1, mean ± standard deviation over all steps:
+number of seeds: {scale["seeds"]}. (Where a ReLU has a kink an exact root need not exist.) Normalised
+error of the replay at k = 1, mean ± standard deviation over all steps:
 
 {table(head, rows)}
 {"".join(_inverted(found, rate, found.worst_honest(first)) for rate in rates)}
