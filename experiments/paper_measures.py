@@ -40,6 +40,11 @@ def flat(parameters: Mapping[str, Tensor] | Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
+def current(session: Session) -> Tensor:
+    """A session's weights in the order in which states have them, which is not the model's own."""
+    return flat(weights(session.capture(live=True))).to(session.device)
+
+
 def distance(a: Tensor, b: Tensor) -> Distance:
     """The four metrics between two vectors of weights."""
     return compare(*(State({}, {f"{WEIGHTS}/all": v.cpu()}) for v in (a, b))).kinds[WEIGHTS]
@@ -56,11 +61,11 @@ def tracked_run(task: Task, seed: int, target: Tensor, device: str, report: Repo
     """An honest run from another seed: its final weights, and after each step how far it went and how far ``target`` is (l2)."""
     session = Session(replace(task, seed=seed), randomness.key_from_seed(seed), device)
     feed, order = derived_feed(session.task, task.data(), session.key, device)
-    before, target = flat(list(session.model.parameters())), target.to(device)
+    before, target = current(session), target.to(device)
     updates, distances = [], [(before - target).norm()]
     steps = session.task.steps or 0
     for result in session.run(steps, feed, order):
-        here = flat(list(session.model.parameters()))
+        here = current(session)
         updates.append((here - before).norm())
         distances.append((here - target).norm())
         before = here

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import proof_of_learning as pol
 from proof_of_learning.attacks import ATTACKS, Attack, forge_proof, parameter
 from proof_of_learning.attacks.base import Mounted
 from proof_of_learning.attacks.victim import Victim, graft
 from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.training import environment as environments
 from proof_of_learning.training.state import State
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "experiments"))
 import attack_matrix  # noqa: E402
 import cells  # noqa: E402
+import paper_measures  # noqa: E402
 
 
 @dataclass(init=False, frozen=True)
@@ -139,6 +142,38 @@ def test_every_registered_attack_is_measured_in_every_choice_or_declared_variant
         variants = ({"rates": "none"},)
 
     assert attack_matrix.variants(Declared) == [{"rates": "none"}]
+
+
+# ---- the paper's figures -------------------------------------------------------------------------------
+
+
+def test_a_run_from_the_recorded_ones_seed_ends_in_its_weights_and_one_from_another_does_not(
+    tiny: pol.TaskReference, tiny_proof: Path
+) -> None:
+    task, end = pol.load_task(tiny), paper_measures.final_weights(pol.Proof.open(tiny_proof))
+    with environments.recording("cpu"):
+        same, found = paper_measures.tracked_run(task, task.seed, end, "cpu", lambda done, total: None)
+        _, other = paper_measures.tracked_run(task, task.seed + 1, end, "cpu", lambda done, total: None)
+    assert torch.equal(same, end)
+    assert found["distances"][-1] == 0.0 < found["distances"][0]
+    assert len(found["updates"]) == task.steps == len(found["distances"]) - 1
+    assert other["distances"][-1] > max(other["updates"])
+
+
+def test_an_inverted_step_leads_back_to_its_end(tiny: pol.TaskReference) -> None:
+    """On a smooth network; and the error that is told is the replay's own."""
+    steps = paper_measures.Steps(pol.load_task(tiny), 3, "cpu")
+    end = paper_measures.flat(steps.parameters)
+    start, error = paper_measures.inverted_step(steps, end, 0.05, 20)
+    assert steps.evaluations <= 20
+    steps.draw.manual_seed(3)  # the same batch again
+    with torch.no_grad():
+        steps.model.calls.zero_()  # type: ignore[operator]
+    arrived = start - 0.05 * steps.gradient(start, steps.batch())
+    length = float((start - end).norm())
+    assert length > 0.001
+    assert float((arrived - end).norm()) <= 1e-2 * length
+    assert float(error.norm()) <= 1e-2 * length
 
 
 # ---- cells ------------------------------------------------------------------------------------------
