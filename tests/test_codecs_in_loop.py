@@ -18,7 +18,7 @@ import proof_of_learning as pol
 from proof_of_learning import TaskReference
 from proof_of_learning.attacks import forge_proof
 from proof_of_learning.errors import FormatError, IntegrityError
-from proof_of_learning.proof.codecs import NAMES, get_codec
+from proof_of_learning.proof.codecs import NAMES, get_codec, packed
 from proof_of_learning.proof.codecs.packed import MAX_NEW
 from proof_of_learning.proof.format import CodecClaim
 from proof_of_learning.proof.reader import MAX_CHAIN, Proof, load_state
@@ -222,6 +222,20 @@ def test_a_damaged_object_is_refused_in_one_line(data: st.DataObject) -> None:
             raw[position:position] = data.draw(st.binary(min_size=1, max_size=8))
     with suppress(FormatError):  # and nothing else; what decodes all the same has another digest or the same state
         codec.decode(raw, base).digest()
+
+
+@pytest.mark.parametrize(
+    "shape", [[2**52, 2**52, 0], [0, 2**52, 2**52], [2**31, 0, 2**33], [-1, 0], [1] * 65, [0] * 65]
+)
+def test_lengths_that_overflow_are_refused(shape: list[int]) -> None:
+    """Nothing is stored of a tensor without elements, and yet its lengths must be some that PyTorch can multiply."""
+    entry = packed.Entry("float32", shape, 4, "plain")
+    raw = b"".join(
+        packed.pack({"d": [["s:a", {"t": "a"}]]}, {"a": entry}, lambda name: torch.zeros(1, dtype=torch.int32))
+    )
+    for name in ("lossless", *ROUNDING):
+        with pytest.raises(FormatError):
+            get_codec(name).decode(bytearray(raw), optimizer_state(1))
 
 
 def test_a_bomb_is_refused_before_it_is_opened() -> None:

@@ -11,6 +11,7 @@ so a byte says more than its parts), and their high halves, a byte each.
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -95,8 +96,10 @@ def unpack(raw: bytes | bytearray, base: State | None) -> tuple[Any, dict[str, E
     new = 0
     for name, item in header.tensors.items():
         dtype = DTYPES.get(item.dtype)
-        fits = len(item.shape) <= MAX_DIMENSIONS and min(item.shape, default=0) >= 0
-        if dtype is None or not fits or item.items not in WIDTHS or item.count * 8 >= 2**62:
+        # A tensor without elements may still have lengths whose product overflows PyTorch's strides.
+        extent = math.prod(max(length, 1) for length in item.shape[:MAX_DIMENSIONS])
+        fits = len(item.shape) <= MAX_DIMENSIONS and min(item.shape, default=0) >= 0 and extent * 8 < 2**62
+        if dtype is None or not fits or item.items not in WIDTHS:
             raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
         known = None if base is None else base.tensors.get(name)
         if known is None or list(known.shape) != item.shape:
