@@ -135,7 +135,8 @@ def run(case: Case, work: Path) -> Cell:
     """Forge, judge as derived and as observed; one row each."""
     reference = case.target.reference(case.seed)
     task = replace(load_task(reference), reference=None)
-    path = work / f"{case.target.name}-{case.seed}-{case.comparison}.pol"  # the target, made once for all attacks on it
+    size = "-".join(str(value) for value in (case.target.settings.get("steps", ""), case.target.interval, case.seed))
+    path = work / f"{case.target.name}-{size}-{case.comparison}.pol"  # the target, made once for all attacks on it
     with tempfile.TemporaryDirectory(prefix="pol-matrix-") as folder:
         begun = time.perf_counter()
         try:
@@ -217,10 +218,11 @@ def as_observed(proof: Proof, task: Task, path: Path) -> Path:
 def judge(case: Case, mode: str, path: Path, forgery: Forgery, task: Task, reference: TaskReference) -> dict[str, Any]:
     """The verifier's judgement at its defaults with all checks run, and the odds of the draw, as plain values."""
     calibrated = case.comparison == "calibrated"
-    verdict = verify(
-        path, task if case.in_process or not calibrated else reference, keep_going=True, reproduce=not calibrated,
-        allow_calibrated=calibrated, nonce=fixed_nonces(case.seed + 1)[case.seed], sandbox="off",
-    )  # fmt: skip
+    with threads(1):
+        verdict = verify(
+            path, task if case.in_process or not calibrated else reference, keep_going=True, reproduce=not calibrated,
+            allow_calibrated=calibrated, nonce=fixed_nonces(case.seed + 1)[case.seed], sandbox="off",
+        )  # fmt: skip
     row = {
         "target": case.target.name, "seed": case.seed, "attack": case.attack or HONEST, "variant": case.variant, "mode": mode,
         "comparison": case.comparison, "attacker_cost": forgery.cost, "distance": forgery.distance,
@@ -243,6 +245,7 @@ def summary(verdict: Verdict) -> dict[str, Any]:
         z = None
     return {
         "verdict": verdict.verdict,
+        "d_ref": None if verdict.thresholds.d_ref is None else verdict.thresholds.d_ref.l2,
         "assurance": verdict.assurance,
         "failed": failed,
         "inconclusive": open_,
@@ -277,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
             try:
                 return run(case, work)
             except PolError as error:
-                return {"error": f"{type(error).__name__}: {error}", "rows": []}
+                return {"error": f"{type(error).__name__}: {error}".replace(str(work), "…"), "rows": []}
 
         return compute_one
 

@@ -19,6 +19,7 @@ from proof_of_learning.verifier.checks import CHECKS
 from proof_of_learning.verifier.guarantee import MISS_PROBABILITY
 
 HONEST = "honest"
+NEAR = 0.5  # of d_ref
 MARGIN = 3.0  # wanted between honest errors and limits, and between limits and attacks
 Row = dict[str, Any]
 
@@ -52,7 +53,8 @@ class Matrix:
         return {name: cell["error"] for name, cell in self.cells.items() if "error" in cell}
 
     def accepted(self, mode: str, comparison: str) -> list[Row]:
-        return [r for r in _where(self.attacks, mode, comparison) if r["verdict"] == "valid"]
+        """What is valid and gained something."""
+        return [r for r in _where(self.attacks, mode, comparison) if r["verdict"] == "valid" and _gains(r)]
 
     def gambles(self) -> list[Row]:
         """Forgeries whose forged segments the draw may miss while no other check rejects them."""
@@ -78,7 +80,8 @@ class Matrix:
         shares = [
             (r["limit_share"], f"{_name(r)}, {_where_of(r)}")
             for r in self.attacks
-            if r["comparison"] == "calibrated" and r["limit_share"] is not None and set(r["failed"]) <= {"trajectory", "drift"}
+            if r["comparison"] == "calibrated" and r["limit_share"] is not None and r["failed"]
+            if set(r["failed"]) <= {"trajectory", "drift"}
         ]  # fmt: skip
         return min(shares, default=(math.inf, ""))
 
@@ -134,6 +137,11 @@ def _where(rows: Iterable[Row], mode: str, comparison: str) -> list[Row]:
 
 def _where_of(row: Row) -> str:
     return f"{row['target']}, {row['mode']}, seed {row['seed']}"
+
+
+def _gains(row: Row) -> bool:
+    """Whether a forgery saved work, or ends nearer to the target than half of d_ref, where another honest run would end."""
+    return bool(row["attacker_cost"] < 1.0 or row["distance"] <= NEAR * (row["d_ref"] or 0.0))
 
 
 def _name(row: Row) -> str:
@@ -250,6 +258,18 @@ def _rest(matrix: Matrix) -> str:
                 )  # fmt: skip
     if len(lines) == 1:
         lines.append("No attack was accepted.")
+    idle = Counter(
+        f"{_name(r)} on {r['target']}, {r['mode']}, {r['comparison']}, {r['distance']:.3g} from the target "
+        f"(d_ref {r['d_ref'] or 0:.3g})"
+        for r in matrix.attacks
+        if r["verdict"] == "valid" and not _gains(r)
+    )
+    if idle:
+        lines.append(
+            "\nValid, but with nothing gained: as dear as honest training, and no nearer to the target than half of d_ref, where "
+            "another honest run ends.\n"
+        )
+        lines += [f"- {text}" for text in idle]
     open_ = Counter(
         f"{_name(r)}, {r['mode']}, {r['comparison']}: {r['reason']}"
         for r in matrix.rows

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from proof_of_learning import TaskReference, prove, verify
 from proof_of_learning.attacks import ATTACKS
@@ -35,6 +37,16 @@ def test_an_honest_proof_of_another_environment_is_valid_only_if_that_is_allowed
     judged = [segment for segment in allowed.segments if not segment.exact]
     assert judged and all(s.limit_share is not None and s.limit_share < 1 / 3 for s in judged)
     assert all(FLOOR <= entry["rho"] <= CAP for entry in allowed.check("trajectory").evidence["tolerances"].values())
+
+
+def test_a_calibrated_verification_in_this_process_leaves_its_threads_alone(
+    digits: TaskReference, elsewhere: Path
+) -> None:
+    task = replace(load_task(digits), reference=None)
+    before = torch.get_num_threads()
+    verdict = verify(elsewhere, task, reproduce=False, random=2, top_q=0, allow_calibrated=True)
+    assert any(segment.limit_share is not None for segment in verdict.segments)  # there was a second worker
+    assert torch.get_num_threads() == before
 
 
 def test_exact_replay_can_be_required(digits: TaskReference, elsewhere: Path) -> None:

@@ -245,6 +245,6 @@ class Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in self._launched.values():
+        for worker in reversed(self._launched.values()):  # each puts back what it found, so the first one last
             worker.close()
         self._scratch.cleanup()
