@@ -31,7 +31,7 @@ import numpy as np
 from cells import ENVIRONMENTS, EXAMPLES, HERE, PINNED, Cell, Result, compute, parser, part_of, provenance, table, write
 from scipy import stats
 
-CODECS = ("raw",)  # those that `prove` can write
+CODECS = ("raw", "lossless", "float16", "quantised")
 WAYS = {"same": 0.7, "reproduced": 0.12, "calibrated": 0.18}
 RUNS, QUICK_RUNS = 220, 8
 INTERVALS = {"same": (1, 2, 3, 5, 7, 10, 20), "reproduced": (1, 3, 10), "calibrated": (1, 2, 5)}
