@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,7 +227,23 @@ def _unkey(key: str) -> str | int:
 def _flat(tensor: Tensor, path: str) -> Tensor:
     if tensor.layout != torch.strided or tensor.dtype not in DTYPE_NAMES or tensor.dtype == torch.complex128:
         raise TaskError(f"the tensor at {path!r} is {tensor.layout} {tensor.dtype}, which cannot be recorded")
-    return tensor.detach().cpu().contiguous()
+    if tensor.device.type != "cuda":
+        return tensor.detach().cpu().contiguous()
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor.detach(), non_blocking=True)
+
+
+@contextmanager
+def _copying() -> Iterator[None]:
+    """Copies from a GPU run on a stream of their own, into pinned memory; at the end they are complete."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        yield
+        return
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
 
 
 # What a part of each family holds beside trained values, by its entry in the tree (None: all of it).
@@ -272,9 +289,11 @@ def capture(parts: Mapping[str, Any], *, live: bool = False) -> State:
     ``live``: do not copy; the tensors are those of the parts, and good until the next step changes them.
     """
     tensors: dict[str, Tensor] = {}
-    items = [
-        [f"s:{name}", encode_tree(_part_state(part), escaped(name), tensors)] for name, part in sorted(parts.items())
-    ]
+    with _copying():
+        items = [
+            [f"s:{name}", encode_tree(_part_state(part), escaped(name), tensors)]
+            for name, part in sorted(parts.items())
+        ]
     state = State({"d": items}, tensors, live=True)
     return state if live else state.settled()
 
@@ -347,10 +366,11 @@ def live_settings(parts: Mapping[str, Any]) -> bytes:
     """:func:`settings` of live parts, without a look at what a module holds."""
     tensors: dict[str, Tensor] = {}
     items = []
-    for name, part in sorted(parts.items()):
-        if name.split(".")[0] in _SETTINGS:
-            values = {"frozen": _frozen(part)} if isinstance(part, nn.Module) else _part_state(part)
-            items.append([f"s:{name}", encode_tree(values, escaped(name), tensors)])
+    with _copying():
+        for name, part in sorted(parts.items()):
+            if name.split(".")[0] in _SETTINGS:
+                values = {"frozen": _frozen(part)} if isinstance(part, nn.Module) else _part_state(part)
+                items.append([f"s:{name}", encode_tree(values, escaped(name), tensors)])
     return settings(State({"d": items}, tensors))
 
 
