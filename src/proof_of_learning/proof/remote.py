@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,20 @@ class Mirror:
     def _copy(self, sizes: dict[str, int], index: bytes | None) -> None:
         """Objects, then what names them: at any moment the store holds a beginning of the run."""
         self._put(format.HEADER_FILE, self._read(format.HEADER_FILE))
-        for path in sorted((self.folder / format.OBJECTS).glob("??/*")):
-            name = path.relative_to(self.folder).as_posix()
+        for name in self._objects():
             if name not in self._there and _NAME.fullmatch(name):
                 self._put(name, self._read(name))
         for name in _GROWING:
             raw = index if name == format.INDEX_FILE else self._read(name)
             self._put(name, raw if raw is None or name == format.INDEX_FILE else raw[: sizes[name]])
+
+    def _objects(self) -> list[str]:
+        """Names of the objects that are here. While a recording is thinned, whole folders vanish."""
+        found = []
+        for folder in sorted((self.folder / format.OBJECTS).iterdir()):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found += [path.relative_to(self.folder).as_posix() for path in sorted(folder.iterdir())]
+        return found
 
     def _read(self, name: str) -> bytes | None:
         """The file as it is; None where there is none (any more: it may have been thinned)."""
