@@ -20,7 +20,7 @@ from common import benchmark, process_tree
 import proof_of_learning as pol
 from proof_of_learning import Proof, TaskReference, load_task
 
-TARGET = 3.0  # training states
+TARGET = 2.0  # training states
 SAMPLING = 0.005  # seconds
 
 
