@@ -41,7 +41,7 @@ FULL = (
     Plan(469, 469, 3, (("raw", False), ("quantised", False))),
 )
 QUICK = (Plan(1, 20, 3), Plan(10, 20, 4, EVERY_WAY))
-LARGE = Plan(10, 10, 3, (("raw", False), ("quantised", False)))
+LARGE = Plan(10, 10, 2, (("raw", False), ("quantised", False)))
 
 
 class Recording:
