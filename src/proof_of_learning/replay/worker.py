@@ -181,7 +181,7 @@ class Worker:
             displacement = compare(before, arrived).overall
         else:
             ended = self._proof.continued(request.index, arrived, before)
-            if ended.digest() == segment.state:
+            if arrived.digest() == segment.arrived and ended.digest() == segment.state:
                 displacement = compare(before, ended).overall
             elif self._proof.has_state(segment.state):
                 recorded = self._proof.state(segment.state)

@@ -125,6 +125,11 @@ def closeness(found: Measured, limits: Tolerance) -> float:
     return max(shares)
 
 
+def judged_error(found: Measured, limits: Tolerance, kind: str) -> float:
+    """l2 of the error of one kind of state, without the tensors that noise alone drives."""
+    return math.sqrt(_totals(found.detail, limits.noisy, kind)[0])
+
+
 def _limit(noise: float) -> float:
     return min(CAP, max(FLOOR, MARGIN * noise))
 

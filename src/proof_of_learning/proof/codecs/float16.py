@@ -8,7 +8,6 @@ difference of bit patterns to the checkpoint before. All else is kept to the bit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,9 +39,9 @@ class _Half:
         self.how = "positive-half" if positive else "half"
         self._positive = positive
 
-    def scales(self, x: Tensor, given: Given) -> Sequence[int]:
+    def scale(self, x: Tensor, given: Given) -> int:
         largest = float(x.abs().max())
-        return [0 if largest == 0.0 else min(max(math.frexp(largest)[1] - TOP, -126), 126)]
+        return 0 if largest == 0.0 else min(max(math.frexp(largest)[1] - TOP, -126), 126)
 
     def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
         return self._bits(x, scale) - self._before(len(x), scale, given)

@@ -12,8 +12,6 @@ else - integers, buffers, scalars, tensors that the base lacks, values that are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -27,7 +25,6 @@ SAMPLE = 1 << 16  # evenly spaced elements from which a root mean square is take
 WEIGHTS, MOMENTUM, SECOND = 0, 0, 0
 SECOND_LARGEST = 20  # an eighth of an octave
 LARGEST = 2**22  # multiples: half a step on each side is still exact
-SLACK = 0.02  # relative: by so much may noise change a root mean square, and with it the scale
 
 
 class QuantisedCodec(RoundingCodec):
@@ -60,8 +57,8 @@ class _Linear:
     def rebuild(self, measured: Tensor, given: Given) -> Tensor:
         raise NotImplementedError
 
-    def scales(self, x: Tensor, given: Given) -> Sequence[int]:
-        return [min(max(e + self.exponent, -126), 126) for e in magnitudes(self.measure(x, given))]
+    def scale(self, x: Tensor, given: Given) -> int:
+        return min(max(magnitude(self.measure(x, given)) + self.exponent, -126), 126)
 
     def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
         multiples = (self.measure(x, given) * power(-scale)).round_()
@@ -99,11 +96,13 @@ class _Value(_Linear):
 class _Logarithm:
     how = "logarithm"
 
-    def scales(self, x: Tensor, given: Given) -> Sequence[int]:
+    def scale(self, x: Tensor, given: Given) -> int:
         moved = packed.map_bits(x) - packed.map_bits(given.base)
-        return [min(max(e + SECOND, 0), SECOND_LARGEST) for e in magnitudes(moved)]
+        return min(max(magnitude(moved) + SECOND, 0), SECOND_LARGEST)
 
     def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
+        if not 0 <= scale <= SECOND_LARGEST:
+            return None
         moved = packed.map_bits(x) - packed.map_bits(given.base)
         return (moved + ((1 << scale) >> 1)) >> scale
 
@@ -125,24 +124,17 @@ def _half_exponent(second: Tensor) -> Tensor:
     return (((second.view(torch.int32) & 0x7FFFFFFF) >> 23) - 127) >> 1
 
 
-def magnitudes(values: Tensor) -> list[int]:
-    """The smallest e with root mean square at most 2^e, from integers alone; then that of a value ``SLACK`` away, if it is another."""
+def magnitude(values: Tensor) -> int:
+    """The smallest e with a root mean square of at most 2^e, from integers alone."""
     flat = values.reshape(-1)
     low, high = (float(v) for v in torch.aminmax(flat)) if flat.numel() else (0.0, 0.0)
     largest = max(-low, high)
     if largest == 0.0:
-        return [0]
+        return 0
     top = torch.frexp(torch.tensor(largest, dtype=torch.float64))[1].item()  # largest < 2^top
     sample = flat[:: -(-len(flat) // SAMPLE)].double()
     counts = (sample * 2.0 ** (15 - top)).round().to(torch.int64)
-    total, count = max(int((counts * counts).sum()), 1), len(sample)
-
-    def exponent(squares: float | int) -> int:
-        e = 16
-        while e > -16 and count * 4 ** (e - 1 + 16) >= squares * 4**16:
-            e -= 1
-        return e + int(top) - 15
-
-    found = [exponent(total)]
-    found += [e for e in (exponent(total * (1 - SLACK) ** 2), exponent(total * (1 + SLACK) ** 2)) if e != found[0]]
-    return found
+    total, count, e = max(int((counts * counts).sum()), 1), len(sample), 16
+    while e > -16 and count * 4 ** (e - 1 + 16) >= total * 4**16:
+        e -= 1
+    return e + int(top) - 15

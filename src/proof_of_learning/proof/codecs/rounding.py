@@ -7,7 +7,8 @@ nearest. All arithmetic is exact, on integers, or one correctly rounded operatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,8 +47,8 @@ class Rule(Protocol):
 
     how: str
 
-    def scales(self, x: Tensor, given: Given) -> Sequence[int]:
-        """The scale of ``x``; after it, where honest noise could have led to another one, that."""
+    def scale(self, x: Tensor, given: Given) -> int:
+        """The exponent that follows from the values."""
         ...
 
     def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
@@ -82,7 +83,7 @@ class RoundingCodec:
             rule = self._rule(name, tensor, base)
             if rule is not None:
                 given, flat = _given(name, base, tensors), tensor.reshape(-1)
-                scale = rule.scales(flat, given)[0]
+                scale = rule.scale(flat, given)
                 rounded = rule.items(flat, scale, given)
                 if rounded is not None:
                     items[name] = _narrow(rounded)
@@ -133,11 +134,16 @@ class RoundingCodec:
             if rule is None or here is None:
                 continue
             given, flat, goal = _given(name, base, recorded.tensors), here.reshape(-1), wanted.reshape(-1)
-            for scale in rule.scales(flat, given):
-                items = rule.items(goal, scale, given)
-                if items is not None and torch.equal(rule.value(items, scale, given), goal):
-                    tensors[name] = rule.inside(flat, items, scale, given).reshape(wanted.shape)
-                    break
+            least = math.inf
+            # Noise may have led to the next scale; all of this choice is one of three roundings a tensor.
+            scale = rule.scale(flat, given)
+            for tried in (scale, scale - 1, scale + 1):
+                items = rule.items(goal, tried, given)
+                if items is not None and torch.equal(rule.value(items, tried, given), goal):
+                    inside = rule.inside(flat, items, tried, given)
+                    error = float(torch.linalg.vector_norm(inside - flat, dtype=torch.float64))
+                    if error < least:
+                        least, tensors[name] = error, inside.reshape(wanted.shape)
         return State(recorded.tree, tensors)
 
     def _rule(self, name: str, tensor: Tensor, base: State) -> Rule | None:
