@@ -28,7 +28,8 @@ SLOW = {"drift", "claimed-environment", "synthetic-data"}
 
 # Where the verifier stops an attack; one that is not named here need only be stopped somewhere.
 CAUGHT_BY = {
-    "blindfold": "trajectory", "bridge": "trajectory", "concatenation": "trajectory", "decoy": "trajectory",
+    "blindfold": "trajectory", "bridge": "trajectory",
+    "codec-steering": "trajectory", "concatenation": "trajectory", "decoy": "trajectory",
     "derivative": "initialization", "directed-weights": "trajectory", "drift": "trajectory",
     "false-settings": "hyperparameters", "few-segments": "trajectory", "grinding": "trajectory",
     "huge-rate": "trajectory", "infinitesimal-update": "trajectory", "inverse-gradient": "initialization",

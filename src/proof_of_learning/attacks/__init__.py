@@ -10,6 +10,7 @@ from proof_of_learning.attacks.base import Attack, Forgery, Mounted, parameter
 from proof_of_learning.attacks.blindfold import Blindfold
 from proof_of_learning.attacks.bridge import Bridge
 from proof_of_learning.attacks.claimed_environment import ClaimedEnvironment
+from proof_of_learning.attacks.codec_steering import CodecSteering
 from proof_of_learning.attacks.concatenation import Concatenation
 from proof_of_learning.attacks.decoy import Decoy
 from proof_of_learning.attacks.derivative import Derivative
@@ -34,6 +35,7 @@ _REGISTRY: tuple[type[Attack], ...] = (
     Blindfold,
     Bridge,
     ClaimedEnvironment,
+    CodecSteering,
     Concatenation,
     Decoy,
     Derivative,

@@ -80,9 +80,9 @@ class RoundingCodec:
         tensors, entries, items = dict(state.tensors), dict[str, Entry](), dict[str, Tensor]()
         for name in _second_moments_first(state.tensors):
             tensor = state.tensors[name]
-            rule = self._rule(name, tensor, base)
+            rule = self.rule_for(name, tensor, base)
             if rule is not None:
-                given, flat = _given(name, base, tensors), tensor.reshape(-1)
+                given, flat = given_of(name, base, tensors), tensor.reshape(-1)
                 scale = rule.scale(flat, given)
                 rounded = rule.items(flat, scale, given)
                 if rounded is not None:
@@ -115,7 +115,7 @@ class RoundingCodec:
                 continue
             if entry.dtype != "float32" or abs(entry.scale) > LARGEST_SCALE or base is None:
                 raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
-            given = _given(name, base, tensors)
+            given = given_of(name, base, tensors)
             if given.before is not None:
                 base_tensor(base, entry, name)
             wide = packed.unzigzag(items).to(torch.int32)
@@ -130,10 +130,10 @@ class RoundingCodec:
         tensors = dict(recorded.tensors)
         for name, wanted in recorded.tensors.items():
             here = arrived.tensors.get(name)
-            rule = self._rule(name, wanted, base) if here is not None and same_kind(wanted, arrived, name) else None
+            rule = self.rule_for(name, wanted, base) if here is not None and same_kind(wanted, arrived, name) else None
             if rule is None or here is None:
                 continue
-            given, flat, goal = _given(name, base, recorded.tensors), here.reshape(-1), wanted.reshape(-1)
+            given, flat, goal = given_of(name, base, recorded.tensors), here.reshape(-1), wanted.reshape(-1)
             least = math.inf
             # Noise may have led to the next scale; all of this choice is one of three roundings a tensor.
             scale = rule.scale(flat, given)
@@ -146,7 +146,8 @@ class RoundingCodec:
                         least, tensors[name] = error, inside.reshape(wanted.shape)
         return State(recorded.tree, tensors)
 
-    def _rule(self, name: str, tensor: Tensor, base: State) -> Rule | None:
+    def rule_for(self, name: str, tensor: Tensor, base: State) -> Rule | None:
+        """The rule by which a tensor is rounded; None if it is kept to the bit."""
         fits = tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
         return self.rule(name, tensor, base) if fits and bool(torch.isfinite(tensor).all()) else None
 
@@ -176,7 +177,8 @@ def _second_moments_first(names: dict[str, Tensor] | dict[str, Entry]) -> list[s
     return sorted(names, key=lambda name: role(name) != "second")
 
 
-def _given(name: str, base: State, decoded: dict[str, Tensor]) -> Given:
+def given_of(name: str, base: State, decoded: dict[str, Tensor]) -> Given:
+    """What a rule may look at for the tensor ``name``: ``decoded`` holds the second moments as they were decoded."""
     before = base.tensors.get(name)
     second = decoded.get(f"{name.rpartition('/')[0]}/exp_avg_sq") if role(name) == "momentum" else None
     return Given(None if before is None else before.reshape(-1), None if second is None else second.reshape(-1))
