@@ -136,7 +136,7 @@ class RoundingCodec:
             given, flat, goal = given_of(name, base, recorded.tensors), here.reshape(-1), wanted.reshape(-1)
             least = math.inf
             # Noise may have led to the next scale; all of this choice is one of three roundings a tensor.
-            scale = rule.scale(flat, given)
+            scale = rule.scale(flat, given_of(name, base, arrived.tensors))
             for tried in (scale, scale - 1, scale + 1):
                 items = rule.items(goal, tried, given)
                 if items is not None and torch.equal(rule.value(items, tried, given), goal):
