@@ -138,10 +138,15 @@ def summary(verdict: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     options_ = parser(__doc__, "one task, four runs")
     options_.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    options_.add_argument(
+        "--only", default="", help="names of tasks, separated by commas, at k = 5 (default: everything)"
+    )
     options = options_.parse_args()
+    only = [name for name in options.only.split(",") if name]
     todo = {
         case.name: lambda case=case: {**asdict(case), **run(case, options.data)}
         for case in cases(options.quick, options.data)
+        if not only or (case.task in only and case.k == 5)
     }
     rows = list(compute(todo, part_of(options.json), {}, jobs=options.jobs).values())
     write(options.json, results(rows), quick=options.quick, runs=rows)
