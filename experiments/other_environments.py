@@ -70,9 +70,13 @@ def cases(quick: bool, data: str | None) -> Iterator[Case]:
                 yield Case(task, target, settings, 2 if quick else 5, "ATen AVX2", "1 thread", attack)
 
 
+def described(case: Case) -> dict[str, Any]:
+    """The case as plain values, without the place of its task on this machine."""
+    return {name: value for name, value in asdict(case).items() if name != "target"}
+
+
 def run(case: Case, data: str | None) -> dict[str, Any]:
     """Prove, forge where asked, verify; the outcome as plain values."""
-
     with tempfile.TemporaryDirectory(prefix="pol-experiment-") as folder:
         sets = [item for setting in case.settings for item in ("--set", setting)]
         proof, verdict = f"{folder}/run.pol", f"{folder}/verdict.json"
@@ -82,33 +86,13 @@ def run(case: Case, data: str | None) -> dict[str, Any]:
             return {"error": done.stderr.decode()[-400:]}
         if case.attack:
             forged = f"{folder}/forged.pol"
-            done = pol(
-                case.prover,
-                "attack",
-                case.attack,
-                "--target",
-                proof,
-                "--task",
-                case.target,
-                "-o",
-                forged,
-                *sets,
-                data=data,
-            )
+            arguments = ["attack", case.attack, "--target", proof, "--task", case.target, "-o", forged, *sets]
+            done = pol(case.prover, *arguments, data=data)
             if done.returncode != 0:
                 return {"error": done.stderr.decode()[-400:]}
             proof = forged
-        options = [
-            "--own-environment",
-            "--allow-calibrated",
-            "--keep-going",
-            "--sandbox",
-            "off",
-            "--random",
-            "40",
-            "--json",
-            verdict,
-        ]
+        options = ["--own-environment", "--allow-calibrated", "--keep-going"]
+        options += ["--sandbox", "off", "--random", "40", "--json", verdict]
         done = pol(case.verifier, "verify", proof, "--task", case.target, *sets, *options, data=data)
         if not Path(verdict).is_file():
             return {"error": done.stderr.decode()[-400:]}
@@ -144,7 +128,7 @@ def main() -> None:
     options = options_.parse_args()
     only = [name for name in options.only.split(",") if name]
     todo = {
-        case.name: lambda case=case: {**asdict(case), **run(case, options.data)}
+        case.name: lambda case=case: {**described(case), **run(case, options.data)}
         for case in cases(options.quick, options.data)
         if not only or (case.task in only and case.k == 5)
     }

@@ -85,20 +85,8 @@ def writing(what: str) -> Iterator[None]:
 
 def write_atomic(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = False) -> None:
     """Write beside, then rename: a reader sees the old file or the whole new one, never a part."""
-    with writing(str(path)):
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                for chunk in chunks:
-                    stream.write(chunk)
-                if durable:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+    with writing(str(path)), _beside(path.parent, chunks, durable) as temporary:
+        os.replace(temporary, path)
 
 
 def write_object(
@@ -106,26 +94,38 @@ def write_object(
 ) -> tuple[str, int]:
     """Write ``chunks`` as they come to where ``place`` says for the name that follows from them: (``sha256:…``, bytes)."""
     hasher, size = hashlib.sha256(), 0
-    with writing(str(folder)):
-        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                for chunk in chunks:
-                    hasher.update(chunk)
-                    stream.write(chunk)
-                    size += len(chunk)
-                if durable:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
-            name = f"sha256:{hasher.hexdigest()}"
-            target = place(name)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+
+    def measured() -> Iterator[bytes | memoryview]:
+        nonlocal size
+        for chunk in chunks:
+            hasher.update(chunk)
+            size += len(chunk)
+            yield chunk
+
+    with writing(str(folder)), _beside(folder, measured(), durable) as temporary:
+        name = f"sha256:{hasher.hexdigest()}"
+        target = place(name)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(temporary, target)
     return name, size
+
+
+@contextmanager
+def _beside(folder: Path, chunks: Iterable[bytes | memoryview], durable: bool) -> Iterator[str]:
+    """A temporary file in ``folder`` with ``chunks`` in it, for the caller to rename; gone if anything fails."""
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            for chunk in chunks:
+                stream.write(chunk)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        yield name
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 @contextmanager

@@ -224,7 +224,8 @@ class ProofWriter:
     def _drop(self, gone: list[Stored]) -> None:
         for item in gone:
             target = object_path(self.path, item.object)
-            target.unlink(missing_ok=True)
+            with files.writing(str(self.path)):
+                target.unlink(missing_ok=True)
             with suppress(OSError):  # not empty
                 target.parent.rmdir()
 
