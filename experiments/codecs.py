@@ -3,38 +3,29 @@
     python experiments/codecs.py [--quick] [--data DIR] --json FILE
 
 Every run trains the same task from the same seed, once as it is and once with each codec in the loop, every ten steps.
-The difference is taken seed by seed. Writes FILE as it goes and resumes from it.
+The difference is taken seed by seed. Resumes: finished runs are kept beside FILE (FILE.part) until all are there.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
 import statistics
-import sys
-import time
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+import variants
+from cells import EXAMPLES, Cell, Result, compute, parser, part_of, write
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "benchmarks"))
-sys.path.insert(0, str(HERE))
-import variants  # noqa: E402
-from common import SCHEMA, Result, machine, versions  # noqa: E402
-
-from proof_of_learning import Task, load_task  # noqa: E402
-from proof_of_learning.proof.codecs import get_codec  # noqa: E402
-from proof_of_learning.training import randomness  # noqa: E402
-from proof_of_learning.training.steps import Session, derived_feed  # noqa: E402
+from proof_of_learning import Task, load_task
+from proof_of_learning.proof.codecs import get_codec
+from proof_of_learning.training import randomness
+from proof_of_learning.training.steps import Session, derived_feed
 
 INTERVAL = 10
 CODECS = ("none", "float16", "quantised")
-EXAMPLES = HERE.parent / "examples"
 
 
 def fashion(optimizer: str, steps: int, data: str) -> Task:
@@ -57,7 +48,7 @@ def tasks(quick: bool, data: str | None) -> dict[str, tuple[Task, int]]:
     return found
 
 
-def train(task: Task, seed: int, codec_name: str) -> dict[str, float]:
+def train(task: Task, seed: int, codec_name: str) -> Cell:
     """Final metrics, and the bytes a parameter and checkpoint (differences only) that the codec would have stored."""
     task, codec = replace(task, seed=seed), None if codec_name == "none" else get_codec(codec_name)
     session = Session(task, randomness.key_from_seed(seed))
@@ -74,47 +65,24 @@ def train(task: Task, seed: int, codec_name: str) -> dict[str, float]:
             session.restore(base)
     parameters = sum(p.numel() for p in session.model.parameters())
     metrics = session.evaluate() or {}
-    return {**metrics, "bytes": stored / max(1, -(-taken // 5)) / parameters}
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    return {"shown": shown, **metrics, "bytes": stored / max(1, -(-taken // 5)) / parameters}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="digits only, three seeds, a quarter of the steps")
-    parser.add_argument("--data", default=os.environ.get("POL_DATA"), help="folder with fashion_mnist.npz")
-    parser.add_argument("--json", required=True)
-    options = parser.parse_args()
+    options = parser(__doc__, "digits only, three seeds, a quarter of the steps").parse_args()
     torch.set_num_threads(1)
-    file = Path(options.json)
-    done: dict[str, Any] = json.loads(file.read_text()).get("runs", {}) if file.is_file() else {}
-    todo = [
-        (name, task, seed, codec)
+    todo: dict[str, Callable[[], Cell]] = {
+        f"{name}; seed {seed}; {codec}": partial(train, task, seed, codec)
         for name, (task, seeds) in tasks(options.quick, options.data).items()
         for seed in range(seeds)
         for codec in CODECS
-    ]
-    begun, fresh = time.perf_counter(), 0
-    for number, (name, task, seed, codec) in enumerate(todo, 1):
-        key = f"{name}; seed {seed}; {codec}"
-        if key not in done:
-            done[key] = train(task, seed, codec)
-            fresh += 1
-            left = (time.perf_counter() - begun) / fresh * (len(todo) - number)
-            print(f"[{number}/{len(todo)}, {left / 60:.0f} min left] {key}: {done[key]}", file=sys.stderr, flush=True)
-            write(file, done, options.quick)
-    write(file, done, options.quick)
+    }
+    done = compute(todo, part_of(options.json), {"quick": options.quick})
+    write(options.json, results(done), quick=options.quick, runs=done)
 
 
-def write(file: Path, done: dict[str, Any], quick: bool) -> None:
-    document = {
-        "schema": SCHEMA, "results": [asdict(result) for result in results(done)], "runs": done, "quick": quick,
-        "machine": machine(), "versions": versions(), "seed": 0,
-    }  # fmt: skip
-    beside = file.with_name(file.name + ".new")
-    beside.write_text(json.dumps(document, indent=1) + "\n")
-    beside.replace(file)
-
-
-def results(done: dict[str, Any]) -> list[Result]:
+def results(done: Mapping[str, Cell]) -> list[Result]:
     """Mean difference of the accuracy to the run without a codec, with the 95 % interval of the mean over seeds."""
     found = []
     for name in dict.fromkeys(key.split(";")[0] for key in done):

@@ -220,6 +220,25 @@ def test_errors_of_the_writer_reach_the_loop(
     completes(path, name, undisturbed)
 
 
+@pytest.mark.timeout(120)
+def test_a_state_that_cannot_be_dropped_is_said_in_one_line(undisturbed: dict[str, Path], tmp_path: Path) -> None:
+    path, name, aside = tmp_path / "run.pol", "lossless beside, thinned", tmp_path / "aside"
+    aside.mkdir()
+
+    def progress(doing: str, done: int, total: int) -> None:
+        if doing == "training" and done == 4 * INTERVAL + 1:
+            for folder in (path / "objects").iterdir():
+                folder.rename(aside / folder.name)
+                folder.write_text("in the way")
+
+    with pytest.raises(RecordingError, match=r"run\.pol.* cannot be written: (Not a directory|File exists)"):
+        prove(path, {**WAYS[name], "asynchronous": False}, progress)
+    for folder in aside.iterdir():
+        (path / "objects" / folder.name).unlink()
+        folder.rename(path / "objects" / folder.name)
+    completes(path, name, undisturbed)
+
+
 FULL_DISK = """
 import shutil, sys
 sys.path.insert(0, {tests!r})

@@ -282,19 +282,19 @@ class Recorder:
             self._behind.join()
         arrived = self._capture()
         encoded = self._writer.encode(arrived)
-        digest = None
-        if encoded.state is not arrived:  # a codec in the loop
-            digest = arrived.digest()
-            restore(self.parts, encoded.state)
+        state, digest = arrived, None
+        if encoded is not None:
+            state, digest = encoded.state, arrived.digest()
+            restore(self.parts, state)
         elif self._behind is not None:
-            encoded = Encoded(arrived.settled(self._spare), encoded.chunks)
+            state = arrived.settled(self._spare)
         losses, rates = (
             torch.stack(self._losses),
             np.array(self._rates, dtype=np.float64).reshape(len(self._losses), -1),
         )
         observed = self.header.randomness.mode == "recorded"
         write = functools.partial(
-            self._write, encoded, digest, losses, rates, list(self._indices) if observed else None,
+            self._write, state, encoded, digest, losses, rates, list(self._indices) if observed else None,
             list(self._rng) if observed else None, None if evaluation is None else _finite(evaluation), self.steps_done,
         )  # fmt: skip
         for rows in (self._losses, self._rates, self._indices, self._rng):
@@ -306,7 +306,8 @@ class Recorder:
 
     def _write(
         self,
-        encoded: Encoded,
+        state: State,
+        encoded: Encoded | None,
         arrived: str | None,
         losses: torch.Tensor,
         rates: npt.NDArray[np.float64],
@@ -316,7 +317,7 @@ class Recorder:
         stop: int,
     ) -> None:
         """Measure, hash, encode and write one checkpoint; ``arrived`` is the digest before a codec in the loop."""
-        before, state = self._writer.state, encoded.state
+        before = self._writer.state
         assert before is not None
         moved, loss = displacement(before, state), losses.double().cpu().numpy()
         if not (math.isfinite(moved.state) and np.isfinite(loss).all()):
@@ -326,7 +327,8 @@ class Recorder:
             )
         self._writer.segment(
             arrived=arrived or state.digest(),
-            state=encoded,
+            state=state,
+            encoded=encoded,
             displacement=moved,
             environment=self.environment,
             columns=Columns(loss, rates, indices, rng),

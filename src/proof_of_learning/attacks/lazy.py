@@ -21,7 +21,7 @@ first and last segment, and saves accordingly less: what a few lazy segments can
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,11 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
-from proof_of_learning.attacks.forge import forge_proof
-from proof_of_learning.attacks.moves import as_claimed
-from proof_of_learning.attacks.victim import Victim, run
+from proof_of_learning.attacks.moves import own_run
+from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.data.batches import DerivedOrder, Feed
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, StepContext, standard_step
 
 WAYS = ("skipped-steps", "stale-gradients", "smaller-batches", "other-data", "lower-precision")
@@ -62,23 +60,7 @@ class Lazy(Attack):
         lazy = _Lazy(victim, self, seed)
         task = replace(victim.task, seed=seed, loss=None, step=lazy.step)
         session = Session(task, randomness.key_from_seed(seed), victim.device)
-        losses: list[float] = []
-        evaluation: dict[str, float] = {}
-
-        def states() -> Iterator[State]:
-            yield session.capture()
-            for state in run(victim, session, victim.steps, losses):
-                progress("working", session.progress.step, victim.steps)
-                if session.progress.step == victim.steps:
-                    evaluation.update(session.evaluate() or {})
-                yield state
-
-        claims = {**as_claimed(victim), "evaluation": None if victim.task.evaluate is None else evaluation}
-        forge_proof(
-            path, victim.task, states(), None,
-            hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
-            seed=seed, environment=victim.environment, **claims,
-        )  # fmt: skip
+        own_run(victim, session, victim.task, path, "working", progress)
         return Mounted(lazy.samples, sorted(lazy.segments))
 
 

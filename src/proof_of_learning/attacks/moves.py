@@ -1,10 +1,15 @@
-"""Moves that several attacks make: points on the way to a goal, the windows in which top-Q looks, claims like the target's."""
+"""Moves that several attacks make: points on the way, the windows in which top-Q looks, claims like the target's, own runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from proof_of_learning.attacks.victim import Victim, between, graft
+from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.victim import Victim, between, graft, run
+from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.task import Task
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 from proof_of_learning.verifier.plan import window
@@ -35,3 +40,26 @@ def as_claimed(victim: Victim) -> dict[str, Any]:
         "data": victim.proof.header.data,
         "evaluation": victim.proof.end.evaluation,
     }
+
+
+def own_run(
+    victim: Victim, session: Session, claimed: Task, path: Path, doing: str, progress: ProgressCallback
+) -> None:
+    """Take all the steps of ``session``, the attacker's own, and record them as a derived run of ``claimed``."""
+    losses: list[float] = []
+    evaluation: dict[str, float] = {}
+
+    def states() -> Iterator[State]:
+        yield session.capture()
+        for state in run(victim, session, victim.steps, losses):
+            progress(doing, session.progress.step, victim.steps)
+            if session.progress.step == victim.steps:
+                evaluation.update(session.evaluate() or {})
+            yield state
+
+    claims = {**as_claimed(victim), "evaluation": None if claimed.evaluate is None else evaluation}
+    forge_proof(
+        path, claimed, states(), None,
+        hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
+        seed=session.task.seed, environment=victim.environment, **claims,
+    )  # fmt: skip

@@ -26,7 +26,7 @@ from __future__ import annotations
 import base64
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
-from proof_of_learning.attacks.forge import forge_proof
-from proof_of_learning.attacks.moves import as_claimed
-from proof_of_learning.attacks.victim import Victim, run
+from proof_of_learning.attacks.moves import own_run
+from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.task import Task, TaskReference
@@ -72,23 +71,7 @@ class TaskWeapon(Attack):
             beside.write_text(source(reference, model, self.weapon, strength), encoding="utf-8")
         task = replace(armed(victim.task, model, self.weapon, strength), seed=seed, reference=None)
         session = Session(task, randomness.key_from_seed(seed), victim.device)
-        losses: list[float] = []
-        evaluation: dict[str, float] = {}
-
-        def states() -> Iterator[State]:
-            yield session.capture()
-            for state in run(victim, session, victim.steps, losses):
-                progress("recording the malicious task", session.progress.step, victim.steps)
-                if session.progress.step == victim.steps:
-                    evaluation.update(session.evaluate() or {})
-                yield state
-
-        claims = {**as_claimed(victim), "evaluation": None if task.evaluate is None else evaluation}
-        forge_proof(
-            path, task, states(), None,
-            hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
-            seed=seed, environment=victim.environment, **claims,
-        )  # fmt: skip
+        own_run(victim, session, task, path, "recording the malicious task", progress)
         samples = 0 if self.weapon == "loss" else victim.samples(0, victim.steps)
         return Mounted(samples, range(len(victim.proof.segments)))
 

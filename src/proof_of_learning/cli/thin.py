@@ -9,17 +9,20 @@ import typer
 
 from proof_of_learning.cli import common
 
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="A new directory for it.  [default: the proof is replaced]")
+]
+Json = Annotated[
+    str | None, typer.Option("--json", help="Write a summary as JSON to this file (`-`: standard output).")
+]
+
 
 @common.command("interrupted; the proof is as it was")
 def thin(
     proof: Annotated[Path, typer.Argument(help="The proof's directory.")],
     keep_every: Annotated[int, typer.Option("--keep-every", help="Of so many states, one is kept.")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="A new directory for it.  [default: the proof is replaced]")
-    ] = None,
-    json: Annotated[
-        str | None, typer.Option("--json", help="Write a summary as JSON to this file (`-`: standard output).")
-    ] = None,
+    out: Out = None,
+    json: Json = None,
 ) -> None:
     """Drop the bytes of most states; digests, root and seals stay.
 
@@ -41,17 +44,13 @@ def regenerate(
     proof: Annotated[Path, typer.Argument(help="The thinned proof's directory.")],
     task: Annotated[str, typer.Option("--task", help="The task it proves: `path.py:function` or `module:function`.")],
     segments: Annotated[str, typer.Option("--segments", help="Which ones: `7`, `0-3,12`, or `all`.")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="A new directory for it.  [default: the proof is replaced]")
-    ] = None,
+    out: Out = None,
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="The proof whose final weights training started from.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
-    json: Annotated[
-        str | None, typer.Option("--json", help="Write a summary as JSON to this file (`-`: standard output).")
-    ] = None,
+    json: Json = None,
 ) -> None:
     """Bring the states of challenged segments back into a thinned proof, by training from the nearest kept ones.
 

@@ -99,26 +99,27 @@ class ProofWriter:
         self._store(state, None)
         self._append(Start(prev=self._head, state=state.digest()))
 
-    def encode(self, arrived: State) -> Encoded:
-        """The next segment's end as it will be stored; training goes on from ``Encoded.state``. The final state stays as it is."""
+    def encode(self, arrived: State) -> Encoded | None:
+        """The next segment's end as a codec in the loop stores it; training goes on from ``Encoded.state``.
+
+        None where training goes on from ``arrived`` itself: the codec is exact, or the run ends there.
+        """
         last = self.segments + 1 == self.header.segments()
-        if self.codec.exact or last:
-            return Encoded(arrived, lambda: ())
-        return self.codec.encode(arrived, self.state)
+        return None if self.codec.exact or last else self.codec.encode(arrived, self.state)
 
     def segment(
         self,
         *,
         arrived: str,
-        state: State | Encoded,
+        state: State,
         displacement: Displacement,
         environment: Environment,
         columns: Columns,
+        encoded: Encoded | None = None,
         evaluation: dict[str, float] | None = None,
     ) -> None:
-        """Append one segment that ends in ``state``, as :meth:`encode` gave it or as it is."""
-        self._store(state, self.state)
-        state = state.state if isinstance(state, Encoded) else state
+        """Append one segment that ends in ``state``; ``encoded`` is what :meth:`encode` gave for it."""
+        self._store(state, self.state, encoded)
         environment_digest = environment.digest()
         if environment_digest not in self._environments:
             self._append(EnvironmentLine(prev=self._head, digest=environment_digest, environment=environment))
@@ -179,22 +180,17 @@ class ProofWriter:
         self._write(self._log, raw + b"\n")
         self._head = format.line_digest(raw)
 
-    def _store(self, given: State | Encoded, base: State | None) -> None:
-        state = given.state if isinstance(given, Encoded) else given
+    def _store(self, state: State, base: State | None, encoded: Encoded | None = None) -> None:
         if self._keep_every is not None:
             self._store_thinned(state)
             return
         if (digest := state.digest()) not in self._stored:
             # A keyframe now and then, so that any state opens in bounded time.
-            number = len(self._stored)
-            every = KEYFRAMES.get(self.codec.name, 1)
-            last = self.segments + 1 == self.header.segments()
-            codec, encoded = self.codec, given if isinstance(given, Encoded) else None
-            if base is None or number % every == 0 or (not codec.exact and (last or encoded is None)):
-                codec, base = self._whole, None
-            if codec.exact or encoded is None:
-                encoded = codec.encode(state, base)
-            chunks = encoded.chunks()
+            keyframe = base is None or len(self._stored) % KEYFRAMES.get(self.codec.name, 1) == 0
+            codec = self.codec
+            if keyframe or not (codec.exact or encoded):
+                codec, base, encoded = self._whole, None, None
+            chunks = (encoded or codec.encode(state, base)).chunks()
             name, size = files.write_object(
                 self.path / format.OBJECTS, chunks, lambda name: object_path(self.path, name)
             )
