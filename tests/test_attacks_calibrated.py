@@ -13,6 +13,7 @@ from proof_of_learning.attacks.claimed_environment import CARRIED
 from proof_of_learning.attacks.drift import Drift
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.task import load_task
+from proof_of_learning.verifier.calibrated import LOOKS, NUDGES
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,31 @@ def test_a_decoy_hides_every_error_but_where_it_is_put_in(
     assert {"top-q", "inertia", "predecessor"} & set(put_in.why)
     assert shares[put_in.index] > 3
     assert any(share < 1 for index, share in shares.items() if index > put_in.index)
+
+
+def test_a_closer_look_excuses_no_error_that_the_segment_does_not_bring_out_itself(
+    digits: pol.TaskReference, target: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of twice the limit, not so large that no noise could explain them, in segments that replay calmly."""
+    monkeypatch.setitem(CARRIED, "drift", Drift(share=2.0))
+    verdict = judged(digits, target, tmp_path / "forged", "drift", allow_calibrated=True)
+    check = verdict.check("trajectory")
+    looks = check.evidence["closer_looks"]
+    assert check.status == "fail"
+    assert len(looks) == 1  # the first one says no
+    (segment,) = (s for s in verdict.segments if str(s.index) in looks)
+    assert segment.status == "fail" and segment.limit_share is not None and 1 < segment.limit_share < 3
+
+
+def test_a_closer_look_at_what_is_near_the_limit_is_taken_a_few_times_only(
+    digits: pol.TaskReference, target: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CARRIED, "drift", Drift(share=0.9))
+    verdict = judged(digits, target, tmp_path / "forged", "drift", allow_calibrated=True)
+    check = verdict.check("trajectory")
+    assert check.status == "pass"
+    assert len(check.evidence["closer_looks"]) == LOOKS < len(verdict.segments)
+    assert verdict.cost.steps_replayed == 2 * (2 * len(verdict.segments) + LOOKS * (NUDGES + 1))
 
 
 @pytest.mark.parametrize("nudge", ["weights", "momentum", "both"])

@@ -12,9 +12,20 @@ import torch
 from proof_of_learning import TaskReference, prove, verify
 from proof_of_learning.attacks import ATTACKS
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.measure import Comparison, Detail, Distance, TensorError
+from proof_of_learning.replay.measure import Comparison, Detail, Distance, TensorError, nudged
 from proof_of_learning.task import load_task
-from proof_of_learning.verifier.calibrated import CAP, FLOOR, MARGIN, Measured, tolerance, violations
+from proof_of_learning.training.state import State
+from proof_of_learning.verifier.calibrated import (
+    CAP,
+    FLOOR,
+    MARGIN,
+    NEAR,
+    Measured,
+    doubtful,
+    hopeless,
+    tolerance,
+    violations,
+)
 from proof_of_learning.verifier.checks.drift import SIGMAS, drift_statistic
 
 
@@ -113,6 +124,40 @@ def test_an_error_beyond_its_limit_is_named_and_nan_is_beyond_any() -> None:
     assert any(M in line for line in violations(noise({W: 1e-5, M: 0.5}), limits))
     assert violations(noise({W: math.nan, M: 1e-5}), limits)
     assert violations(noise({W: math.inf, M: 1e-5}), limits)
+
+
+def test_a_closer_look_is_worth_it_near_a_limit_that_may_rise() -> None:
+    calm = tolerance([noise({W: 1e-5})])
+    assert not doubtful(noise({W: 0.9 * NEAR * FLOOR}), calm)
+    assert doubtful(noise({W: 1.1 * NEAR * FLOOR}), calm)
+    assert doubtful(noise({W: 5 * FLOOR}), calm)
+    assert not doubtful(noise({W: 1.1 * CAP}), calm) and hopeless(noise({W: 1.1 * CAP}), calm)
+    assert not doubtful(noise({W: math.nan}), calm) and hopeless(noise({W: math.nan}), calm)
+    loud = tolerance([noise({W: 2e-3})])
+    assert not doubtful(noise({W: 0.9 * CAP}), loud)  # no limit of it can rise
+    assert not doubtful(noise({W: 0.9 * CAP}), tolerance([noise({W: 0.02})]))
+
+
+def test_what_a_closer_look_finds_raises_the_limits_of_that_segment() -> None:
+    event = noise({W: 7e-4})
+    assert violations(event, tolerance([noise({W: 1e-5}), noise({W: 2e-5})])) == []
+    rare = noise({W: 3e-3})
+    assert violations(rare, tolerance([noise({W: 1e-5})]))
+    assert violations(rare, tolerance([noise({W: 1e-5}), *(noise({W: size}) for size in (1e-5, 2.9e-3))])) == []
+
+
+def test_nudged_numbers_are_neighbours_and_the_rest_stays() -> None:
+    values = torch.tensor([0.0, 1.0, -1.5, 1e-30, 3e20, math.inf])
+    state = State(
+        {}, {"w": values, "step": torch.tensor(3.0), "n": torch.tensor([1, 2]), "h": torch.ones(64).bfloat16()}
+    )
+    moved, same, other = nudged(state, 1), nudged(state, 1), nudged(state, 2)
+    assert moved.digest() == same.digest() != other.digest()
+    assert moved.tensors["w"][0] == 0 and moved.tensors["w"][5] == math.inf
+    gaps = (moved.tensors["w"][1:5] / values[1:5] - 1).abs()
+    assert ((gaps > 0) & (gaps <= 2**-22)).all()
+    assert moved.tensors["step"] == 3 and moved.tensors["n"].tolist() == [1, 2]
+    assert len(set(moved.tensors["h"].tolist())) == 2 and moved.tensors["h"].dtype == torch.bfloat16
 
 
 def test_what_must_be_equal_is_a_violation_however_small_the_errors() -> None:

@@ -162,12 +162,13 @@ class Workers:
     def ask(self, request: AnyRequest, on_work: OnWork = _idle, environment: Environment | None = None) -> Any:
         """Send a request to the worker whose environment it belongs to: that of its segment, else the run's first.
 
-        Noise is measured in ``environment``, or where that is not given in another one that this machine has.
+        Noise is measured in ``environment``, or where that is not given in another one that this machine has; from a nudged
+        start it is measured where the segment is replayed.
         """
         per_segment = (protocol.Replay, protocol.Noise, protocol.Evaluate)
         index = request.index if isinstance(request, per_segment) else 0
         digest = self._proof.segments[index].environment
-        if isinstance(request, protocol.Noise) and environment is None:
+        if isinstance(request, protocol.Noise) and request.nudge is None and environment is None:
             environment = environments.another(self.here[digest] if digest in self.here else self._recorded(digest)[1])
         worker = self._recorded(digest)[0] if environment is None else self._worker(environment)[0]
         return worker.ask(request, on_work)

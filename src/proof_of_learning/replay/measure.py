@@ -202,6 +202,22 @@ def detail(
     return Detail(tensors, spans, along, span_along, *lengths)
 
 
+def nudged(state: State, seed: int) -> State:
+    """``state`` with every measured number multiplied by 1 ± the precision of its type, at random: a neighbouring number.
+
+    What comes of it shows how training there answers to rounding (random rounding: Parker, Monte Carlo Arithmetic, UCLA 1997).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(tensor: Tensor) -> Tensor:
+        if not measured(tensor):
+            return tensor
+        signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8).to(tensor.device)
+        return tensor * (1 + (2 * signs - 1).to(tensor.dtype) * torch.finfo(tensor.dtype).eps)
+
+    return State(state.tree, {name: moved(tensor) for name, tensor in state.tensors.items()})
+
+
 def _structure(state: State) -> object:
     return state.tree
 

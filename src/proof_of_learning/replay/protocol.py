@@ -80,12 +80,14 @@ class Replay(Request, frozen=True, tag="replay"):
 class Noise(Request, frozen=True, tag="noise"):
     """The same replay in another numeric environment, compared with the end that was kept: the verifier's own noise.
 
-    ``keep``: the kept end is needed again, for a further environment.
+    ``keep``: the kept end is needed again, for a further environment. ``nudge``: not in another environment, but from a start
+    whose numbers are moved to neighbouring ones; the number says which of many such starts.
     """
 
     index: int
     steps: int | None = None
     keep: bool = False
+    nudge: int | None = None
 
 
 class Regenerate(Request, frozen=True, tag="regenerate"):

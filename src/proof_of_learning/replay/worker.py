@@ -34,10 +34,11 @@ from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol
-from proof_of_learning.replay.measure import compare, detail, relative_errors, weights
+from proof_of_learning.replay.measure import compare, detail, nudged, relative_errors, weights
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest, TensorOrigin
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
+from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State, live_settings
 from proof_of_learning.training.steps import Session
 
@@ -204,8 +205,15 @@ class Worker:
         begun = time.perf_counter()
         segment = self._segment(request.index)
         before, walked = self._start(request.index)
-        arrived, losses, rates, stepped = self._take(before, segment, request.steps)
-        kept = self._kept(request)
+        kept, again = self._kept(request), 0.0
+        if not kept.exists() and request.nudge is not None:
+            reference, losses, _, again = self._take(before, segment, request.steps)
+            walked += len(losses)
+            files.write_atomic(kept, RawCodec().encode(reference, None).chunks())
+        start = before
+        if request.nudge is not None:
+            start = nudged(before, randomness.derive(self._key, "nudge", request.index, request.nudge))
+        arrived, losses, rates, stepped = self._take(start, segment, request.steps)
         reference = RawCodec().decode(files.read_bounded(kept, 2 * arrived.nbytes + (1 << 20)), None)
         if not request.keep:
             kept.unlink()
@@ -218,7 +226,7 @@ class Worker:
             compare(before, reference).overall,
             detail(arrived, reference, before, self._final_weights(), self.session.momenta()),
             time.perf_counter() - begun,
-            stepped,
+            again + stepped,
             walked + len(losses),
         )
 

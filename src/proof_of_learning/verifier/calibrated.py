@@ -4,12 +4,17 @@ Honest noise is measured on the challenged segments themselves, relative to thei
 largest noise seen, within [``FLOOR``, ``CAP``]; where the noise itself exceeds ``CAP / 3`` no sharp answer is possible. Single
 tensors (and kinds of state) whose honest noise is that large - a bias before a BatchNorm has no true gradient - are listed,
 held to ``MARGIN`` times their own noise, and left out of the overall comparison, as long as they carry a small part of the movement.
+
+Noise has rare, large events: where two numbers are nearly equal, a maximum or a threshold may fall to either side. They belong to
+a segment's own values, so two environments often agree by luck where a third does not. A segment that comes nearer to a limit than
+noise should is looked at more closely: replayed from starts whose numbers are moved to neighbouring ones (random rounding, as in
+Monte Carlo arithmetic; Parker, UCLA 1997), which brings such events out. What these replays give is that segment's noise as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from proof_of_learning.replay.measure import Comparison, Detail, Distance, TensorError, ratio
@@ -21,6 +26,9 @@ MARGIN = 10.0
 NOISY = CAP / 3
 DELTA = 0.01  # the paper's rule: two orders of magnitude below d_ref
 DELTA_INTERVAL = 20  # normalised errors decide only up to this k
+NEAR = 1 / 3  # of a limit: honest errors are meant to stay below that
+NUDGES = 8  # replays of a closer look
+LOOKS = 5  # closer looks in a verification: events that are not rare show in the noise of the other segments
 JUDGED_SHARE = 0.5  # of the squared displacement that must be in tensors that are judged
 
 
@@ -107,20 +115,11 @@ def tolerance(noises: list[Measured], short_enough: int | None = None) -> Tolera
 def violations(found: Measured, limits: Tolerance) -> list[str]:
     """What exceeds its limit, worst first; empty for a segment that is within honest noise. Written so that NaN fails."""
     over: list[tuple[float, str]] = []
-
-    def bound(what: str, error: float, limit: float) -> None:
-        if not error <= limit:
-            over.append((ratio(error, limit), f"{what}: {error:.3g} of its displacement, limit {limit:.3g}"))
-
     if found.comparison.unequal:
         over.append((math.inf, f"{found.comparison.unequal[0]} must be equal and is not"))
-    bound("overall", _overall(found.detail, limits.noisy), limits.rho)
-    for kind in {kind_of(name) for name in found.detail.tensors}:
-        bound(kind, _overall(found.detail, limits.noisy, kind), limits.kinds.get(kind, FLOOR))
-    for name in found.detail.tensors:
-        bound(name, _relative(found.detail, name), limits.tensors.get(name, FLOOR))
-    for metric in ("l1", "l2", "linf", "cos"):
-        bound(f"{metric} norm", _metric(found, metric), getattr(limits.metrics, metric))
+    for what, error, limit in _bounds(found, limits):
+        if not error <= limit:
+            over.append((ratio(error, limit), f"{what}: {error:.3g} of its displacement, limit {limit:.3g}"))
     return [text for _, text in sorted(over, key=lambda item: -item[0] if item[0] == item[0] else -math.inf)]
 
 
@@ -131,9 +130,32 @@ def closeness(found: Measured, limits: Tolerance) -> float:
     return max(shares)
 
 
+def doubtful(found: Measured, limits: Tolerance) -> bool:
+    """Whether a closer look may change the answer: an error is near a limit, which more noise would raise."""
+    if not limits.sharp or hopeless(found, limits):
+        return False
+    return any(not error <= NEAR * limit for _, error, limit in _bounds(found, limits) if limit < CAP or error > limit)
+
+
+def hopeless(found: Measured, limits: Tolerance) -> bool:
+    """Whether no noise could excuse the error: no limit of the whole ever rises above ``CAP``."""
+    return bool(found.comparison.unequal) or not _overall(found.detail, limits.noisy) <= CAP
+
+
 def judged_error(found: Measured, limits: Tolerance, kind: str) -> float:
     """l2 of the error of one kind of state, without the tensors that noise alone drives."""
     return math.sqrt(_totals(found.detail, limits.noisy, kind)[0])
+
+
+def _bounds(found: Measured, limits: Tolerance) -> Iterator[tuple[str, float, float]]:
+    """What is bounded, its relative error, and the limit."""
+    yield "overall", _overall(found.detail, limits.noisy), limits.rho
+    for kind in sorted({kind_of(name) for name in found.detail.tensors}):
+        yield kind, _overall(found.detail, limits.noisy, kind), limits.kinds.get(kind, FLOOR)
+    for name in found.detail.tensors:
+        yield name, _relative(found.detail, name), limits.tensors.get(name, FLOOR)
+    for metric in ("l1", "l2", "linf", "cos"):
+        yield f"{metric} norm", _metric(found, metric), getattr(limits.metrics, metric)
 
 
 def _limit(noise: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,13 @@ from proof_of_learning.replay.protocol import AnyRequest, Noise, Replay, Replaye
 from proof_of_learning.verifier.calibrated import (
     DELTA,
     DELTA_INTERVAL,
+    LOOKS,
+    NUDGES,
     Measured,
     Tolerance,
     closeness,
+    doubtful,
+    hopeless,
     judged_error,
     tolerance,
     violations,
@@ -42,7 +46,8 @@ class TrajectoryCheck:
         yield replays
         strays = [request.index for request in replays if request.calibrate and _strays(evidence, answers, request)]
         yield [Noise(index) for index in strays]
-        if strays and not all(limits.sharp for limits in tolerances(evidence, answers).values()):
+        yield from _closer(evidence, answers)
+        if not all(limits.sharp for limits in segment_limits(evidence, answers).values()):
             yield from _shorter(evidence, strays)
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
@@ -62,6 +67,10 @@ class TrajectoryCheck:
                     "noise_driven": dict(sorted(t.noisy.items(), key=lambda item: -item[1])[:50]), "reasons": t.reasons,
                 }
                 for k, t in limits.items()
+            }  # fmt: skip
+            details["closer_looks"] = {
+                str(index): {"noise": t.noise, "rho": t.rho, "noise_driven": sorted(t.noisy)[:50]}
+                for index, t in segment_limits(evidence, answers).items() if _nudges(answers, index)
             }  # fmt: skip
         if failed:
             worst = failed[0]
@@ -89,7 +98,7 @@ class TrajectoryCheck:
                 f"{len(segments) - exact} segments agree only within calibrated noise; exact replay was required",
                 **details,
             )  # fmt: skip
-        rho = max(t.rho for t in limits.values())
+        rho = max(t.rho for t in segment_limits(evidence, answers).values())
         return result(
             self, "pass",
             f"{len(segments) - exact} of {len(segments)} challenged segments agree within calibrated noise (rho {rho:.2g}), "
@@ -100,23 +109,51 @@ class TrajectoryCheck:
 
 def segment_results(evidence: Evidence, answers: Answers) -> list[SegmentResult]:
     """One result for each challenged segment."""
-    limits = tolerances(evidence, answers)
+    limits = segment_limits(evidence, answers)
     return [_judge(evidence, answers, limits, index, why) for index, why in evidence.challenge.segments.items()]
 
 
 def tolerances(evidence: Evidence, answers: Answers) -> dict[int, Tolerance]:
     """Calibrated limits by segment length, from the noise that was measured on the challenged segments of that length."""
-    noises: dict[int, list[Measured]] = {}
-    shorter: dict[int, list[Measured]] = {}
+    noises, enough = _noises(evidence, answers)
+    return {k: tolerance(found, enough) for k, found in noises.items()}
+
+
+def segment_limits(evidence: Evidence, answers: Answers) -> dict[int, Tolerance]:
+    """The limits of each challenged segment: those of its length, or its own after a closer look."""
+    noises, enough = _noises(evidence, answers)
+    limits = {k: tolerance(found, enough) for k, found in noises.items()}
+    found = {}
     for index in evidence.challenge.segments:
         segment = evidence.proof.segments[index]
-        for request in (r for r in answers.requests(Noise) if r.index == index and answers.failure(r) is None):
-            found = measured(answers.get(request, Replayed))
-            if found is not None:
-                length = request.steps or segment.stop - segment.start
+        length = segment.stop - segment.start
+        if length in noises:
+            nudges = _nudges(answers, index)
+            found[index] = tolerance([*noises[length], *nudges], enough) if nudges else limits[length]
+    return found
+
+
+def _noises(evidence: Evidence, answers: Answers) -> tuple[dict[int, list[Measured]], int | None]:
+    """The verifier's own noise by length of segment, and the longest shorter interval that allowed an answer."""
+    noises: dict[int, list[Measured]] = {}
+    shorter: dict[int, list[Measured]] = {}
+    for request in answers.requests(Noise):
+        if request.index in evidence.challenge.segments and request.nudge is None:
+            segment = evidence.proof.segments[request.index]
+            length = request.steps or segment.stop - segment.start
+            for found in _given(answers, [request]):
                 (noises if request.steps is None else shorter).setdefault(length, []).append(found)
-    enough = [k for k, found in shorter.items() if tolerance(found).sharp]
-    return {k: tolerance(found, max(enough, default=None)) for k, found in noises.items()}
+    return noises, max((k for k, found in shorter.items() if tolerance(found).sharp), default=None)
+
+
+def _nudges(answers: Answers, index: int) -> list[Measured]:
+    """The noise of one segment that a closer look brought out."""
+    return _given(answers, [r for r in answers.requests(Noise) if r.index == index and r.nudge is not None])
+
+
+def _given(answers: Answers, requests: Sequence[Noise]) -> list[Measured]:
+    told = (measured(answers.get(request, Replayed)) for request in requests if answers.failure(request) is None)
+    return [found for found in told if found is not None]
 
 
 def measured(answer: Replayed) -> Measured | None:
@@ -140,6 +177,21 @@ def strayed(evidence: Evidence, answers: Answers) -> dict[int, tuple[Measured, M
 
 def _strays(evidence: Evidence, answers: Answers, request: Replay) -> bool:
     return answers.failure(request) is None and answers.get(request, Replayed).detail is not None
+
+
+def _closer(evidence: Evidence, answers: Answers) -> Iterator[list[AnyRequest]]:
+    """Closer looks at the segments whose error is near a limit, the worst first, until one is beyond excuse."""
+    limits = tolerances(evidence, answers)
+    errors = {index: error for index, (error, _) in strayed(evidence, answers).items()}
+    lengths = {index: evidence.proof.segments[index].stop - evidence.proof.segments[index].start for index in errors}
+    if any(hopeless(error, limits[lengths[index]]) for index, error in errors.items()):
+        return
+    suspects = [index for index, error in errors.items() if doubtful(error, limits[lengths[index]])]
+    suspects.sort(key=lambda index: -closeness(errors[index], limits[lengths[index]]))
+    for index in suspects[:LOOKS]:
+        yield [Noise(index, keep=nudge < NUDGES, nudge=nudge) for nudge in range(1, NUDGES + 1)]
+        if violations(errors[index], segment_limits(evidence, answers)[index]):
+            return
 
 
 def _shorter(evidence: Evidence, strays: list[int]) -> Iterator[list[AnyRequest]]:
@@ -188,7 +240,7 @@ def _judge(
     relative = error.over(span) if error and span else None
     d_ref, strays = evidence.survey.d_ref, comparison.kinds.get(WEIGHTS) if comparison else None
     normalised = strays.over(d_ref) if strays and d_ref else None
-    found, tolerance_ = measured(answer), limits.get(segment.stop - segment.start)
+    found, tolerance_ = measured(answer), limits.get(index)
     status, note = "fail" if reproduced else "inconclusive", _note(comparison, relative)
     if not reproduced and found is not None and tolerance_ is not None:
         status, note = _within(found, tolerance_, answer, columns, segment, d_ref)
