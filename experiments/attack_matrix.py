@@ -14,7 +14,7 @@ stands beside them. Writes JSON, and a Markdown page with a picture to the outpu
 
 ``--quick``: a short digits task, one seed, everything in this process, the first two variants of each attack (calibrated: one).
 Otherwise the digits with SGD, with Adam, and with a schedule that has a stretch of rate 0, and Fashion-MNIST; several seeds,
-calibrated replays in processes of their own.
+calibrated replays in processes of their own; and the attacks that gamble on the draw against a run of 3,000 segments.
 Finished cells are kept in FILE.part, so that an interrupted run goes on where it stopped.
 """
 
@@ -52,7 +52,10 @@ HONEST = "honest"
 
 @dataclass(frozen=True)
 class Target:
-    """A task that attacks are measured on: ``target`` and ``settings`` as in a TaskReference, k, seeds, and the file it reads."""
+    """A task that attacks are measured on: ``target`` and ``settings`` as in a TaskReference, k, seeds, and the file it reads.
+
+    ``attacks``: the only ones that are measured on it, if there are any; ``comparisons``: of ``exact`` and ``calibrated``.
+    """
 
     name: str
     target: str
@@ -60,6 +63,8 @@ class Target:
     interval: int
     seeds: int = 1
     needs: str | None = None
+    attacks: tuple[str, ...] = ()
+    comparisons: tuple[str, ...] = ("exact", "calibrated")
 
     def reference(self, seed: int) -> TaskReference:
         return TaskReference(self.target, {**self.settings, "seed": seed})
@@ -72,7 +77,9 @@ FULL = (
     Target("digits-adam", f"{HERE / 'variants.py'}:task", {"optimizer": "adam", "steps": 300}, 2, 2),
     Target("digits-pause", f"{HERE / 'variants.py'}:task", {"schedule": "pause", "steps": 300}, 2),
     Target("fashion-mnist", f"{EXAMPLES / 'fashion_mnist.py'}:task", {"steps": 120}, 2, 1, "fashion_mnist.npz"),
-)
+    Target("fashion-mnist-long", f"{EXAMPLES / 'fashion_mnist.py'}:task", {"steps": 6000, "batch_size": 32}, 2, 1,
+           "fashion_mnist.npz", ("few-segments", "grinding"), ("exact",)),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,8 @@ def variants(attack: type[Attack]) -> list[dict[str, Any]]:
 
 def cases(targets: tuple[Target, ...], names: list[str], in_process: bool) -> Iterator[Case]:
     runs = [(target, seed) for target in targets for seed in range(target.seeds)]
-    for (target, seed), comparison in itertools.product(runs, ("exact", "calibrated")):
-        for name in (None, *names):
+    for (target, seed), comparison in ((run, comparison) for run in runs for comparison in run[0].comparisons):
+        for name in (None, *(name for name in names if name in (target.attacks or names))):
             chosen = [{}] if name is None else variants(ATTACKS[name])
             for settings in chosen[: QUICK_VARIANTS[comparison]] if in_process else chosen:
                 yield Case(target, seed, name, settings, comparison, in_process)

@@ -37,6 +37,7 @@ class ClaimedEnvironment(Attack):
     summary = "another attack under a numeric environment that no verifier has, to be compared with tolerance"
     source = "this project"
     knowledge = "what the carried attack needs"
+    variants = (*({"carries": name} for name in CARRIED), {"claims": "machine"}, {"claims": "threads"})
 
     carries: str = parameter("drift", "the attack that is to pass within the tolerance", choices=tuple(CARRIED))
     claims: str = parameter("library", "what the environment differs in", choices=("library", "machine", "threads"))
