@@ -28,6 +28,8 @@ from proof_of_learning.training.state import State
 
 TARGETS = {("sgd", "lossless"): 6.0, ("sgd", "quantised"): 0.5, ("adamw", "quantised"): 0.9}
 LONG = 1_000_000  # steps
+EPOCHS = 5  # as the example trains
+EPOCHS = 5  # as the example trains
 
 
 def parameters(state: State) -> int:
@@ -163,13 +165,12 @@ def long_log(run: Benchmark, folder: Path, interval: int, target: float | None) 
 def main() -> None:
     with benchmark(__doc__) as run, tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
         folder = Path(scratch)
-        steps = 160 if run.quick else 640
-        paths = sizes(run, folder, "sgd", steps, 10)
+        paths = sizes(run, folder, "sgd", 160 if run.quick else EPOCHS * 469, 10)
         for codec in codecs.NAMES:
             speeds(run, paths[codec], codec, 5 if run.quick else 30)
             one_checkpoint(run, paths[codec], codec)
-        sizes(run, folder, "adamw", steps, 10)
-        thinned(run, folder, 200 if run.quick else 3000)
+        sizes(run, folder, "adamw", 160 if run.quick else 640, 10)
+        thinned(run, folder, 200 if run.quick else 5000)
         long_log(run, folder, 1000, 1.0)
         if not run.quick:
             long_log(run, folder, 10, None)
