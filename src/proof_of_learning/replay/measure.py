@@ -63,24 +63,27 @@ class TensorError(msgspec.Struct, frozen=True, array_like=True):
     elements: int
 
 
-class Detail(msgspec.Struct, frozen=True):
-    """What calibrated comparison needs beyond norms: errors tensor by tensor, and how they lie to the way that is left.
+class Direction(msgspec.Struct, frozen=True, array_like=True):
+    """How one tensor's error e (reference - replay) lies to the way g from the segment's start to the final weights.
 
-    With e the weights' error (reference - replay), d their span over the segment and g the way from the segment's start to the
-    final weights: ``error_along`` is <e, g>, ``span_along`` <d, g>; ``error_norm`` and ``way_norm`` the lengths of e and g.
-    ``kind_spans`` are the displacements by kind of state. A momentum m goes the opposite way: with its error f, ``memory_along`` is
-    <f, -g> over the weights that have one, ``memory_norm`` and ``memory_way`` the lengths of f and of that g.
+    along: <e, g>; moved_along: <d, g>, d being what the segment moved; error and way: the lengths of e and g.
+    A momentum m goes the opposite way: with its error f, these are <f, -g>, <m, -g> and the lengths of f and of its weights' g.
+    """
+
+    along: float
+    moved_along: float
+    error: float
+    way: float
+
+
+class Detail(msgspec.Struct, frozen=True):
+    """What calibrated comparison needs beyond norms: errors tensor by tensor, and the directions of those of ``weights`` and of the
+    ``memory`` that carries them on, where the final weights are known.
     """
 
     tensors: dict[str, TensorError]
-    kind_spans: dict[str, Distance]
-    error_along: float
-    span_along: float
-    error_norm: float
-    way_norm: float
-    memory_along: float = 0.0
-    memory_norm: float = 0.0
-    memory_way: float = 0.0
+    weights: dict[str, Direction] = {}
+    memory: dict[str, Direction] = {}
 
 
 @dataclass
@@ -174,7 +177,7 @@ def detail(
     ``momenta``: names of tensors that carry weights on, with the name of the weights that each belongs to.
     """
     tensors: dict[str, TensorError] = {}
-    along = span_along = squares = way = memory_along = memory = memory_way = 0.0
+    directions, memory = dict[str, Direction](), dict[str, Direction]()
     for name, target in reference.tensors.items():
         got, start = arrived.tensors.get(name), before.tensors.get(name)
         if not measured(target) or got is None or got.shape != target.shape or got.dtype != target.dtype:
@@ -185,21 +188,17 @@ def detail(
         tensors[name] = TensorError(_distance(got, target), span, target.numel())
         goal = None if final is None else final.get(name)
         if goal is not None and start is not None and known and goal.shape == target.shape:
-            e, d, g = (x.double().flatten() for x in (target - got, target - start, goal - start))
-            along += torch.dot(e, g).item()
-            span_along += torch.dot(d, g).item()
-            squares += torch.dot(e, e).item()
-            way += torch.dot(g, g).item()
+            directions[name] = _direction(target - got, target - start, goal - start)
         weight = (momenta or {}).get(name, "")
         goal, start = None if final is None else final.get(weight), before.tensors.get(weight)
         if goal is not None and start is not None and goal.shape == start.shape == target.shape:
-            f, g = (x.double().flatten() for x in (target - got, goal - start))
-            memory_along -= torch.dot(f, g).item()
-            memory += torch.dot(f, f).item()
-            memory_way += torch.dot(g, g).item()
-    spans = compare(before, reference).kinds
-    lengths = (math.sqrt(squares), math.sqrt(way), memory_along, math.sqrt(memory), math.sqrt(memory_way))
-    return Detail(tensors, spans, along, span_along, *lengths)
+            memory[name] = _direction(target - got, target, start - goal)
+    return Detail(tensors, directions, memory)
+
+
+def _direction(error: Tensor, moved: Tensor, way: Tensor) -> Direction:
+    e, d, g = (x.double().flatten() for x in (error, moved, way))
+    return Direction(torch.dot(e, g).item(), torch.dot(d, g).item(), _norm(e), _norm(g))
 
 
 def nudged(state: State, seed: int) -> State:
