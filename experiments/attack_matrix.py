@@ -14,7 +14,7 @@ stands beside them. Writes JSON, and a Markdown page with a picture to the outpu
 
 ``--quick``: a short digits task, one seed, everything in this process, the first two variants of each attack (calibrated: one).
 Otherwise the digits with SGD (three seeds), with Adam, and with a schedule that has a stretch of rate 0, and Fashion-MNIST;
-calibrated replays in processes of their own; and the attacks that gamble on the draw against a run of 3,000 segments.
+and the attacks that gamble on the draw against a run of 3,000 segments.
 Finished cells are kept in FILE.part, so that an interrupted run goes on where it stopped.
 """
 
@@ -54,8 +54,9 @@ HONEST = "honest"
 class Target:
     """A task that attacks are measured on: ``target`` and ``settings`` as in a TaskReference, k, seeds, and the file it reads.
 
-    ``comparisons``: of ``exact`` and ``calibrated``. ``attacks``: the only ones that are measured on it, if there are any, and
-    ``most`` how many variants of each.
+    ``comparisons``: of ``exact`` and ``calibrated``. ``apart``: whether calibrated comparison is with proofs of another process, on
+    other code paths; else they were made here with other threads. ``attacks``: the only ones that are measured on it, if there
+    are any, and ``most`` how many variants of each.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Target:
     seeds: int = 1
     needs: str | None = None
     comparisons: tuple[str, ...] = ("exact", "calibrated")
+    apart: bool = False
     attacks: tuple[str, ...] = ()
     most: int | None = None
 
@@ -75,17 +77,18 @@ class Target:
 DIGITS = f"{EXAMPLES / 'digits.py'}:task"
 QUICK = (Target("digits", DIGITS, {"steps": 80}, 2),)
 VARIANTS, FASHION = f"{HERE / 'variants.py'}:task", f"{EXAMPLES / 'fashion_mnist.py'}:task"
-# Calibrated judgements take several processes each: shorter runs, fewer variants.
+# Calibrated judgements take twice the replays, or several processes each: shorter runs, fewer variants.
 FULL = (
-    Target("digits", DIGITS, {"steps": 1200}, 2, 3, comparisons=("exact",)),
     Target("digits", DIGITS, {"steps": 300}, 2, comparisons=("calibrated",)),
     Target("digits-adam", VARIANTS, {"optimizer": "adam", "steps": 300}, 2, comparisons=("exact",)),
     Target("digits-adam", VARIANTS, {"optimizer": "adam", "steps": 200}, 1, comparisons=("calibrated",), most=1),
     Target("digits-pause", VARIANTS, {"schedule": "pause", "steps": 300}, 2, comparisons=("exact",)),
     Target("fashion-mnist", FASHION, {"steps": 120}, 2, needs="fashion_mnist.npz", comparisons=("exact",)),
-    Target("fashion-mnist", FASHION, {"steps": 120}, 2, needs="fashion_mnist.npz", comparisons=("calibrated",), most=1),
+    Target("fashion-mnist", FASHION, {"steps": 120}, 2, needs="fashion_mnist.npz", comparisons=("calibrated",),
+           apart=True, most=1),
     Target("fashion-mnist-long", FASHION, {"steps": 6000, "batch_size": 32}, 2, needs="fashion_mnist.npz",
            comparisons=("exact",), attacks=("few-segments", "grinding"), most=1),
+    Target("digits", DIGITS, {"steps": 1200}, 2, 3, comparisons=("exact",)),
 )  # fmt: skip
 
 
@@ -98,7 +101,7 @@ class Case:
     attack: str | None
     settings: Mapping[str, Any]
     comparison: str
-    in_process: bool
+    quick: bool = False
 
     @property
     def variant(self) -> str:
@@ -123,13 +126,13 @@ def variants(attack: type[Attack]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
-def cases(targets: tuple[Target, ...], names: list[str], in_process: bool) -> Iterator[Case]:
+def cases(targets: tuple[Target, ...], names: list[str], quick: bool) -> Iterator[Case]:
     runs = [(target, seed) for target in targets for seed in range(target.seeds)]
     for (target, seed), comparison in ((run, comparison) for run in runs for comparison in run[0].comparisons):
         for name in (None, *(name for name in names if name in (target.attacks or names))):
             chosen = [{}] if name is None else variants(ATTACKS[name])
-            for settings in chosen[: QUICK_VARIANTS[comparison] if in_process else target.most]:
-                yield Case(target, seed, name, settings, comparison, in_process)
+            for settings in chosen[: QUICK_VARIANTS[comparison] if quick else target.most]:
+                yield Case(target, seed, name, settings, comparison, quick)
 
 
 # ---- one case ---------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def run(case: Case, work: Path) -> Cell:
     with tempfile.TemporaryDirectory(prefix="pol-matrix-") as folder:
         begun = time.perf_counter()
         try:
-            if case.comparison == "calibrated" and not case.in_process:
+            if case.comparison == "calibrated" and case.target.apart:
                 forgery = forge_elsewhere(case, path, reference, Path(folder) / "forged.pol")
             else:
                 with threads(THREADS_ELSEWHERE if case.comparison == "calibrated" else 1):
@@ -165,7 +168,7 @@ def run(case: Case, work: Path) -> Cell:
         seconds = time.perf_counter() - begun
         made, modes, note = Proof.open(forgery.path), dict[str, Path](), dict[str, str]()
         modes["observed" if made.header.randomness.mode == "recorded" else "derived"] = forgery.path
-        if "derived" in modes and not (case.in_process and case.comparison == "calibrated"):
+        if "derived" in modes and not (case.quick and case.comparison == "calibrated"):
             try:
                 modes["observed"] = as_observed(made, task, Path(folder) / "observed.pol")
             except PolError as error:
@@ -234,7 +237,7 @@ def judge(case: Case, mode: str, path: Path, forgery: Forgery, task: Task, refer
     calibrated = case.comparison == "calibrated"
     with threads(1):
         verdict = verify(
-            path, task if case.in_process or not calibrated else reference, keep_going=True, reproduce=not calibrated,
+            path, reference if calibrated and case.target.apart else task, keep_going=True, reproduce=not calibrated,
             allow_calibrated=calibrated, nonce=fixed_nonces(case.seed + 1)[case.seed], sandbox="off",
         )  # fmt: skip
     row = {
