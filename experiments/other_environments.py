@@ -1,10 +1,11 @@
 """Honest proofs judged in another numeric environment than they were made in, and two attacks judged the same way.
 
-For every task, interval and pair of environments: `pol prove` in one, `pol verify --own-environment --allow-calibrated` in the
-other. What has to hold: no honest proof is rejected; `inconclusive` only where the interval is too long; the worst honest error
-stays three times below its limit, and the attacks' errors three times above.
+For every task, interval (1, 5, 20, and what `pol calibrate` recommends) and pair of environments: `pol prove` in one,
+`pol verify --own-environment --allow-calibrated` in the other. What has to hold: no honest proof is rejected;
+`inconclusive` only where the interval is too long; the worst honest error stays three times below its limit, and the
+attacks' errors three times above.
 
-    python experiments/other_environments.py [--quick] [--data DIR] [--jobs N] --json FILE
+    python experiments/other_environments.py [--quick] [--data DIR] [--jobs N] [--only TASKS] --json FILE
 
 Resumes: finished runs are kept beside FILE (FILE.part) until all are there.
 """
@@ -28,12 +29,15 @@ ATTACKS = ("concatenation", "infinitesimal-update")
 
 @dataclass(frozen=True)
 class Case:
-    """One proof and its judgement: ``prover`` and ``verifier`` name environments; ``attack`` forges it first."""
+    """One proof and its judgement: ``prover`` and ``verifier`` name environments; ``attack`` forges it first.
+
+    ``k``: None for the interval that `pol calibrate` recommends.
+    """
 
     task: str
     target: str
     settings: tuple[str, ...]
-    k: int
+    k: int | None
     prover: str
     verifier: str
     attack: str | None = None
@@ -41,7 +45,7 @@ class Case:
     @property
     def name(self) -> str:
         what = f" {self.attack}" if self.attack else ""
-        return f"{self.task} k={self.k} {self.prover} -> {self.verifier}{what}"
+        return f"{self.task} k={self.k or 'recommended'} {self.prover} -> {self.verifier}{what}"
 
 
 def cases(quick: bool, data: str | None) -> Iterator[Case]:
@@ -65,6 +69,8 @@ def cases(quick: bool, data: str | None) -> Iterator[Case]:
             chosen = pairs[:2] if quick else pairs if k == 5 or not small else pairs[:: 2 if k == 1 else 3]
             for prover, verifier in chosen if small else chosen[1:4]:
                 yield Case(task, target, settings, k, prover, verifier)
+        for prover, verifier in [] if quick else pairs[1:4]:
+            yield Case(task, target, settings, None, prover, verifier)
         for attack in ATTACKS:
             if task != "custom-step":
                 yield Case(task, target, settings, 2 if quick else 5, "ATen AVX2", "1 thread", attack)
@@ -75,28 +81,42 @@ def described(case: Case) -> dict[str, Any]:
     return {name: value for name, value in asdict(case).items() if name != "target"}
 
 
+class FailedError(Exception):
+    """A command that should have worked did not."""
+
+
 def run(case: Case, data: str | None) -> dict[str, Any]:
     """Prove, forge where asked, verify; the outcome as plain values."""
+    sets = [item for setting in case.settings for item in ("--set", setting)]
+
+    def command(environment: str, *arguments: str) -> bytes:
+        done = pol(environment, *arguments, *sets, data=data)
+        if done.returncode:
+            raise FailedError(done.stderr.decode()[-400:])
+        return done.stdout
+
+    begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pol-experiment-") as folder:
-        sets = [item for setting in case.settings for item in ("--set", setting)]
-        proof, verdict = f"{folder}/run.pol", f"{folder}/verdict.json"
-        begun = time.perf_counter()
-        done = pol(case.prover, "prove", case.target, "-o", proof, "-k", str(case.k), *sets, data=data)
-        if done.returncode != 0:
-            return {"error": done.stderr.decode()[-400:]}
-        if case.attack:
-            forged = f"{folder}/forged.pol"
-            arguments = ["attack", case.attack, "--target", proof, "--task", case.target, "-o", forged, *sets]
-            done = pol(case.prover, *arguments, data=data)
-            if done.returncode != 0:
-                return {"error": done.stderr.decode()[-400:]}
-            proof = forged
+        proof, verdict = f"{folder}/run.pol", Path(f"{folder}/verdict.json")
+        try:
+            k = case.k
+            if k is None:  # it keeps what it measured
+                told = json.loads(command(case.verifier, "calibrate", case.target, "--json", "-"))
+                k = told["recommended_interval"]
+                if k is None:
+                    return {"verdict": "none recommended", "shown": "no interval is short enough"}
+            command(case.prover, "prove", case.target, "-o", proof, "-k", str(k))
+            if case.attack:
+                target, proof = proof, f"{folder}/forged.pol"
+                command(case.prover, "attack", case.attack, "--target", target, "--task", case.target, "-o", proof)
+        except FailedError as error:
+            return {"error": str(error)}
         options = ["--own-environment", "--allow-calibrated", "--keep-going"]
-        options += ["--sandbox", "off", "--random", "40", "--json", verdict]
+        options += ["--sandbox", "off", "--random", "40", "--json", str(verdict)]
         done = pol(case.verifier, "verify", proof, "--task", case.target, *sets, *options, data=data)
-        if not Path(verdict).is_file():
+        if not verdict.is_file():
             return {"error": done.stderr.decode()[-400:]}
-        return {**summary(json.loads(Path(verdict).read_text())), "seconds": time.perf_counter() - begun}
+        return {**summary(json.loads(verdict.read_text())), "interval": k, "seconds": time.perf_counter() - begun}
 
 
 def summary(verdict: dict[str, Any]) -> dict[str, Any]:
@@ -123,14 +143,14 @@ def main() -> None:
     options_ = parser(__doc__, "one task, four runs")
     options_.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options_.add_argument(
-        "--only", default="", help="names of tasks, separated by commas, at k = 5 (default: everything)"
+        "--only", default="", help="names of tasks, separated by commas, or `recommended` (default: everything)"
     )
     options = options_.parse_args()
     only = [name for name in options.only.split(",") if name]
     todo = {
         case.name: lambda case=case: {**described(case), **run(case, options.data)}
         for case in cases(options.quick, options.data)
-        if not only or (case.task in only and case.k == 5)
+        if not only or case.task in only or (case.k is None and "recommended" in only)
     }
     rows = list(compute(todo, part_of(options.json), {}, jobs=options.jobs).values())
     write(options.json, results(rows), quick=options.quick, runs=rows)
@@ -146,6 +166,13 @@ def results(rows: list[dict[str, Any]]) -> list[Result]:
         Result("honest proofs judged", len(honest), "runs", "higher", None if len(honest) < 100 else 100),
         Result("honest proofs rejected", verdicts["invalid"], "runs", "lower", 0),
         Result("honest proofs inconclusive", verdicts["inconclusive"], "runs", "lower"),
+        Result(
+            "honest proofs inconclusive at the recommended interval",
+            sum(row.get("verdict") == "inconclusive" for row in honest if row["k"] is None),
+            "runs",
+            "lower",
+            0,
+        ),
         Result("runs that failed to run", verdicts["error"], "runs", "lower", 0),
         Result("limit over worst honest error", 1 / worst if worst else float("inf"), "x", "higher", 3),
         Result("nearest attack's error over limit", nearest, "x", "higher", 3),
