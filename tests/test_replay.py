@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from proof_of_learning.training import environment as environments
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
-from support_forging import rewrite
+from support_forging import relog, rewrite
 from support_replay import replays_alone
 
 ROOT = Path(__file__).parent.parent
@@ -315,6 +316,31 @@ def test_another_run_length_or_data_set_is_named(tiny_proof: Path) -> None:
     verdict = pol.verify(tiny_proof, replace(tasks.task(), data=lambda: changed))
     assert verdict.verdict == "invalid"
     assert verdict.reason.startswith("data:")
+
+
+def test_a_proof_changes_nothing_that_lasts_in_the_verifiers_process(tiny_proof: Path, tmp_path: Path) -> None:
+    """PyTorch lets a process set its inter-operator threads once; whoever set them first would decide for all that follow."""
+    before = torch.get_num_interop_threads(), torch.get_num_threads()
+    path = rewrite(
+        tiny_proof, tmp_path / "run.pol",
+        environment=lambda here: msgspec.structs.replace(here, interop_threads=here.interop_threads + 1, threads=here.threads + 1),
+    )  # fmt: skip
+    verdict = pol.verify(path, tasks.task())
+    assert any("interop" in line for line in verdict.unreproduced)
+    assert (torch.get_num_interop_threads(), torch.get_num_threads()) == before
+
+
+def test_what_the_last_segment_claims_is_held_to_as_well(tiny_proof: Path, tmp_path: Path) -> None:
+    """Beside the claim at the log's end, which is the true one here."""
+    shutil.copytree(tiny_proof, tmp_path / "run.pol")
+
+    def claim(lines: list[dict[str, Any]]) -> None:
+        last = [line for line in lines if line["kind"] == "segment"][-1]
+        last["evaluation"] = {"accuracy": lines[-1]["evaluation"]["accuracy"] + 0.01}
+
+    verdict = pol.verify(relog(tmp_path / "run.pol", claim), tasks.task())
+    assert verdict.verdict == "invalid"
+    assert verdict.reason.startswith("performance: ")
 
 
 def test_a_claimed_performance_is_repeated(tiny_proof: Path, tmp_path: Path) -> None:

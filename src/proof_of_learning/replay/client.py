@@ -51,7 +51,7 @@ class LocalWorker:
 
     def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> AnyAnswer:
         self._on_work = on_work
-        environments.apply(self._environment)  # another worker of this process may have set its own
+        environments.apply(self._environment, lasting=False)  # another worker of this process may have set its own
         return self._worker.answer(request)
 
     def close(self) -> None:

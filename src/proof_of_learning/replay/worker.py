@@ -98,7 +98,7 @@ class Worker:
         self._key = bytes.fromhex(request.key)
         device = "cpu"
         if request.environment is not None:
-            environments.apply(request.environment)
+            environments.apply(request.environment, lasting=self._given is None)
             if request.environment.device.type == "cuda" and torch.cuda.is_available():
                 device = "cuda"
         self._device = device

@@ -253,12 +253,15 @@ def set_flags(flags: Flags) -> None:
     torch.set_flush_denormal(flags.flush_denormal)
 
 
-def apply(environment: Environment) -> None:
-    """Bring this process as near to ``environment`` as a started process can come."""
+def apply(environment: Environment, *, lasting: bool) -> None:
+    """Bring this process as near to ``environment`` as a started process can come.
+
+    lasting: whether what cannot be put back may be set too, in a process that is there for this environment alone.
+    """
     import torch
 
     torch.set_num_threads(environment.threads)
-    if torch.get_num_interop_threads() != environment.interop_threads:
+    if lasting and torch.get_num_interop_threads() != environment.interop_threads:
         with suppress(RuntimeError):  # fixed by earlier work in this process; shows in `differences`
             torch.set_num_interop_threads(environment.interop_threads)
     set_flags(environment.flags)

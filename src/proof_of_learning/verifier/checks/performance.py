@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Evaluate, Evaluated
 from proof_of_learning.training import randomness
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
@@ -62,20 +63,25 @@ def chosen(evidence: Evidence) -> list[int]:
     seed = randomness.derive(challenge_seed(proof.root, evidence.challenge.nonce), "evaluations")
     order = np.argsort(randomness.uniforms(seed, len(claimed)), kind="stable")
     drawn = sorted(claimed[i] for i in order[:CHECKPOINTS])
-    return [*drawn, last] if proof.end.evaluation is not None and proof.has_state(proof.segments[last].state) else drawn
+    return [*drawn, last] if _claims(proof, last) and proof.has_state(proof.segments[last].state) else drawn
+
+
+def _claims(proof: Proof, index: int) -> list[dict[str, float]]:
+    """What is claimed of the state at the end of segment ``index``: by its line, and of the last one by the log's end too."""
+    claims = [proof.segments[index].evaluation, proof.end.evaluation if index == len(proof.segments) - 1 else None]
+    return [claim for claim in claims if claim is not None]
 
 
 def performance(evidence: Evidence, answers: Answers) -> list[PerformancePoint]:
     """What the proof claims and what was found, at the evaluated checkpoints."""
     points = []
     for index in chosen(evidence):
-        segment = evidence.proof.segments[index]
-        final = index == len(evidence.proof.segments) - 1
-        claimed = evidence.proof.end.evaluation if final else segment.evaluation
         request = Evaluate(index)
-        if claimed is not None and request in answers and answers.failure(request) is None:
-            found = answers.get(request, Evaluated).values
-            points.append(PerformancePoint(step=segment.stop, claimed=claimed, found=found))
+        if request in answers and answers.failure(request) is None:
+            stop, found = evidence.proof.segments[index].stop, answers.get(request, Evaluated).values
+            points += [
+                PerformancePoint(step=stop, claimed=claimed, found=found) for claimed in _claims(evidence.proof, index)
+            ]
     return points
 
 
