@@ -28,7 +28,7 @@ DELTA = 0.01  # the paper's rule: two orders of magnitude below d_ref
 DELTA_INTERVAL = 20  # normalised errors decide only up to this k
 NEAR = 1 / 3  # of a limit: honest errors are meant to stay below that
 NUDGES = 8  # replays of a closer look
-LOOKS = 5  # closer looks in a verification: events that are not rare show in the noise of the other segments
+LOOKS = 4  # closer looks in a verification: events that are not rare show in the noise of the other segments
 JUDGED_SHARE = 0.5  # of the squared displacement that must be in tensors that are judged
 
 
@@ -131,10 +131,17 @@ def closeness(found: Measured, limits: Tolerance) -> float:
 
 
 def doubtful(found: Measured, limits: Tolerance) -> bool:
-    """Whether a closer look may change the answer: an error is near a limit, which more noise would raise."""
+    """Whether a closer look may change the answer: an error is near a limit, which more noise would raise.
+
+    That of a single tensor rises above ``CAP`` where noise alone turns out to drive it; the others stop there.
+    """
     if not limits.sharp or hopeless(found, limits):
         return False
-    return any(not error <= NEAR * limit for _, error, limit in _bounds(found, limits) if limit < CAP or error > limit)
+    return any(
+        not error <= NEAR * limit
+        for what, error, limit in _bounds(found, limits)
+        if limit < CAP or error > limit or what in found.detail.tensors
+    )
 
 
 def hopeless(found: Measured, limits: Tolerance) -> bool:

@@ -124,12 +124,14 @@ def segment_limits(evidence: Evidence, answers: Answers) -> dict[int, Tolerance]
     noises, enough = _noises(evidence, answers)
     limits = {k: tolerance(found, enough) for k, found in noises.items()}
     found = {}
-    for index in evidence.challenge.segments:
+    for index, (error, _) in strayed(evidence, answers).items():
         segment = evidence.proof.segments[index]
         length = segment.stop - segment.start
-        if length in noises:
-            nudges = _nudges(answers, index)
-            found[index] = tolerance([*noises[length], *nudges], enough) if nudges else limits[length]
+        found[index] = limits[length]
+        if nudges := _nudges(answers, index):
+            closer = tolerance([*noises[length], *nudges], enough)
+            if closer.sharp or violations(error, found[index]):  # else there was nothing to excuse
+                found[index] = closer
     return found
 
 
