@@ -22,7 +22,6 @@ from proof_of_learning.verifier.calibrated import (
     NEAR,
     Measured,
     doubtful,
-    hopeless,
     tolerance,
     violations,
 )
@@ -145,12 +144,16 @@ def test_a_closer_look_is_worth_it_near_a_limit_that_may_rise() -> None:
     assert not doubtful(noise({W: 0.9 * NEAR * FLOOR}), calm)
     assert doubtful(noise({W: 1.1 * NEAR * FLOOR}), calm)
     assert doubtful(noise({W: 5 * FLOOR}), calm)
-    assert not doubtful(noise({W: 1.1 * CAP}), calm) and hopeless(noise({W: 1.1 * CAP}), calm)
-    assert not doubtful(noise({W: math.nan}), calm) and hopeless(noise({W: math.nan}), calm)
+    assert doubtful(noise({W: 9 * CAP}), calm)  # events grow with the interval
+    assert not doubtful(noise({W: math.nan}), calm)
+    unequal = Comparison(Distance(), {}, ["optimizer/state/0/step"])
+    assert not doubtful(replace(noise({W: 5 * FLOOR}), comparison=unequal), calm)
     loud = tolerance([noise({W: 2e-3})])
     assert doubtful(noise({W: 0.9 * CAP}), loud)  # noise alone may drive this one
     assert not doubtful(noise({W: 0.9 * NEAR * CAP}), loud)
-    assert not doubtful(noise({W: 0.9 * CAP}), tolerance([noise({W: 0.02})]))
+    blunt = tolerance([noise({W: 0.02})])
+    assert not doubtful(noise({W: 0.1}), blunt)
+    assert doubtful(noise({W: 0.3}), blunt)  # far beyond what was seen
 
 
 def test_what_a_closer_look_finds_raises_the_limits_of_that_segment() -> None:

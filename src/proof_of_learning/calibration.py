@@ -24,12 +24,13 @@ from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.steps import Session, derived_feed
-from proof_of_learning.verifier.calibrated import CAP, DELTA, Measured, Tolerance, tolerance
+from proof_of_learning.verifier.calibrated import CAP, DELTA, DELTA_INTERVAL, NUDGES, Measured, Tolerance, tolerance
 from proof_of_learning.verifier.checks.trajectory import measured
 
 SCHEMA = "pol/calibration/v1"
 INTERVALS = (1, 2, 5, 10, 20, 50)
 MAX_STEPS = 1000
+NUDGED = "nudged starts"  # no environment, but this machine's own with random rounding: it brings out rare events
 MAX_CACHED = 16 << 20
 
 
@@ -48,8 +49,8 @@ class NoiseRow(msgspec.Struct, frozen=True):
 class Calibration(msgspec.Struct, frozen=True):
     """The outcome. ``d_ref``: mean distance of independent runs after ``steps``; ``d_ref_estimate``: from the weights of one.
 
-    ``rho``: the limit at each k; ``recommended_interval``: the largest k at which the largest noise, times the margin, is
-    within ``CAP`` (None if none is).
+    ``rho``: the limit at each k; ``recommended_interval``: the largest k up to ``DELTA_INTERVAL`` at which the largest noise,
+    times the margin, is within ``CAP`` (None if none is).
     """
 
     task: str
@@ -99,7 +100,9 @@ def calibrate(
         intervals = sorted({k for k in intervals if k <= length})
         probe = Session(task, randomness.key_from_seed(task.seed))
         digest = probe.describe().digest()
-        wanted = f"{digest[7:]}-{length}-{runs}-{segments}-{'_'.join(map(str, intervals))}-{here.digest()[7:19]}"
+        wanted = (
+            f"{digest[7:]}-{length}-{runs}-{segments}-{'_'.join(map(str, intervals))}-{NUDGES}-{here.digest()[7:19]}"
+        )
         found = _cached(wanted) if cache else None
         if found is not None:
             return found
@@ -138,16 +141,17 @@ def _noise(
         whole = [s.index for s in proof.segments if s.stop - s.start == longest]
         chosen = sorted({whole[round(i * (len(whole) - 1) / max(1, segments - 1))] for i in range(segments)})
         variants = dict(_variants(here))
-        total, done = len(intervals) * len(chosen) * (1 + len(variants)), 0
+        total, done = len(intervals) * len(chosen) * (1 + len(variants) + NUDGES), 0
         rows, limits = [], dict[int, Tolerance]()
         with Workers(proof, task.reference) as workers:
             for k in intervals:
-                found: dict[str, list[Measured]] = {name: [] for name in variants}
+                found: dict[str, list[Measured]] = {name: [] for name in (*variants, NUDGED)}
                 for index in chosen:
                     workers.ask(Replay(index, k, calibrate=True))
-                    for position, (name, environment) in enumerate(variants.items(), 1):
-                        request = Noise(index, k, keep=position < len(variants))
-                        answer = measured(workers.ask(request, environment=environment))
+                    asked = [(name, Noise(index, k, keep=True)) for name in variants]
+                    asked += [(NUDGED, Noise(index, k, keep=n < NUDGES, nudge=n)) for n in range(1, NUDGES + 1)]
+                    for name, request in asked:
+                        answer = measured(workers.ask(request, environment=variants.get(name)))
                         assert answer is not None
                         found[name].append(answer)
                         done += 1
@@ -172,7 +176,7 @@ def _row(k: int, name: str, limits: Tolerance, found: list[Measured]) -> NoiseRo
 
 
 def _recommended(limits: dict[int, Tolerance]) -> int | None:
-    sharp = [k for k, limit in limits.items() if limit.comfortable]
+    sharp = [k for k, limit in limits.items() if limit.comfortable and k <= DELTA_INTERVAL]
     return max(sharp, default=None)
 
 

@@ -130,23 +130,34 @@ def closeness(found: Measured, limits: Tolerance) -> float:
     return max(shares)
 
 
-def doubtful(found: Measured, limits: Tolerance) -> bool:
-    """Whether a closer look may change the answer: an error is near a limit, which more noise would raise.
+def rejects(found: Measured, limits: Tolerance) -> str | None:
+    """Why a segment is rejected; None where it is within its limits, or where these are not sharp.
 
-    That of a single tensor rises above ``CAP`` where noise alone turns out to drive it; the others stop there.
+    An error far beyond the verifier's own noise needs no sharp limit to be rejected.
     """
-    if not limits.sharp or hopeless(found, limits):
+    over = violations(found, limits)
+    beyond = not _metric(found, "l2") <= limits.metrics.l2
+    return over[0] if over and (limits.sharp or beyond) else None
+
+
+def doubtful(found: Measured, limits: Tolerance) -> bool:
+    """Whether a closer look may change the answer: an error is over its limit, or near to one which more noise would raise.
+
+    The limit of a single tensor rises above ``CAP`` where noise alone turns out to drive it; the others stop there.
+    """
+    if not excusable(found):
         return False
-    return any(
+    near = limits.sharp and any(
         not error <= NEAR * limit
         for what, error, limit in _bounds(found, limits)
-        if limit < CAP or error > limit or what in found.detail.tensors
+        if limit < CAP or what in found.detail.tensors
     )
+    return near or rejects(found, limits) is not None
 
 
-def hopeless(found: Measured, limits: Tolerance) -> bool:
-    """Whether no noise could excuse the error: no limit of the whole ever rises above ``CAP``."""
-    return bool(found.comparison.unequal) or not _overall(found.detail, limits.noisy) <= CAP
+def excusable(found: Measured) -> bool:
+    """Whether noise could explain the error at all: it touches no value that must be equal, and is a number."""
+    return not found.comparison.unequal and math.isfinite(_overall(found.detail, {}))
 
 
 def judged_error(found: Measured, limits: Tolerance, kind: str) -> float:

@@ -21,10 +21,10 @@ from proof_of_learning.verifier.calibrated import (
     Tolerance,
     closeness,
     doubtful,
-    hopeless,
+    excusable,
     judged_error,
+    rejects,
     tolerance,
-    violations,
 )
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, SegmentResult, Status
@@ -130,7 +130,7 @@ def segment_limits(evidence: Evidence, answers: Answers) -> dict[int, Tolerance]
         found[index] = limits[length]
         if nudges := _nudges(answers, index):
             closer = tolerance([*noises[length], *nudges], enough)
-            if closer.sharp or violations(error, found[index]):  # else there was nothing to excuse
+            if closer.sharp or rejects(error, found[index]):  # else there was nothing to excuse
                 found[index] = closer
     return found
 
@@ -186,13 +186,13 @@ def _closer(evidence: Evidence, answers: Answers) -> Iterator[list[AnyRequest]]:
     limits = tolerances(evidence, answers)
     errors = {index: error for index, (error, _) in strayed(evidence, answers).items()}
     lengths = {index: evidence.proof.segments[index].stop - evidence.proof.segments[index].start for index in errors}
-    if any(hopeless(error, limits[lengths[index]]) for index, error in errors.items()):
+    if not all(excusable(error) for error in errors.values()):
         return
     suspects = [index for index, error in errors.items() if doubtful(error, limits[lengths[index]])]
     suspects.sort(key=lambda index: -closeness(errors[index], limits[lengths[index]]))
     for index in suspects[:LOOKS]:
         yield [Noise(index, keep=nudge < NUDGES, nudge=nudge) for nudge in range(1, NUDGES + 1)]
-        if violations(errors[index], segment_limits(evidence, answers)[index]):
+        if rejects(errors[index], segment_limits(evidence, answers)[index]):
             return
 
 
@@ -268,11 +268,8 @@ def _within(
     d_ref: Distance | None,
 ) -> tuple[Status, str]:
     """The status of a segment that is compared within calibrated noise, and why."""
-    over = violations(found, limits)
-    # An error far beyond the verifier's own noise needs no sharp limit to be rejected.
-    beyond = not ratio(found.comparison.overall.l2, found.displacement.l2) <= limits.metrics.l2
-    if over and (limits.sharp or beyond):
-        return "fail", over[0]
+    if why := rejects(found, limits):
+        return "fail", why
     if not limits.sharp:
         advice = f"; an interval of {limits.short_enough} would be short enough" if limits.short_enough else ""
         return (
