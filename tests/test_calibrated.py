@@ -164,7 +164,7 @@ def test_what_a_closer_look_finds_raises_the_limits_of_that_segment() -> None:
     assert violations(rare, tolerance([noise({W: 1e-5}), *(noise({W: size}) for size in (1e-5, 2.9e-3))])) == []
 
 
-def test_nudged_numbers_are_neighbours_and_the_rest_stays() -> None:
+def test_nudged_numbers_are_near_and_the_rest_stays() -> None:
     values = torch.tensor([0.0, 1.0, -1.5, 1e-30, 3e20, math.inf])
     state = State(
         {}, {"w": values, "step": torch.tensor(3.0), "n": torch.tensor([1, 2]), "h": torch.ones(64).bfloat16()}
@@ -173,7 +173,7 @@ def test_nudged_numbers_are_neighbours_and_the_rest_stays() -> None:
     assert moved.digest() == same.digest() != other.digest()
     assert moved.tensors["w"][0] == 0 and moved.tensors["w"][5] == math.inf
     gaps = (moved.tensors["w"][1:5] / values[1:5] - 1).abs()
-    assert ((gaps > 0) & (gaps <= 2**-22)).all()
+    assert ((gaps > 0) & (gaps <= 2**-18)).all()
     assert moved.tensors["step"] == 3 and moved.tensors["n"].tolist() == [1, 2]
     assert len(set(moved.tensors["h"].tolist())) == 2 and moved.tensors["h"].dtype == torch.bfloat16
 
