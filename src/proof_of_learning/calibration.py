@@ -101,7 +101,7 @@ def calibrate(
         probe = Session(task, randomness.key_from_seed(task.seed))
         digest = probe.describe().digest()
         wanted = (
-            f"{digest[7:]}-{length}-{runs}-{segments}-{'_'.join(map(str, intervals))}-{NUDGES}x16-{here.digest()[7:19]}"
+            f"{digest[7:]}-{length}-{runs}-{segments}-{'_'.join(map(str, intervals))}-{NUDGES}-{here.digest()[7:19]}"
         )
         found = _cached(wanted) if cache else None
         if found is not None:

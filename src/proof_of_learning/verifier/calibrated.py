@@ -8,7 +8,8 @@ held to ``MARGIN`` times their own noise, and left out of the overall comparison
 Noise has rare, large events: where two numbers are nearly equal, a maximum or a threshold may fall to either side. They belong to
 a segment's own values, so two environments often agree by luck where a third does not. A segment that comes nearer to a limit than
 noise should is looked at more closely: replayed from starts whose numbers are moved by a few units of their last place (random
-rounding, as in Monte Carlo arithmetic; Parker, UCLA 1997), which brings such events out. What these replays give is that segment's noise as well.
+rounding, as in Monte Carlo arithmetic; Parker, UCLA 1997), which brings such events out. What these replays give is that segment's
+noise as well.
 """
 
 from __future__ import annotations
