@@ -22,6 +22,7 @@ from proof_of_learning.verifier.calibrated import (
     NEAR,
     Measured,
     doubtful,
+    representative,
     tolerance,
     violations,
 )
@@ -154,6 +155,16 @@ def test_a_closer_look_is_worth_it_near_a_limit_that_may_rise() -> None:
     blunt = tolerance([noise({W: 0.02})])
     assert not doubtful(noise({W: 0.1}), blunt)
     assert doubtful(noise({W: 0.3}), blunt)  # far beyond what was seen
+
+
+def test_the_event_of_one_segment_blurs_no_other() -> None:
+    calm, event = noise({W: 1e-5, M: 1e-5}), noise({W: 0.02, M: 1e-5})
+    assert not tolerance([*[calm] * 9, event]).sharp
+    assert representative([*[calm] * 9, event]) == [calm] * 9
+    assert representative([*[calm] * 3, event]) == [calm] * 3
+    mixed = [calm, calm, event]
+    assert representative(mixed) == mixed  # too many to be called rare
+    assert representative([calm] * 3) == [calm] * 3
 
 
 def test_what_a_closer_look_finds_raises_the_limits_of_that_segment() -> None:

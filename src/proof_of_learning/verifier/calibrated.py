@@ -30,6 +30,7 @@ DELTA_INTERVAL = 20  # normalised errors decide only up to this k
 NEAR = 1 / 3  # of a limit: honest errors are meant to stay below that
 NUDGES = 8  # replays of a closer look
 LOOKS = 4  # closer looks in a verification: events that are not rare show in the noise of the other segments
+CALM = 0.75  # share of the segments without events large enough to blur the whole, from which limits can be taken
 JUDGED_SHARE = 0.5  # of the squared displacement that must be in tensors that are judged
 
 
@@ -111,6 +112,17 @@ def tolerance(noises: list[Measured], short_enough: int | None = None) -> Tolera
         short_enough=short_enough,
         reasons=reasons,
     )
+
+
+def representative(noises: list[Measured]) -> list[Measured]:
+    """The noise that sets the limits of all segments of one length: without the few segments whose own events would blur them.
+
+    What such an event moves is its segment's affair; that segment is held to the limits of the others, or looked at more closely.
+    """
+    if tolerance(noises).sharp:
+        return noises
+    calm = [noise for noise in noises if tolerance([noise]).sharp]
+    return calm if len(calm) >= CALM * len(noises) and tolerance(calm).sharp else noises
 
 
 def violations(found: Measured, limits: Tolerance) -> list[str]:

@@ -24,6 +24,7 @@ from proof_of_learning.verifier.calibrated import (
     excusable,
     judged_error,
     rejects,
+    representative,
     tolerance,
 )
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
@@ -116,20 +117,21 @@ def segment_results(evidence: Evidence, answers: Answers) -> list[SegmentResult]
 def tolerances(evidence: Evidence, answers: Answers) -> dict[int, Tolerance]:
     """Calibrated limits by segment length, from the noise that was measured on the challenged segments of that length."""
     noises, enough = _noises(evidence, answers)
-    return {k: tolerance(found, enough) for k, found in noises.items()}
+    return {k: tolerance(representative(found), enough) for k, found in noises.items()}
 
 
 def segment_limits(evidence: Evidence, answers: Answers) -> dict[int, Tolerance]:
     """The limits of each challenged segment: those of its length, or its own after a closer look."""
     noises, enough = _noises(evidence, answers)
-    limits = {k: tolerance(found, enough) for k, found in noises.items()}
+    base = {k: representative(found) for k, found in noises.items()}
+    limits = {k: tolerance(found, enough) for k, found in base.items()}
     found = {}
-    for index, (error, _) in strayed(evidence, answers).items():
+    for index, (error, own) in strayed(evidence, answers).items():
         segment = evidence.proof.segments[index]
         length = segment.stop - segment.start
         found[index] = limits[length]
         if nudges := _nudges(answers, index):
-            closer = tolerance([*noises[length], *nudges], enough)
+            closer = tolerance([*base[length], own, *nudges], enough)
             if closer.sharp or rejects(error, found[index]):  # else there was nothing to excuse
                 found[index] = closer
     return found
