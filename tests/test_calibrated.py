@@ -158,7 +158,7 @@ def test_a_closer_look_is_worth_it_near_a_limit_that_may_rise() -> None:
 
 
 def test_the_event_of_one_segment_blurs_no_other() -> None:
-    calm, event = noise({W: 1e-5, M: 1e-5}), noise({W: 0.02, M: 1e-5})
+    calm, event = noise({W: 1e-5, M: 1e-5}), noise({W: 0.02, M: 0.02})
     assert not tolerance([*[calm] * 9, event]).sharp
     assert representative([*[calm] * 9, event]) == [calm] * 9
     assert representative([*[calm] * 3, event]) == [calm] * 3
