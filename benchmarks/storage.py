@@ -29,7 +29,6 @@ from proof_of_learning.training.state import State
 TARGETS = {("sgd", "lossless"): 6.0, ("sgd", "quantised"): 0.5, ("adamw", "quantised"): 0.9}
 LONG = 1_000_000  # steps
 EPOCHS = 5  # as the example trains
-EPOCHS = 5  # as the example trains
 
 
 def parameters(state: State) -> int:

@@ -81,7 +81,7 @@ class Noise(Request, frozen=True, tag="noise"):
     """The same replay in another numeric environment, compared with the end that was kept: the verifier's own noise.
 
     ``keep``: the kept end is needed again, for a further environment. ``nudge``: not in another environment, but from a start
-    whose numbers are moved to neighbouring ones; the number says which of many such starts.
+    whose numbers are moved by a few units of their last place; the number says which of many such starts.
     """
 
     index: int

@@ -193,7 +193,7 @@ class Worker:
                     if request.calibrate:
                         details = detail(arrived, wanted, before, self._final_weights(), self.session.momenta())
         if request.calibrate:
-            files.write_atomic(self._kept(request), RawCodec().encode(arrived, None).chunks())
+            self._keep(request, arrived)
         self._last = None if request.calibrate else ended
         seconds = time.perf_counter() - begun
         return protocol.Replayed(
@@ -209,7 +209,7 @@ class Worker:
         if not kept.exists() and request.nudge is not None:
             reference, losses, _, again = self._take(before, segment, request.steps)
             walked += len(losses)
-            files.write_atomic(kept, RawCodec().encode(reference, None).chunks())
+            self._keep(request, reference)
         start = before
         if request.nudge is not None:
             start = nudged(before, randomness.derive(self._key, "nudge", request.index, request.nudge))
@@ -257,6 +257,9 @@ class Worker:
         values = torch.stack(losses).double().cpu().tolist()
         stepped = time.perf_counter() - stepping
         return session.capture(), values, rates, stepped
+
+    def _keep(self, request: protocol.Replay | protocol.Noise, arrived: State) -> None:
+        files.write_atomic(self._kept(request), RawCodec().encode(arrived, None).chunks())
 
     def _kept(self, request: protocol.Replay | protocol.Noise) -> Path:
         if self._scratch is None:

@@ -77,7 +77,8 @@ class Tolerance:
 def tolerance(noises: list[Measured], short_enough: int | None = None) -> Tolerance:
     """Limits from the verifier's own noise on the challenged segments of one length."""
     names = {name for m in noises for name in m.detail.tensors}
-    worst = {name: max(_relative(m.detail, name) for m in noises) for name in names}
+    relatives = [_relatives(m.detail) for m in noises]
+    worst = {name: max(found[name] for found in relatives) for name in names}
     noisy = {name: value for name, value in worst.items() if not value <= NOISY}
     overall = max(_overall(m.detail, noisy) for m in noises)
     judged = min(_judged_share(m.detail, noisy) for m in noises)
@@ -139,7 +140,7 @@ def violations(found: Measured, limits: Tolerance) -> list[str]:
 def closeness(found: Measured, limits: Tolerance) -> float:
     """The largest error over its limit: below 1 within tolerance (its inverse is the margin that is left)."""
     shares = [ratio(_overall(found.detail, limits.noisy), limits.rho)]
-    shares += [ratio(_relative(found.detail, name), limits.tensors.get(name, FLOOR)) for name in found.detail.tensors]
+    shares += [ratio(error, limits.tensors.get(name, FLOOR)) for name, error in _relatives(found.detail).items()]
     return max(shares)
 
 
@@ -183,8 +184,8 @@ def _bounds(found: Measured, limits: Tolerance) -> Iterator[tuple[str, float, fl
     yield "overall", _overall(found.detail, limits.noisy), limits.rho
     for kind in sorted({kind_of(name) for name in found.detail.tensors}):
         yield kind, _overall(found.detail, limits.noisy, kind), limits.kinds.get(kind, FLOOR)
-    for name in found.detail.tensors:
-        yield name, _relative(found.detail, name), limits.tensors.get(name, FLOOR)
+    for name, error in _relatives(found.detail).items():
+        yield name, error, limits.tensors.get(name, FLOOR)
     for metric in ("l1", "l2", "linf", "cos"):
         yield f"{metric} norm", _metric(found, metric), getattr(limits.metrics, metric)
 
@@ -216,12 +217,18 @@ def _judged_share(detail: Detail, noisy: Mapping[str, float]) -> float:
     return 1.0 if total == 0.0 else _totals(detail, noisy, None)[1] / total
 
 
-def _relative(detail: Detail, name: str) -> float:
-    """A tensor's error over max(own displacement, displacement of its kind · √(n/N)): one that hardly moves is held to its share."""
-    tensor: TensorError = detail.tensors[name]
-    if tensor.error == 0.0:
-        return 0.0
-    alike = [other for key, other in detail.tensors.items() if kind_of(key) == kind_of(name)]
-    kind_span = math.sqrt(sum(other.span**2 for other in alike))
-    elements = sum(other.elements for other in alike)
-    return ratio(tensor.error, max(tensor.span, kind_span * math.sqrt(tensor.elements / elements)))
+def _relatives(detail: Detail) -> dict[str, float]:
+    """Each tensor's error over max(own displacement, that of its kind · √(n/N)): one that hardly moves is held to its share."""
+    squares, elements = dict[str, float](), dict[str, int]()
+    for name, tensor in detail.tensors.items():
+        kind = kind_of(name)
+        squares[kind] = squares.get(kind, 0.0) + tensor.span**2
+        elements[kind] = elements.get(kind, 0) + tensor.elements
+
+    def relative(kind: str, tensor: TensorError) -> float:
+        if tensor.error == 0.0:
+            return 0.0
+        share = math.sqrt(squares[kind]) * math.sqrt(tensor.elements / elements[kind])
+        return ratio(tensor.error, max(tensor.span, share))
+
+    return {name: relative(kind_of(name), tensor) for name, tensor in detail.tensors.items()}

@@ -55,7 +55,7 @@ class TrajectoryCheck:
         segments = segment_results(evidence, answers)
         failed = [s for s in segments if s.status == "fail"]
         open_ = [s for s in segments if s.status == "inconclusive"]
-        limits = tolerances(evidence, answers)
+        limits, own = tolerances(evidence, answers), segment_limits(evidence, answers)
         details: dict[str, Any] = {
             "replayed": len(segments),
             "exact": sum(s.exact for s in segments),
@@ -71,7 +71,7 @@ class TrajectoryCheck:
             }  # fmt: skip
             details["closer_looks"] = {
                 str(index): {"noise": t.noise, "rho": t.rho, "noise_driven": sorted(t.noisy)[:50]}
-                for index, t in segment_limits(evidence, answers).items() if _nudges(answers, index)
+                for index, t in own.items() if _nudges(answers, index)
             }  # fmt: skip
         if failed:
             worst = failed[0]
@@ -99,7 +99,7 @@ class TrajectoryCheck:
                 f"{len(segments) - exact} segments agree only within calibrated noise; exact replay was required",
                 **details,
             )  # fmt: skip
-        rho = max(t.rho for t in segment_limits(evidence, answers).values())
+        rho = max(t.rho for t in own.values())
         return result(
             self, "pass",
             f"{len(segments) - exact} of {len(segments)} challenged segments agree within calibrated noise (rho {rho:.2g}), "
