@@ -88,7 +88,7 @@ def test_a_closer_look_excuses_no_error_that_the_segment_does_not_bring_out_itse
     monkeypatch.setitem(CARRIED, "drift", Drift(share=2.0))
     verdict = judged(digits, target, tmp_path / "forged", "drift", allow_calibrated=True)
     check = verdict.check("trajectory")
-    looks = check.evidence["closer_looks"]
+    looks = [index for index, own in check.evidence["own_limits"].items() if own["closer_look"]]
     assert check.status == "fail"
     assert len(looks) == 1  # the first one says no
     (segment,) = (s for s in verdict.segments if str(s.index) in looks)
@@ -102,7 +102,7 @@ def test_a_closer_look_at_what_is_near_the_limit_is_taken_a_few_times_only(
     verdict = judged(digits, target, tmp_path / "forged", "drift", allow_calibrated=True)
     check = verdict.check("trajectory")
     assert check.status == "pass"
-    assert len(check.evidence["closer_looks"]) == LOOKS < len(verdict.segments)
+    assert sum(own["closer_look"] for own in check.evidence["own_limits"].values()) == LOOKS < len(verdict.segments)
     assert verdict.cost.steps_replayed == 2 * (2 * len(verdict.segments) + LOOKS * (NUDGES + 1))
 
 

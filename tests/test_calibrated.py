@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,20 +14,24 @@ from proof_of_learning import TaskReference, prove, verify
 from proof_of_learning.attacks import ATTACKS
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import Comparison, Detail, Direction, Distance, TensorError, nudged
+from proof_of_learning.replay.protocol import Noise, Replay, Replayed
 from proof_of_learning.task import load_task
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.calibrated import (
     CAP,
     FLOOR,
+    LOOKS,
     MARGIN,
     NEAR,
     Measured,
+    Noises,
     doubtful,
-    representative,
     tolerance,
     violations,
 )
 from proof_of_learning.verifier.checks.drift import SIGMAS, drift_statistic
+from proof_of_learning.verifier.evidence import Answers
+from proof_of_learning.verifier.strays import Strays
 
 VARIANTS = Path(__file__).parent.parent / "experiments" / "variants.py"
 
@@ -157,14 +162,51 @@ def test_a_closer_look_is_worth_it_near_a_limit_that_may_rise() -> None:
     assert doubtful(noise({W: 0.3}), blunt)  # far beyond what was seen
 
 
+def common(*noises: Measured) -> Noises:
+    return Noises.of(dict(enumerate(noises)))
+
+
 def test_the_event_of_one_segment_blurs_no_other() -> None:
     calm, event = noise({W: 1e-5, M: 1e-5}), noise({W: 0.02, M: 0.02})
     assert not tolerance([*[calm] * 9, event]).sharp
-    assert representative([*[calm] * 9, event]) == [calm] * 9
-    assert representative([*[calm] * 3, event]) == [calm] * 3
-    mixed = [calm, calm, event]
-    assert representative(mixed) == mixed  # too many to be called rare
-    assert representative([calm] * 3) == [calm] * 3
+    for calm_ones in (9, 3):
+        noises = common(*[calm] * calm_ones, event)
+        assert noises.calm == set(range(calm_ones)) and noises.common.sharp
+        assert not noises.limits(calm_ones).sharp  # no answer on that one
+        assert noises.limits(0) is noises.common
+    assert not common(calm, calm, event).common.sharp  # too many to be called rare
+    assert common(*[calm] * 3).calm == {0, 1, 2}
+
+
+def test_noise_that_blurs_different_tensors_in_different_segments_does_not_add_up() -> None:
+    """As Adam's: each segment is sharp in most of its movement, and their union in none."""
+    names = [f"model/parameters/{i}" for i in range(8)]
+    everywhere = "model/parameters/bias"
+
+    def blurred(*which: str) -> Measured:
+        return noise({name: 0.3 if name in (*which, everywhere) else 1e-5 for name in (*names, everywhere)})
+
+    noises = common(*[blurred()] * 20, blurred(*names[:3]), blurred(*names[3:6]))
+    assert noises.common.sharp and set(noises.common.noisy) == {everywhere}
+    own = noises.limits(20)
+    assert own.sharp and set(own.noisy) == {everywhere, *names[:3]}
+    assert violations(blurred(*names[:3]), own) == []
+    assert any(names[3] in line for line in violations(blurred(names[3]), own))
+    assert not noises.limits(20, [blurred(*names[3:6])]).sharp  # a closer look that brings out too much
+    assert not common(*[blurred(name) for name in names]).common.sharp  # nothing is common to them
+
+
+def test_whether_a_segment_can_be_judged_depends_on_its_own_movement() -> None:
+    """What is blurred in it may be most of what others move."""
+
+    def moved(error: float, span: float) -> Measured:
+        found = noise({W: 1e-5, M: error})
+        return replace(found, detail=Detail({**found.detail.tensors, M: TensorError(error, span, 100)}))
+
+    noises = common(*[moved(1e-5, 9.0)] * 20, moved(0.05, 0.5), moved(0.9, 9.0))
+    assert noises.common.sharp and not noises.common.noisy
+    assert noises.limits(20).sharp and set(noises.limits(20).noisy) == {M}
+    assert not noises.limits(21).sharp
 
 
 def test_what_a_closer_look_finds_raises_the_limits_of_that_segment() -> None:
@@ -217,6 +259,40 @@ def test_what_noise_alone_drives_leads_to_its_own_errors_and_is_left_out_of_the_
     null = [found(1e-3, sign * 1e-5) for sign in (1, -1) * 4]
     wandering = [(found(1e-3, 5e-5), other) for other in null]
     assert drift_statistic(wandering).z > SIGMAS
-    assert drift_statistic(wandering, [B]).z < SIGMAS
+    assert drift_statistic(wandering, [[B]] * len(wandering)).z < SIGMAS
     assert drift_statistic(wandering).explained == pytest.approx(5e-5, rel=1e-3)
     assert drift_statistic([(found(1e-3, 5e-5, -1e6), other) for other in null]).explained == math.inf
+
+
+# ---- which segments are looked at more closely ------------------------------------------------------------
+
+
+def strays(errors: list[float], nudged: dict[int, float]) -> Strays:
+    """What would follow from these errors, calm own noise, and closer looks that brought out that much."""
+
+    def replayed(found: Measured) -> Replayed:
+        return Replayed("", "", [], [], found.comparison, found.displacement, found.detail, 0.0, 0.0, 2)
+
+    answers = Answers()
+    for index, error in enumerate(errors):
+        answers.add(Replay(index, calibrate=True), replayed(noise({W: error})))
+        answers.add(Noise(index), replayed(noise({W: 1e-5})))
+    for index, found in nudged.items():
+        answers.add(Noise(index, nudge=1), replayed(noise({W: found})))
+    segments = [SimpleNamespace(start=2 * index, stop=2 * index + 2) for index in range(len(errors))]
+    challenge = SimpleNamespace(segments=set(range(len(errors))))
+    return Strays(SimpleNamespace(proof=SimpleNamespace(segments=segments), challenge=challenge), answers)  # type: ignore[arg-type]
+
+
+def test_the_worst_are_looked_at_first_and_none_where_one_is_beyond_excuse() -> None:
+    errors = [1e-5, 2e-3, 3e-3, 1e-5, 5e-3]
+    assert strays(errors, {}).suspects == [4, 2, 1]
+    assert strays([*errors, math.nan], {}).suspects == []
+
+
+def test_what_was_not_looked_at_is_open_only_after_all_looks_excused_worse_errors() -> None:
+    errors = [9e-3 - 1e-3 * index for index in range(LOOKS + 2)] + [1e-5] * 20
+    explained = {index: errors[index] / 3 for index in range(LOOKS)}
+    assert strays(errors, explained).passed_over == {LOOKS, LOOKS + 1}
+    assert strays(errors, {**explained, LOOKS - 1: 1e-5}).passed_over == set()
+    assert strays(errors, {}).passed_over == set()

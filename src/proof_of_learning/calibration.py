@@ -25,7 +25,6 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.steps import Session, derived_feed
 from proof_of_learning.verifier.calibrated import CAP, DELTA, DELTA_INTERVAL, NUDGES, Measured, Tolerance, tolerance
-from proof_of_learning.verifier.checks.trajectory import measured
 
 SCHEMA = "pol/calibration/v1"
 INTERVALS = (1, 2, 5, 10, 20, 50)
@@ -151,7 +150,7 @@ def _noise(
                     asked = [(name, Noise(index, k, keep=True)) for name in variants]
                     asked += [(NUDGED, Noise(index, k, keep=n < NUDGES, nudge=n)) for n in range(1, NUDGES + 1)]
                     for name, request in asked:
-                        answer = measured(workers.ask(request, environment=variants.get(name)))
+                        answer = Measured.of(workers.ask(request, environment=variants.get(name)))
                         assert answer is not None
                         found[name].append(answer)
                         done += 1

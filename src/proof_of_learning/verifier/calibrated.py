@@ -15,10 +15,13 @@ noise as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from proof_of_learning.replay.measure import Comparison, Detail, Distance, TensorError, ratio
+from proof_of_learning.replay.protocol import Replayed
 from proof_of_learning.training.state import kind_of
 
 CAP = 0.01  # rho, the largest relative error ever accepted: a drift attack needs 9 / rho^2 segments
@@ -41,6 +44,31 @@ class Measured:
     comparison: Comparison
     detail: Detail
     displacement: Distance
+
+    @classmethod
+    def of(cls, answer: Replayed) -> Measured | None:
+        """The parts of an answer that calibrated comparison works with; None if it was not asked for."""
+        if answer.comparison is None or answer.detail is None or answer.displacement is None:
+            return None
+        return cls(answer.comparison, answer.detail, answer.displacement)
+
+    @cached_property
+    def relatives(self) -> dict[str, float]:
+        """Each tensor's error over max(own displacement, that of its kind · √(n/N)): one that hardly moves is held to its share."""
+        tensors = self.detail.tensors
+        squares, elements = dict[str, float](), dict[str, int]()
+        for name, tensor in tensors.items():
+            kind = kind_of(name)
+            squares[kind] = squares.get(kind, 0.0) + tensor.span**2
+            elements[kind] = elements.get(kind, 0) + tensor.elements
+
+        def relative(kind: str, tensor: TensorError) -> float:
+            if tensor.error == 0.0:
+                return 0.0
+            share = math.sqrt(squares[kind]) * math.sqrt(tensor.elements / elements[kind])
+            return ratio(tensor.error, max(tensor.span, share))
+
+        return {name: relative(kind_of(name), tensor) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -74,14 +102,23 @@ class Tolerance:
         return self.sharp and MARGIN * self.noise <= CAP
 
 
-def tolerance(noises: list[Measured], short_enough: int | None = None) -> Tolerance:
-    """Limits from the verifier's own noise on the challenged segments of one length."""
+def tolerance(
+    noises: Sequence[Measured],
+    *,
+    own: Sequence[Measured] = (),
+    short_enough: int | None = None,
+) -> Tolerance:
+    """Limits from the verifier's own noise on segments of one length.
+
+    own: further noise, of the one segment that these limits are for, which alone decides whether they are sharp (default: all
+    of it does).
+    """
+    noises = [*noises, *own]
     names = {name for m in noises for name in m.detail.tensors}
-    relatives = [_relatives(m.detail) for m in noises]
-    worst = {name: max(found[name] for found in relatives) for name in names}
+    worst = {name: max(m.relatives.get(name, 0.0) for m in noises) for name in names}
     noisy = {name: value for name, value in worst.items() if not value <= NOISY}
-    overall = max(_overall(m.detail, noisy) for m in noises)
-    judged = min(_judged_share(m.detail, noisy) for m in noises)
+    overall = max(_overall(m.detail, noisy) for m in own or noises)
+    judged = min(_judged_share(m.detail, noisy) for m in own or noises)
     kinds = {kind_of(name) for name in names}
     kind_noise = {kind: max(_overall(m.detail, noisy, kind) for m in noises) for kind in kinds}
     # Rare, large events (a maximum that changes sides) befall any tensor; the few segments at hand show them for the kind alone.
@@ -101,7 +138,7 @@ def tolerance(noises: list[Measured], short_enough: int | None = None) -> Tolera
         reasons.append(f"only {judged:.0%} of the movement is in tensors that replay sharply")
     return Tolerance(
         noise=overall,
-        rho=_limit(overall),
+        rho=_limit(max(_overall(m.detail, noisy) for m in noises)),
         tensors={
             name: MARGIN * value if name in noisy else _limit(largest[kind_of(name)]) for name, value in worst.items()
         },
@@ -115,15 +152,52 @@ def tolerance(noises: list[Measured], short_enough: int | None = None) -> Tolera
     )
 
 
-def representative(noises: list[Measured]) -> list[Measured]:
-    """The noise that sets the limits of all segments of one length: without the few segments whose own events would blur them.
+@dataclass(frozen=True)
+class Noises:
+    """The verifier's own noise on the segments of one length, by index, and what is common to them.
 
-    What such an event moves is its segment's affair; that segment is held to the limits of the others, or looked at more closely.
+    calm: the segments whose noise sets the limits of all. What else noise moves in a single segment is that segment's affair.
     """
-    if tolerance(noises).sharp:
-        return noises
-    calm = [noise for noise in noises if tolerance([noise]).sharp]
-    return calm if len(calm) >= CALM * len(noises) and tolerance(calm).sharp else noises
+
+    found: Mapping[int, Measured]
+    calm: frozenset[int]
+    short_enough: int | None = None
+
+    @classmethod
+    def of(cls, found: Mapping[int, Measured], short_enough: int | None = None) -> Noises:
+        """All noise is common if that allows a sharp answer, else that of the calm segments if they are at least ``CALM`` of all.
+
+        In the calm ones noise alone drives no tensors but the common ones: those that it drives most often, as few as make so
+        many segments calm. One event would else leave every segment without an answer, and events that blur different tensors
+        in different segments would add up.
+        """
+        everything = cls(found, frozenset(found), short_enough)
+        if everything.common.sharp:
+            return everything
+        own = {index: tolerance([noise]) for index, noise in found.items()}
+        often = Counter(name for limits in own.values() for name in limits.noisy)
+        order = sorted(often, key=lambda name: (-often[name], name))
+        for count in range(len(order) + 1):
+            names = set(order[:count])
+            calm = cls(found, frozenset(i for i, t in own.items() if t.sharp and set(t.noisy) <= names), short_enough)
+            if len(calm.calm) >= CALM * len(found) and calm.common.sharp:
+                return calm
+        return everything
+
+    @cached_property
+    def common(self) -> Tolerance:
+        """The limits of the segments that are like the others."""
+        return tolerance(self._calm, short_enough=self.short_enough)
+
+    def limits(self, index: int, nudges: Sequence[Measured] = ()) -> Tolerance:
+        """The limits of one segment, with the noise that a closer look at it brought out."""
+        if index in self.calm and not nudges:
+            return self.common
+        return tolerance(self._calm, own=[self.found[index], *nudges], short_enough=self.short_enough)
+
+    @property
+    def _calm(self) -> list[Measured]:
+        return [self.found[index] for index in sorted(self.calm)]
 
 
 def violations(found: Measured, limits: Tolerance) -> list[str]:
@@ -140,7 +214,7 @@ def violations(found: Measured, limits: Tolerance) -> list[str]:
 def closeness(found: Measured, limits: Tolerance) -> float:
     """The largest error over its limit: below 1 within tolerance (its inverse is the margin that is left)."""
     shares = [ratio(_overall(found.detail, limits.noisy), limits.rho)]
-    shares += [ratio(error, limits.tensors.get(name, FLOOR)) for name, error in _relatives(found.detail).items()]
+    shares += [ratio(error, limits.tensors.get(name, FLOOR)) for name, error in found.relatives.items()]
     return max(shares)
 
 
@@ -184,7 +258,7 @@ def _bounds(found: Measured, limits: Tolerance) -> Iterator[tuple[str, float, fl
     yield "overall", _overall(found.detail, limits.noisy), limits.rho
     for kind in sorted({kind_of(name) for name in found.detail.tensors}):
         yield kind, _overall(found.detail, limits.noisy, kind), limits.kinds.get(kind, FLOOR)
-    for name, error in _relatives(found.detail).items():
+    for name, error in found.relatives.items():
         yield name, error, limits.tensors.get(name, FLOOR)
     for metric in ("l1", "l2", "linf", "cos"):
         yield f"{metric} norm", _metric(found, metric), getattr(limits.metrics, metric)
@@ -215,20 +289,3 @@ def _overall(detail: Detail, noisy: Mapping[str, float], kind: str | None = None
 def _judged_share(detail: Detail, noisy: Mapping[str, float]) -> float:
     total = sum(tensor.span**2 for tensor in detail.tensors.values())
     return 1.0 if total == 0.0 else _totals(detail, noisy, None)[1] / total
-
-
-def _relatives(detail: Detail) -> dict[str, float]:
-    """Each tensor's error over max(own displacement, that of its kind · √(n/N)): one that hardly moves is held to its share."""
-    squares, elements = dict[str, float](), dict[str, int]()
-    for name, tensor in detail.tensors.items():
-        kind = kind_of(name)
-        squares[kind] = squares.get(kind, 0.0) + tensor.span**2
-        elements[kind] = elements.get(kind, 0) + tensor.elements
-
-    def relative(kind: str, tensor: TensorError) -> float:
-        if tensor.error == 0.0:
-            return 0.0
-        share = math.sqrt(squares[kind]) * math.sqrt(tensor.elements / elements[kind])
-        return ratio(tensor.error, max(tensor.span, share))
-
-    return {name: relative(kind_of(name), tensor) for name, tensor in detail.tensors.items()}

@@ -37,10 +37,11 @@ from proof_of_learning.verifier.calibrated import CAP
 from proof_of_learning.verifier.chain import Link, assurance, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
 from proof_of_learning.verifier.checks.performance import performance
-from proof_of_learning.verifier.checks.trajectory import segment_results, tolerances
+from proof_of_learning.verifier.checks.trajectory import segment_results
 from proof_of_learning.verifier.evidence import Answers, Evidence, Options, result
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, planned_steps
 from proof_of_learning.verifier.policy import Policy, load_policy
+from proof_of_learning.verifier.strays import Strays
 from proof_of_learning.verifier.survey import Survey, survey
 from proof_of_learning.verifier.verdict import (
     CheckResult,
@@ -232,7 +233,7 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     named = answers.get(Describe(), Described).digest if Describe() in answers else None
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     decision = decide(checks)
-    rho = min((limits.rho for limits in tolerances(evidence, answers).values()), default=CAP)
+    rho = min((limits.rho for limits in Strays(evidence, answers).tolerances.values()), default=CAP)
     unreproduced = sorted({line for lines in evidence.differences.values() for line in lines})
     return Verdict(
         verdict=decision,

@@ -17,8 +17,8 @@ from typing import Any
 
 from proof_of_learning.replay.measure import Direction
 from proof_of_learning.verifier.calibrated import CAP, Measured
-from proof_of_learning.verifier.checks.trajectory import segment_limits, strayed
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.strays import Strays
 from proof_of_learning.verifier.verdict import CheckResult
 
 SIGMAS = 6.0
@@ -38,7 +38,8 @@ class DriftCheck:
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         """The mean cosine between error and way to the final weights, against the spread of the same cosine in own noise."""
-        pairs = list(strayed(evidence, answers).values())
+        strays = Strays(evidence, answers)
+        pairs = [(error, strays.own[index]) for index, error in strays.errors.items()]
         if not pairs:
             exact = not any(evidence.differences.values())
             if exact or not evidence.options.allow_calibrated:
@@ -46,12 +47,13 @@ class DriftCheck:
                     self, "skipped", "replay was exact: there are no errors that could drift", mandatory=False
                 )
             return result(self, "pass", "every replay gave the recorded bits: there are no errors that could drift")
-        noisy = {name for limits in segment_limits(evidence, answers).values() for name in limits.noisy}
+        noisy = [strays.limits[index].noisy for index in strays.errors]
         weights, momentum = drift_statistic(pairs, noisy), drift_statistic(pairs, noisy, memory=True)
         everything = drift_statistic(pairs), drift_statistic(pairs, memory=True)
         details: dict[str, Any] = {
             "segments": len(pairs), "limit": SIGMAS, **weights.told(), **momentum.told("momentum_"),
-            "left_out": sorted(noisy)[:50], "everything": {**everything[0].told(), **everything[1].told("momentum_")},
+            "left_out": sorted({name for names in noisy for name in names})[:50],
+            "everything": {**everything[0].told(), **everything[1].told("momentum_")},
         }  # fmt: skip
         for found, gained, what in (
             (weights, math.inf, "replay errors explain"),
@@ -97,14 +99,15 @@ class Statistic:
 
 
 def drift_statistic(
-    pairs: Sequence[tuple[Measured, Measured]], leave_out: Collection[str] = (), *, memory: bool = False
+    pairs: Sequence[tuple[Measured, Measured]], leave_out: Sequence[Collection[str]] = (), *, memory: bool = False
 ) -> Statistic:
     """Whether errors have a common direction that noise has not, in the weights or in the optimizer's ``memory``.
 
-    pairs: (error, own noise) of each segment. leave_out: names of tensors. Under the null, error and noise are directions of the
-    same kind, so the errors' mean cosine over m segments has the standard deviation rms / √m.
+    pairs: (error, own noise) of each segment. leave_out: names of tensors, segment by segment. Under the null, error and noise are
+    directions of the same kind, so the errors' mean cosine over m segments has the standard deviation rms / √m.
     """
-    sides = [[_sum(pair[side], leave_out, memory) for pair in pairs] for side in (0, 1)]
+    left_out = leave_out or [()] * len(pairs)
+    sides = [[_sum(pair[side], names, memory) for pair, names in zip(pairs, left_out, strict=True)] for side in (0, 1)]
     cosines, null = ([_cosine(total) for total in side if total.error > 0] for side in sides)
     along, moved = (math.fsum(getattr(total, name) for total in sides[0]) for name in ("along", "moved_along"))
     explained = along / moved if moved > 0 else math.inf if along > 0 else 0.0

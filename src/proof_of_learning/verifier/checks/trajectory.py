@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,11 @@ from proof_of_learning.verifier.calibrated import (
     Measured,
     Tolerance,
     closeness,
-    doubtful,
-    excusable,
     judged_error,
     rejects,
-    representative,
-    tolerance,
 )
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
+from proof_of_learning.verifier.strays import Strays
 from proof_of_learning.verifier.verdict import CheckResult, SegmentResult, Status
 
 SHORTER_SEGMENTS = 3  # on which shorter intervals are tried where the recorded one is too long
@@ -45,33 +42,35 @@ class TrajectoryCheck:
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
         replays = [Replay(index, calibrate=evidence.calibrates(index)) for index in evidence.challenge.segments]
         yield replays
-        strays = [request.index for request in replays if request.calibrate and _strays(evidence, answers, request)]
-        yield [Noise(index) for index in strays]
+        yield [Noise(r.index) for r in replays if r.calibrate and _strays(evidence, answers, r)]
         yield from _closer(evidence, answers)
-        if not all(limits.sharp for limits in segment_limits(evidence, answers).values()):
-            yield from _shorter(evidence, strays)
+        yield from _shorter(evidence, Strays(evidence, answers))
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         segments = segment_results(evidence, answers)
         failed = [s for s in segments if s.status == "fail"]
         open_ = [s for s in segments if s.status == "inconclusive"]
-        limits, own = tolerances(evidence, answers), segment_limits(evidence, answers)
+        strays = Strays(evidence, answers)
         details: dict[str, Any] = {
             "replayed": len(segments),
             "exact": sum(s.exact for s in segments),
             "notes": evidence.challenge.notes,
         }
-        if limits:
+        if strays.noises:
             details["tolerances"] = {
                 f"k = {k}": {
                     "noise": t.noise, "rho": t.rho, "judged_share": t.judged, "short_enough": t.short_enough,
                     "noise_driven": dict(sorted(t.noisy.items(), key=lambda item: -item[1])[:50]), "reasons": t.reasons,
                 }
-                for k, t in limits.items()
+                for k, t in strays.tolerances.items()
             }  # fmt: skip
-            details["closer_looks"] = {
-                str(index): {"noise": t.noise, "rho": t.rho, "noise_driven": sorted(t.noisy)[:50]}
-                for index, t in own.items() if _nudges(answers, index)
+            common = list(strays.tolerances.values())
+            details["own_limits"] = {
+                str(index): {
+                    "noise": t.noise, "rho": t.rho, "judged_share": t.judged, "noise_driven": sorted(t.noisy)[:50],
+                    "closer_look": index in strays.nudges,
+                }
+                for index, t in strays.limits.items() if index in strays.nudges or not any(t is shared for shared in common)
             }  # fmt: skip
         if failed:
             worst = failed[0]
@@ -99,7 +98,7 @@ class TrajectoryCheck:
                 f"{len(segments) - exact} segments agree only within calibrated noise; exact replay was required",
                 **details,
             )  # fmt: skip
-        rho = max(t.rho for t in own.values())
+        rho = max(limits.rho for limits in strays.limits.values())
         return result(
             self, "pass",
             f"{len(segments) - exact} of {len(segments)} challenged segments agree within calibrated noise (rho {rho:.2g}), "
@@ -110,73 +109,8 @@ class TrajectoryCheck:
 
 def segment_results(evidence: Evidence, answers: Answers) -> list[SegmentResult]:
     """One result for each challenged segment."""
-    limits = segment_limits(evidence, answers)
-    return [_judge(evidence, answers, limits, index, why) for index, why in evidence.challenge.segments.items()]
-
-
-def tolerances(evidence: Evidence, answers: Answers) -> dict[int, Tolerance]:
-    """Calibrated limits by segment length, from the noise that was measured on the challenged segments of that length."""
-    noises, enough = _noises(evidence, answers)
-    return {k: tolerance(representative(found), enough) for k, found in noises.items()}
-
-
-def segment_limits(evidence: Evidence, answers: Answers) -> dict[int, Tolerance]:
-    """The limits of each challenged segment: those of its length, or its own after a closer look."""
-    noises, enough = _noises(evidence, answers)
-    base = {k: representative(found) for k, found in noises.items()}
-    limits = {k: tolerance(found, enough) for k, found in base.items()}
-    found = {}
-    for index, (error, own) in strayed(evidence, answers).items():
-        segment = evidence.proof.segments[index]
-        length = segment.stop - segment.start
-        found[index] = limits[length]
-        if nudges := _nudges(answers, index):
-            closer = tolerance([*base[length], own, *nudges], enough)
-            if closer.sharp or rejects(error, found[index]):  # else there was nothing to excuse
-                found[index] = closer
-    return found
-
-
-def _noises(evidence: Evidence, answers: Answers) -> tuple[dict[int, list[Measured]], int | None]:
-    """The verifier's own noise by length of segment, and the longest shorter interval that allowed an answer."""
-    noises: dict[int, list[Measured]] = {}
-    shorter: dict[int, list[Measured]] = {}
-    for request in answers.requests(Noise):
-        if request.index in evidence.challenge.segments and request.nudge is None:
-            segment = evidence.proof.segments[request.index]
-            length = request.steps or segment.stop - segment.start
-            for found in _given(answers, [request]):
-                (noises if request.steps is None else shorter).setdefault(length, []).append(found)
-    return noises, max((k for k, found in shorter.items() if tolerance(found).sharp), default=None)
-
-
-def _nudges(answers: Answers, index: int) -> list[Measured]:
-    """The noise of one segment that a closer look brought out."""
-    return _given(answers, [r for r in answers.requests(Noise) if r.index == index and r.nudge is not None])
-
-
-def _given(answers: Answers, requests: Sequence[Noise]) -> list[Measured]:
-    told = (measured(answers.get(request, Replayed)) for request in requests if answers.failure(request) is None)
-    return [found for found in told if found is not None]
-
-
-def measured(answer: Replayed) -> Measured | None:
-    """The parts of an answer that calibrated comparison works with; None if it was not asked for."""
-    if answer.comparison is None or answer.detail is None or answer.displacement is None:
-        return None
-    return Measured(answer.comparison, answer.detail, answer.displacement)
-
-
-def strayed(evidence: Evidence, answers: Answers) -> dict[int, tuple[Measured, Measured]]:
-    """For the challenged segments that did not replay bit for bit: error against the recorded end, and own noise."""
-    found = {}
-    for index in evidence.challenge.segments:
-        error, noise = Replay(index, calibrate=True), Noise(index)
-        if all(r in answers and answers.failure(r) is None for r in (error, noise)):
-            pair = measured(answers.get(error, Replayed)), measured(answers.get(noise, Replayed))
-            if pair[0] is not None and pair[1] is not None:
-                found[index] = (pair[0], pair[1])
-    return found
+    strays = Strays(evidence, answers)
+    return [_judge(evidence, answers, strays, index, why) for index, why in evidence.challenge.segments.items()]
 
 
 def _strays(evidence: Evidence, answers: Answers, request: Replay) -> bool:
@@ -184,34 +118,26 @@ def _strays(evidence: Evidence, answers: Answers, request: Replay) -> bool:
 
 
 def _closer(evidence: Evidence, answers: Answers) -> Iterator[list[AnyRequest]]:
-    """Closer looks at the segments whose error is near a limit, the worst first, until one is beyond excuse."""
-    limits = tolerances(evidence, answers)
-    errors = {index: error for index, (error, _) in strayed(evidence, answers).items()}
-    lengths = {index: evidence.proof.segments[index].stop - evidence.proof.segments[index].start for index in errors}
-    if not all(excusable(error) for error in errors.values()):
-        return
-    suspects = [index for index, error in errors.items() if doubtful(error, limits[lengths[index]])]
-    suspects.sort(key=lambda index: -closeness(errors[index], limits[lengths[index]]))
-    for index in suspects[:LOOKS]:
+    """Closer looks at the worst of the suspects, until one is beyond excuse."""
+    for index in Strays(evidence, answers).suspects[:LOOKS]:
         yield [Noise(index, keep=nudge < NUDGES, nudge=nudge) for nudge in range(1, NUDGES + 1)]
-        if rejects(errors[index], segment_limits(evidence, answers)[index]):
+        if Strays(evidence, answers).rejected(index):
             return
 
 
-def _shorter(evidence: Evidence, strays: list[int]) -> Iterator[list[AnyRequest]]:
+def _shorter(evidence: Evidence, strays: Strays) -> Iterator[list[AnyRequest]]:
     """Replays of the first k/2, k/4, … steps of a few segments, to say which interval would have been short enough."""
-    few = strays[:: max(1, len(strays) // SHORTER_SEGMENTS)][:SHORTER_SEGMENTS]
-    steps = evidence.proof.header.training.interval // 2
+    blunt = [index for index, limits in strays.limits.items() if not limits.sharp]
+    few = blunt[:: max(1, len(blunt) // SHORTER_SEGMENTS)][:SHORTER_SEGMENTS]
+    steps = evidence.proof.header.training.interval // 2 if blunt else 0
     while steps >= 1:
-        fits = [i for i in few if evidence.proof.segments[i].stop - evidence.proof.segments[i].start >= steps]
+        fits = [index for index in few if strays.length(index) >= steps]
         yield [Replay(index, steps, calibrate=True) for index in fits]
         yield [Noise(index, steps) for index in fits]
         steps //= 2
 
 
-def _judge(
-    evidence: Evidence, answers: Answers, limits: dict[int, Tolerance], index: int, why: list[str]
-) -> SegmentResult:
+def _judge(evidence: Evidence, answers: Answers, strays: Strays, index: int, why: list[str]) -> SegmentResult:
     segment = evidence.proof.segments[index]
     base: dict[str, Any] = {"index": index, "start": segment.start, "stop": segment.stop, "why": why}
     request = Replay(index, calibrate=evidence.calibrates(index))
@@ -242,12 +168,17 @@ def _judge(
     comparison, span = answer.comparison, answer.displacement
     error = comparison.overall if comparison else None
     relative = error.over(span) if error and span else None
-    d_ref, strays = evidence.survey.d_ref, comparison.kinds.get(WEIGHTS) if comparison else None
-    normalised = strays.over(d_ref) if strays and d_ref else None
-    found, tolerance_ = measured(answer), limits.get(index)
+    d_ref, weights = evidence.survey.d_ref, comparison.kinds.get(WEIGHTS) if comparison else None
+    normalised = weights.over(d_ref) if weights and d_ref else None
+    found, limits = strays.errors.get(index), strays.limits.get(index)
     status, note = "fail" if reproduced else "inconclusive", _note(comparison, relative)
-    if not reproduced and found is not None and tolerance_ is not None:
-        status, note = _within(found, tolerance_, answer, columns, segment, d_ref)
+    if not reproduced and found is not None and limits is not None:
+        status, note = _within(found, limits, answer, columns, segment, d_ref)
+        if index in strays.passed_over:
+            status, note = (
+                "inconclusive",
+                f"{note}; a closer look was taken at {LOOKS} worse ones, which noise alone explains",
+            )
     return SegmentResult(
         **base,
         status=status,
@@ -256,7 +187,7 @@ def _judge(
         relative=relative,
         displacement=span,
         kinds=comparison.kinds if comparison else {},
-        limit_share=closeness(found, tolerance_) if found is not None and tolerance_ is not None else None,
+        limit_share=closeness(found, limits) if found is not None and limits is not None else None,
         note=note,
     )
 
