@@ -86,6 +86,34 @@ def near(state: State, seed: int, by: float = 1e-3) -> State:
 
 
 @pytest.mark.parametrize("name", ROUNDING)
+def test_tensors_rounded_together_come_out_as_each_of_them_alone(name: str) -> None:
+    """Small tensors are laid end to end; one that cannot be rounded takes no other with it."""
+    draw, codec = torch.Generator().manual_seed(5), get_codec(name)
+
+    def tensors(scale: float) -> dict[str, Tensor]:
+        shapes = {"a": (3, 4), "b": (70_000,), "c": (1,), "d": (300, 500)}
+        found = {f"model/parameters/{n}": torch.randn(*s, generator=draw) * scale for n, s in shapes.items()}
+        found |= {f"optimizer/state/{n}/exp_avg": torch.randn(*s, generator=draw) for n, s in shapes.items()}
+        found |= {f"optimizer/state/{n}/exp_avg_sq": torch.rand(*s, generator=draw) * scale for n, s in shapes.items()}
+        return found
+
+    before, after = tensors(1.0), tensors(1e-3)
+    outlier = after["optimizer/state/b/exp_avg"]
+    outlier[7] = 1e30  # which, over a second moment of 0, is not finite
+    before["optimizer/state/b/exp_avg_sq"][7] = after["optimizer/state/b/exp_avg_sq"][7] = 0.0
+    together = codec.encode(State({}, after), State({}, before)).state.tensors
+    for slot in "abcd":
+        names = [n for n in after if n.split("/")[2] == slot]
+        alone = codec.encode(
+            State({}, {n: after[n] for n in names}), State({}, {n: before[n] for n in names})
+        ).state.tensors
+        assert all(same(alone[n], together[n]) for n in names)
+    if name == "quantised":
+        assert same(together["optimizer/state/b/exp_avg"], outlier)
+    assert not same(together["optimizer/state/a/exp_avg"], after["optimizer/state/a/exp_avg"])
+
+
+@pytest.mark.parametrize("name", ROUNDING)
 def test_rounding_keeps_counters_and_buffers_and_what_is_small(name: str) -> None:
     base = optimizer_state(0)
     state = near(base, 1)

@@ -79,10 +79,10 @@ def leaning(codec: RoundingCodec, state: State, base: State, goal: State) -> Sta
         if rule is None or wanted is None:
             continue
         flat, given = here.reshape(-1), given_of(name, base, tensors)
-        scale = rule.scale(flat, given)
-        items = rule.items(flat, scale, given)
+        scales = rule.scales(flat, [len(flat)], given)
+        items = rule.items(flat, scales, given)
         if items is not None:
             way = torch.sign(wanted.reshape(-1) - flat)
-            short = torch.sign(rule.value(items, scale, given) - flat) * way < 0
-            tensors[name] = rule.value(items + (way * short).to(items.dtype), scale, given).reshape(here.shape)
+            short = torch.sign(rule.value(items, scales, given) - flat) * way < 0
+            tensors[name] = rule.value(items + (way * short).to(items.dtype), scales, given).reshape(here.shape)
     return State(decoded.tree, tensors)

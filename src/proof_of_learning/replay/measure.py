@@ -7,7 +7,7 @@ dimensions such as an optimizer's step count, whose size would drown the rest) h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -225,19 +225,19 @@ def _structure(state: State) -> object:
 
 def displacement(before: State, after: State) -> Displacement:
     """l2 distance of the full state and of the weights; infinite where a value became not finite."""
-    squares: dict[str, float] = {}
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, left in before.tensors.items():
         right = after.tensors.get(name)
         if right is None or left.shape != right.shape or left.dtype != right.dtype or not measured(left):
             continue
-        kind = kind_of(name)
-        squares[kind] = squares.get(kind, 0.0) + _distance(left, right) ** 2
+        pairs.setdefault(kind_of(name), []).append((left, right))
+    squares = {kind: _together(found) ** 2 for kind, found in pairs.items()}
     return Displacement(math.sqrt(sum(squares.values())), math.sqrt(squares.get(WEIGHTS, 0.0)))
 
 
 def weight_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """l2 distance of two sets of weights with the same names."""
-    return math.sqrt(sum(_distance(a[name], b[name]) ** 2 for name in a if measured(a[name])))
+    return _together([(a[name], b[name]) for name in a if measured(a[name])])
 
 
 def estimate_d_ref(initial: dict[str, Tensor], final: dict[str, Tensor]) -> Distance:
@@ -291,6 +291,22 @@ def _norm(tensor: Tensor) -> float:
 def _distance(left: Tensor, right: Tensor) -> float:
     pieces = [_piece_distance(a, b) for a, b in _pieces(left, right)]
     return pieces[0] if len(pieces) == 1 else math.sqrt(sum(length**2 for length in pieces))
+
+
+def _together(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """l2 distance of many pairs of tensors, each of one shape and dtype. Small ones are laid end to end, for to look at one costs
+    more than to measure it.
+    """
+    lengths, small = [], dict[torch.dtype, list[tuple[Tensor, Tensor]]]()
+    for left, right in pairs:
+        if left.numel() >= _PIECE:
+            lengths.append(_distance(left, right))
+        else:
+            small.setdefault(left.dtype, []).append((left, right))
+    for found in small.values():
+        left, right = (torch.cat([tensor.flatten() for tensor in side]) for side in zip(*found, strict=True))
+        lengths.append(_distance(left, right))
+    return math.sqrt(sum(length**2 for length in lengths))
 
 
 def _piece_distance(left: Tensor, right: Tensor) -> float:

@@ -8,12 +8,13 @@ difference of bit patterns to the checkpoint before. All else is kept to the bit
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, power, role, unsigned
+from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, Scales, extremes, role, unsigned
 from proof_of_learning.training.state import State
 
 TOP = 15  # the largest value lies in [2^14, 2^15)
@@ -39,19 +40,19 @@ class _Half:
         self.how = "positive-half" if positive else "half"
         self._positive = positive
 
-    def scale(self, x: Tensor, given: Given) -> int:
-        largest = float(x.abs().max())
-        return 0 if largest == 0.0 else min(max(math.frexp(largest)[1] - TOP, -126), 126)
+    def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
+        found = (max(-low, high) for low, high in zip(*(ends.tolist() for ends in extremes(x, sizes)), strict=True))
+        return Scales([0 if x == 0.0 else min(max(math.frexp(x)[1] - TOP, -126), 126) for x in found], sizes)
 
-    def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
-        return self._bits(x, scale) - self._before(len(x), scale, given)
+    def items(self, x: Tensor, scales: Scales, given: Given) -> Tensor | None:
+        return self._bits(x, scales) - self._before(len(x), scales, given)
 
-    def value(self, items: Tensor, scale: int, given: Given) -> Tensor:
-        bits = (items + self._before(len(items), scale, given)).to(torch.int16)
-        return packed.unmap_bits(bits, torch.float16, [len(items)]).to(torch.float32) * power(scale)
+    def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor:
+        bits = (items + self._before(len(items), scales, given)).to(torch.int16)
+        return scales.times(packed.unmap_bits(bits, torch.float16, [len(items)]).to(torch.float32))
 
-    def inside(self, x: Tensor, items: Tensor, scale: int, given: Given) -> Tensor:
-        bits = items + self._before(len(items), scale, given)
+    def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
+        bits = items + self._before(len(items), scales, given)
 
         def half(pattern: Tensor) -> Tensor:
             return packed.unmap_bits(pattern.to(torch.int16), torch.float16, [len(items)]).to(torch.float32)
@@ -59,16 +60,16 @@ class _Half:
         low, middle, high = half(bits - 1), half(bits), half(bits + 1)
         if self._positive:
             low = torch.where(bits == 1, -middle, low)  # whatever is small rounds up to the smallest
-        scaled = x * power(-scale)
+        scaled = scales.times(x, -1)
         within = torch.minimum(torch.maximum(scaled, (low + middle) / 2), (middle + high) / 2)
-        return torch.where(within == scaled, x, within * power(scale))
+        return torch.where(within == scaled, x, scales.times(within))
 
-    def _bits(self, x: Tensor, scale: int) -> Tensor:
-        half = (x * power(-scale)).to(torch.float16)
+    def _bits(self, x: Tensor, scales: Scales) -> Tensor:
+        half = scales.times(x, -1).to(torch.float16)
         bits = packed.map_bits(half).to(torch.int32)
         return torch.where((x > 0) & (bits == 0), torch.ones_like(bits), bits) if self._positive else bits
 
-    def _before(self, length: int, scale: int, given: Given) -> Tensor:
+    def _before(self, length: int, scales: Scales, given: Given) -> Tensor:
         if given.before is None or len(given.before) != length:
             return torch.zeros(length, dtype=torch.int32)
-        return self._bits(given.before, scale)
+        return self._bits(given.before, scales)

@@ -204,9 +204,10 @@ def _turn(bits: Tensor) -> Tensor:
 
 def zigzag(values: Tensor) -> Tensor:
     """Small integers of either sign as small unsigned ones (in the same signed type)."""
-    return (values << 1) ^ (values >> (8 * values.element_size() - 1))
+    signs = values >> (8 * values.element_size() - 1)
+    return signs.bitwise_xor_(values << 1)
 
 
 def unzigzag(values: Tensor) -> Tensor:
-    top = 8 * values.element_size() - 1
-    return ((values >> 1) & ~(torch.ones((), dtype=values.dtype) << top)) ^ -(values & 1)
+    halves = (values >> 1).bitwise_and_(torch.iinfo(values.dtype).max)
+    return halves.bitwise_xor_((values & 1).neg_())

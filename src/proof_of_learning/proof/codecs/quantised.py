@@ -12,12 +12,25 @@ else - integers, buffers, scalars, tensors that the base lacks, values that are 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import same_kind
-from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, power, role, unsigned
+from proof_of_learning.proof.codecs.rounding import (
+    Given,
+    RoundingCodec,
+    Rule,
+    Scales,
+    extremes,
+    power,
+    role,
+    unsigned,
+)
 from proof_of_learning.training.state import State
 
 SAMPLE = 1 << 16  # evenly spaced elements from which a root mean square is taken
@@ -57,20 +70,23 @@ class _Linear:
     def rebuild(self, measured: Tensor, given: Given) -> Tensor:
         raise NotImplementedError
 
-    def scale(self, x: Tensor, given: Given) -> int:
-        return min(max(magnitude(self.measure(x, given)) + self.exponent, -126), 126)
+    def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
+        found = magnitudes(self.measure(x, given), sizes)
+        return Scales([min(max(exponent + self.exponent, -126), 126) for exponent in found], sizes)
 
-    def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
-        multiples = (self.measure(x, given) * power(-scale)).round_()
-        return multiples.to(torch.int32) if not multiples.numel() or bool(multiples.abs().max() <= LARGEST) else None
+    def items(self, x: Tensor, scales: Scales, given: Given) -> Tensor | None:
+        multiples = scales.times(self.measure(x, given), -1).round_()
+        return (
+            multiples.to(torch.int32) if all(abs(float(end)) <= LARGEST for end in torch.aminmax(multiples)) else None
+        )
 
-    def value(self, items: Tensor, scale: int, given: Given) -> Tensor:
-        return self.rebuild(items.to(torch.float32) * power(scale), given)
+    def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor:
+        return self.rebuild(scales.times(items.to(torch.float32)), given)
 
-    def inside(self, x: Tensor, items: Tensor, scale: int, given: Given) -> Tensor:
-        middle, measured = items.to(torch.float32), self.measure(x, given) * power(-scale)
+    def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
+        middle, measured = items.to(torch.float32), scales.times(self.measure(x, given), -1)
         within = torch.minimum(torch.maximum(measured, middle - 0.5), middle + 0.5)
-        return torch.where(within == measured, x, self.rebuild(within * power(scale), given))
+        return torch.where(within == measured, x, self.rebuild(scales.times(within), given))
 
 
 class _Move(_Linear):
@@ -96,25 +112,27 @@ class _Value(_Linear):
 class _Logarithm:
     how = "logarithm"
 
-    def scale(self, x: Tensor, given: Given) -> int:
+    def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
         moved = packed.map_bits(x) - packed.map_bits(given.base)
-        return min(max(magnitude(moved) + SECOND, 0), SECOND_LARGEST)
+        return Scales([min(max(exponent + SECOND, 0), SECOND_LARGEST) for exponent in magnitudes(moved, sizes)], sizes)
 
-    def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
-        if not 0 <= scale <= SECOND_LARGEST:
+    def items(self, x: Tensor, scales: Scales, given: Given) -> Tensor | None:
+        if not all(0 <= exponent <= SECOND_LARGEST for exponent in scales.exponents):
             return None
+        shift = scales.each(0, SECOND_LARGEST)
         moved = packed.map_bits(x) - packed.map_bits(given.base)
-        return (moved + ((1 << scale) >> 1)) >> scale
+        return (moved + ((1 << shift) >> 1)) >> shift
 
-    def value(self, items: Tensor, scale: int, given: Given) -> Tensor:
+    def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor:
         before = packed.map_bits(given.base)
-        after = (before + (items << min(max(scale, 0), SECOND_LARGEST))).clamp(1, 0x7F7FFFFF)  # positive and finite
+        after = (before + (items << scales.each(0, SECOND_LARGEST))).clamp(1, 0x7F7FFFFF)  # positive and finite
         return packed.unmap_bits(torch.where(items == 0, before, after), torch.float32, [len(before)])
 
-    def inside(self, x: Tensor, items: Tensor, scale: int, given: Given) -> Tensor:
-        before, here, half = packed.map_bits(given.base), packed.map_bits(x), (1 << scale) >> 1
-        middle = before + (items << scale)
-        top = middle + max(half - 1, 0)
+    def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
+        shift = scales.each(0, SECOND_LARGEST)
+        before, here, half = packed.map_bits(given.base), packed.map_bits(x), (1 << shift) >> 1
+        middle = before + (items << shift)
+        top = middle + (half - 1).clamp(min=0)
         within = torch.minimum(torch.maximum(here, middle - half), top).clamp(0, 0x7F7FFFFF)
         return packed.unmap_bits(within, torch.float32, [len(before)])
 
@@ -124,17 +142,25 @@ def _half_exponent(second: Tensor) -> Tensor:
     return (((second.view(torch.int32) & 0x7FFFFFFF) >> 23) - 127) >> 1
 
 
-def magnitude(values: Tensor) -> int:
-    """The smallest e with a root mean square of at most 2^e, from integers alone."""
-    flat = values.reshape(-1)
-    low, high = (float(v) for v in torch.aminmax(flat)) if flat.numel() else (0.0, 0.0)
-    largest = max(-low, high)
-    if largest == 0.0:
-        return 0
-    top = torch.frexp(torch.tensor(largest, dtype=torch.float64))[1].item()  # largest < 2^top
-    sample = flat[:: -(-len(flat) // SAMPLE)].double()
-    counts = (sample * 2.0 ** (15 - top)).round().to(torch.int64)
-    total, count, e = max(int((counts * counts).sum()), 1), len(sample), 16
+def magnitudes(values: Tensor, sizes: Sequence[int]) -> list[int]:
+    """For each tensor that ``values`` is made of, the smallest e with a root mean square of at most 2^e, from integers alone."""
+    found, parts = [], torch.split(values, list(sizes))
+    for part, low, high in zip(parts, *(ends.tolist() for ends in extremes(values, sizes)), strict=True):
+        largest = max(-low, high)
+        if largest == 0 or math.isinf(largest):  # what is infinite is kept to the bit in the end
+            found.append(0)
+            continue
+        top = math.frexp(largest)[1]  # largest < 2^top
+        sample = part[:: -(-len(part) // SAMPLE)].numpy()
+        units = np.rint(sample * np.float64(2.0 ** (15 - top)))
+        total = int(np.square(units, out=units).sum())  # of integers, and small enough to be exact
+        found.append(_exponent(max(total, 1), len(sample)) + top - 15)
+    return found
+
+
+def _exponent(total: int, count: int) -> int:
+    """The smallest e from -16 to 16 with total <= count * 4^e."""
+    e = 16
     while e > -16 and count * 4 ** (e - 1 + 16) >= total * 4**16:
         e -= 1
-    return e + int(top) - 15
+    return e

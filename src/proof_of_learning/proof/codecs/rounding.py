@@ -8,10 +8,12 @@ nearest. All arithmetic is exact, on integers, or one correctly rounded operatio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from proof_of_learning.training.state import State
 
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")  # of Adam, RMSprop, Adagrad
 MOMENTA = ("exp_avg", "momentum_buffer", "grad_avg")
-PIECE = 1 << 18  # elements that are rounded at a time
+PIECE = 1 << 17  # elements that are rounded at a time: what lies beside them fits the cache as well
 LARGEST_SCALE = 200  # of the exponents that an object may name
 
 
@@ -39,6 +41,12 @@ class Given:
         """What belongs to a part of the tensor."""
         return Given(*(None if tensor is None else tensor[part] for tensor in (self.before, self.second)))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Given]) -> Given:
+        """What belongs to tensors that are laid end to end, each of which has the same beside it."""
+        before, second = zip(*((given.before, given.second) for given in parts), strict=True)
+        return cls(None if before[0] is None else joined(before), None if second[0] is None else joined(second))
+
     @property
     def base(self) -> Tensor:
         """``before``, for rules that need it."""
@@ -47,22 +55,48 @@ class Given:
         return self.before
 
 
+@dataclass(frozen=True)
+class Scales:
+    """Exponents of two, one for each of the tensors that a flat tensor is made of."""
+
+    exponents: Sequence[int]
+    sizes: Sequence[int]
+
+    def times(self, x: Tensor, sign: int = 1) -> Tensor:
+        """``x`` times 2 to its exponent or, with ``sign`` -1, divided by that; a new tensor."""
+        powers = [2.0 ** min(max(sign * exponent, -126), 127) for exponent in self.exponents]
+        if len(powers) == 1:
+            return x * powers[0]
+        product = torch.empty_like(x)
+        for part, factor, room in zip(self._split(x), powers, self._split(product), strict=True):
+            torch.mul(part, factor, out=room)
+        return product
+
+    def each(self, low: int, high: int) -> Tensor:
+        """The exponent of each element, brought within bounds."""
+        exponents = torch.tensor(self.exponents, dtype=torch.int32).clamp(low, high)
+        return exponents if len(exponents) == 1 else torch.repeat_interleave(exponents, torch.tensor(self.sizes))
+
+    def _split(self, x: Tensor) -> Sequence[Tensor]:
+        return torch.split(x, list(self.sizes))
+
+
 class Rule(Protocol):
-    """Rounds float32 tensors, flat. ``items`` are the integers that are stored, ``scale`` an exponent of two."""
+    """Rounds float32 tensors, flat, one or several end to end. ``items`` are the integers that are stored."""
 
     how: str
 
-    def scale(self, x: Tensor, given: Given) -> int:
-        """The exponent that follows from the values."""
+    def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
+        """What follows from the values of the tensors of ``sizes`` elements that ``x`` is made of."""
         ...
 
-    def items(self, x: Tensor, scale: int, given: Given) -> Tensor | None:
+    def items(self, x: Tensor, scales: Scales, given: Given) -> Tensor | None:
         """None where ``x`` cannot be rounded so, and is kept to the bit."""
         ...
 
-    def value(self, items: Tensor, scale: int, given: Given) -> Tensor: ...
+    def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor: ...
 
-    def inside(self, x: Tensor, items: Tensor, scale: int, given: Given) -> Tensor:
+    def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
         """``x``, each element moved as little as possible to where it rounds to ``items``."""
         ...
 
@@ -83,16 +117,13 @@ class RoundingCodec:
         if base is None:
             raise FormatError(f"the codec {self.name} needs the checkpoint before")
         tensors, entries, items = dict(state.tensors), dict[str, Entry](), dict[str, Tensor]()
-        for name in _second_moments_first(state.tensors):
-            tensor = state.tensors[name]
-            rule = self.rule_for(name, tensor, base)
-            if rule is not None:
-                given, flat = given_of(name, base, tensors), tensor.reshape(-1)
-                scale = rule.scale(flat, given)
-                rounded = _rounded(rule, flat, scale, given)
-                if rounded is not None:
-                    items[name], tensors[name] = _narrow(rounded[0]), rounded[1].reshape(tensor.shape)
-                    entries[name] = packed.entry(tensor, items[name].element_size(), rule.how, scale)
+        rules = {name: rule for name in tensors if (rule := self.rule_for(name, tensors[name], base)) is not None}
+        wanted = {name: (rules[name].how, tensors[name].numel()) for name in rules}
+        for names in _batches(wanted, base, tensors):
+            for name, rounded in _rounded(rules[names[0]], names, tensors, base).items():
+                tensor = tensors[name]
+                items[name], tensors[name] = rounded.items, rounded.value.reshape(tensor.shape)
+                entries[name] = packed.entry(tensor, rounded.items.element_size(), rules[name].how, rounded.scale)
         for name, tensor in state.tensors.items():
             if name not in entries:
                 entries[name] = bits_entry(tensor, base, name)
@@ -100,9 +131,7 @@ class RoundingCodec:
 
         def chunks() -> Iterator[bytes]:
             def stored(name: str) -> Tensor:
-                if name in items:
-                    return packed.zigzag(items[name])
-                return bits_items(tensors[name], entries[name], base, name)
+                return items[name] if name in items else bits_items(tensors[name], entries[name], base, name)
 
             return packed.pack(state.tree, {name: entries[name] for name in tensors}, stored)
 
@@ -110,23 +139,35 @@ class RoundingCodec:
 
     def decode(self, raw: bytearray, base: State | None) -> State:
         tree, entries, stored = packed.unpack(raw, base)
-        tensors: dict[str, Tensor] = {}
-        for name in _second_moments_first(entries):
-            entry, items = entries[name], stored.pop(name)
-            rule = self.rules.get(entry.how)
-            if rule is None:
-                tensors[name] = bits_value(entry, items, base, name)
-                continue
-            if entry.dtype != "float32" or abs(entry.scale) > LARGEST_SCALE or base is None:
-                raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
-            given = given_of(name, base, tensors)
-            if given.before is not None:
-                base_tensor(base, entry, name)
-            wide = packed.unzigzag(items).to(torch.int32)
+        tensors, rounded = dict[str, Tensor](), dict[str, tuple[str, int]]()
+        for name, entry in entries.items():
+            if entry.how in self.rules:
+                if entry.dtype != "float32" or abs(entry.scale) > LARGEST_SCALE or base is None:
+                    raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
+                rounded[name] = (f"{entry.how} {entry.items}", entry.count)
+            else:
+                tensors[name] = bits_value(entry, stored.pop(name), base, name)
+        for names in _batches(rounded, base, entries):
+            assert base is not None
+            beside = []
+            for name in names:
+                given = given_of(name, base, tensors)
+                if given.before is not None:
+                    base_tensor(base, entries[name], name)
+                if given.second is not None and (
+                    given.second.dtype != torch.float32 or len(given.second) != entries[name].count
+                ):
+                    raise FormatError(f"the tensor {name[:80]!r} has a second moment of another kind beside it")
+                beside.append(given)
+            sizes = [entries[name].count for name in names]
+            items = packed.unzigzag(joined([stored.pop(name) for name in names])).to(torch.int32)
+            scales = Scales([entries[name].scale for name in names], sizes)
             try:
-                tensors[name] = rule.value(wide, entry.scale, given).reshape(entry.shape)
+                value = self.rules[entries[names[0]].how].value(items, scales, Given.joined(beside))
             except (RuntimeError, TypeError, AttributeError):
-                raise FormatError(f"the tensor {name[:80]!r} cannot be decoded as {entry.how!r}") from None
+                raise FormatError(f"the tensor {names[0][:80]!r} cannot be decoded") from None
+            for name, flat in zip(names, torch.split(value, sizes), strict=True):
+                tensors[name] = flat.reshape(entries[name].shape)
         return State(tree, {name: tensors[name] for name in entries})
 
     def nearest(self, arrived: State, recorded: State, base: State) -> State:
@@ -140,8 +181,9 @@ class RoundingCodec:
             given, flat, goal = given_of(name, base, recorded.tensors), here.reshape(-1), wanted.reshape(-1)
             least = math.inf
             # Noise may have led to the next scale; all of this choice is one of three roundings a tensor.
-            scale = rule.scale(flat, given_of(name, base, arrived.tensors))
-            for tried in (scale, scale - 1, scale + 1):
+            (scale,) = rule.scales(flat, [len(flat)], given_of(name, base, arrived.tensors)).exponents
+            for exponent in (scale, scale - 1, scale + 1):
+                tried = Scales([exponent], [len(flat)])
                 items = rule.items(goal, tried, given)
                 if items is not None and torch.equal(rule.value(items, tried, given), goal):
                     inside = rule.inside(flat, items, tried, given)
@@ -156,16 +198,74 @@ class RoundingCodec:
         return self.rule(name, tensor, base) if fits and _finite(tensor) else None
 
 
-def _rounded(rule: Rule, x: Tensor, scale: int, given: Given) -> tuple[Tensor, Tensor] | None:
-    """Items and value of ``x``, made in pieces that stay in the processor's cache; None where it is kept to the bit."""
-    items, value = torch.empty_like(x, dtype=torch.int32), torch.empty_like(x)
-    for start in range(0, len(x), PIECE):
+class _Rounded(NamedTuple):
+    items: Tensor  # as they are stored, flat
+    value: Tensor  # flat
+    scale: int
+
+
+def _rounded(rule: Rule, names: list[str], tensors: dict[str, Tensor], base: State) -> dict[str, _Rounded]:
+    """Tensors of one batch, rounded, without those that are kept to the bit."""
+    x = joined([tensors[name].reshape(-1) for name in names])
+    given = Given.joined([given_of(name, base, tensors) for name in names])
+    sizes = [tensors[name].numel() for name in names]
+    scales = rule.scales(x, sizes, given)
+    pieces = []
+    for start in range(0, len(x), PIECE):  # a large tensor in pieces that stay in the processor's cache
         part = slice(start, start + PIECE)
-        rounded = rule.items(x[part], scale, given.part(part))
+        rounded = rule.items(x[part], scales, given.part(part))
         if rounded is None:
-            return None
-        items[part], value[part] = rounded, rule.value(rounded, scale, given.part(part))
-    return items, value
+            if len(names) == 1:
+                return {}
+            return {key: found for name in names for key, found in _rounded(rule, [name], tensors, base).items()}
+        pieces.append((rounded, rule.value(rounded, scales, given.part(part))))
+    items, value = (joined(parts) for parts in zip(*pieces, strict=True))
+    widths = _widths(items, sizes)
+    items = packed.zigzag(items)
+    return {
+        name: _Rounded(stored.to(width), decoded, exponent)
+        for name, stored, width, decoded, exponent in zip(
+            names, torch.split(items, sizes), widths, torch.split(value, sizes), scales.exponents, strict=True
+        )
+    }
+
+
+def _batches(
+    wanted: Mapping[str, tuple[str, int]], base: State | None, present: Collection[str]
+) -> Iterator[list[str]]:
+    """Names of tensors to be rounded together, given by what rule, and the number of elements; ``present``: those of the state.
+
+    A batch is one large tensor or many small ones: an operation on each of these would cost more than the arithmetic. Second
+    moments come first, for what they decode to lies beside the momenta.
+    """
+    alike: dict[tuple[bool, str, bool, bool], list[str]] = {}
+    for name, (how, _) in wanted.items():
+        known, beside = base is not None and name in base.tensors, _second_of(name) in present
+        alike.setdefault((role(name) != "second", how, known, beside), []).append(name)
+    for _, names in sorted(alike.items()):
+        batch, size = list[str](), 0
+        for name in names:
+            count = wanted[name][1]
+            if batch and size + count > PIECE:
+                yield batch
+                batch, size = [], 0
+            batch, size = [*batch, name], size + count
+        if batch:
+            yield batch
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Flat tensors end to end; a single one as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def extremes(values: Tensor, sizes: Sequence[int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The smallest and the largest value of each of the tensors, none of them empty, that ``values`` is made of."""
+    if len(sizes) == 1:
+        low, high = torch.aminmax(values)
+        return low.reshape(1).numpy(), high.reshape(1).numpy()
+    starts, flat = np.cumsum([0, *sizes[:-1]]), values.numpy()
+    return np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -188,25 +288,27 @@ def unsigned(tensor: Tensor) -> bool:
     return bool((tensor.reshape(-1).view(torch.int32) >= 0).all())
 
 
-def power(exponent: int | Tensor) -> Tensor:
+def power(exponents: Tensor) -> Tensor:
     """2 to integers from -126 to 127 (clamped), exactly."""
-    exponents = torch.as_tensor(exponent, dtype=torch.int32).clamp(-126, 127)
-    return ((exponents + 127) << 23).view(torch.float32)
+    return ((exponents.clamp(-126, 127) + 127) << 23).view(torch.float32)
 
 
-def _second_moments_first(names: dict[str, Tensor] | dict[str, Entry]) -> list[str]:
-    return sorted(names, key=lambda name: role(name) != "second")
+def _second_of(name: str) -> str:
+    """The name of the second moment beside a momentum, if ``name`` is one."""
+    return f"{name.rpartition('/')[0]}/exp_avg_sq" if role(name) == "momentum" else ""
 
 
 def given_of(name: str, base: State, decoded: dict[str, Tensor]) -> Given:
     """What a rule may look at for the tensor ``name``: ``decoded`` holds the second moments as they were decoded."""
-    before = base.tensors.get(name)
-    second = decoded.get(f"{name.rpartition('/')[0]}/exp_avg_sq") if role(name) == "momentum" else None
+    before, second = base.tensors.get(name), decoded.get(_second_of(name))
     return Given(None if before is None else before.reshape(-1), None if second is None else second.reshape(-1))
 
 
-def _narrow(items: Tensor) -> Tensor:
-    """``items`` as the narrowest integers that hold them."""
-    low, high = (int(v) for v in torch.aminmax(items))
-    fits = next(bits for bits in (8, 16, 32) if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
-    return items.to(packed.WIDTHS[fits // 8])
+def _widths(items: Tensor, sizes: Sequence[int]) -> list[torch.dtype]:
+    """For each tensor, the narrowest integers that hold its items."""
+    lows, highs = extremes(items, sizes)
+    fits = (
+        next(bits for bits in (8, 16, 32) if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
+        for low, high in zip(lows.tolist(), highs.tolist(), strict=True)
+    )
+    return [packed.WIDTHS[bits // 8] for bits in fits]
