@@ -94,6 +94,24 @@ def test_the_estimate_of_d_ref_counts_every_part_of_a_number() -> None:
     assert complex_ == estimate_d_ref({"w": torch.tensor([0.0, 1, 2, 0])}, {"w": torch.tensor([3.0, 4, 0, 0])})
 
 
+def test_many_tensors_of_all_sizes_and_types_are_measured_as_one_vector() -> None:
+    draw = torch.Generator().manual_seed(3)
+    types = [torch.float32, torch.float64, torch.bfloat16]
+    sizes = [1, 7, 100_000, 200_000, 300_000, 60_000]
+    one = {
+        f"{i}-{str(kind)[6:]}": torch.randn(size, generator=draw).to(kind)
+        for i, size in enumerate(sizes)
+        for kind in types
+    }
+    other = {name: (tensor.float() * 1.25).to(tensor.dtype) for name, tensor in one.items()}
+    way = math.sqrt(sum(float(((other[name].double() - one[name].double()) ** 2).sum()) for name in one))
+    moved = displacement(state(**one), state(**other))
+    assert (moved.state, moved.weights) == (pytest.approx(way, rel=1e-9), pytest.approx(way, rel=1e-9))
+    assert weight_distance(one, other) == pytest.approx(way, rel=1e-9)
+    other["0-float32"] = torch.tensor([INF])
+    assert displacement(state(**one), state(**other)).weights == INF
+
+
 def test_tiny_differences_keep_their_digits() -> None:
     a, b = torch.full((1000,), 1.0, dtype=torch.float64), torch.full((1000,), 1.0, dtype=torch.float64)
     b[0] += 1e-12

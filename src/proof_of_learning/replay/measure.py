@@ -294,18 +294,28 @@ def _distance(left: Tensor, right: Tensor) -> float:
 
 
 def _together(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """l2 distance of many pairs of tensors, each of one shape and dtype. Small ones are laid end to end, for to look at one costs
-    more than to measure it.
+    """l2 distance of many pairs of tensors, each of one shape and dtype.
+
+    Small ones are laid end to end, as many as make a piece, for to look at one costs more than to measure it.
     """
-    lengths, small = [], dict[torch.dtype, list[tuple[Tensor, Tensor]]]()
-    for left, right in pairs:
+    lengths, waiting, size = [], list[tuple[Tensor, Tensor]](), 0
+
+    def measure() -> None:
+        if waiting:
+            left, right = (torch.cat([tensor.flatten() for tensor in side]) for side in zip(*waiting, strict=True))
+            lengths.append(_distance(left, right))
+            waiting.clear()
+
+    for left, right in sorted(pairs, key=lambda pair: str(pair[0].dtype)):
         if left.numel() >= _PIECE:
             lengths.append(_distance(left, right))
-        else:
-            small.setdefault(left.dtype, []).append((left, right))
-    for found in small.values():
-        left, right = (torch.cat([tensor.flatten() for tensor in side]) for side in zip(*found, strict=True))
-        lengths.append(_distance(left, right))
+            continue
+        if size + left.numel() > _PIECE or (waiting and waiting[0][0].dtype != left.dtype):
+            measure()
+            size = 0
+        waiting.append((left, right))
+        size += left.numel()
+    measure()
     return math.sqrt(sum(length**2 for length in lengths))
 
 
