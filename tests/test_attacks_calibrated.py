@@ -84,15 +84,16 @@ def test_a_decoy_hides_every_error_but_where_it_is_put_in(
 def test_a_closer_look_excuses_no_error_that_the_segment_does_not_bring_out_itself(
     digits: pol.TaskReference, target: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Errors of twice the limit, not so large that no noise could explain them, in segments that replay calmly."""
+    """Errors of twice the limit, not so large that no noise could explain them, most of them in segments that replay calmly."""
     monkeypatch.setitem(CARRIED, "drift", Drift(share=2.0))
     verdict = judged(digits, target, tmp_path / "forged", "drift", allow_calibrated=True)
     check = verdict.check("trajectory")
     looks = [index for index, own in check.evidence["own_limits"].items() if own["closer_look"]]
     assert check.status == "fail"
-    assert len(looks) == 1  # the first one says no
-    (segment,) = (s for s in verdict.segments if str(s.index) in looks)
-    assert segment.status == "fail" and segment.limit_share is not None and 1 < segment.limit_share < 3
+    assert 1 <= len(looks) <= LOOKS
+    refused = [s for s in verdict.segments if str(s.index) in looks and s.status == "fail"]
+    assert len(refused) == 1  # no look is taken after one that says no
+    assert refused[0].limit_share is not None and 1 < refused[0].limit_share < 3
 
 
 def test_a_closer_look_at_what_is_near_the_limit_is_taken_a_few_times_only(

@@ -25,6 +25,7 @@ from proof_of_learning.verifier.calibrated import (
     NEAR,
     Measured,
     Noises,
+    closeness,
     doubtful,
     tolerance,
     violations,
@@ -143,6 +144,16 @@ def test_an_error_beyond_its_limit_is_named_and_nan_is_beyond_any() -> None:
     assert any(M in line for line in violations(noise({W: 1e-5, M: 0.5}), limits))
     assert violations(noise({W: math.nan, M: 1e-5}), limits)
     assert violations(noise({W: math.inf, M: 1e-5}), limits)
+
+
+def test_the_share_of_the_limit_says_over_whatever_is_over() -> None:
+    """Two tensors that move little and err within their own limits, and together beyond that of their kind."""
+    names = [f"model/parameters/{i}" for i in range(4)]
+    limits = tolerance([noise({**dict.fromkeys(names, 1e-5), M: 2e-4})])
+    found = noise({**dict.fromkeys(names, 1.2e-3), M: 1e-5})
+    assert violations(found, limits) and closeness(found, limits) > 1
+    kinds = replace(limits, tensors=dict.fromkeys(limits.tensors, CAP), rho=CAP)
+    assert violations(found, kinds) and closeness(found, kinds) > 1
 
 
 def test_a_closer_look_is_worth_it_near_a_limit_that_may_rise() -> None:

@@ -213,9 +213,7 @@ def violations(found: Measured, limits: Tolerance) -> list[str]:
 
 def closeness(found: Measured, limits: Tolerance) -> float:
     """The largest error over its limit: below 1 within tolerance (its inverse is the margin that is left)."""
-    shares = [ratio(_overall(found.detail, limits.noisy), limits.rho)]
-    shares += [ratio(error, limits.tensors.get(name, FLOOR)) for name, error in found.relatives.items()]
-    return max(shares)
+    return max(ratio(error, limit) for _, error, limit in _bounds(found, limits))
 
 
 def rejects(found: Measured, limits: Tolerance) -> str | None:
