@@ -117,7 +117,8 @@ def tolerance(
     names = {name for m in noises for name in m.detail.tensors}
     worst = {name: max(m.relatives.get(name, 0.0) for m in noises) for name in names}
     noisy = {name: value for name, value in worst.items() if not value <= NOISY}
-    overall = max(_overall(m.detail, noisy) for m in own or noises)
+    everywhere = max(_overall(m.detail, noisy) for m in noises)
+    overall = max(_overall(m.detail, noisy) for m in own) if own else everywhere
     judged = min(_judged_share(m.detail, noisy) for m in own or noises)
     kinds = {kind_of(name) for name in names}
     kind_noise = {kind: max(_overall(m.detail, noisy, kind) for m in noises) for kind in kinds}
@@ -138,7 +139,7 @@ def tolerance(
         reasons.append(f"only {judged:.0%} of the movement is in tensors that replay sharply")
     return Tolerance(
         noise=overall,
-        rho=_limit(max(_overall(m.detail, noisy) for m in noises)),
+        rho=_limit(everywhere),
         tensors={
             name: MARGIN * value if name in noisy else _limit(largest[kind_of(name)]) for name, value in worst.items()
         },

@@ -222,8 +222,9 @@ class _Clock:
 def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, clock: _Clock) -> Verdict:
     proof, found = evidence.proof, evidence.survey
     training, mode = proof.header.training, proof.header.randomness.mode
+    strays = Strays(evidence, answers)
     segments = (
-        segment_results(evidence, answers)
+        segment_results(evidence, answers, strays)
         if any(c.name == "trajectory" and c.status != "skipped" for c in checks)
         else []
     )
@@ -233,7 +234,7 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     named = answers.get(Describe(), Described).digest if Describe() in answers else None
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     decision = decide(checks)
-    rho = min((limits.rho for limits in Strays(evidence, answers).tolerances.values()), default=CAP)
+    rho = min((limits.rho for limits in strays.tolerances.values()), default=CAP)
     unreproduced = sorted({line for lines in evidence.differences.values() for line in lines})
     return Verdict(
         verdict=decision,

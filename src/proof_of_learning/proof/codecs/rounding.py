@@ -210,7 +210,7 @@ def _rounded(rule: Rule, names: list[str], tensors: dict[str, Tensor], base: Sta
     given = Given.joined([given_of(name, base, tensors) for name in names])
     sizes = [tensors[name].numel() for name in names]
     scales = rule.scales(x, sizes, given)
-    pieces = []
+    items, value = torch.empty_like(x, dtype=torch.int32), torch.empty_like(x)
     for start in range(0, len(x), PIECE):  # a large tensor in pieces that stay in the processor's cache
         part = slice(start, start + PIECE)
         rounded = rule.items(x[part], scales, given.part(part))
@@ -218,8 +218,7 @@ def _rounded(rule: Rule, names: list[str], tensors: dict[str, Tensor], base: Sta
             if len(names) == 1:
                 return {}
             return {key: found for name in names for key, found in _rounded(rule, [name], tensors, base).items()}
-        pieces.append((rounded, rule.value(rounded, scales, given.part(part))))
-    items, value = (joined(parts) for parts in zip(*pieces, strict=True))
+        items[part], value[part] = rounded, rule.value(rounded, scales, given.part(part))
     widths = _widths(items, sizes)
     items = packed.zigzag(items)
     return {
@@ -293,14 +292,15 @@ def power(exponents: Tensor) -> Tensor:
     return ((exponents.clamp(-126, 127) + 127) << 23).view(torch.float32)
 
 
-def _second_of(name: str) -> str:
-    """The name of the second moment beside a momentum, if ``name`` is one."""
-    return f"{name.rpartition('/')[0]}/exp_avg_sq" if role(name) == "momentum" else ""
+def _second_of(name: str) -> str | None:
+    """The name of the second moment beside a momentum; None for anything else."""
+    return f"{name.rpartition('/')[0]}/exp_avg_sq" if role(name) == "momentum" else None
 
 
 def given_of(name: str, base: State, decoded: dict[str, Tensor]) -> Given:
     """What a rule may look at for the tensor ``name``: ``decoded`` holds the second moments as they were decoded."""
-    before, second = base.tensors.get(name), decoded.get(_second_of(name))
+    before, beside = base.tensors.get(name), _second_of(name)
+    second = None if beside is None else decoded.get(beside)
     return Given(None if before is None else before.reshape(-1), None if second is None else second.reshape(-1))
 
 

@@ -47,10 +47,10 @@ class TrajectoryCheck:
         yield from _shorter(evidence, Strays(evidence, answers))
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
-        segments = segment_results(evidence, answers)
+        strays = Strays(evidence, answers)
+        segments = segment_results(evidence, answers, strays)
         failed = [s for s in segments if s.status == "fail"]
         open_ = [s for s in segments if s.status == "inconclusive"]
-        strays = Strays(evidence, answers)
         details: dict[str, Any] = {
             "replayed": len(segments),
             "exact": sum(s.exact for s in segments),
@@ -64,13 +64,13 @@ class TrajectoryCheck:
                 }
                 for k, t in strays.tolerances.items()
             }  # fmt: skip
-            common = list(strays.tolerances.values())
             details["own_limits"] = {
                 str(index): {
                     "noise": t.noise, "rho": t.rho, "judged_share": t.judged, "noise_driven": sorted(t.noisy)[:50],
                     "closer_look": index in strays.nudges,
                 }
-                for index, t in strays.limits.items() if index in strays.nudges or not any(t is shared for shared in common)
+                for index, t in strays.limits.items()
+                if index in strays.nudges or t is not strays.noises[strays.length(index)].common
             }  # fmt: skip
         if failed:
             worst = failed[0]
@@ -107,9 +107,8 @@ class TrajectoryCheck:
         )  # fmt: skip
 
 
-def segment_results(evidence: Evidence, answers: Answers) -> list[SegmentResult]:
+def segment_results(evidence: Evidence, answers: Answers, strays: Strays) -> list[SegmentResult]:
     """One result for each challenged segment."""
-    strays = Strays(evidence, answers)
     return [_judge(evidence, answers, strays, index, why) for index, why in evidence.challenge.segments.items()]
 
 
