@@ -53,6 +53,7 @@ class Benchmark:
     seed: int
     json: str
     data: str | None
+    numbers: dict[str, int] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -91,17 +92,24 @@ class Benchmark:
 
 
 @contextmanager
-def benchmark(description: str) -> Iterator[Benchmark]:
-    """Parse the options, seed, run the body, write the results. The folder with the data is in ``POL_DATA`` meanwhile."""
+def benchmark(description: str, **numbers: int) -> Iterator[Benchmark]:
+    """Parse the options, seed, run the body, write the results. The folder with the data is in ``POL_DATA`` meanwhile.
+
+    ``numbers``: further options of the program and their defaults; what was chosen is in :attr:`Benchmark.numbers`.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks: under two minutes on two cores")
     parser.add_argument("--data", default=os.environ.get("POL_DATA"), help=f"folder that holds {FASHION}")
     parser.add_argument("--json", required=True, help="file for the results, or - for standard output")
     parser.add_argument("--seed", type=int, default=0)
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     np.random.seed(options.seed)
-    run = Benchmark(options.quick, options.seed, options.json, options.data)
+    run = Benchmark(
+        options.quick, options.seed, options.json, options.data, {name: getattr(options, name) for name in numbers}
+    )
     with tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
         if not options.data or not (Path(options.data) / FASHION).is_file():
             run.data = synthetic(Path(scratch), options.seed)

@@ -296,23 +296,25 @@ def _distance(left: Tensor, right: Tensor) -> float:
 def _together(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     """l2 distance of many pairs of tensors, each of one shape and dtype.
 
-    Small ones are laid end to end, as many as make a piece, for to look at one costs more than to measure it.
+    The differences of small ones are laid end to end, as many as make a piece, for to look at one costs more than to measure it.
     """
     lengths, waiting, size = [], list[tuple[Tensor, Tensor]](), 0
 
     def measure() -> None:
-        if waiting:
-            left, right = (torch.cat([tensor.flatten() for tensor in side]) for side in zip(*waiting, strict=True))
-            lengths.append(_distance(left, right))
-            waiting.clear()
+        room, end = torch.empty(size, dtype=torch.float32), 0
+        for left, right in waiting:
+            torch.sub(left.float(), right.float(), out=room[end : end + left.numel()].view(left.shape))
+            end += left.numel()
+        length = _norm(room)
+        lengths.extend([length] if math.isfinite(length) else [_distance(*pair) for pair in waiting])
 
-    for left, right in sorted(pairs, key=lambda pair: str(pair[0].dtype)):
-        if left.numel() >= _PIECE:
+    for left, right in pairs:
+        if left.numel() >= _PIECE or left.is_complex() or left.dtype == torch.float64:
             lengths.append(_distance(left, right))
             continue
-        if size + left.numel() > _PIECE or (waiting and waiting[0][0].dtype != left.dtype):
+        if size + left.numel() > _PIECE:
             measure()
-            size = 0
+            waiting, size = [], 0
         waiting.append((left, right))
         size += left.numel()
     measure()
