@@ -35,6 +35,7 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     "oneDNN AVX2": {"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "MKL AVX2": {"OMP_NUM_THREADS": "1", "MKL_CBWR": "AVX2"},
 }
+BY_HAND = "<!-- below: written by hand -->"
 PINNED = {"OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_NUM_THREADS"}
 
 
@@ -56,7 +57,7 @@ def compute(
     cells that work in processes of their own. A value with an ``error`` is kept for this run only.
     The time left is estimated from the cells done so far, those of the same kind (the name up to its last slash) counting first.
     """
-    done = {name: value for name, value in _kept(part, label).items() if name in todo}
+    done = {name: value for name, value in kept(part, label).items() if name in todo}
     spent: dict[str, list[float]] = {}
 
     def left() -> float:
@@ -106,7 +107,8 @@ def ticker(name: str, every: float = 20.0) -> Callable[[int, int], None]:
     return report
 
 
-def _kept(part: Path, label: Mapping[str, Any]) -> dict[str, Cell]:
+def kept(part: Path, label: Mapping[str, Any]) -> dict[str, Cell]:
+    """Finished cells by name, those that were computed under ``label``."""
     found: dict[str, Cell] = {}
     for line in part.read_text().splitlines() if part.is_file() else []:
         try:
@@ -127,8 +129,10 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(found) / len(found) if found else 0.0
 
 
-def write(path: str, results: Sequence[Result], *, quick: bool, seed: int = 0, **details: Any) -> None:
-    """Write the results (schema ``pol/benchmark/v1``), with further ``details``, and remove what was kept for resuming.
+def write(
+    path: str, results: Sequence[Result], *, quick: bool, seed: int = 0, keep: bool = False, **details: Any
+) -> None:
+    """Write the results (schema ``pol/benchmark/v1``), with further ``details``; unless ``keep``, remove what was kept for resuming.
 
     Numbers that are not finite become null.
     """
@@ -141,12 +145,20 @@ def write(path: str, results: Sequence[Result], *, quick: bool, seed: int = 0, *
         print(text, end="")
     else:
         Path(path).write_text(text)
-    part_of(path).unlink(missing_ok=True)
+    if not keep:
+        part_of(path).unlink(missing_ok=True)
 
 
 def part_of(path: str) -> Path:
     """Where finished cells are kept while the results for ``path`` are not complete."""
     return Path("results.part" if path == "-" else f"{path}.part")
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page of results; what somebody wrote below the line ``BY_HAND`` of the page before stays."""
+    _, line, notes = path.read_text().partition(BY_HAND) if path.is_file() else ("", "", "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.rstrip("\n") + "\n" + (f"\n{line}{notes}" if line else ""))
 
 
 def _finite(value: Any) -> Any:

@@ -28,7 +28,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import ENVIRONMENTS, EXAMPLES, HERE, PINNED, Cell, Result, compute, parser, part_of, provenance, table, write
+from cells import (
+    ENVIRONMENTS,
+    EXAMPLES,
+    HERE,
+    PINNED,
+    Cell,
+    Result,
+    compute,
+    parser,
+    part_of,
+    provenance,
+    table,
+    write,
+    write_page,
+)
 from scipy import stats
 
 CODECS = ("raw", "lossless", "float16", "quantised")
@@ -272,8 +286,7 @@ def main() -> None:
     rows = [{**row, "settings": {**row["settings"], "seed": str(row["settings"]["seed"])}} for row in done.values()]
     output = options.output or (None if options.quick else str(HERE.parent / "docs" / "evidence"))
     if output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        (Path(output) / "honest.md").write_text(page(rows, options.seed))
+        write_page(Path(output) / "honest.md", page(rows, options.seed))
     write(options.json, results(rows), quick=options.quick, seed=options.seed, runs=rows)
 
 

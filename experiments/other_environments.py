@@ -5,9 +5,9 @@ For every task, interval (1, 5, 20, and what `pol calibrate` recommends) and pai
 `inconclusive` only where the interval is too long; the worst honest error stays three times below its limit, and the
 attacks' errors three times above.
 
-    python experiments/other_environments.py [--quick] [--data DIR] [--jobs N] [--only TASKS] --json FILE
+    python experiments/other_environments.py [--quick] [--data DIR] [--jobs N] [--only TASKS] [--so-far] --json FILE
 
-Resumes: finished runs are kept beside FILE (FILE.part) until all are there.
+Resumes: finished runs are kept beside FILE (FILE.part) until all are there. Also writes `other-environments.md`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cells import ENVIRONMENTS, EXAMPLES, HERE, Result, compute, parser, part_of, pol, write
+from cells import (
+    ENVIRONMENTS,
+    EXAMPLES,
+    HERE,
+    Result,
+    compute,
+    kept,
+    parser,
+    part_of,
+    pol,
+    provenance,
+    table,
+    write,
+    write_page,
+)
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad")
 ATTACKS = ("concatenation", "infinitesimal-update")
+VERDICTS = ("valid", "inconclusive", "invalid")
+MARGIN = 3.0  # wanted between the worst honest error and its limit, and between the limit and the nearest attack
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -141,24 +158,7 @@ def summary(verdict: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    options_ = parser(__doc__, "one task, four runs")
-    options_.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    options_.add_argument(
-        "--only", default="", help="names of tasks, separated by commas, or `recommended` (default: everything)"
-    )
-    options = options_.parse_args()
-    only = [name for name in options.only.split(",") if name]
-    todo = {
-        case.name: lambda case=case: {**described(case), **run(case, options.data)}
-        for case in cases(options.quick, options.data)
-        if not only or case.task in only or (case.k is None and "recommended" in only)
-    }
-    rows = list(compute(todo, part_of(options.json), {}, jobs=options.jobs).values())
-    write(options.json, results(rows), quick=options.quick, runs=rows)
-
-
-def results(rows: list[dict[str, Any]]) -> list[Result]:
+def results(rows: list[Row]) -> list[Result]:
     honest = [row for row in rows if row["attack"] is None]
     forged = [row for row in rows if row["attack"] is not None]
     verdicts = Counter(row.get("verdict", "error") for row in honest)
@@ -176,10 +176,92 @@ def results(rows: list[dict[str, Any]]) -> list[Result]:
             0,
         ),
         Result("runs that failed to run", verdicts["error"], "runs", "lower", 0),
-        Result("limit over worst honest error", 1 / worst if worst else float("inf"), "x", "higher", 3),
-        Result("nearest attack's error over limit", nearest, "x", "higher", 3),
+        Result("limit over worst honest error", 1 / worst if worst else float("inf"), "x", "higher", MARGIN),
+        Result("nearest attack's error over limit", nearest, "x", "higher", MARGIN),
         Result("attacks accepted", sum(row.get("verdict") == "valid" for row in forged), "runs", "lower", 0),
     ]
+
+
+def page(rows: list[Row], planned: int) -> str:
+    """Markdown: the verdicts by task and at recommended intervals, and every honest run that was not valid."""
+    judged = [row for row in rows if row.get("verdict") in VERDICTS]
+    honest, forged = ([row for row in judged if (row["attack"] is None) == fair] for fair in (True, False))
+    fixed, recommended = ([row for row in honest if (row["k"] is None) == free] for free in (False, True))
+    lines, margins = [], dict[str, float]()
+    for task in dict.fromkeys(row["task"] for row in judged):
+        mine, others = ([row for row in side if row["task"] == task] for side in (honest, forged))
+        worst = max((row["worst_pass"] or 0.0 for row in mine), default=0.0)
+        nearest = min((row["nearest_fail"] for row in others if row["nearest_fail"]), default=None)
+        margins[task] = 1 / worst if worst else float("inf")
+        at_recommended = [str(row["interval"]) for row in mine if row["k"] is None]
+        margin, far = f"{margins[task]:.3g}", f"{nearest:,.0f}" if nearest else ""
+        lines.append([task, *_counts(mine), margin, ", ".join(at_recommended) or "not run", len(others), far])
+    head = ["task", "honest runs", *VERDICTS, "limit over worst honest error", "recommended k of two runs"]
+    head += ["attacks", "nearest attack over its limit"]
+    short = {task: margin for task, margin in margins.items() if margin < MARGIN}
+    reasons = [
+        (row["task"], row["interval"], f"{row['prover']} → {row['verifier']}", row["verdict"], row["reason"])
+        for row in honest
+        if row["verdict"] != "valid"
+    ]
+    missing = "" if len(rows) == planned else f" **Not complete: {len(rows)} of {planned} runs.**"
+    return f"""# Honest proofs and attacks in other numeric environments
+
+From `python experiments/other_environments.py --data DIR --json FILE`, seed 0; {provenance()}.{missing} Every run lies in
+[data/other-environments.json](data/other-environments.json).
+
+Each proof was made in one environment (1 or 2 threads, ATen at AVX2 or default, oneDNN or MKL at AVX2) and judged in another by
+`pol verify --own-environment --allow-calibrated`, with intervals of 1, 5 and 20 steps and with what `pol calibrate` recommends.
+
+- Honest, fixed intervals: {_sentence(fixed)}.
+- Honest, at the recommended interval: {_sentence(recommended)}.
+- Attacks ({", ".join(ATTACKS)}): {_sentence(forged)}.
+- A margin of {MARGIN:g} between the worst honest error and its limit holds on {len(margins) - len(short)} of {len(margins)} tasks\
+{"; below it: " + ", ".join(f"{task} {margin:.3g}" for task, margin in short.items()) if short else ""}.
+
+{table(head, lines)}
+## Honest runs that are not valid
+
+{table(["task", "k", "environments", "verdict", "why"], reasons) if reasons else "None."}
+"""
+
+
+def _counts(rows: list[Row]) -> list[int]:
+    return [len(rows), *(sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS)]
+
+
+def _sentence(rows: list[Row]) -> str:
+    total, *counts = _counts(rows)
+    return f"{total} runs: " + ", ".join(f"{count} {verdict}" for count, verdict in zip(counts, VERDICTS, strict=True))
+
+
+def main() -> None:
+    options_ = parser(__doc__, "one task, four runs")
+    options_.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    options_.add_argument(
+        "--only", default="", help="names of tasks, separated by commas, or `recommended` (default: everything)"
+    )
+    options_.add_argument("--so-far", action="store_true", help="run nothing more; write what the runs so far say")
+    options_.add_argument("--output", help="folder for the page (default: docs/evidence; none if --quick)")
+    options = options_.parse_args()
+    only = [name for name in options.only.split(",") if name]
+    everything = {case.name: case for case in cases(options.quick, options.data)}
+    part = part_of(options.json)
+    if options.so_far:
+        there = kept(part, {})
+        todo = {name: case for name, case in everything.items() if name in there}
+    else:
+        todo = {
+            name: case
+            for name, case in everything.items()
+            if not only or case.task in only or (case.k is None and "recommended" in only)
+        }
+    work = {name: lambda case=case: {**described(case), **run(case, options.data)} for name, case in todo.items()}
+    rows = list(compute(work, part, {}, jobs=options.jobs).values())
+    output = options.output or (None if options.quick else str(HERE.parent / "docs" / "evidence"))
+    if output is not None:
+        write_page(Path(output) / "other-environments.md", page(rows, len(everything)))
+    write(options.json, results(rows), quick=options.quick, keep=options.so_far, runs=rows)
 
 
 if __name__ == "__main__":

@@ -223,3 +223,12 @@ def test_results_are_written_in_the_schema_and_end_the_run(tmp_path: Path) -> No
     assert (document["seed"], document["quick"], document["rows"]) == (3, True, [None])
     assert {"machine", "versions"} <= set(document)
     assert not cells.part_of(out).exists()
+
+
+def test_a_page_that_is_written_again_keeps_what_was_written_by_hand(tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.md"
+    cells.write_page(page, "# One\n")
+    assert page.read_text() == "# One\n"
+    page.write_text(f"{page.read_text()}\n{cells.BY_HAND}\n\nWhat it taught.\n")
+    cells.write_page(page, "# Two\n")
+    assert page.read_text() == f"# Two\n\n{cells.BY_HAND}\n\nWhat it taught.\n"
