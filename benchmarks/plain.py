@@ -24,7 +24,7 @@ class Loop:
         self.optimizer = task.optimizer(self.model)
         self.columns: tuple[Tensor, ...] = task.data().tensors  # type: ignore[attr-defined]
         self.order, self.position, self.done = torch.empty(0, dtype=torch.int64), 0, 0
-        self.losses: list[Tensor] = []
+        self.loss: Tensor | None = None
 
     def run(self, steps: int, after: Callable[[int], None] = lambda step: None) -> None:
         assert self.task.loss is not None
@@ -37,7 +37,7 @@ class Loop:
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self.losses.append(loss.detach())
+            self.loss = loss.detach()  # one, for thousands of small tensors would keep the memory between them
             self.done += 1
             after(self.done)
 

@@ -66,7 +66,7 @@ def test_a_nudged_momentum_shows_no_error_in_the_weights_and_is_seen_all_the_sam
     verdict = judged(digits, target, tmp_path / "forged", "drift", allow_calibrated=True)
     check = verdict.check("drift")
     assert (verdict.verdict, check.status) == ("invalid", "fail")
-    assert check.evidence["z"] == 0.0 and check.evidence["momentum_z"] > 3 * check.evidence["limit"]
+    assert check.evidence["z"] == 0.0 and check.evidence["momentum_z"] > 3 * check.evidence["momentum_limit"]
 
 
 def test_a_decoy_hides_every_error_but_where_it_is_put_in(

@@ -7,13 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
 
 from proof_of_learning import TaskReference, prove, verify
 from proof_of_learning.attacks import ATTACKS
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.measure import Comparison, Detail, Direction, Distance, TensorError, nudged
+from proof_of_learning.replay.measure import (
+    Comparison,
+    Detail,
+    Direction,
+    Distance,
+    TensorError,
+    compare,
+    detail,
+    nudged,
+)
 from proof_of_learning.replay.protocol import Noise, Replay, Replayed
 from proof_of_learning.task import load_task
 from proof_of_learning.training.state import State
@@ -27,6 +37,7 @@ from proof_of_learning.verifier.calibrated import (
     Noises,
     closeness,
     doubtful,
+    rejects,
     tolerance,
     violations,
 )
@@ -107,7 +118,7 @@ def noise(errors: dict[str, float], span: float = 1.0, elements: int = 100, alon
     total = math.sqrt(sum(error * error for error in errors.values()))
     overall = Distance(total, total, max(errors.values()), total**2)
     moved = Distance(span * len(errors), span * math.sqrt(len(errors)), span, 1.0)
-    return Measured(Comparison(overall, {}, []), Detail(tensors, {W: Direction(along, 1.0, total, 1.0)}), moved)
+    return Measured(Comparison(overall, {}, []), Detail(tensors, {W: Direction(along, 1.0, total, 1.0)}, moved=moved))
 
 
 W, B, M = "model/parameters/w", "model/parameters/b", "optimizer/state/0/momentum_buffer"
@@ -127,14 +138,14 @@ def test_a_segment_too_long_for_a_sharp_answer_says_so() -> None:
 
 def test_noise_driven_tensors_are_listed_and_not_judged_alone() -> None:
     wide = {W: 1e-5, M: 1e-5, B: 0.3}
-    limits = tolerance([Measured(noise(wide).comparison, _with_small_bias(noise(wide)), noise(wide).displacement)])
+    limits = tolerance([replace(noise(wide), detail=_with_small_bias(noise(wide)))])
     assert set(limits.noisy) == {B}
     assert limits.sharp and limits.rho == FLOOR
 
 
 def _with_small_bias(found: Measured) -> Detail:
     tensors = {**found.detail.tensors, B: TensorError(0.003, 0.01, 1)}
-    return Detail(tensors)
+    return msgspec.structs.replace(found.detail, tensors=tensors)
 
 
 def test_an_error_beyond_its_limit_is_named_and_nan_is_beyond_any() -> None:
@@ -212,7 +223,8 @@ def test_whether_a_segment_can_be_judged_depends_on_its_own_movement() -> None:
 
     def moved(error: float, span: float) -> Measured:
         found = noise({W: 1e-5, M: error})
-        return replace(found, detail=Detail({**found.detail.tensors, M: TensorError(error, span, 100)}))
+        tensors = {**found.detail.tensors, M: TensorError(error, span, 100)}
+        return replace(found, detail=msgspec.structs.replace(found.detail, tensors=tensors))
 
     noises = common(*[moved(1e-5, 9.0)] * 20, moved(0.05, 0.5), moved(0.9, 9.0))
     assert noises.common.sharp and not noises.common.noisy
@@ -239,14 +251,68 @@ def test_nudged_numbers_are_near_and_the_rest_stays() -> None:
     gaps = (moved.tensors["w"][1:5] / values[1:5] - 1).abs()
     assert ((gaps > 0) & (gaps <= 2**-18)).all()
     assert moved.tensors["step"] == 3 and moved.tensors["n"].tolist() == [1, 2]
-    assert len(set(moved.tensors["h"].tolist())) == 2 and moved.tensors["h"].dtype == torch.bfloat16
+    assert torch.equal(moved.tensors["h"], state.tensors["h"])  # a unit of its last place is as much as many steps
 
 
 def test_what_must_be_equal_is_a_violation_however_small_the_errors() -> None:
     limits = tolerance([noise({W: 1e-5})])
     found = noise({W: 1e-6})
     unequal = Comparison(found.comparison.overall, {}, ["optimizer/state/0/step"])
-    assert "step" in violations(Measured(unequal, found.detail, found.displacement), limits)[0]
+    assert "step" in violations(Measured(unequal, found.detail), limits)[0]
+
+
+def test_what_must_be_equal_is_no_less_so_where_limits_are_blunt() -> None:
+    names = ["model/buffers/n", "(structure or scalars)"]
+    blunt, found = noise({W: 0.02}), noise({W: 0.02})
+    changed = replace(found, comparison=Comparison(found.comparison.overall, {}, names))
+    assert rejects(found, tolerance([blunt])) is None
+    assert names[0] in str(rejects(changed, tolerance([blunt])))
+    calm = noise({W: 1e-5})
+    differs = replace(calm, comparison=Comparison(calm.comparison.overall, {}, names[:1]))
+    limits = tolerance([calm, differs])  # the verifier's own replays do not agree on it
+    assert not limits.sharp and names[0] in limits.reasons[0]
+    assert rejects(replace(calm, comparison=differs.comparison), limits) is None
+    assert names[1] in str(rejects(changed, limits))
+
+
+@pytest.mark.parametrize("jump", [20.0, 1000.0])
+def test_a_jump_is_not_measured_against_itself(jump: float) -> None:
+    """The weights move sharply, and noise alone drives a third of the movement of what they carry on."""
+
+    def state(weights: float, memory: torch.Tensor) -> State:
+        return State({"d": []}, {W: torch.full((100,), weights), M: memory})
+
+    moved = torch.zeros(100)
+    moved[0] = 7.0
+    before, own, other = state(0.0, torch.zeros(100)), state(1.0, moved), state(1.0, moved.roll(1))
+    forged = state(1.0, moved * jump)
+
+    def measured(arrived: State, reference: State) -> Measured:
+        return Measured(compare(arrived, reference), detail(arrived, reference, before, None))
+
+    limits = tolerance([measured(other, own)])
+    assert limits.sharp and set(limits.noisy) == {M}
+    assert violations(measured(own, other), limits) == []
+    assert any(M in line for line in violations(measured(own, forged), limits))
+    blunt = tolerance([measured(state(1.2, moved.roll(1)), own)])
+    assert not blunt.sharp
+    assert rejects(measured(own, forged), blunt) is not None
+
+
+def test_large_noise_is_not_multiplied_beyond_the_whole_movement() -> None:
+    def limit(error: float) -> float:
+        return tolerance([noise({W: 1e-5, M: error})]).tensors[M]
+
+    assert limit(0.05) == pytest.approx(0.5)
+    assert limit(0.3) == pytest.approx(1.0)
+    assert limit(1.2) == pytest.approx(3.6)
+
+
+def test_weights_that_noise_alone_drives_are_not_judged_by_a_large_momentum() -> None:
+    wide = noise({W: 0.05, M: 1e-5})
+    tensors = {**wide.detail.tensors, M: TensorError(1e-5, 100.0, 100)}
+    limits = tolerance([replace(wide, detail=msgspec.structs.replace(wide.detail, tensors=tensors))])
+    assert not limits.sharp and limits.judged == 0.0
 
 
 def test_drift_sees_a_common_direction_far_below_the_noise() -> None:
@@ -256,6 +322,53 @@ def test_drift_sees_a_common_direction_far_below_the_noise() -> None:
     assert drift_statistic(honest).z < SIGMAS
     assert drift_statistic(nudged).z > SIGMAS
     assert drift_statistic([(noise({W: 1e-3}, along=-1e-4), other) for other in null]).z < SIGMAS
+
+
+def test_small_errors_the_other_way_do_not_hide_large_ones() -> None:
+    null = [noise({W: 1e-6}, along=sign * 1e-8) for sign in (1, -1) * 30]
+    toward, away = noise({W: 9e-4}, along=9e-4), noise({W: 3e-6}, along=-3e-6)
+
+    def made(progress: float) -> list[tuple[Measured, Measured]]:
+        errors = [toward if index % 3 == 0 else away for index in range(60)]
+        return [(_progressing(error, progress), other) for error, other in zip(errors, null, strict=True)]
+
+    found = drift_statistic(made(1e-3))
+    assert found.z < 0 and found.weighted > found.limit and found.nudges
+    assert not drift_statistic(made(1.0)).nudges  # from which nothing is gained: as an honest event
+
+
+def _progressing(found: Measured, progress: float) -> Measured:
+    """The same error in a segment that makes so much progress."""
+    (way,) = found.detail.weights.values()
+    weights = {W: msgspec.structs.replace(way, moved_along=progress)}
+    return replace(found, detail=msgspec.structs.replace(found.detail, weights=weights))
+
+
+def test_without_noise_to_compare_with_a_direction_is_no_proof_of_a_nudge() -> None:
+    none = noise({W: 0.0})
+    assert drift_statistic([(noise({W: 1e-7}, along=1e-8), none)] * 20).silent
+    assert not drift_statistic([(noise({W: 1e-7}, along=1e-8), none)] * 20).nudges
+    assert not drift_statistic([(noise({W: 1e-7}, along=-1e-8), none)] * 20).silent
+    assert drift_statistic([(_progressing(noise({W: 1e-2}, along=1e-2), 0.1), none)] * 20).nudges
+
+
+def test_fewer_segments_need_a_larger_deviation() -> None:
+    """Chance alone: errors and noise of the same kind."""
+
+    def rejected(count: int) -> int:
+        generator = torch.Generator().manual_seed(count)
+        cosines = torch.randn((2000, 2, count), generator=generator, dtype=torch.float64).mul(1e-5).tolist()
+        found = (
+            drift_statistic(
+                [(noise({W: 1e-3}, along=a), noise({W: 1e-3}, along=b)) for a, b in zip(*pair, strict=True)]
+            )
+            for pair in cosines
+        )
+        return sum(one.z > one.limit for one in found)
+
+    assert [rejected(count) for count in (1, 2, 3)] == [0, 0, 0]
+    limits = [drift_statistic([(noise({W: 1e-3}, along=1e-5),) * 2] * count).limit for count in (1, 8, 40, 10_000)]
+    assert limits == sorted(limits, reverse=True) and SIGMAS < limits[-1] < 1.01 * SIGMAS
 
 
 def test_what_noise_alone_drives_leads_to_its_own_errors_and_is_left_out_of_the_drift() -> None:
@@ -282,7 +395,7 @@ def strays(errors: list[float], nudged: dict[int, float]) -> Strays:
     """What would follow from these errors, calm own noise, and closer looks that brought out that much."""
 
     def replayed(found: Measured) -> Replayed:
-        return Replayed("", "", [], [], found.comparison, found.displacement, found.detail, 0.0, 0.0, 2)
+        return Replayed("", "", [], [], found.comparison, found.detail.moved, found.detail, 0.0, 0.0, 2)
 
     answers = Answers()
     for index, error in enumerate(errors):

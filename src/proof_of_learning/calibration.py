@@ -162,7 +162,7 @@ def _noise(
 
 
 def _row(k: int, name: str, limits: Tolerance, found: list[Measured]) -> NoiseRow:
-    metrics = [m.comparison.overall.over(m.displacement) for m in found]
+    metrics = [m.comparison.overall.over(m.detail.moved) for m in found]
     return NoiseRow(
         k=k,
         environment=name,

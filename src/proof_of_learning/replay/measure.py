@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
 from proof_of_learning.proof.format import Displacement
-from proof_of_learning.training.state import State, kind_of
+from proof_of_learning.training.state import State, decode_tree, kind_of
 
 _PIECE = 1 << 18  # elements
 METRICS = ("l1", "l2", "linf", "cos")
@@ -30,6 +31,10 @@ class Distance(msgspec.Struct, frozen=True):
     l2: float = 0.0
     linf: float = 0.0
     cos: float = 0.0
+
+    def least(self, other: Distance) -> Distance:
+        """Of each metric, the smaller."""
+        return Distance(*(min(getattr(self, name), getattr(other, name)) for name in METRICS))
 
     def over(self, scale: Distance) -> Distance:
         """Each metric divided by the same metric of ``scale``; 0/0 is 0, x/0 is infinite."""
@@ -56,7 +61,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 class TensorError(msgspec.Struct, frozen=True, array_like=True):
-    """One measured tensor: l2 of its ``error``, l2 of its ``span`` over the segment, number of ``elements``."""
+    """One measured tensor: l2 of its ``error``, of its ``span`` over the segment (the smaller of the two), number of ``elements``."""
 
     error: float
     span: float
@@ -79,11 +84,15 @@ class Direction(msgspec.Struct, frozen=True, array_like=True):
 class Detail(msgspec.Struct, frozen=True):
     """What calibrated comparison needs beyond norms: errors tensor by tensor, and the directions of those of ``weights`` and of the
     ``memory`` that carries them on, where the final weights are known.
+
+    ``moved`` is what errors are measured against, like each tensor's span: the way from the segment's start to where the replay
+    arrives or to what it is compared with, whichever is shorter, so that a recorded jump does not excuse itself.
     """
 
     tensors: dict[str, TensorError]
     weights: dict[str, Direction] = {}
     memory: dict[str, Direction] = {}
+    moved: Distance = Distance()
 
 
 @dataclass
@@ -136,7 +145,7 @@ def measured(tensor: Tensor) -> bool:
 
 def compare(a: State, b: State) -> Comparison:
     """Distances from ``a`` to ``b``; states that differ in structure are reported as unequal there."""
-    unequal = [] if _structure(a) == _structure(b) else ["(structure or scalars)"]
+    unequal = [] if a.tree == b.tree or near(_plain(a), _plain(b)) else ["(structure or scalars)"]
     sums: dict[str, _Sums] = {}
     for name, left in a.tensors.items():
         right = b.tensors.get(name)
@@ -172,7 +181,7 @@ def detail(
     final: dict[str, Tensor] | None,
     momenta: Mapping[str, str] | None = None,
 ) -> Detail:
-    """Errors of ``arrived`` against ``reference``, spans from ``before`` to ``reference``, directions toward ``final``.
+    """Errors of ``arrived`` against ``reference``, spans from ``before`` to the nearer of them, directions toward ``final``.
 
     ``momenta``: names of tensors that carry weights on, with the name of the weights that each belongs to.
     """
@@ -184,7 +193,8 @@ def detail(
             continue
         known = start is not None and start.shape == target.shape and start.dtype == target.dtype
         # What the segment itself created (a first momentum) has moved from nothing.
-        span = _distance(start if known and start is not None else torch.zeros_like(target), target)
+        begin = start if known and start is not None else torch.zeros_like(target)
+        span = min(_distance(begin, target), _distance(begin, got))
         tensors[name] = TensorError(_distance(got, target), span, target.numel())
         goal = None if final is None else final.get(name)
         if goal is not None and start is not None and known and goal.shape == target.shape:
@@ -193,7 +203,8 @@ def detail(
         goal, start = None if final is None else final.get(weight), before.tensors.get(weight)
         if goal is not None and start is not None and goal.shape == start.shape == target.shape:
             memory[name] = _direction(target - got, target, start - goal)
-    return Detail(tensors, directions, memory)
+    moved = compare(before, arrived).overall.least(compare(before, reference).overall)
+    return Detail(tensors, directions, memory, moved)
 
 
 def _direction(error: Tensor, moved: Tensor, way: Tensor) -> Direction:
@@ -202,25 +213,39 @@ def _direction(error: Tensor, moved: Tensor, way: Tensor) -> Direction:
 
 
 def nudged(state: State, seed: int) -> State:
-    """``state`` with every measured number multiplied by 1 ± a few units of its last place, at random.
+    """``state`` with every measured number multiplied by 1 ± 16 units of its last place, at random.
 
-    The units are 16, about what a sum of some hundred terms loses to rounding; 1 for types of half precision. What comes of it
-    shows how training there answers to rounding (random rounding: Parker, Monte Carlo Arithmetic, UCLA 1997).
+    That is about what a sum of some hundred terms loses to rounding. What comes of it shows how training there answers to
+    rounding (random rounding: Parker, Monte Carlo Arithmetic, UCLA 1997). Numbers of half precision stay: their last place is not
+    rounding, but as much as many steps move them.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def moved(tensor: Tensor) -> Tensor:
-        if not measured(tensor):
+        if not measured(tensor) or tensor.element_size() <= 2:
             return tensor
         signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8).to(tensor.device)
-        size = torch.finfo(tensor.dtype).eps * (16 if tensor.element_size() > 2 else 1)
+        size = 16 * torch.finfo(tensor.dtype).eps
         return tensor * (1 + (2 * signs - 1).to(tensor.dtype) * size)
 
     return State(state.tree, {name: moved(tensor) for name, tensor in state.tensors.items()})
 
 
-def _structure(state: State) -> object:
-    return state.tree
+def near(a: Any, b: Any) -> bool:
+    """Whether plain values are equal but for the last digits of numbers: a schedule's cosine depends on the C library."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(near(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(near, a, b))
+    return math.isclose(a, b, rel_tol=1e-12) if isinstance(a, float) else bool(a == b)
+
+
+def _plain(state: State) -> Any:
+    """A state's containers and scalars, with names in the place of tensors."""
+    names: Any = {name: name for name in state.tensors}
+    return decode_tree(state.tree, names)
 
 
 def displacement(before: State, after: State) -> Displacement:
@@ -249,14 +274,16 @@ def estimate_d_ref(initial: dict[str, Tensor], final: dict[str, Tensor]) -> Dist
     scale = math.sqrt(2.0)
     l1 = squares = linf = shared = total = 0.0
     for name, end in final.items():
+        if not measured(end):
+            continue
         start = initial.get(name)
-        start, end = None if start is None else _real(start), _real(end)
+        start, end = None if start is None else _real(start).double(), _real(end).double()
         constant = start is not None and start.numel() > 1 and bool((start == start.flatten()[0]).all())
-        apart = (end - start if constant and start is not None else end).double()
+        apart = end - start if constant and start is not None else end
         l1 += apart.abs().sum().item()
         squares += apart.square().sum().item()
         linf = max(linf, apart.abs().max().item() if apart.numel() else 0.0)
-        norm = end.double().square().sum().item()
+        norm = end.square().sum().item()
         total += norm
         shared += max(0.0, norm - apart.square().sum().item()) if constant else 0.0
     return Distance(scale * l1, scale * math.sqrt(squares), scale * linf, 1.0 - shared / total if total else 0.0)

@@ -1,9 +1,11 @@
 """Calibrated comparison: tolerances from the verifier's own replays in two environments, never from the proof.
 
-Honest noise is measured on the challenged segments themselves, relative to their displacement. A limit is ``MARGIN`` times the
-largest noise seen, within [``FLOOR``, ``CAP``]; where the noise itself exceeds ``CAP / 3`` no sharp answer is possible. Single
-tensors (and kinds of state) whose honest noise is that large - a bias before a BatchNorm has no true gradient - are listed,
-held to ``MARGIN`` times their own noise, and left out of the overall comparison, as long as they carry a small part of the movement.
+Honest noise is measured on the challenged segments themselves, relative to how far they lead: the shorter of the ways to the
+recorded end and to where the verifier's own replay arrives, so that nobody makes a jump small by jumping far. A limit is
+``MARGIN`` times the largest noise seen, within [``FLOOR``, ``CAP``]; where the noise itself exceeds ``CAP / 3`` no sharp answer
+is possible. Single tensors (and kinds of state) whose honest noise is that large - a bias before a BatchNorm has no true
+gradient - are listed, held to ``MARGIN`` times their own noise (``SATURATED`` times, where that would be more than a whole
+movement), and left out of the overall comparison, as long as they carry a small part of the movement.
 
 Noise has rare, large events: where two numbers are nearly equal, a maximum or a threshold may fall to either side. They belong to
 a segment's own values, so two environments often agree by luck where a third does not. A segment that comes nearer to a limit than
@@ -20,13 +22,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from proof_of_learning.replay.measure import Comparison, Detail, Distance, TensorError, ratio
+from proof_of_learning.replay.measure import WEIGHTS, Comparison, Detail, Distance, TensorError, ratio
 from proof_of_learning.replay.protocol import Replayed
 from proof_of_learning.training.state import kind_of
 
 CAP = 0.01  # rho, the largest relative error ever accepted: a drift attack needs 9 / rho^2 segments
 FLOOR = 1e-3  # below this no attack gains (9 million segments), while an unusual honest environment may need it
 MARGIN = 10.0
+SATURATED = 3.0  # in the place of MARGIN, where noise times MARGIN would exceed the whole movement
 NOISY = CAP / 3
 DELTA = 0.01  # the paper's rule: two orders of magnitude below d_ref
 DELTA_INTERVAL = 20  # normalised errors decide only up to this k
@@ -39,18 +42,17 @@ JUDGED_SHARE = 0.5  # of the squared displacement that must be in tensors that a
 
 @dataclass(frozen=True)
 class Measured:
-    """A replay's distance from what it is held against: norms, tensor by tensor, and the segment's own displacement."""
+    """A replay's distance from what it is held against: norms, tensor by tensor, and how far the segment leads."""
 
     comparison: Comparison
     detail: Detail
-    displacement: Distance
 
     @classmethod
     def of(cls, answer: Replayed) -> Measured | None:
         """The parts of an answer that calibrated comparison works with; None if it was not asked for."""
-        if answer.comparison is None or answer.detail is None or answer.displacement is None:
+        if answer.comparison is None or answer.detail is None:
             return None
-        return cls(answer.comparison, answer.detail, answer.displacement)
+        return cls(answer.comparison, answer.detail)
 
     @cached_property
     def relatives(self) -> dict[str, float]:
@@ -76,8 +78,9 @@ class Tolerance:
     """Limits for segments of one length. All errors are relative to displacement.
 
     noise: largest overall noise over judged tensors; rho: the overall limit; tensors, kinds: limits by name; noisy: the noise of
-    tensors that are not judged alone; metrics: limits of the overall norms; judged: smallest share of the squared
-    displacement that lies in judged tensors; short_enough: the longest shorter k measured whose noise allows an answer.
+    tensors that are not judged alone; metrics: limits of the overall norms; judged: smallest share of the squared displacement,
+    of everything or of the weights alone, that lies in judged tensors; unequal: names of what has to be equal and is not even between
+    own replays; short_enough: the longest shorter k measured whose noise allows an answer.
     """
 
     noise: float
@@ -88,6 +91,7 @@ class Tolerance:
     metrics: Distance
     noisy: Mapping[str, float]
     judged: float
+    unequal: frozenset[str] = frozenset()
     short_enough: int | None = None
     reasons: list[str] = field(default_factory=list)
 
@@ -128,26 +132,30 @@ def tolerance(
         largest[kind_of(name)] = max(largest[kind_of(name)], worst[name])
     metrics = Distance(
         *(
-            max(FLOOR, (MARGIN**2 if name == "cos" else MARGIN) * max(_metric(m, name) for m in noises))
+            max(FLOOR, _loose(max(_metric(m, name) for m in noises), 2 if name == "cos" else 1))
             for name in ("l1", "l2", "linf", "cos")
         )
     )
+    unequal = frozenset(name for m in own or noises for name in m.comparison.unequal)
     reasons = []
     if not overall <= NOISY:
         reasons.append(f"honest replays stray by {overall:.2g} of the displacement, more than {NOISY:.2g}")
     if not judged >= JUDGED_SHARE:
         reasons.append(f"only {judged:.0%} of the movement is in tensors that replay sharply")
+    if unequal:
+        reasons.append(f"{min(unequal)} has to be equal and differs between honest replays")
     return Tolerance(
         noise=overall,
         rho=_limit(everywhere),
         tensors={
-            name: MARGIN * value if name in noisy else _limit(largest[kind_of(name)]) for name, value in worst.items()
+            name: _loose(value) if name in noisy else _limit(largest[kind_of(name)]) for name, value in worst.items()
         },
         kind_noise=kind_noise,
         kinds={kind: _limit(value) for kind, value in kind_noise.items()},
         metrics=metrics,
         noisy=noisy,
         judged=judged,
+        unequal=unequal,
         short_enough=short_enough,
         reasons=reasons,
     )
@@ -204,8 +212,8 @@ class Noises:
 def violations(found: Measured, limits: Tolerance) -> list[str]:
     """What exceeds its limit, worst first; empty for a segment that is within honest noise. Written so that NaN fails."""
     over: list[tuple[float, str]] = []
-    if found.comparison.unequal:
-        over.append((math.inf, f"{found.comparison.unequal[0]} must be equal and is not"))
+    if names := _unequal(found, limits):
+        over.append((math.inf, f"{names[0]} must be equal and is not"))
     for what, error, limit in _bounds(found, limits):
         if not error <= limit:
             over.append((ratio(error, limit), f"{what}: {error:.3g} of its displacement, limit {limit:.3g}"))
@@ -220,10 +228,10 @@ def closeness(found: Measured, limits: Tolerance) -> float:
 def rejects(found: Measured, limits: Tolerance) -> str | None:
     """Why a segment is rejected; None where it is within its limits, or where these are not sharp.
 
-    An error far beyond the verifier's own noise needs no sharp limit to be rejected.
+    An error far beyond the verifier's own noise needs no sharp limit to be rejected, nor does a value that has to be equal.
     """
     over = violations(found, limits)
-    beyond = not _metric(found, "l2") <= limits.metrics.l2
+    beyond = bool(_unequal(found, limits)) or not _metric(found, "l2") <= limits.metrics.l2
     return over[0] if over and (limits.sharp or beyond) else None
 
 
@@ -232,7 +240,7 @@ def doubtful(found: Measured, limits: Tolerance) -> bool:
 
     The limit of a single tensor rises above ``CAP`` where noise alone turns out to drive it; the others stop there.
     """
-    if not excusable(found):
+    if not excusable(found, limits):
         return False
     near = limits.sharp and any(
         not error <= NEAR * limit
@@ -242,9 +250,9 @@ def doubtful(found: Measured, limits: Tolerance) -> bool:
     return near or rejects(found, limits) is not None
 
 
-def excusable(found: Measured) -> bool:
+def excusable(found: Measured, limits: Tolerance) -> bool:
     """Whether noise could explain the error at all: it touches no value that must be equal, and is a number."""
-    return not found.comparison.unequal and math.isfinite(_overall(found.detail, {}))
+    return not _unequal(found, limits) and math.isfinite(_overall(found.detail, {}))
 
 
 def judged_error(found: Measured, limits: Tolerance, kind: str) -> float:
@@ -263,12 +271,24 @@ def _bounds(found: Measured, limits: Tolerance) -> Iterator[tuple[str, float, fl
         yield f"{metric} norm", _metric(found, metric), getattr(limits.metrics, metric)
 
 
+def _unequal(found: Measured, limits: Tolerance) -> list[str]:
+    """What has to be equal, is so in own replays, and is not here."""
+    return [name for name in found.comparison.unequal if name not in limits.unequal]
+
+
 def _limit(noise: float) -> float:
     return min(CAP, max(FLOOR, MARGIN * noise))
 
 
+def _loose(noise: float, power: int = 1) -> float:
+    """The limit of what noise alone may drive. Two replays that have nothing in common are about a whole movement apart, so
+    a large noise is not multiplied by so much. power: of an error's length, with which the measure grows.
+    """
+    return min(MARGIN**power * noise, max(1.0, SATURATED**power * noise))
+
+
 def _metric(measured: Measured, name: str) -> float:
-    return ratio(getattr(measured.comparison.overall, name), getattr(measured.displacement, name))
+    return ratio(getattr(measured.comparison.overall, name), getattr(measured.detail.moved, name))
 
 
 def _totals(detail: Detail, noisy: Mapping[str, float], kind: str | None) -> tuple[float, float]:
@@ -286,5 +306,9 @@ def _overall(detail: Detail, noisy: Mapping[str, float], kind: str | None = None
 
 
 def _judged_share(detail: Detail, noisy: Mapping[str, float]) -> float:
-    total = sum(tensor.span**2 for tensor in detail.tensors.values())
-    return 1.0 if total == 0.0 else _totals(detail, noisy, None)[1] / total
+    """Of everything or of the weights alone, whichever is less: a large momentum is no reason to leave the weights unjudged."""
+    shares = [1.0]
+    for kind in (None, WEIGHTS):
+        total = _totals(detail, {}, kind)[1]
+        shares += [_totals(detail, noisy, kind)[1] / total] if total else []
+    return min(shares)

@@ -78,9 +78,9 @@ class Strays:
     @cached_property
     def suspects(self) -> list[int]:
         """Where a closer look may change the answer, the worst first; none where some segment is beyond excuse as it stands."""
-        if not all(excusable(error) for error in self.errors.values()):
-            return []
         limits = self._unexamined
+        if not all(excusable(error, limits[index]) for index, error in self.errors.items()):
+            return []
         suspects = [index for index, error in self.errors.items() if doubtful(error, limits[index])]
         return sorted(suspects, key=lambda index: -closeness(self.errors[index], limits[index]))
 

@@ -3,9 +3,10 @@
 A nudge of the momentum shows no error in the weights, and the honest steps that follow carry them along. So the errors of what the
 optimizer carries on are looked at beside those of the weights, by the same test.
 
-A tensor that noise alone drives (see :mod:`proof_of_learning.verifier.calibrated`) wanders to where its own errors lead, so honest
-errors point there too. Such tensors are left out; with them, a common direction counts only if it explains a part of the progress
-from which something could be gained.
+Two means are taken of the cosines between errors and way: one in which every segment counts alike, and one in which it counts by the
+size of its error, so that many small errors the other way hide no large ones. A single honest event may dominate the second, and a
+tensor that noise alone drives (see :mod:`proof_of_learning.verifier.calibrated`) wanders to where its own errors lead: so the second,
+and whatever includes such tensors, counts only if it explains a part of the progress from which something could be gained.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from proof_of_learning.verifier.strays import Strays
 from proof_of_learning.verifier.verdict import CheckResult
 
 SIGMAS = 6.0
-MATERIAL = CAP  # share of the progress, where noise-driven tensors are included
+MATERIAL = CAP  # share of the progress that something could be gained from
+NOTHING = 1e-5  # share of the progress that nothing is gained from, whatever its direction
 
 
 class DriftCheck:
@@ -51,23 +53,30 @@ class DriftCheck:
         weights, momentum = drift_statistic(pairs, noisy), drift_statistic(pairs, noisy, memory=True)
         everything = drift_statistic(pairs), drift_statistic(pairs, memory=True)
         details: dict[str, Any] = {
-            "segments": len(pairs), "limit": SIGMAS, **weights.told(), **momentum.told("momentum_"),
+            "segments": len(pairs), **weights.told(), **momentum.told("momentum_"),
             "left_out": sorted({name for names in noisy for name in names})[:50],
             "everything": {**everything[0].told(), **everything[1].told("momentum_")},
         }  # fmt: skip
-        for found, gained, what in (
-            (weights, math.inf, "replay errors explain"),
-            (momentum, math.inf, "errors of the momentum explain"),
-            (everything[0], everything[0].explained, "replay errors, those of noise-driven tensors included, explain"),
-            (everything[1], everything[1].explained, "errors of the momentum, noise-driven ones included, explain"),
+        for found, what, material in (
+            (weights, "replay errors explain", NOTHING),
+            (momentum, "errors of the momentum explain", NOTHING),
+            (everything[0], "replay errors, those of noise-driven tensors included, explain", MATERIAL),
+            (everything[1], "errors of the momentum, noise-driven ones included, explain", MATERIAL),
         ):
-            if not (found.z <= SIGMAS or gained <= MATERIAL):
+            if not (found.z <= found.limit or found.explained <= material) or found.nudges:
                 return result(
                     self, "fail",
-                    f"{what} {found.explained:.2g} of the progress in {len(pairs)} segments ({found.z:.1f} standard deviations, "
-                    f"limit {SIGMAS:.0f}): the trajectory was nudged toward the final weights",
+                    f"{what} {found.explained:.2g} of the progress in {len(pairs)} segments ({max(found.z, found.weighted):.1f} "
+                    f"standard deviations, limit {found.limit:.1f}): the trajectory was nudged toward the final weights",
                     **details,
                 )  # fmt: skip
+        if any(found.silent and not found.explained <= NOTHING for found in (weights, momentum)):
+            return result(
+                self, "inconclusive",
+                f"replay errors explain {max(weights.explained, momentum.explained):.2g} of the progress, and the verifier's own "
+                "replays agree bit for bit, so that no noise is known to compare their direction with",
+                **details,
+            )  # fmt: skip
         return result(
             self, "pass",
             f"replay errors explain {weights.explained:.2g} of the progress in {len(pairs)} segments ({weights.z:.1f} standard "
@@ -78,22 +87,45 @@ class DriftCheck:
 
 @dataclass(frozen=True)
 class Statistic:
-    """z: the errors' mean cosine over its standard deviation under the null; mean; null: root mean square cosine of the noise.
+    """Whether errors have a common direction.
 
-    explained: the errors' share of the progress toward the final weights.
+    z: the errors' mean cosine over its standard deviation under the null; weighted: the same with every segment counted by the
+    size of its error; mean; null: root mean square cosine of the noise, from so many samples; explained: the errors' share of the
+    progress toward the final weights. Without a sample of the null both are 0.
     """
 
     z: float
+    weighted: float
     mean: float
     null: float
+    samples: int
     explained: float
+
+    @property
+    def limit(self) -> float:
+        """Standard deviations that chance exceeds as rarely as a normal variable does ``SIGMAS``: the null's own is an estimate."""
+        from scipy import stats  # seconds to import
+
+        return float(stats.t.isf(stats.norm.sf(SIGMAS), self.samples)) if self.samples else math.inf
+
+    @property
+    def nudges(self) -> bool:
+        """Whether the larger errors have a direction, and lead somewhere."""
+        return self.explained > MATERIAL and (self.silent or self.weighted > self.limit)
+
+    @property
+    def silent(self) -> bool:
+        """Whether there are errors that point forward, and no noise that they could be compared with."""
+        return not self.samples and self.mean > 0
 
     def told(self, prefix: str = "") -> dict[str, float]:
         names = {
             "z": self.z,
+            "z_by_size": self.weighted,
             "mean_cosine": self.mean,
             "null_cosine": self.null,
             "progress_explained": self.explained,
+            **({"limit": self.limit} if self.samples else {}),
         }
         return {prefix + name: value for name, value in names.items()}
 
@@ -111,13 +143,19 @@ def drift_statistic(
     cosines, null = ([_cosine(total) for total in side if total.error > 0] for side in sides)
     along, moved = (math.fsum(getattr(total, name) for total in sides[0]) for name in ("along", "moved_along"))
     explained = along / moved if moved > 0 else math.inf if along > 0 else 0.0
-    if not cosines:
-        return Statistic(0.0, 0.0, 0.0, explained)
-    mean = math.fsum(cosines) / len(cosines)
+    mean = math.fsum(cosines) / len(cosines) if cosines else 0.0
     spread = math.sqrt(math.fsum(c * c for c in null) / len(null)) if null else 0.0
-    if spread == 0.0:  # own replays agree bit for bit, so any direction at all is unexplained
-        return Statistic(math.inf if mean > 0 else 0.0, mean, spread, explained)
-    return Statistic(mean * math.sqrt(len(cosines)) / spread, mean, spread, explained)
+    if spread == 0.0 or not cosines:
+        return Statistic(0.0, 0.0, mean, 0.0, 0, explained)
+    size = math.sqrt(math.fsum((total.error * total.way) ** 2 for total in sides[0]))
+    return Statistic(
+        z=mean * math.sqrt(len(cosines)) / spread,
+        weighted=along / (size * spread) if size else 0.0,
+        mean=mean,
+        null=spread,
+        samples=len(null),
+        explained=explained,
+    )
 
 
 def _sum(found: Measured, leave_out: Collection[str], memory: bool) -> Direction:

@@ -8,10 +8,10 @@ every later one would still replay bit for bit under rules that are not the task
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from proof_of_learning.replay.measure import near
 from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven, Replay, Replayed
 from proof_of_learning.task import compare
 from proof_of_learning.training.state import decode_settings
@@ -84,7 +84,7 @@ class HyperparametersCheck:
             if (
                 proof is not None
                 and task != proof
-                and (exact or not _near(decode_settings(task), decode_settings(proof)))
+                and (exact or not near(decode_settings(task), decode_settings(proof)))
             ):
                 return position
         return None
@@ -112,17 +112,6 @@ class HyperparametersCheck:
 
 def _replay(evidence: Evidence, index: int) -> Replay:
     return Replay(index, calibrate=evidence.calibrates(index))
-
-
-def _near(task: Any, proof: Any) -> bool:
-    """Equal but for the last digits of numbers."""
-    if type(task) is not type(proof):
-        return False
-    if isinstance(task, dict):
-        return task.keys() == proof.keys() and all(_near(task[key], proof[key]) for key in task)
-    if isinstance(task, (list, tuple)):
-        return len(task) == len(proof) and all(map(_near, task, proof))
-    return math.isclose(task, proof, rel_tol=1e-12) if isinstance(task, float) else bool(task == proof)
 
 
 def _equal(task: np.ndarray, proof: np.ndarray, exact: bool) -> bool:
