@@ -221,6 +221,10 @@ def test_states_of_other_structure_are_unequal() -> None:
         "(structure or scalars)", "model/parameters/v"
     ]  # fmt: skip
     assert compare(state(True, w=torch.ones(2)), state(1, w=torch.ones(2))).unequal == ["(structure or scalars)"]
+    assert (
+        compare(base, state(math.nextafter(0.1, 1), w=torch.ones(2))).unequal == []
+    )  # a schedule in another C library
+    assert compare(state(math.nan, w=torch.ones(2)), state(math.nan, w=torch.ones(2))).unequal == []
 
 
 def test_tensors_without_elements_are_at_no_distance() -> None:
@@ -238,3 +242,10 @@ def test_relative_errors_by_tensor() -> None:
     assert relative_errors(b, a)["model/parameters/v"] == INF
     assert relative_errors(state(v=torch.ones(2)), b)["model/parameters/u"] == INF
     assert relative_errors(state(u=torch.ones(3), v=torch.ones(2)), b)["model/parameters/u"] == INF
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e5m2, torch.complex64, torch.int64])
+def test_weights_of_any_type_have_an_estimate_of_d_ref(dtype: torch.dtype) -> None:
+    """A mask that is a parameter, say: constant at the start, so that its way is what counts."""
+    start, end = torch.zeros(4).to(dtype), torch.tensor([0.0, 1.0, 0.0, 1.0]).to(dtype)
+    assert math.isfinite(estimate_d_ref({"w": start}, {"w": end}).l2)
