@@ -1,8 +1,9 @@
 """Recording and verifying together, over training alone: a Fashion-MNIST run of thousands of segments, with both guarantees.
 
 Blocks of plain training alternate with recorded training until the recorded run is complete; then the proof is verified as
-anyone would, task and data in a process of their own. What a segment costs beside its steps is nearly the same for segments of any
-length, so ``--interval`` decides: 2 steps a segment are 10,000 steps in all, 20 are 100,000 (an hour).
+anyone would, task and data in a process of their own, and once more with the random draws alone. What a segment costs beside its steps is nearly the same for segments of any
+length, so ``--interval`` decides: 2 steps a segment are 10,000 steps in all, 20 are 100,000 (two hours). The directed draws of
+an epoch cost more the longer segments are.
 """
 
 from __future__ import annotations
@@ -60,20 +61,21 @@ def main() -> None:
                 recorder.close(session.evaluate())
                 recorded += time.perf_counter() - begun
         training = plain / plain_steps * steps
-        begun = time.perf_counter()
-        verdict = pol.verify(path, target)
-        verified = time.perf_counter() - begun
-        assert verdict.verdict == "valid", verdict.reason
         name = f"{segments:,} segments of {interval}, {CODEC}"
-        run.add(
-            f"{name}: recording and verifying over training", (recorded + verified) / training, "ratio", target=1.10
-        )
-        run.add(f"{name}: recording over training", recorded / training, "ratio")
-        run.add(f"{name}: verifying over training", verified / training, "ratio")
-        run.add(f"{name}: replayed steps over all", verdict.cost.share, "ratio", target=0.07)
         run.add(f"{name}: training alone", training, "s")
-        for phase, seconds in verdict.cost.phases.items():
-            run.add(f"{name}: verifying, {phase}", seconds, "s")
+        run.add(f"{name}: recording over training", recorded / training, "ratio")
+        # The guarantees are those of the random draws; the directed ones, up to four an epoch, come on top.
+        for draws, top_q in (("", 1), (" with random draws alone", 0)):
+            begun = time.perf_counter()
+            verdict = pol.verify(path, target, top_q=top_q)
+            verified = time.perf_counter() - begun
+            assert verdict.verdict == "valid", verdict.reason
+            both = f"{name}: recording and verifying{draws} over training"
+            run.add(both, (recorded + verified) / training, "ratio", target=1.10)
+            run.add(f"{name}: verifying{draws} over training", verified / training, "ratio")
+            run.add(f"{name}: replayed steps{draws} over all", verdict.cost.share, "ratio", target=0.07)
+            for phase, seconds in verdict.cost.phases.items():
+                run.add(f"{name}: verifying{draws}, {phase}", seconds, "s")
         size = sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
         run.add(f"{name}: size of the proof", size / 2**20, "MiB")
 
