@@ -1,9 +1,9 @@
 """Recording and verifying together, over training alone: a Fashion-MNIST run of thousands of segments, with both guarantees.
 
 Blocks of plain training alternate with recorded training until the recorded run is complete; then the proof is verified as
-anyone would, task and data in a process of their own, and once more with the random draws alone. What a segment costs beside its steps is nearly the same for segments of any
-length, so ``--interval`` decides: 2 steps a segment are 10,000 steps in all, 20 are 100,000 (two hours). The directed draws of
-an epoch cost more the longer segments are.
+anyone would, task and data in a process of their own, and once more with the random draws alone. What a segment costs beside
+its steps is nearly the same for segments of any length, so ``--interval`` decides: 2 steps a segment are 10,000 steps in all,
+20 are 100,000 (two hours). The directed draws of an epoch cost more the longer segments are.
 """
 
 from __future__ import annotations
