@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import proof_of_learning as pol
 import tasks
 from proof_of_learning import Indexed, Proof, Recorder, Task
-from proof_of_learning.errors import BusyError, RecordingError, UsageError
+from proof_of_learning.errors import BusyError, RecordingError, TrainingError, UsageError
 from proof_of_learning.training import randomness
 from proof_of_learning.training.state import capture
 from support_replay import replays_alone
@@ -229,6 +229,28 @@ def test_an_interrupted_foreign_loop_goes_on(tmp_path: Path) -> None:
         with pytest.raises(RecordingError, match="8 segments, of which 4 were recorded"):
             recorder.close()
     assert not (tmp_path / "run.pol" / "seal.json").exists()
+
+
+def test_a_loop_that_ends_early_learns_what_went_wrong_beside_it(tmp_path: Path) -> None:
+    loop = Loop()
+
+    def begin() -> Recorder:
+        return Recorder.observe(tmp_path / "run.pol", task(), loop.parts, interval=4, asynchronous=True)
+
+    def diverge(recorder: Recorder, error: Exception | None = None) -> None:
+        for _ in recorder.watch(loop.loader):
+            if recorder.steps_done == 4:
+                break
+            recorder.loss(torch.tensor(torch.nan))
+        if error is not None:
+            raise error
+
+    with pytest.raises(TrainingError, match="no longer finite"), begin() as recorder:
+        diverge(recorder)
+    with pytest.raises(KeyError, match="mine"), begin() as recorder:  # what the loop itself raises comes first
+        diverge(recorder, KeyError("mine"))
+    with begin() as recorder:  # the directory was given back both times
+        assert recorder.steps_done == 0
 
 
 def test_a_finished_recording_is_not_recorded_again(tmp_path: Path) -> None:

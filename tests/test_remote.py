@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,57 +23,21 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import FormatError, PolError, RecordingError, UsageError
-from proof_of_learning.proof import remote
+from proof_of_learning.proof import format, remote
 from support_proofs import contents, recorded
+from support_remote import Stop, copied, spools, stopping, upload, watch
 
 BUCKET = "proofs"
 NOBODY = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1",
           "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1"}  # fmt: skip
 
 
+pytestmark = pytest.mark.usefixtures("store")
+
+
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(recorded(tmp_path_factory.mktemp("remote") / "run.pol").path)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
-    monkeypatch.setattr(remote, "ATTEMPTS", 2)
-    monkeypatch.setattr(remote, "EVERY", 0.0)
-    yield
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
-
-
-def spools(folder: Path) -> list[Path]:
-    return list((folder / "cache" / "proof-of-learning" / "recordings").glob("*"))
-
-
-def copied(address: str, folder: Path) -> dict[str, bytes]:
-    """What the store holds at ``address``, file by file."""
-    system, root = fsspec.core.url_to_fs(address)
-    system.invalidate_cache()
-    return {name.removeprefix(root).lstrip("/"): system.cat_file(name) for name in sorted(system.find(root))}
-
-
-def upload(folder: Path, address: str) -> None:
-    system, root = fsspec.core.url_to_fs(address)
-    for name, raw in contents(folder).items():
-        system.pipe_file(f"{root}/{name}", raw)
-
-
-class Stop(Exception):  # noqa: N818
-    pass
-
-
-def stopping(after: int) -> Callable[[str, int, int], None]:
-    def stop(doing: str, done: int, total: int) -> None:
-        if doing == "training" and done >= after:
-            raise Stop
-
-    return stop
 
 
 # ---- a real server -------------------------------------------------------------------------------------------
@@ -147,10 +111,15 @@ def test_a_proof_in_s3_is_recorded_checked_and_verified(server: Server, local: P
 
 def test_a_recording_goes_on_from_the_store_alone(server: Server, local: Path, tmp_path: Path) -> None:
     address = f"s3://{BUCKET}/broken/run.pol"
+
+    def stop(doing: str, done: int, total: int) -> None:
+        if doing == "training":
+            time.sleep(0.3)  # training waits for no copy
+            if copied(address, tmp_path).get("log.jsonl", b"").count(b"\n") > 4:
+                raise Stop
+
     with pytest.raises(Stop):
-        recorded(address, progress=stopping(15))
-    there = copied(address, tmp_path)
-    assert there["log.jsonl"].count(b"\n") > 4
+        recorded(address, progress=stop)
     with pytest.raises(FormatError, match="not finished"):
         pol.check(address)
     shutil.rmtree(tmp_path / "cache")
@@ -175,6 +144,7 @@ def test_a_store_that_does_not_answer_is_said_at_once(
     assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*copying is tried again")
 def test_a_server_that_goes_away_holds_nothing_up(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs")
     server, address = Server(), f"s3://{BUCKET}/run.pol"
@@ -262,6 +232,45 @@ def test_what_else_lies_there_is_never_touched(name: str, with_proof: bool, loca
         with pytest.raises(PolError, match="which no proof does"):
             judge(address)  # type: ignore[operator]
     assert copied(address, tmp_path) == before
+
+
+# ---- stores that lie ----------------------------------------------------------------------------------------------
+
+
+def test_files_are_fetched_in_pieces(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    upload(local, "memory://runs/run.pol")
+    monkeypatch.setattr(remote, "PIECE", 1000)
+    watch(monkeypatch, "cat_file", lambda path, start, end: asked.append(end - start))
+    assert pol.check("memory://runs/run.pol").status == "pass"
+    assert max(asked) <= 1001
+    assert sum(asked) - len(contents(local)) == sum(map(len, contents(local).values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("header.json", format.MAX_HEADER),
+        ("index.jsonl", format.MAX_LOG),
+        ("log.jsonl", format.MAX_LOG),
+        ("seal.json", format.MAX_SEAL),
+    ],
+)
+def test_a_size_that_no_proof_has_is_refused_unread(
+    name: str, limit: int, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(local, "memory://runs/run.pol")
+    plain = MemoryFileSystem.find
+
+    def find(self: MemoryFileSystem, path: str, **options: Any) -> Any:
+        found = plain(self, path, **options)
+        found[f"{path}/{name}"]["size"] = limit + 1
+        return found
+
+    monkeypatch.setattr(MemoryFileSystem, "find", find)
+    watch(monkeypatch, "cat_file", lambda path, **options: pytest.fail("it was read"))
+    with pytest.raises(FormatError, match=f"{name}: the store announced {limit + 1:,} bytes, which no proof has"):
+        pol.check("memory://runs/run.pol")
 
 
 class Liar(MemoryFileSystem):

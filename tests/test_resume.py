@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -21,6 +22,7 @@ import torch
 import proof_of_learning as pol
 import tasks
 from proof_of_learning.errors import BusyError, FormatError, PolError, RecordingError
+from proof_of_learning.proof import files
 from proof_of_learning.proof.files import exclusive
 
 STEPS, INTERVAL = 30, 3
@@ -186,7 +188,6 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "blocks with zeros at their end": lambda path: (path / "blocks.bin").open("ab").write(bytes(9)),  # type: ignore[dict-item]
     "an empty log": lambda path: os.truncate(path / "log.jsonl", 0),
     "no log": lambda path: (path / "log.jsonl").unlink(),
-    "no index": lambda path: (path / "index.jsonl").unlink(),
     "no blocks": lambda path: (path / "blocks.bin").unlink(),
     "blocks of zeros": lambda path: zeroed(path / "blocks.bin"),
     "no objects": lambda path: shutil.rmtree(path / "objects"),
@@ -196,7 +197,6 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "last two objects missing": lambda path: [p.unlink() for p in objects(path)[-2:]] and None,  # type: ignore[func-returns-value]
     "a middle object missing": lambda path: objects(path)[2].unlink(),
     "a middle object torn": lambda path: os.truncate(objects(path)[2], 50),
-    "the first object missing": lambda path: objects(path)[0].unlink(),
     "a stray temporary file": lambda path: (path / ".tmp-abc").write_bytes(b"x") and None,
     "a stray temporary object": lambda path: (objects(path)[0].parent / ".tmp-abc").write_bytes(b"x") and None,
     "an object that nothing names": lambda path: (objects(path)[0].parent / ("0" * 64)).write_bytes(b"x") and None,
@@ -216,6 +216,106 @@ def test_a_damaged_end_is_cut_off_and_made_again(
     path = tmp_path / "run.pol"
     shutil.copytree(halfway, path)
     damage(path)
+    completes(path, undisturbed)
+
+
+def no_start(path: Path) -> None:
+    zeroed(objects(path)[0])
+    (path / "blocks.bin").unlink()
+
+
+LOST: dict[str, Callable[[Path], None]] = {
+    "no index": lambda path: (path / "index.jsonl").unlink(),
+    "an index of zeros": lambda path: zeroed(path / "index.jsonl"),
+    "the first object missing": lambda path: objects(path)[0].unlink(),
+    "the first object of zeros, and no blocks": lambda path: no_start(path),
+}
+
+
+@pytest.mark.parametrize("damage", LOST.values(), ids=LOST)
+def test_states_are_not_thrown_away_because_the_first_is_lost(
+    damage: Callable[[Path], None], halfway: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.pol"
+    shutil.copytree(halfway, path)
+    damage(path)
+    before = contents(path)
+    said = f"{STEPS // 2 // INTERVAL} segments .* not even the initial state"
+    with pytest.raises(RecordingError, match=said) as caught:
+        prove(path)
+    assert "\n" not in str(caught.value)
+    assert contents(path) == before
+    shutil.copytree(halfway, path, dirs_exist_ok=True)  # one of the two ways out that are named
+    completes(path, undisturbed)
+
+
+def opening(name: Callable[[Path], str], number: int) -> Callable[[pytest.MonkeyPatch, Path], None]:
+    """The system refuses to open the file of that name."""
+
+    def refuse(patch: pytest.MonkeyPatch, path: Path) -> None:
+        refused, plain = name(path), os.open
+
+        def opens(file: Any, *more: Any, **options: Any) -> int:
+            if str(file).endswith(refused):
+                raise OSError(number, os.strerror(number), file)
+            return plain(file, *more, **options)
+
+        patch.setattr(os, "open", opens)
+
+    return refuse
+
+
+def bad_sector(patch: pytest.MonkeyPatch, path: Path) -> None:
+    inode, plain = objects(path)[-1].stat().st_ino, os.preadv
+
+    def reads(descriptor: int, *more: Any) -> int:
+        if os.fstat(descriptor).st_ino == inode:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return plain(descriptor, *more)
+
+    patch.setattr(os, "preadv", reads)
+
+
+def no_memory(patch: pytest.MonkeyPatch, path: Path) -> None:
+    size = objects(path)[-1].stat().st_size
+
+    def allocate(wanted: int) -> bytearray:
+        if wanted == size:
+            raise MemoryError
+        return bytearray(wanted)
+
+    patch.setattr(files, "bytearray", allocate, raising=False)
+
+
+UNREADABLE: dict[str, Callable[[pytest.MonkeyPatch, Path], None]] = {
+    "header": opening(lambda path: "header.json", errno.EMFILE),
+    "log": opening(lambda path: "log.jsonl", errno.EACCES),
+    "index": opening(lambda path: "index.jsonl", errno.EIO),
+    "blocks": opening(lambda path: "blocks.bin", errno.ESTALE),
+    "first object": opening(lambda path: objects(path)[0].name, errno.EMFILE),
+    "last object": opening(lambda path: objects(path)[-1].name, errno.ENOMEM),
+    "bad sector": bad_sector,
+    "no memory": no_memory,
+}
+
+
+@pytest.mark.parametrize("disturb", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_just_now_is_not_taken_for_damaged(
+    disturb: Callable[[pytest.MonkeyPatch, Path], None],
+    halfway: Path,
+    undisturbed: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "run.pol"
+    shutil.copytree(halfway, path)
+    before = contents(path)
+    with monkeypatch.context() as patch:
+        disturb(patch, path)
+        with pytest.raises(RecordingError, match=r"cannot be resumed: .*; nothing was changed, try again") as caught:
+            prove(path)
+    assert "\n" not in str(caught.value)
+    assert contents(path) == before
     completes(path, undisturbed)
 
 
@@ -246,7 +346,7 @@ def test_a_directory_abandoned_before_its_header_can_be_used(
     path.mkdir()
     for name in left:
         (path / name).mkdir() if name.endswith("/") else (path / name).write_bytes(b"torn")
-    assert prove(path) == undisturbed[1]
+    completes(path, undisturbed)
 
 
 def test_an_unfinished_proof_is_none(halfway: Path) -> None:

@@ -13,9 +13,14 @@ class Behind:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pol-recorder")
         self._job: Future[None] | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether the last job has ended."""
+        return self._job is None or self._job.done()
+
     def check(self) -> None:
         """Raise what the last job raised, if it has ended; wait for nothing."""
-        if self._job is not None and self._job.done():
+        if self.idle:
             self.join()
 
     def join(self) -> None:

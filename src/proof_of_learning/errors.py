@@ -41,6 +41,10 @@ class FormatError(PolError):
     """The input is not a proof that can be read: missing, truncated, oversized or malformed."""
 
 
+class UnreadableError(FormatError):
+    """A file of the input cannot be read just now (no memory, a failing disk), which says nothing about what it holds."""
+
+
 class IntegrityError(PolError):
     """The proof reads, but contradicts itself: a digest, a link of the chain or the root does not fit."""
 

@@ -140,11 +140,15 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._behind is not None:
-            self._behind.close()
-        if not self.complete:
-            self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            if self._behind is not None and kind is None:
+                self._behind.join()  # a loop that ended without close() learns here what went wrong beside it
+        finally:
+            if self._behind is not None:
+                self._behind.close()
+            if not self.complete:
+                self._writer.close()
 
     def step(
         self,

@@ -12,20 +12,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from proof_of_learning.errors import BusyError, FormatError, RecordingError
+from proof_of_learning.errors import BusyError, FormatError, RecordingError, UnreadableError
 
 TEMPORARY = ".tmp-"
+_NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)  # something else lies there: a link, a file for a folder, a socket
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor of a regular file that is not a link. Raises FormatError."""
+    """A descriptor of a regular file that is not a link. Raises FormatError; UnreadableError where it cannot be opened just now."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise FormatError(f"{path.name} is missing from the proof") from None
     except OSError as error:
         what = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
-        raise FormatError(f"{path.name} {what}") from None
+        kind = FormatError if error.errno in _NO_FILE else UnreadableError
+        raise kind(f"{path.name} {what}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise FormatError(f"{path.name} is not a regular file")
@@ -49,19 +51,20 @@ def read_at(descriptor: int, size: int, offset: int, what: str) -> bytearray:
     try:
         buffer = bytearray(size)
     except MemoryError:
-        raise FormatError(f"{what} has {size:,} bytes, which do not fit into this machine's memory") from None
+        raise UnreadableError(f"{what} has {size:,} bytes, which do not fit into this machine's memory") from None
     view, done = memoryview(buffer), 0
-    while done < size:
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            raise FormatError(f"{what} ends early: {done:,} of {size:,} bytes at offset {offset:,}")
-        done += count
+    with reading(what):
+        while done < size:
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise FormatError(f"{what} ends early: {done:,} of {size:,} bytes at offset {offset:,}")
+            done += count
     return buffer
 
 
 def iterate_lines(path: Path, limit: int, longest: int) -> Iterator[bytes]:
     """The file's lines without their newline; a last line without one is yielded as it is."""
-    with os.fdopen(open_regular(path), "rb") as stream:
+    with reading(path.name), os.fdopen(open_regular(path), "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > limit:
             raise FormatError(f"{path.name} has {size:,} bytes; at most {limit:,} are accepted")
@@ -69,6 +72,15 @@ def iterate_lines(path: Path, limit: int, longest: int) -> Iterator[bytes]:
             if len(line) > longest:
                 raise FormatError(f"{path.name} has a line of more than {longest:,} bytes")
             yield line
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn an OSError while reading into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableError(f"{what} cannot be read: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -129,15 +141,18 @@ def _beside(folder: Path, chunks: Iterable[bytes | memoryview], durable: bool) -
 
 
 @contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
-    """Hold the directory for one writer; a lock on the directory itself leaves no file behind when a process is killed."""
+def exclusive(directory: Path, what: str | None = None) -> Iterator[None]:
+    """Hold the directory for one writer; a lock on the directory itself leaves no file behind when a process is killed.
+
+    ``what``: what another writer is told that this one records into, where that is not the directory.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BusyError(
-                f"another process is recording into {directory}; wait for it or choose another path"
+                f"another process is recording into {what or directory}; wait for it or choose another path"
             ) from None
         yield
     finally:

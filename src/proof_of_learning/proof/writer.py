@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from proof_of_learning import canonical
-from proof_of_learning.errors import FormatError, IntegrityError, RecordingError
+from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, UnreadableError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Codec, Encoded, get_codec
@@ -62,6 +62,7 @@ class ProofWriter:
                 writer._exit.enter_context(files.exclusive(path))
                 if any(_unknown(entry) for entry in path.iterdir()):
                     raise RecordingError(f"{path} is not empty and holds no recording of this run; choose another path")
+                _remove_temporaries(path)
                 (path / format.OBJECTS).mkdir(exist_ok=True)
                 files.write_atomic(path / format.HEADER_FILE, [header.encoded()], durable=True)
                 writer._open_files()
@@ -72,14 +73,18 @@ class ProofWriter:
 
     @classmethod
     def resume(cls, path: Path, header: Header, keep_every: int | None = None) -> ProofWriter:
-        """Go on with a recording that was interrupted. RecordingError if ``path`` holds another run or a finished one."""
+        """Go on with a recording that was interrupted. RecordingError, and nothing changed, if ``path`` holds another run, cannot
+        be read just now, or has states but not the initial one.
+        """
         writer = cls(path, header, keep_every)
         writer._exit.enter_context(files.exclusive(path))
         try:
             writer._cut_back()
             writer._open_files()
-        except BaseException:
+        except BaseException as error:
             writer._exit.close()
+            if isinstance(error, UnreadableError):
+                raise RecordingError(f"{path} cannot be resumed: {error}; nothing was changed, try again") from error
             raise
         return writer
 
@@ -245,6 +250,8 @@ class ProofWriter:
         """Bring every file back to the last segment that is complete, and drop what nothing refers to."""
         try:
             found = bytes(files.read_bounded(self.path / format.HEADER_FILE, format.MAX_HEADER))
+        except UnreadableError:
+            raise
         except FormatError as error:
             raise RecordingError(f"{self.path} holds no recording to resume: {error}") from error
         if found != self.header.encoded():
@@ -281,12 +288,35 @@ class ProofWriter:
     def _complete_lines(self, index: dict[str, Stored]) -> list[tuple[format.Line, bytes]]:
         """The longest beginning of the log whose blocks and objects are there and whose last state is intact; loads that state."""
         lines: list[tuple[format.Line, bytes]] = []
-        offset = 0
-        with suppress(FormatError, IntegrityError), ExitStack() as opened:  # what was read before the damage counts
-            blocks = files.open_regular(self.path / format.BLOCKS_FILE)
-            opened.callback(os.close, blocks)
-            for line, raw in read_log(self.path, self.header):
+        with _up_to_the_damage():
+            for pair in read_log(self.path, self.header):
+                lines.append(pair)  # one by one: what was read before the damage counts
+        segments = sum(isinstance(line, Segment) for line, _ in lines)
+        del lines[self._accounted(lines, index) :]
+        while lines:
+            line = lines[-1][0]
+            if isinstance(line, (Start, Segment)) and line.state in index:
+                with _up_to_the_damage():
+                    self.state = load_state(self.path, index, line.state)
+                    return lines
+            lines.pop()
+        if segments and any((self.path / format.OBJECTS).glob("*/*")):  # which would be removed
+            raise RecordingError(
+                f"{self.path} has {segments} segments in its log, but not even the initial state can be found or read; "
+                f"restore {format.INDEX_FILE} and {format.OBJECTS}/, or remove the directory to record anew"
+            )
+        return []
+
+    def _accounted(self, lines: list[tuple[format.Line, bytes]], index: dict[str, Stored]) -> int:
+        """How many lines there are before the first whose block or object is missing."""
+        offset = count = 0
+        with _up_to_the_damage(), ExitStack() as opened:
+            blocks: int | None = None
+            for line, _ in lines:
                 if isinstance(line, Segment):
+                    if blocks is None:
+                        blocks = files.open_regular(self.path / format.BLOCKS_FILE)
+                        opened.callback(os.close, blocks)
                     block = files.read_at(blocks, line.block.bytes, offset, format.BLOCKS_FILE)
                     if canonical.sha256(block) != line.block.digest:
                         break
@@ -297,19 +327,14 @@ class ProofWriter:
                     and not self._is_stored(index[line.state])
                 ):
                     break
-                lines.append((line, raw))
-        while lines:
-            line = lines[-1][0]
-            if isinstance(line, (Start, Segment)) and line.state in index:
-                with suppress(FormatError, IntegrityError):
-                    self.state = load_state(self.path, index, line.state)
-                    return lines
-            lines.pop()
-        return []
+                count += 1
+        return count
 
     def _is_stored(self, stored: Stored) -> bool:
-        target = object_path(self.path, stored.object)
-        return target.is_file() and target.stat().st_size == stored.bytes
+        size = None
+        with _up_to_the_damage(), os.fdopen(files.open_regular(object_path(self.path, stored.object)), "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+        return size == stored.bytes
 
     def _read_chain(self, name: str, type_: type[Stored], head: str) -> Iterator[tuple[Stored, bytes]]:
         path = self.path / name
@@ -330,8 +355,7 @@ class ProofWriter:
         root = self.path / format.OBJECTS
         root.mkdir(exist_ok=True)
         (self.path / format.SEAL_FILE).unlink(missing_ok=True)
-        for stray in self.path.glob(files.TEMPORARY + "*"):
-            stray.unlink()
+        _remove_temporaries(self.path)
         for folder in root.iterdir():
             if not folder.is_dir() or folder.is_symlink():
                 folder.unlink()
@@ -347,7 +371,24 @@ def _unknown(entry: Path) -> bool:
     """Whether a directory entry is none that :meth:`ProofWriter.create` makes before the header."""
     if entry.name == format.OBJECTS:
         return not entry.is_dir() or any(entry.iterdir())
-    return not entry.name.startswith(files.TEMPORARY)
+    return not entry.name.startswith(files.TEMPORARY) or entry.is_dir()
+
+
+def _remove_temporaries(path: Path) -> None:
+    """Remove the files that a killed process was writing."""
+    for stray in path.glob(files.TEMPORARY + "*"):
+        stray.unlink()
+
+
+@contextmanager
+def _up_to_the_damage() -> Iterator[None]:
+    """End here where something is damaged. What cannot be read just now may be intact: that is not swallowed."""
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except (FormatError, IntegrityError):
+        pass
 
 
 def _difference(found: bytes, wanted: Header) -> str:
