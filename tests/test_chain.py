@@ -8,6 +8,8 @@ import pytest
 
 from proof_of_learning import Proof, TaskReference, prove, verify
 from proof_of_learning.errors import TaskError, UsageError
+from proof_of_learning.training.state import State
+from support_forging import rewrite
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,28 @@ def test_an_invalid_link_makes_the_whole_chain_invalid(tiny: TaskReference, chai
     another = TaskReference(tiny.target, {"optimizer": "adam"})
     verdict = verify(chain[1], tiny, chain=[(chain[0], another)])
     assert (verdict.verdict, verdict.check("initialization").status) == ("invalid", "fail")
+
+
+def test_the_links_are_replayed_in_full_where_this_proof_is(
+    tiny: TaskReference, chain: list[Path], tmp_path: Path
+) -> None:
+    """A forgery in the middle of the parent: two of its segments are challenged anyway, all of them with --all."""
+
+    def nudged(states: list[State]) -> list[State]:
+        name = "model/parameters/first.weight"
+        wrong = State(states[2].tree, {**states[2].tensors, name: states[2].tensors[name] + 0.1})
+        return [*states[:2], wrong, *states[3:]]
+
+    parent = rewrite(chain[0], tmp_path / "parent.pol", states=nudged)
+    run = prove(tiny, tmp_path / "run.pol", interval=6, seed=1, start_from=parent).path
+    drawn, full = (
+        verify(run, tiny, chain=[(parent, tiny)], top_q=0, random=0, everything=everything)
+        for everything in (False, True)
+    )
+    assert drawn.chain is not None and full.chain is not None
+    assert drawn.verdict == drawn.chain.links[0].verdict == "valid"
+    assert "2 of 4 segments were replayed, which miss a forgery of more than" in drawn.chain.links[0].reason
+    assert full.verdict == full.chain.links[0].verdict == "invalid"
 
 
 def test_a_proof_that_is_no_part_of_the_chain_is_refused(

@@ -157,6 +157,7 @@ HOSTILE: dict[str, bytes] = {
     "overlap": file_of({"a": entry(), "b": entry(begin=0, end=4)}, bytes(4)),
     "other order": file_of({"a": entry(begin=4, end=8), "b": entry()}, bytes(8)),
     "unaligned": file_of({"a": entry("U8", [1], 0, 1), "b": entry(begin=1, end=5)}, bytes(5)),
+    "a boolean of 2": file_of({"a": entry("BOOL", [3], 0, 3)}, b"\0\1\2"),
     "bad name": file_of(b'{"\\ud800":{"data_offsets":[0,4],"dtype":"F32","shape":[1]}}', bytes(4)),
 }  # fmt: skip
 
@@ -185,6 +186,7 @@ TREE = {"d": [["s:m", {"d": [["s:w", {"t": "m/w"}]]}]]}
         state_file({"d": [["s:m", {"d": [["i:0", {"t": "m/0"}], ["s:0", {"t": "m/0"}]]}]]}, name="m/0"),
         state_file(TREE, name="m/x"),
         state_file({"l": [TREE]}),
+        state_file({"d": [["s:m", {"d": [["s:w", {"t": "m/w"}]]}], {"s:n": None, "s:o": None}]}),
         state_file({"d": [[["x"], None]]}),
         state_file({"d": [[5, None]]}),
         state_file({"t": "m/w"}),
@@ -272,3 +274,12 @@ def test_columns_that_nobody_writes_are_refused(changed: dict[str, Any]) -> None
     assert plain(Columns.decode(bytearray(arrays()), 2, "block"))[3] == [[3], [4]]
     with pytest.raises(FormatError, match="block"):
         Columns.decode(bytearray(arrays(**changed)), 2, "block")
+
+
+@pytest.mark.parametrize("dtype", [t for t in RECORDED if t not in (torch.float64, torch.int64, torch.uint8)], ids=str)
+def test_columns_of_types_that_no_column_has_are_refused(dtype: torch.dtype) -> None:
+    """NumPy knows some of them by no name."""
+    tensors, _ = decode_tensors(bytearray(arrays()))
+    raw = b"".join(bytes(piece) for piece in encode_tensors({**tensors, "x": torch.zeros(0, dtype=dtype)}))
+    with pytest.raises(FormatError, match="block: the column 'x'"):
+        Columns.decode(bytearray(raw), 2, "block")

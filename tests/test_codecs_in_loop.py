@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -159,6 +160,16 @@ def test_what_lies_just_outside_its_interval_is_moved_by_just_so_much(name: str)
     assert codec.encode(inside, base).state.tensors["model/parameters/w"].shape == (40, 30)
 
 
+@pytest.mark.parametrize("name", ROUNDING)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_replay_that_ends_in_no_numbers_is_near_to_nothing(name: str, value: float) -> None:
+    codec, base = get_codec(name), optimizer_state(3)
+    recorded = codec.encode(near(base, 4), base).state
+    arrived = {n: torch.full_like(t, value) if t.is_floating_point() else t for n, t in recorded.tensors.items()}
+    found = codec.nearest(State(recorded.tree, arrived), recorded, base)
+    assert all(same(found.tensors[n], t) for n, t in recorded.tensors.items())
+
+
 def test_a_recorded_value_that_no_rounding_gives_is_not_excused(digits: TaskReference) -> None:
     codec, base = get_codec("quantised"), optimizer_state(3)
     state = near(base, 4)
@@ -273,6 +284,18 @@ def test_a_bomb_is_refused_before_it_is_opened() -> None:
     with pytest.raises(FormatError, match="decompression bomb"):
         LOSSLESS.decode(bytearray(raw), None)
     assert LOSSLESS.decode(bytearray(raw), huge).digest()  # but it may be as large as the state before
+
+
+def test_a_header_is_no_larger_than_its_object_allows() -> None:
+    def header(size: int) -> bytes:
+        """All there is to a state without tensors."""
+        return b"".join(packed.pack({"d": [["s:x", "x" * size]]}, {}, lambda name: torch.zeros(0)))
+
+    assert LOSSLESS.decode(bytearray(header(packed.HEADER_ROOM // 2)), None).tensors == {}
+    bomb = header(8 * packed.HEADER_ROOM)
+    assert len(bomb) < packed.HEADER_ROOM // 100
+    with pytest.raises(FormatError, match="does not have the size"):
+        LOSSLESS.decode(bytearray(bomb), None)
 
 
 def test_a_difference_needs_its_base(recorded: dict[str, Path], tmp_path: Path) -> None:

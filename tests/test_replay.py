@@ -278,7 +278,7 @@ def test_what_the_log_says_of_a_segment_must_be_what_happened(tiny_proof: Path, 
 
     losses = pol.verify(rewrite(tiny_proof, tmp_path / "a.pol", columns=other_losses), tasks.task(), everything=True)
     assert losses.verdict == "invalid"
-    assert "losses or learning rates are not those of the replay" in losses.segments[2].note
+    assert "the recorded losses are not those of the replay" in losses.segments[2].note
     rates = pol.verify(rewrite(tiny_proof, tmp_path / "b.pol", columns=other_rates), tasks.task(), keep_going=True)
     assert rates.check("hyperparameters").status == "fail"
     assert "step 10: the proof says learning rate [0.1], the task's schedule gives [0.05]" in rates.reason

@@ -331,6 +331,7 @@ HOSTILE: list[Any] = [
     {"d": [["s:a", {"i": "9" * 5000}]]}, {"d": [["s:a", {"f": 0.5}]]}, {"d": [["s:a", {"f": "0.5"}]]},
     {"d": [["s:a", {"f": "0x1p-1"}]]}, {"d": [["s:a", {"f": "0x1p+999999"}]]}, {"d": [["s:a", {"f": "infinity"}]]},
     {"d": [["s:a", {"l": {"x": 1}}]]}, {"d": [["s:a", {"u": "ab"}]]}, {"d": [["s:a", {"x": []}]]}, {"d": [["s:a", {}]]},
+    {"d": [{"s:a": None, "s:b": None}]}, {"d": [["s:a", {"c": [{"i:1": None, "i:2": None}]}]]},
     {"d": [["s:a", {"i": "1", "f": "nan"}]]}, {"d": [["s:a", 5]]}, {"d": [["s:a", 0.5]]}, {"d": [["s:a", [1]]]},
 ]  # fmt: skip
 
@@ -363,6 +364,32 @@ def test_states_of_other_tasks_do_not_fit_and_say_why() -> None:
             live.restore(other)
     live.restore(state)
     assert live.capture().digest() == state.digest()
+
+
+@pytest.mark.parametrize("step", [2.0, True, -1, 2**64, "2", None, [2], {}, torch.tensor(2)], ids=str)
+def test_a_state_stands_at_a_whole_number_of_steps(step: Any) -> None:
+    """A float that is equal to the step would pass for it, and then address no random choice."""
+    live, tensors = session(), dict[str, Tensor]()
+    state = live.capture()
+    node = encode_tree({"step": step}, "progress", tensors)
+    tree = {"d": [[key, node if key == "s:progress" else other] for key, other in state.tree["d"]]}
+    with pytest.raises(FormatError):
+        live.restore(State(tree, {**state.tensors, **tensors}))
+
+
+@pytest.mark.parametrize("error", [AssertionError, ArithmeticError, StopIteration, LookupError])
+def test_a_part_may_refuse_a_state_with_any_error(error: type[Exception]) -> None:
+    class Part:
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": 1}
+
+        def load_state_dict(self, values: dict[str, Any]) -> None:
+            raise error("two\nlines" * 1000)
+
+    state = capture({"part": Part()})
+    with pytest.raises(FormatError, match="does not fit the task") as caught:
+        restore({"part": Part()}, state)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # a tensor where a dict should be

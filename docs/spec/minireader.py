@@ -93,6 +93,7 @@ def tensors(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:  # [7] {name: 
             entry == {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [position, end]}, "wrong layout"
         )
         found[name] = [kind, entry["shape"], raw[8 + size + position : 8 + size + end]]
+        need(kind != "bool" or max(found[name][2], default=0) <= 1, "a boolean is neither 0 nor 1")
         position = end
     need(len(raw) == 8 + size + position, "an object has another size than its header says")
     return found, metadata

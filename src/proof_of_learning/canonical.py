@@ -78,20 +78,27 @@ _SPELLINGS = re.compile(rb'(?:^|":|[\[,])-?(?:[0-9.]+[eE]|[0-9]{16})|(?:^|":|[\[
 
 def _depth(raw: bytes) -> int:
     """The nesting depth of what may be JSON; at most one above MAX_DEPTH is counted."""
-    # Without escaped backslashes and quotes, every second piece between quotes is outside strings.
-    outside = b"".join(raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    depth = deepest = 0
-    for byte in outside.translate(None, delete=_NOT_BRACKETS):
-        if byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-            if depth > MAX_DEPTH:
-                break
-        else:
-            depth -= 1
+    depth = deepest = start = inside = 0
+    while start < len(raw):  # in pieces: what they are split into takes many times their memory
+        piece = raw[start : start + _PIECE]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # an escape stays whole
+            piece = raw[start : start + _PIECE + 1]
+        start += len(piece)
+        # Without escaped backslashes and quotes, every second part between quotes is outside strings.
+        parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        for byte in b"".join(parts[inside::2]).translate(None, delete=_NOT_BRACKETS):
+            if byte in b"[{":
+                depth += 1
+                deepest = max(deepest, depth)
+                if depth > MAX_DEPTH:
+                    return deepest
+            else:
+                depth -= 1
+        inside = (inside + len(parts) - 1) % 2
     return deepest
 
 
+_PIECE = 1 << 16
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 

@@ -14,6 +14,7 @@ from proof_of_learning.proof.codecs.raw import decode_tensors, encode_tensors
 from proof_of_learning.training.randomness import RngSnapshot
 
 MAX_BLOCK = 1 << 30
+_DTYPES = (torch.float64, torch.int64, torch.uint8)  # of columns
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,14 @@ class Columns:
     def decode(cls, raw: bytearray, steps: int, what: str) -> Columns:
         """Parse a block of ``steps`` rows; FormatError naming ``what`` for anything else."""
         tensors, metadata = decode_tensors(raw)
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
 
         def need(condition: bool, message: str) -> None:
             if not condition:
                 raise FormatError(f"{what}: {message}")
+
+        odd = next((name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES), None)
+        need(odd is None, f"the column {brief(odd)!r} has a type that no column has")  # NumPy does not know all of them
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
 
         def column(name: str, dtype: type, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
             array = arrays.pop(name, None)

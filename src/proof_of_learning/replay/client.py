@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from proof_of_learning import errors
-from proof_of_learning.errors import PolError, TaskError, WorkerError
+from proof_of_learning.errors import NumericEnvironmentError, PolError, TaskError, WorkerError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
@@ -29,6 +29,12 @@ from proof_of_learning.training.environment import Environment
 
 DEFAULT_TIMEOUT = 600.0
 START_TIMEOUT = 120.0  # for Python and PyTorch to start, before any of the task's code
+# How much work a proof can make by the environments that it names:
+MAX_ENVIRONMENTS = 64  # are tried at all,
+AT_ONCE = 3  # have a worker at the same time,
+MAX_THREADS = max(64, 4 * (os.cpu_count() or 1))  # are set at most;
+MAX_DEATHS = 8  # after so many no worker that ended by itself is started again.
+SETTINGS = ("capability", "threads", "interop_threads", "variables", "flags")  # what a started process can take on
 OnWork = Callable[[int, int], None]
 
 
@@ -39,14 +45,13 @@ def _idle(done: int, total: int) -> None:
 class LocalWorker:
     """A worker in this process, for a task that has no reference; its environment is the process's own."""
 
+    died = False
+
     def __init__(self, task: Task, environment: Environment) -> None:
         from proof_of_learning.replay.worker import Worker
 
         self._on_work: OnWork = _idle
         self._environment = environment
-        self._exit = ExitStack()
-        self._exit.enter_context(environments.restored())
-        self._exit.enter_context(randomness.preserved())
         self._worker = Worker(lambda done, total: self._on_work(done, total), task)
 
     def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> AnyAnswer:
@@ -55,8 +60,7 @@ class LocalWorker:
         return self._worker.answer(request)
 
     def close(self) -> None:
-        """Leave the process's flags, threads and generators as they were."""
-        self._exit.close()
+        """Nothing to end; what it set, :class:`Workers` puts back."""
 
 
 class WorkerProcess:
@@ -87,6 +91,11 @@ class WorkerProcess:
             env=variables,
         )
 
+    @property
+    def died(self) -> bool:
+        """Whether it ended by itself: a replay may take more memory than there is, or end it in another way."""
+        return not self._silent and self._process.poll() is not None
+
     def ask(self, request: AnyRequest, on_work: OnWork = _idle) -> AnyAnswer:
         """The answer to ``request``; raises what the worker raised, or WorkerError if it died or fell silent."""
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -96,7 +105,7 @@ class WorkerProcess:
             protocol.send(self._process.stdin, request)  # type: ignore[arg-type]
             while True:
                 self._wait()
-                answer: AnyAnswer = protocol.receive(self._process.stdout, AnyAnswer)  # type: ignore[arg-type]
+                answer = self._receive()
                 if isinstance(answer, protocol.Failed):
                     kind = getattr(errors, answer.error, WorkerError)
                     message = hint(answer.message) if self._confined else answer.message
@@ -106,6 +115,14 @@ class WorkerProcess:
                 on_work(answer.done, answer.total)
         except (EOFError, BrokenPipeError):
             raise WorkerError(f"the replay worker ended unexpectedly{self._last_words()}") from None
+
+    def _receive(self) -> AnyAnswer:
+        assert self._process.stdout is not None
+        try:
+            return protocol.receive(self._process.stdout, AnyAnswer)  # type: ignore[arg-type]
+        except WorkerError:
+            self.close()  # where the next answer would begin is not known
+            raise
 
     def _wait(self) -> None:
         assert self._process.stdout is not None
@@ -153,8 +170,12 @@ class Workers:
         """
         self._sandbox, self._reproduce = sandbox, reproduce
         self._proof, self._task, self._timeout, self._start = proof, task, timeout, start
-        self._open: dict[str, tuple[LocalWorker | WorkerProcess, Environment]] = {}
-        self._launched: dict[str, LocalWorker | WorkerProcess] = {}
+        self._launched: dict[str, LocalWorker | WorkerProcess] = {}  # by environment, the one used last at the end
+        self._open: dict[str, Environment] = {}  # what those of them that were told the task really have
+        self._named = list(dict.fromkeys(segment.environment for segment in proof.segments))
+        self._own: dict[str, Environment] = {}
+        self._deaths = 0
+        self._exit = ExitStack()  # puts back what workers in this process set
         self.here: dict[str, Environment] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
         self.start_seconds = 0.0
@@ -165,25 +186,46 @@ class Workers:
         Noise is measured in ``environment``, or where that is not given in another one that this machine has; from a nudged
         start it is measured where the segment is replayed.
         """
-        per_segment = (protocol.Replay, protocol.Noise, protocol.Evaluate)
-        index = request.index if isinstance(request, per_segment) else 0
-        digest = self._proof.segments[index].environment
+        digest, given = self._environment_of(request), environment is not None
         if isinstance(request, protocol.Noise) and request.nudge is None and environment is None:
             environment = environments.another(self.here[digest] if digest in self.here else self._recorded(digest)[1])
-        worker = self._recorded(digest)[0] if environment is None else self._worker(environment)[0]
+        worker = self._recorded(digest)[0] if environment is None else self._worker(environment, given)[0]
         return worker.ask(request, on_work)
+
+    def grouped(self, requests: Sequence[AnyRequest]) -> list[AnyRequest]:
+        """The requests with those of one environment together, in their order: each worker is then needed once."""
+        place: dict[str, int] = {}
+        return sorted(requests, key=lambda request: place.setdefault(self._environment_of(request), len(place)))
+
+    def _environment_of(self, request: AnyRequest) -> str:
+        per_segment = (protocol.Replay, protocol.Noise, protocol.Evaluate)
+        return self._proof.segments[request.index if isinstance(request, per_segment) else 0].environment
 
     @property
     def scratch(self) -> Path:
         """Where workers leave states for one another and for their caller."""
         return Path(self._scratch.name)
 
-    def differences(self, digest: str) -> list[str]:
-        """What the worker for that recorded environment could not reproduce."""
-        return environments.differences(self._proof.environments[digest], self._recorded(digest)[1])
+    def differences(self, digest: str, *, start: bool = True) -> list[str]:
+        """What the worker for that recorded environment could not reproduce.
+
+        Without ``start``, where there was no worker for it yet, what can be said without one: in what the machine is another.
+        """
+        if digest not in self._named[:MAX_ENVIRONMENTS]:
+            return [f"environments: recorded {len(self._named):,}, at most {MAX_ENVIRONMENTS} are tried"]
+        if start and digest not in self.here:
+            self._recorded(digest)
+        recorded, wanted = self._proof.environments[digest], self._wanted(digest)
+        settings = {name: getattr(wanted, name) for name in SETTINGS}
+        here = self.here.get(digest) or msgspec.structs.replace(self._machine(recorded), **settings)
+        return environments.differences(recorded, here)
 
     def _recorded(self, digest: str) -> tuple[LocalWorker | WorkerProcess, Environment]:
         """The worker for a recorded environment, and the environment that it really has."""
+        if digest not in self._named[:MAX_ENVIRONMENTS]:
+            raise NumericEnvironmentError(
+                f"the proof names {len(self._named):,} numeric environments, of which at most {MAX_ENVIRONMENTS} are tried"
+            )
         worker, here = self._worker(self._wanted(digest))
         self.here[digest] = here
         return worker, here
@@ -193,35 +235,61 @@ class Workers:
         if isinstance(self._task, TaskReference) or self._task.reference is not None:
             self._launch(self._wanted(self._proof.segments[0].environment))
 
-    def _launch(self, environment: Environment) -> LocalWorker | WorkerProcess:
+    def _launch(self, environment: Environment, given: bool = False) -> LocalWorker | WorkerProcess:
+        """The worker for an environment: the one that is there, or a new one in place of another, but where the caller chose it."""
         name = environment.digest()
-        if name not in self._launched:
-            reference = self._reference()
-            if reference is None:
-                assert isinstance(self._task, Task)
-                self._launched[name] = LocalWorker(self._task, environment)
-            else:
-                files, scratch = (Path(self._proof.path), self._start), Path(self._scratch.name)
-                confined = self._sandbox and self._sandbox.serving(reference, *files, scratch=scratch)
-                self._launched[name] = WorkerProcess(environment, self._timeout, confined)
-        return self._launched[name]
+        if name in self._launched and self._launched[name].died:
+            self._deaths += 1
+            self._end(name)
+        worker = self._launched.pop(name, None)
+        if worker is None:
+            if self._deaths > MAX_DEATHS:
+                raise WorkerError(f"the replay worker ended unexpectedly {self._deaths} times; it is not started again")
+            while len(self._launched) >= AT_ONCE and not given:
+                self._end(next(iter(self._launched)))
+            worker = self._new(environment)
+        self._launched[name] = worker
+        return worker
+
+    def _new(self, environment: Environment) -> LocalWorker | WorkerProcess:
+        reference = self._reference()
+        if reference is not None:
+            files, scratch = (Path(self._proof.path), self._start), Path(self._scratch.name)
+            confined = self._sandbox and self._sandbox.serving(reference, *files, scratch=scratch)
+            return WorkerProcess(environment, self._timeout, confined)
+        assert isinstance(self._task, Task)
+        if not self._launched:
+            self._exit.enter_context(environments.restored())
+            self._exit.enter_context(randomness.preserved())
+        return LocalWorker(self._task, environment)
+
+    def _end(self, name: str) -> None:
+        self._open.pop(name, None)
+        self._launched.pop(name).close()
 
     def _reference(self) -> TaskReference | None:
         return self._task if isinstance(self._task, TaskReference) else self._task.reference
 
     def _wanted(self, digest: str) -> Environment:
-        """The environment that the worker for a recorded one is to have."""
+        """The environment that the worker for a recorded one is to have; what it does not get shows in its differences."""
         environment = self._proof.environments[digest]
         if not self._reproduce:
-            own = environments.current(environment.device.type if torch.cuda.is_available() else "cpu")
-            environment = msgspec.structs.replace(own, flags=environment.flags)
-        return environment
+            return msgspec.structs.replace(self._machine(environment), flags=environment.flags)
+        counts = {name: getattr(environment, name) for name in ("threads", "interop_threads")}
+        return msgspec.structs.replace(environment, **{n: c if c <= MAX_THREADS else 1 for n, c in counts.items()})
 
-    def _worker(self, environment: Environment) -> tuple[LocalWorker | WorkerProcess, Environment]:
-        name = environment.digest()
+    def _machine(self, environment: Environment) -> Environment:
+        """What this process has by itself, on the other's device; as it was before workers in this process changed it."""
+        device = environment.device.type if torch.cuda.is_available() else "cpu"
+        if device not in self._own:
+            self._own[device] = environments.current(device)
+        return self._own[device]
+
+    def _worker(self, environment: Environment, given: bool = False) -> tuple[LocalWorker | WorkerProcess, Environment]:
+        name, begun = environment.digest(), time.perf_counter()
+        worker = self._launch(environment, given)
         if name not in self._open:
-            begun = time.perf_counter()
-            worker, reference = self._launch(environment), self._reference()
+            reference = self._reference()
             seed = self._proof.header.randomness.seed
             opened = worker.ask(
                 protocol.Open(
@@ -238,14 +306,15 @@ class Workers:
             assert isinstance(opened, protocol.Opened)
             if opened.root != self._proof.root:
                 raise WorkerError("the proof changed while it was verified")
-            self._open[name] = (worker, opened.environment)
+            self._open[name] = opened.environment
             self.start_seconds += time.perf_counter() - begun
-        return self._open[name]
+        return worker, self._open[name]
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in reversed(self._launched.values()):  # each puts back what it found, so the first one last
+        for worker in self._launched.values():
             worker.close()
+        self._exit.close()
         self._scratch.cleanup()

@@ -63,12 +63,16 @@ class Worker:
         self._clock: Session | None = None  # a session of which only the schedule runs
 
     def answer(self, request: AnyRequest) -> AnyAnswer:
-        """The answer to one request; raises PolError."""
+        """The answer to one request; raises PolError, whatever goes wrong: a proof may bring about what nobody thought of."""
         try:
             return self._answer(request)
-        except BaseException:
+        except BaseException as error:
             self._session = None  # what broke off midway is not what a restored state would make of it
-            raise
+            if isinstance(error, PolError) or not isinstance(error, Exception):
+                raise
+            told = f"{type(error).__name__}: {error}"
+            what = "it needs more memory than there is" if isinstance(error, MemoryError) else canonical.brief(told)
+            raise WorkerError(f"the replay failed: {what}") from error
 
     def _answer(self, request: AnyRequest) -> AnyAnswer:
         match request:
@@ -422,8 +426,6 @@ def main() -> None:
                 answer = worker.answer(request)
         except PolError as error:
             answer = protocol.Failed(type(error).__name__, str(error))
-        except MemoryError:
-            answer = protocol.Failed("WorkerError", "the replay needs more memory than there is")
         protocol.send(answers, answer)
 
 

@@ -111,7 +111,7 @@ class RngSnapshot:
             for name, state in self.states.items():
                 if name == "torch":
                     _restore_torch(state)
-                elif name.startswith("cuda:"):
+                elif name.startswith("cuda:") and name[5:].isdecimal():
                     _restore_cuda(state, int(name[5:]))
                 elif name == "python":
                     _restore_python(state.tobytes())
@@ -119,7 +119,7 @@ class RngSnapshot:
                     _restore_numpy(state.tobytes())
                 else:
                     raise ValueError(f"unknown generator {name!r}")
-        except (RuntimeError, ValueError, TypeError, struct.error) as error:
+        except Exception as error:  # each library refuses in its own way
             raise FormatError(f"a recorded generator state cannot be restored: {error}") from error
 
 
@@ -137,7 +137,9 @@ def _restore_torch(state: npt.NDArray[np.uint8]) -> None:
 
 
 def _restore_cuda(state: npt.NDArray[np.uint8], device: int) -> None:
-    if torch.cuda.is_available():  # otherwise the environment's difference says why a replay arrives elsewhere
+    # Otherwise the environment's difference says why a replay arrives elsewhere. All devices of a machine are recorded, also
+    # those that took no part; fewer are enough to replay.
+    if torch.cuda.is_available() and device < torch.cuda.device_count():
         torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.set_rng_state(torch.from_numpy(state.copy()), device)
 

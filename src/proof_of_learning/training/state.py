@@ -182,7 +182,7 @@ def decode_tree(node: Node, tensors: Mapping[str, Tensor]) -> Any:
             items = [decode_tree(item, tensors) for item in body]
             return tuple(items) if tag == "u" else items
         if tag in ("d", "c"):
-            decoded = {_unkey(key): decode_tree(item, tensors) for key, item in body}
+            decoded = {_unkey(key): decode_tree(item, tensors) for key, item in _pairs(body)}
             return Counter(decoded) if tag == "c" else decoded
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"a state's tree is malformed: {error!r}") from error
@@ -201,17 +201,25 @@ def tree_tensors(node: Node, path: str | None = None) -> Iterator[str]:
         elif tag in ("l", "u") and isinstance(body, list):
             for position, below in enumerate(body):
                 yield from tree_tensors(below, f"{path}/{position}")
-        elif tag in ("d", "c") and isinstance(body, list):
-            keys = [key for key, _ in body]
+        elif tag in ("d", "c"):
+            pairs = _pairs(body)
+            keys = [key for key, _ in pairs]
             if keys != sorted(set(keys)) or any(_key(_unkey(key), "") != key for key in keys):
                 raise FormatError(f"a state's tree has unordered or malformed keys at {path!r}")
-            for key, below in body:
+            for key, below in pairs:
                 name = escaped(key[2:])
                 yield from tree_tensors(below, name if path is None else f"{path}/{name}")
         elif not ((tag == "i" and str(int(body)) == body) or (tag == "f" and float.fromhex(body).hex() == body)):
             raise FormatError(f"a state's tree is malformed at {path!r}")
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"a state's tree is malformed at {path!r}: {error}") from error
+
+
+def _pairs(body: Any) -> list[Any]:
+    """The pairs of a mapping. Asked of each, for an object with two entries would unpack into its keys."""
+    if not isinstance(body, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in body):
+        raise ValueError("a mapping is not a list of pairs")
+    return body
 
 
 def _key(key: Any, path: str) -> str:
@@ -311,10 +319,10 @@ def restore(parts: Mapping[str, Any], state: State) -> None:
                 _restore_optimizer(name, part, values[name])
             else:
                 part.load_state_dict(_fresh(values[name]))  # a part may keep what it is given, and train it
-    except FormatError:
+    except (FormatError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise FormatError(f"the state does not fit the task: {error!r}") from error
+    except Exception as error:  # a part may answer to a state that it never wrote with anything
+        raise FormatError(f"the state does not fit the task: {canonical.brief(repr(error))}") from error
 
 
 def overlay(module: nn.Module, base: State) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order
 from proof_of_learning.data.commit import Dataset
-from proof_of_learning.errors import TaskError
+from proof_of_learning.errors import FormatError, TaskError
 from proof_of_learning.task import Description, Task, describe, task_code
 from proof_of_learning.training import randomness
 from proof_of_learning.training import state as states
@@ -45,8 +45,12 @@ class Progress:
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step}
 
-    def load_state_dict(self, values: Mapping[str, int]) -> None:
-        self.step = values["step"]
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        step = values["step"]
+        # A float of the same value would be equal to the step that is expected, and is no address of a random choice.
+        if type(step) is not int or not 0 <= step < 2**64:
+            raise FormatError("the state does not say, as an integer, at which step it stands")
+        self.step = step
 
 
 class StepContext:

@@ -77,13 +77,24 @@ def follow(
     link = ChainLink(
         root=wanted,
         verdict=verdict.verdict,
-        reason=verdict.reason,
+        reason=_reason(verdict),
         assurance=verdict.assurance,
         task=verdict.conditions.task,
         probability=1.0 - verdict.guarantee.miss_probability,
     )
     behind = verdict.chain.links if verdict.chain else []
     return Chain(links=[link, *behind])
+
+
+def _reason(verdict: Verdict) -> str:
+    """What decided about a link and, where it is valid, its own guarantee: its segments are drawn by themselves."""
+    given, segments = verdict.guarantee, f"{len(verdict.segments)} of {verdict.proof.segments} segments"
+    if verdict.verdict != "valid" or given.forged_fraction is None:
+        return verdict.reason
+    return (
+        f"{verdict.reason}; {segments} were replayed, which miss a forgery of more than {given.forged_fraction:.2%} of them "
+        f"with a probability of at most {given.miss_probability:.2%}"
+    )
 
 
 def assurance(proof: Proof, chain: Chain | None) -> Assurance:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from proof_of_learning import memory
 from proof_of_learning import registration as registrations
-from proof_of_learning.errors import DivergedError, FormatError, IntegrityError, TaskError, UsageError
+from proof_of_learning.errors import IntegrityError, PolError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
@@ -36,7 +36,7 @@ from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.verifier.calibrated import CAP
 from proof_of_learning.verifier.chain import Link, assurance, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
-from proof_of_learning.verifier.checks.performance import performance
+from proof_of_learning.verifier.checks.performance import chosen, performance
 from proof_of_learning.verifier.checks.trajectory import segment_results
 from proof_of_learning.verifier.evidence import Answers, Evidence, Options, result
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, planned_steps
@@ -92,7 +92,8 @@ def verify(
     random: number of random segments, half uniform, half by progress; by default as many as give both guarantees 10 % / 1 %.
     everything: replay every segment. nonce: hex; by default 32 bytes drawn now. model: a safetensors file the proof must end in.
     registration: the ``claim.json`` under which the proof must have been made.
-    chain: the proofs behind a run that starts from another one, each with its task. trust: roots that need no verification.
+    chain: the proofs behind a run that starts from another one, each with its task, verified with the same segments to choose
+    (top_q, random, everything) and bit for bit; the policy is about this proof alone. trust: roots that need no verification.
     reproduce: replay in the recorded numeric environment; False replays in this process's own, as another machine would.
     require: ``"exact"`` accepts nothing but bit-exact replay. keep_going: run all checks even after a failure.
     timeout: seconds without a sign of life after which a hanging task is given up.
@@ -149,16 +150,17 @@ def verify(
         def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
             remaining = [(other.path, other.task) for other in rest]
             return verify(
-                link.path, link.task, top_q=top_q, random=random, chain=remaining, trust=trusted, timeout=timeout,
-                sandbox=sandbox, allow_read=allow_read, progress=progress,
+                link.path, link.task, top_q=top_q, random=random, everything=everything, chain=remaining, trust=trusted,
+                timeout=timeout, sandbox=sandbox, allow_read=allow_read, progress=progress,
             )  # fmt: skip
 
         behind = follow(proof, links, trusted, verify_link)
         differences: dict[str, list[str]] = {}
         evidence = Evidence(proof, found, picked, options, behind, differences, isolation)
+        needed = {proof.segments[index].environment for index in (*picked.segments, *chosen(evidence))}
         for environment in {segment.environment: None for segment in proof.segments}:
             progress("starting the replay worker", 0, 0)
-            differences[environment] = workers.differences(environment)
+            differences[environment] = workers.differences(environment, start=environment in needed)
         clock.lap("start of workers")
         answers, checks = Answers(), list[CheckResult]()
         for check in CHECKS:
@@ -167,6 +169,8 @@ def verify(
                 continue
             for requests in check.plan(evidence, answers):
                 _ask(workers, requests, answers, check.name, progress)
+                for environment in differences.keys() - needed:  # what had to be started after all is known better now
+                    differences[environment] = workers.differences(environment, start=False)
             checks.append(check.judge(evidence, answers))
             clock.lap(check.name)
         return _verdict(evidence, checks, answers, clock)
@@ -187,8 +191,8 @@ def check(path: str | os.PathLike[str], progress: ProgressCallback = silent) -> 
 def _ask(
     workers: Workers, requests: Sequence[AnyRequest], answers: Answers, name: str, progress: ProgressCallback
 ) -> None:
-    """Get the answers that are not known yet; what a replay could not carry out is an answer too."""
-    new = [request for request in requests if request not in answers]
+    """Get the answers that are not known yet; what a replay could not carry out is an answer too, so that there is a verdict."""
+    new = workers.grouped([request for request in requests if request not in answers])
     for position, request in enumerate(new):
         progress(f"checking {name}", position, len(new))
 
@@ -200,7 +204,7 @@ def _ask(
 
         try:
             answers.add(request, workers.ask(request, on_work))
-        except (FormatError, IntegrityError, DivergedError, TaskError) as error:
+        except PolError as error:
             if not isinstance(request, (Replay, Noise, Evaluate)):
                 raise
             answers.add(request, Failed(type(error).__name__, str(error)))
@@ -234,7 +238,8 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     named = answers.get(Describe(), Described).digest if Describe() in answers else None
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     decision = decide(checks)
-    rho = min((limits.rho for limits in strays.tolerances.values()), default=CAP)
+    # The largest that anything was held to: a segment may have limits of its own.
+    rho = max((limits.rho for limits in (*strays.tolerances.values(), *strays.limits.values())), default=CAP)
     unreproduced = sorted({line for lines in evidence.differences.values() for line in lines})
     return Verdict(
         verdict=decision,

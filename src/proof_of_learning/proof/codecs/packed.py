@@ -31,6 +31,8 @@ from proof_of_learning.training.state import DTYPE_NAMES, DTYPES, State, tree_te
 CHUNK = 1 << 20  # items
 LEVEL = 1
 MAX_HEADER = 64 << 20
+HEADER_ROOM = 1 << 20  # bytes that the header of any object may have, and
+HEADER_EXPANSION = 256  # times its size beyond that: the names of very many alike tensors compress to a hundredth
 MAX_NEW = 64 << 20  # bytes of tensors unknown to the base that any object may decode to, and
 MAX_EXPANSION = 64  # times its own size beyond that: a larger one is a decompression bomb
 WIDTHS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -90,7 +92,8 @@ def unpack(raw: bytes | bytearray, base: State | None) -> tuple[Any, dict[str, E
     Sizes are bounded before they are believed: a tensor has the shape of the base's, or the object is large enough to hold it.
     """
     stream = _Stream(raw)
-    header = canonical.decode(stream.next(MAX_HEADER), _Header, "an object's header")
+    room = min(MAX_HEADER, HEADER_ROOM + HEADER_EXPANSION * len(raw))
+    header = canonical.decode(stream.next(room), _Header, "an object's header")
     if set(header.tree) != {"d"} or sorted(tree_tensors(header.tree)) != sorted(header.tensors):
         raise FormatError("a state's tree does not name its tensors")
     new = 0

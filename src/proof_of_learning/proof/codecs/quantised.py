@@ -147,7 +147,7 @@ def magnitudes(values: Tensor, sizes: Sequence[int]) -> list[int]:
     found, parts = [], torch.split(values, list(sizes))
     for part, low, high in zip(parts, *(ends.tolist() for ends in extremes(values, sizes)), strict=True):
         largest = max(-low, high)
-        if largest == 0 or math.isinf(largest):  # what is infinite is kept to the bit in the end
+        if largest == 0 or not math.isfinite(largest):  # what is not finite is kept to the bit in the end
             found.append(0)
             continue
         top = math.frexp(largest)[1]  # largest < 2^top

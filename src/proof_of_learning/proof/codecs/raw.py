@@ -109,6 +109,8 @@ def decode_tensors(raw: bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
             if count
             else torch.empty(0, dtype=dtype)
         )
+        if dtype == torch.bool and bool((flat.view(torch.uint8) > 1).any()):
+            raise FormatError(f"the tensor {name[:80]!r} has values that are no booleans")
         tensors[name] = flat.reshape(entry.shape)
     first = next(iter(encode_tensors(tensors, metadata or None)))
     if bytes(first) != bytes(raw[: 8 + size]) or start + sum(t.nbytes for t in tensors.values()) != len(raw):
