@@ -10,11 +10,8 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
-from proof_of_learning import Task, TaskReference, prove, verify
+from proof_of_learning import TaskReference, prove, verify
 from proof_of_learning.attacks import ATTACKS
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import (
@@ -48,6 +45,7 @@ from proof_of_learning.verifier.checks.drift import SIGMAS, drift_statistic
 from proof_of_learning.verifier.evidence import Answers
 from proof_of_learning.verifier.strays import Strays
 from support_forging import rewrite
+from support_proofs import smallest
 
 VARIANTS = Path(__file__).parent.parent / "experiments" / "variants.py"
 
@@ -113,19 +111,6 @@ def test_attacks_are_rejected_within_tolerance_too(
     assert all(s.limit_share is None or s.limit_share > 3 for s in verdict.segments if s.status == "fail")
 
 
-def few_weights() -> Task:
-    """Too small for threads to matter: every environment arrives at the same bits."""
-    return Task(
-        name="few",
-        model=lambda: nn.Linear(2, 1),
-        data=lambda: TensorDataset(torch.arange(8.0).reshape(4, 2) / 8, torch.arange(4.0)[:, None]),
-        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
-        loss=lambda model, batch: F.mse_loss(model(batch[0]), batch[1]),
-        batch_size=2,
-        steps=4,
-    )
-
-
 @pytest.mark.parametrize(
     ("factor", "here", "elsewhere"),
     [(1.0, "valid", "valid"), (1 + 1e-7, "invalid", "valid"), (1 + 1e-4, "invalid", "invalid")],
@@ -133,7 +118,7 @@ def few_weights() -> Task:
 def test_a_loss_may_differ_in_its_last_digits_in_another_environment(
     factor: float, here: str, elsewhere: str, tmp_path: Path
 ) -> None:
-    task = few_weights()
+    task = smallest()  # too small for threads to matter: every environment arrives at the same bits
     made = prove(task, tmp_path / "run.pol", interval=2, threads=3).path
     told = rewrite(made, tmp_path / "told.pol", columns=lambda given: [replace(c, loss=c.loss * factor) for c in given])
     assert verify(told, task).verdict == here

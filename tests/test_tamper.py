@@ -16,9 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import Tensor
 
 import proof_of_learning as pol
 import tasks
@@ -32,21 +30,9 @@ from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State
 from support_forging import reindex, relog, reseal, rewrite
+from support_proofs import smallest
 
 FILES = ("header.json", "log.jsonl", "index.jsonl", "seal.json", "blocks.bin")
-
-
-def smallest() -> Task:
-    """Three parameters, two segments: small enough that every byte of the proof can be changed in turn."""
-    return Task(
-        name="small",
-        model=lambda: nn.Linear(2, 1),
-        data=lambda: TensorDataset(torch.arange(8.0).reshape(4, 2) / 8, torch.arange(4.0)[:, None]),
-        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
-        loss=lambda model, batch: F.mse_loss(model(batch[0]), batch[1]),
-        batch_size=2,
-        steps=4,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -167,9 +167,9 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     """``arrived``: digest of the state the replay arrived at, ``ended``: of what a codec in the loop makes of it (else the same);
     ``comparison`` with the recorded end where the digests differ.
 
-    ``displacement``: distance between the segment's two recorded ends; None if the proof no longer holds the second.
-    ``losses`` are the replay's own, ``rates`` the learning rates it used. ``seconds`` covers loading, steps and digest;
-    ``step_seconds`` the steps alone, ``steps`` how many they were: more than the segment's where its start was thinned.
+    ``displacement``: distance between the segment's two recorded ends; None if the proof no longer holds the second, and for
+    :class:`Noise`. ``losses`` are the replay's own, ``rates`` the learning rates it used. ``seconds`` covers loading, steps and
+    digest; ``step_seconds`` the steps alone, ``steps`` how many they were: more than the segment's where its start was thinned.
     """
 
     arrived: str

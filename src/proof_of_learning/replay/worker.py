@@ -227,7 +227,7 @@ class Worker:
             losses,
             rates,
             compare(arrived, reference),
-            compare(before, reference).overall,
+            None,
             detail(arrived, reference, before, self._final_weights(), self.session.momenta()),
             time.perf_counter() - begun,
             again + stepped,
