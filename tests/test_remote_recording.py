@@ -10,7 +10,10 @@ from typing import Any
 
 import fsspec
 import pytest
+from typer.testing import CliRunner
 
+from proof_of_learning import TaskReference
+from proof_of_learning.cli.main import app
 from proof_of_learning.errors import BusyError, FormatError, RecordingError
 from proof_of_learning.proof import remote
 from support_proofs import contents, recorded
@@ -171,3 +174,16 @@ def test_why_nothing_is_copied_is_said_once_each_time(monkeypatch: pytest.Monkey
     ]
     assert all(text.startswith(f"{address}/") and " cannot be written: " in text for text in texts)
     assert all("copying is tried again" in text and "\n" not in text for text in texts)
+
+
+def test_the_command_warns_in_one_line(tiny: TaskReference, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str) -> None:
+        raise OSError("the store is on fire")
+
+    watch(monkeypatch, "pipe_file", fail)
+    address = "memory://runs/run.pol"
+    done = CliRunner().invoke(app, ["prove", tiny.target, "-o", address, "-k", "2", "--set", "steps=400"])
+    warned, ended = done.stderr.splitlines()
+    assert done.exit_code == 2
+    assert warned.startswith(f"pol: warning: {address}/") and "copying is tried again" in warned
+    assert ended.startswith("pol: ") and "the store is on fire" in ended

@@ -11,6 +11,7 @@ import time
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning import Proof
 from proof_of_learning.errors import RecordingError
+from proof_of_learning.proof.codecs import packed
 from support_proofs import contents
 
 STEPS, INTERVAL = 30, 3
@@ -141,6 +143,24 @@ def begun_at(path: Path, way: dict[str, Any], after: int | None) -> int:
         with pytest.raises(Stop):
             prove(path, way, progress)
     return told[0]
+
+
+def test_too_little_memory_for_a_state_is_not_taken_for_damage(
+    undisturbed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small:
+        def decompress(self, *arguments: Any, **options: Any) -> bytes:
+            raise MemoryError
+
+    path, name = tmp_path / "run.pol", "lossless"
+    begun_at(path, WAYS[name], STEPS // 2)
+    before = contents(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(packed, "_zstd", SimpleNamespace(decompressor=Small()))
+        with pytest.raises(RecordingError, match=r"memory; nothing was changed, try again"):
+            prove(path, WAYS[name])
+    assert contents(path) == before
+    completes(path, name, undisturbed)
 
 
 @pytest.mark.parametrize("after", [0, 1, INTERVAL, 4 * INTERVAL, STEPS - 1, STEPS])

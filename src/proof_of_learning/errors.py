@@ -67,3 +67,7 @@ class WorkerError(PolError):
 
 class AttackError(PolError):
     """An attack cannot be mounted on this target (missing states, other architecture)."""
+
+
+class StoreWarning(RuntimeWarning):
+    """What is recorded cannot be copied to its store just now; recording goes on."""

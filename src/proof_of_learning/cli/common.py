@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from proof_of_learning.errors import PolError, UsageError
+from proof_of_learning.errors import PolError, StoreWarning, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -42,6 +43,23 @@ def fail(message: str) -> None:
     print(f"pol: {message}", file=sys.stderr)
 
 
+@contextmanager
+def _own_warnings() -> Iterator[None]:
+    """Print our own warnings as one line each; what a task warns of keeps Python's form, which says where it comes from."""
+    with warnings.catch_warnings():
+        elsewhere = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, StoreWarning):
+                fail(f"warning: {message}")
+            else:
+                elsewhere(message, category, *place, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", StoreWarning)
+        yield
+
+
 def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[F], F]:
     """Give a command its error handling: one line each, and the exit status that README documents."""
 
@@ -49,7 +67,8 @@ def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
-                return function(*args, **kwargs)
+                with _own_warnings():
+                    return function(*args, **kwargs)
             except typer.Exit:
                 raise
             except PolError as error:

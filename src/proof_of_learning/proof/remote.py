@@ -23,7 +23,7 @@ import fsspec
 
 from proof_of_learning import canonical
 from proof_of_learning.behind import Behind
-from proof_of_learning.errors import FormatError, RecordingError, UsageError
+from proof_of_learning.errors import FormatError, RecordingError, StoreWarning, UsageError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.format import Stored
 from proof_of_learning.proof.reader import object_path
@@ -138,7 +138,7 @@ class Mirror:
             return
         if self._failure is not None and not self._warned:
             again = "recording goes on here, and copying is tried again"
-            warnings.warn(f"{self._failure}; {again}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{self._failure}; {again}", StoreWarning, stacklevel=2)
         self._warned = self._failure is not None
         if time.monotonic() - self._last < EVERY:
             return

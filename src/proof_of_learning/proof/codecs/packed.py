@@ -24,7 +24,7 @@ import zstandard
 from torch import Tensor
 
 from proof_of_learning import canonical
-from proof_of_learning.errors import FormatError
+from proof_of_learning.errors import FormatError, UnreadableError
 from proof_of_learning.proof.codecs.raw import MAX_DIMENSIONS
 from proof_of_learning.training.state import DTYPE_NAMES, DTYPES, State, tree_tensors
 
@@ -180,7 +180,9 @@ class _Stream:
             if not hasattr(_zstd, "decompressor"):
                 _zstd.decompressor = zstandard.ZstdDecompressor()
             content: bytes = _zstd.decompressor.decompress(frame, allow_extra_data=False)
-        except (zstandard.ZstdError, MemoryError) as error:
+        except MemoryError:
+            raise UnreadableError("a frame of an object does not fit into this machine's memory") from None
+        except zstandard.ZstdError as error:
             raise FormatError(f"a frame of an object cannot be decompressed: {str(error)[:80]}") from None
         return content
 
