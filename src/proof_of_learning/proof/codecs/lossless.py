@@ -1,7 +1,8 @@
 """The ``lossless`` codec: each value's difference to the checkpoint before, as integers, byte-shuffled and compressed.
 
 Floating-point bit patterns in the order of their values are integers whose difference is small where the values are close, in units
-of the last place. A keyframe (no base) takes differences to nothing.
+of the last place. Where a momentum predicts weights, the difference is to the prediction. A keyframe (no base) takes differences
+to nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
-from proof_of_learning.proof.codecs import packed
+from proof_of_learning.proof.codecs import packed, prediction
 from proof_of_learning.proof.codecs.base import Encoded, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
+from proof_of_learning.proof.codecs.prediction import PREDICTED
 from proof_of_learning.training.state import DTYPES, State
 
 PLAIN, DIFFERENCE = "plain", "difference"
@@ -30,11 +32,31 @@ class LosslessCodec:
 
     def _chunks(self, state: State, base: State | None) -> Iterator[bytes]:
         entries = {name: bits_entry(tensor, base, name) for name, tensor in state.tensors.items()}
-        return packed.pack(state.tree, entries, lambda name: bits_items(state.tensors[name], entries[name], base, name))
+        entries |= prediction.entries(state, base)
+
+        def items(name: str) -> Tensor:
+            if entries[name].how != PREDICTED:
+                return bits_items(state.tensors[name], entries[name], base, name)
+            assert base is not None
+            foretold = prediction.predicted(entries[name], name, state, base)
+            return packed.zigzag(packed.map_bits(state.tensors[name]) - packed.map_bits(foretold))
+
+        return packed.pack(state.tree, entries, items)
 
     def decode(self, raw: bytearray, base: State | None) -> State:
         tree, entries, items = packed.unpack(raw, base)
-        return State(tree, {name: bits_value(item, items.pop(name), base, name) for name, item in entries.items()})
+        tensors: dict[str, Tensor] = {}
+        for name, item in sorted(entries.items(), key=lambda pair: pair[1].how == PREDICTED):  # these come last
+            if item.how != PREDICTED:
+                tensors[name] = bits_value(item, items.pop(name), base, name)
+                continue
+            prediction.check(item, name, entries, base)
+            base_tensor(base, item, name)
+            assert base is not None
+            foretold = prediction.predicted(item, name, State(tree, tensors), base)
+            bits = packed.unzigzag(items.pop(name)) + packed.map_bits(foretold)
+            tensors[name] = packed.unmap_bits(bits, torch.float32, item.shape)
+        return State(tree, {name: tensors[name] for name in entries})
 
     def nearest(self, arrived: State, recorded: State, base: State) -> State:
         return recorded
@@ -56,7 +78,7 @@ def bits_items(tensor: Tensor, entry: Entry, base: State | None, name: str) -> T
 def bits_value(entry: Entry, items: Tensor, base: State | None, name: str) -> Tensor:
     """The tensor that :func:`bits_entry` and :func:`bits_items` describe."""
     dtype = DTYPES[entry.dtype]
-    if entry.items != dtype.itemsize or entry.scale or entry.how not in (PLAIN, DIFFERENCE):
+    if entry.items != dtype.itemsize or entry.scale or entry.by or entry.how not in (PLAIN, DIFFERENCE):
         raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
     if entry.how == DIFFERENCE:
         before = base_tensor(base, entry, name)

@@ -42,13 +42,18 @@ _zstd = threading.local()  # contexts are reused, but not between threads
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One tensor of an object. ``how``: the codec's word for what its items are; ``scale``: exponent of a power of two."""
+    """One tensor of an object. ``how``: the codec's word for what its items are; ``scale``: exponent of a power of two.
+
+    ``by``, ``factors``: the tensor by which another is predicted, and how.
+    """
 
     dtype: str
     shape: list[int]
     items: int
     how: str
     scale: int = 0
+    by: str = ""
+    factors: list[int] = []
 
     @property
     def count(self) -> int:
@@ -63,8 +68,8 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensors: dict[str, Entry]
 
 
-def entry(tensor: Tensor, items: int, how: str, scale: int = 0) -> Entry:
-    return Entry(DTYPE_NAMES[tensor.dtype], list(tensor.shape), items, how, scale)
+def entry(tensor: Tensor, items: int, how: str, scale: int = 0, **more: Any) -> Entry:
+    return Entry(DTYPE_NAMES[tensor.dtype], list(tensor.shape), items, how, scale, **more)
 
 
 def pack(tree: Any, entries: dict[str, Entry], items: Callable[[str], Tensor]) -> Iterator[bytes]:
@@ -102,7 +107,7 @@ def unpack(raw: bytes | bytearray, base: State | None) -> tuple[Any, dict[str, E
         # A tensor without elements may still have lengths whose product overflows PyTorch's strides.
         extent = math.prod(max(length, 1) for length in item.shape[:MAX_DIMENSIONS])
         fits = len(item.shape) <= MAX_DIMENSIONS and min(item.shape, default=0) >= 0 and extent * 8 < 2**62
-        if dtype is None or not fits or item.items not in WIDTHS:
+        if dtype is None or not fits or item.items not in WIDTHS or bool(item.by) != bool(item.factors):
             raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
         known = None if base is None else base.tensors.get(name)
         if known is None or list(known.shape) != item.shape:

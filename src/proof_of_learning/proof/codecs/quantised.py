@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import same_kind
+from proof_of_learning.proof.codecs.base import role, same_kind
 from proof_of_learning.proof.codecs.rounding import (
     Given,
     RoundingCodec,
@@ -28,7 +28,6 @@ from proof_of_learning.proof.codecs.rounding import (
     Scales,
     extremes,
     power,
-    role,
     unsigned,
 )
 from proof_of_learning.training.state import State

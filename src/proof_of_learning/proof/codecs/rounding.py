@@ -19,13 +19,11 @@ from torch import Tensor
 
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import Encoded, same_kind
+from proof_of_learning.proof.codecs.base import Encoded, finite, role, same_kind, second_of
 from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_value
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.training.state import State
 
-SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")  # of Adam, RMSprop, Adagrad
-MOMENTA = ("exp_avg", "momentum_buffer", "grad_avg")
 PIECE = 1 << 17  # elements that are rounded at a time: what lies beside them fits the cache as well
 LARGEST_SCALE = 200  # of the exponents that an object may name
 
@@ -142,7 +140,7 @@ class RoundingCodec:
         tensors, rounded = dict[str, Tensor](), dict[str, tuple[str, int]]()
         for name, entry in entries.items():
             if entry.how in self.rules:
-                if entry.dtype != "float32" or abs(entry.scale) > LARGEST_SCALE or base is None:
+                if entry.dtype != "float32" or abs(entry.scale) > LARGEST_SCALE or entry.by or base is None:
                     raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
                 rounded[name] = (f"{entry.how} {entry.items}", entry.count)
             else:
@@ -195,7 +193,7 @@ class RoundingCodec:
     def rule_for(self, name: str, tensor: Tensor, base: State) -> Rule | None:
         """The rule by which a tensor is rounded; None if it is kept to the bit."""
         fits = tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
-        return self.rule(name, tensor, base) if fits and _finite(tensor) else None
+        return self.rule(name, tensor, base) if fits and finite(tensor) else None
 
 
 class _Rounded(NamedTuple):
@@ -239,7 +237,7 @@ def _batches(
     """
     alike: dict[tuple[bool, str, bool, bool], list[str]] = {}
     for name, (how, _) in wanted.items():
-        known, beside = base is not None and name in base.tensors, _second_of(name) in present
+        known, beside = base is not None and name in base.tensors, second_of(name) in present
         alike.setdefault((role(name) != "second", how, known, beside), []).append(name)
     for _, names in sorted(alike.items()):
         batch, size = list[str](), 0
@@ -267,21 +265,6 @@ def extremes(values: Tensor, sizes: Sequence[int]) -> tuple[npt.NDArray[Any], np
     return np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Whether all values are; far faster than asking each of them."""
-    return all(math.isfinite(float(end)) for end in torch.aminmax(tensor))
-
-
-def role(name: str) -> str:
-    """``weights`` (parameters of the model or of an average of it), ``momentum``, ``second`` or nothing."""
-    path = name.split("/")
-    if path[1:2] == ["parameters"]:
-        return "weights"
-    if len(path) > 3 and path[1] == "state":
-        return "second" if path[-1] in SECOND_MOMENTS else "momentum" if path[-1] in MOMENTA else ""
-    return ""
-
-
 def unsigned(tensor: Tensor) -> bool:
     """Whether no value has a sign, -0 included."""
     return bool((tensor.reshape(-1).view(torch.int32) >= 0).all())
@@ -292,15 +275,9 @@ def power(exponents: Tensor) -> Tensor:
     return ((exponents.clamp(-126, 127) + 127) << 23).view(torch.float32)
 
 
-def _second_of(name: str) -> str | None:
-    """The name of the second moment beside a momentum; None for anything else."""
-    return f"{name.rpartition('/')[0]}/exp_avg_sq" if role(name) == "momentum" else None
-
-
 def given_of(name: str, base: State, decoded: dict[str, Tensor]) -> Given:
     """What a rule may look at for the tensor ``name``: ``decoded`` holds the second moments as they were decoded."""
-    before, beside = base.tensors.get(name), _second_of(name)
-    second = None if beside is None else decoded.get(beside)
+    before, second = base.tensors.get(name), decoded.get(second_of(name))
     return Given(None if before is None else before.reshape(-1), None if second is None else second.reshape(-1))
 
 
