@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from contextlib import suppress
 from typing import Any
@@ -145,8 +146,12 @@ def test_any_value_comes_back(where: str, which: str, value: float) -> None:
     odd = at[which].tensors[where.replace("__", "/")].clone()
     odd.view(-1)[1234] = value
     at[which] = changed(at[which], **{where: odd})
-    back = LOSSLESS.decode(bytearray(encoded(at["state"], at["base"])), at["base"])
-    assert back.digest() == at["state"].digest()
+    raw = encoded(at["state"], at["base"])
+    assert LOSSLESS.decode(bytearray(raw), at["base"]).digest() == at["state"].digest()
+    if not abs(value) < 1e38 and (where.endswith("exp_avg") or not math.isfinite(value)) and "parameters" not in where:
+        assert not entries(raw, at["base"])[
+            "model/parameters/a"
+        ].by  # it could be NaN, which is not the same bits everywhere
 
 
 def test_a_negative_second_moment_predicts_nothing() -> None:
