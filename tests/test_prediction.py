@@ -21,7 +21,7 @@ from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.training.state import State
 
 LOSSLESS = get_codec("lossless")
-SHAPES = {"a": (60, 49), "b": (60, 49), "c": (3000,)}  # two of one shape: which momentum is whose has to be found
+SHAPES = {"a": (60, 490), "b": (60, 490), "c": (3000,)}  # two of one shape: which momentum is whose has to be found
 
 
 def tree(names: list[str]) -> Any:
@@ -152,6 +152,18 @@ def test_any_value_comes_back(where: str, which: str, value: float) -> None:
         assert not entries(raw, at["base"])[
             "model/parameters/a"
         ].by  # it could be NaN, which is not the same bits everywhere
+
+
+def test_a_process_that_flushes_subnormals_predicts_nothing() -> None:
+    base, state = optimizers(1)["sgd"]
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush subnormal numbers")
+    try:
+        raw = encoded(state, base)
+    finally:
+        torch.set_flush_denormal(False)
+    assert not any(entry.by for entry in entries(raw, base).values())
+    assert LOSSLESS.decode(bytearray(raw), base).digest() == state.digest()
 
 
 def test_a_negative_second_moment_predicts_nothing() -> None:

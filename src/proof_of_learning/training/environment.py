@@ -164,11 +164,11 @@ def _current_flags() -> Flags:
         cudnn_tf32=torch.backends.cudnn.allow_tf32,
         matmul_precision=torch.get_float32_matmul_precision(),
         mkldnn=bool(torch.backends.mkldnn.enabled),
-        flush_denormal=_flushes_denormals(),
+        flush_denormal=flushes_denormals(),
     )
 
 
-def _flushes_denormals() -> bool:
+def flushes_denormals() -> bool:
     import torch
 
     return bool((torch.tensor([1e-310], dtype=torch.float64) * 1.0).item() == 0.0)
