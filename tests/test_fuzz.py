@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 import proof_of_learning as pol
 
@@ -35,7 +37,21 @@ def test_the_untouched_proofs_are_valid(fuzz: Any, proofs: Any, tmp_path: Path) 
         sys.modules["mutations"].consistent(files := dict(seed.files))
         assert files == seed.files  # what makes a damaged proof consistent leaves a good one as it is
         fuzz.written(files, tmp_path / seed.name)
-        assert pol.verify(tmp_path / seed.name, fuzz.task(), everything=True).verdict == "valid"
+        assert pol.verify(tmp_path / seed.name, fuzz.task(seed.outputs), everything=True).verdict == "valid"
+
+
+def test_one_of_them_has_predicted_weights(proofs: Any) -> None:
+    how = {
+        entry["how"]
+        for seed in proofs
+        if seed.name == "predicted"
+        for name, raw in seed.files.items()
+        if name.startswith("objects/")
+        for entry in json.loads(zstandard.decompress(raw[4 : 4 + int.from_bytes(raw[:4], "little")]))[
+            "tensors"
+        ].values()
+    }
+    assert how == {"plain", "difference", "predicted"}
 
 
 def test_no_mutated_proof_does_any_harm(fuzz: Any, proofs: Any, tmp_path: Path) -> None:

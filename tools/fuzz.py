@@ -1,10 +1,10 @@
 """Mutated proofs by the hundred thousand: ``python tools/fuzz.py -n 100000`` (``make fuzz N=100000``).
 
-Small proofs of every codec, a thinned one and one of a foreign loop are damaged in bytes, in files and in meaning (fields edited, with
-every hash that hangs on them made right again, so that the damage reaches deep code), and handed to ``pol.check``. What passes it
-under another root goes to ``pol.verify``, which replays everything. A finding is an error that is not a PolError, a case that takes
-longer than ten seconds or 200 MB, a message of several lines, or a verdict ``valid``. Exit status: 0 without findings, 1 with.
-Every case follows from the seed and its number: ``--case NUMBER`` runs it alone.
+Small proofs of every codec, a thinned one, one of a foreign loop and one with predicted weights are damaged in bytes, in files and in
+meaning (fields edited, with every hash that hangs on them made right again, so that the damage reaches deep code), and handed to
+``pol.check``. What passes it under another root goes to ``pol.verify``, which replays everything. A finding is an error that is not
+a PolError, a case that takes longer than ten seconds or 200 MB, a message of several lines, or a verdict ``valid``. Exit status:
+0 without findings, 1 with. Every case follows from the seed and its number: ``--case NUMBER`` runs it alone.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def judged(origin: Seed, files: Files, folder: Path) -> str:
         return "the same proof"  # other bytes may store the same states
     with bounded():
         try:
-            verdict = pol.verify(folder, task(), everything=True)
+            verdict = pol.verify(folder, task(origin.outputs), everything=True)
         except PolError as error:
             return one_line(str(error), "refused by verify")
     assert verdict.verdict != "valid" or harmless(origin.files, files), "valid"

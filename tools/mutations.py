@@ -27,15 +27,16 @@ from proof_of_learning.replay.measure import displacement
 Random = random.Random
 Files = dict[str, bytes]
 _FRAME = struct.Struct("<I")
+WIDE = 800  # outputs: enough weights that the lossless codec predicts them
 
 
-def task() -> pol.Task:
-    """Eight parameters, three segments."""
+def task(outputs: int = 2) -> pol.Task:
+    """Four parameters an output, three segments."""
     x = torch.arange(24.0).reshape(8, 3) / 16 - 0.7
     return pol.Task(
         name="small",
-        model=lambda: nn.Linear(3, 2),
-        data=lambda: TensorDataset(x, x.sum(1, keepdim=True).expand(8, 2).contiguous()),
+        model=lambda: nn.Linear(3, outputs),
+        data=lambda: TensorDataset(x, x.sum(1, keepdim=True).expand(8, outputs).contiguous()),
         optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=0.05),
         loss=lambda model, batch: F.mse_loss(model(batch[0]), batch[1]),
         evaluate=lambda model: {"mean": float(model(x).mean())},
@@ -51,6 +52,7 @@ class Seed:
     name: str
     files: Files
     root: str
+    outputs: int = 2
 
 
 def observed(path: Path) -> None:
@@ -76,8 +78,10 @@ def seeds(folder: Path) -> list[Seed]:
         pol.prove(task(), folder / codec, interval=2, codec=codec)
     pol.thin(folder / "raw", 2, folder / "thinned")
     observed(folder / "observed")
-    names = [*NAMES, "thinned", "observed"]
-    return [Seed(name, load(folder / name), pol.Proof.open(folder / name).root) for name in names]
+    pol.prove(task(WIDE), folder / "predicted", interval=2, codec="lossless")
+    names = [*NAMES, "thinned", "observed", "predicted"]
+    wide = {"predicted": WIDE}
+    return [Seed(n, load(folder / n), pol.Proof.open(folder / n).root, wide.get(n, 2)) for n in names]
 
 
 def load(folder: Path) -> Files:
