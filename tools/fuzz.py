@@ -33,6 +33,7 @@ from mutations import DAMAGE, Files, Random, Seed, rows, seeds, task
 import proof_of_learning as pol
 from proof_of_learning.errors import PolError
 from proof_of_learning.proof import format
+from proof_of_learning.proof.codecs import get_codec
 from proof_of_learning.proof.blocks import Columns
 
 SECONDS, MEGABYTES = 10, 200
@@ -114,13 +115,15 @@ def harmless(before: Files, after: Files) -> bool:
     """Whether two proofs say the same about the training.
 
     What may differ: names for people, claims that were left out, the last digits of a displacement and all of one between states
-    that were dropped, an environment in place of which another gives the same bits, and the states of generators that this task
-    does not use.
+    that were dropped, which of the exact codecs stored them, an environment in place of which another gives the same bits, and the
+    states of generators that this task does not use.
     """
 
     def essence(files: Files) -> tuple[Any, list[Any]]:
         header, log = json.loads(files[format.HEADER_FILE]), rows(files[format.LOG_FILE])
         header["task"] = {"digest": header["task"]["digest"]}
+        if get_codec(header["codec"]["name"]).exact:
+            header["codec"]["name"] = "exact"
         held = {line["state"] for line in rows(files[format.INDEX_FILE])}
         blocks, at, states = [], 0, [log[0]["state"]]
         claims = [line.pop("evaluation", None) for line in log]
