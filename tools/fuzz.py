@@ -33,8 +33,8 @@ from mutations import DAMAGE, Files, Random, Seed, rows, seeds, task
 import proof_of_learning as pol
 from proof_of_learning.errors import PolError
 from proof_of_learning.proof import format
-from proof_of_learning.proof.codecs import get_codec
 from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.codecs import get_codec
 
 SECONDS, MEGABYTES = 10, 200
 
