@@ -166,6 +166,17 @@ def test_a_process_that_flushes_subnormals_predicts_nothing() -> None:
     assert LOSSLESS.decode(bytearray(raw), base).digest() == state.digest()
 
 
+def test_another_default_dtype_changes_nothing() -> None:
+    base, state = optimizers(1)["adam"]
+    raw = encoded(state, base)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert encoded(state, base) == raw
+        assert LOSSLESS.decode(bytearray(raw), base).digest() == state.digest()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_negative_second_moment_predicts_nothing() -> None:
     base, state = optimizers(1)["adam"]
     second = -state.tensors["optimizer/state/0/exp_avg_sq"]

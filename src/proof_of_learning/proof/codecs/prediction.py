@@ -77,9 +77,8 @@ def entries(state: State, base: State | None) -> dict[str, Entry]:
 
 def predicted(entry: Entry, name: str, state: State, base: State) -> Tensor:
     """The predicted values, flat; ``state`` holds at least the momenta."""
-    count = entry.count
-    values = torch.empty(count)
-    for start in range(0, count, PIECE):
+    values = torch.empty(entry.count, dtype=torch.float32)
+    for start in range(0, entry.count, PIECE):
         part = slice(start, start + PIECE)
         values[part] = _predicted(entry, name, state, base, part)
     return values
@@ -93,7 +92,7 @@ def check(entry: Entry, name: str, others: Mapping[str, Entry], base: State | No
     for needed in [entry.by, *(second for second in [second_of(entry.by)] if second in others)]:
         other = others.get(needed)
         fits = fits and other is not None and (other.dtype, other.shape, other.by) == (entry.dtype, entry.shape, "")
-        fits = fits and same_kind(torch.empty(entry.shape, device="meta"), base, needed)
+        fits = fits and same_kind(torch.empty(entry.shape, dtype=torch.float32, device="meta"), base, needed)
     if not fits:
         raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
 
