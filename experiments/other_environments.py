@@ -40,6 +40,7 @@ from cells import (
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad")
 ATTACKS = ("concatenation", "infinitesimal-update")
 VERDICTS = ("valid", "inconclusive", "invalid")
+NONE = "none recommended"  # in place of a verdict, where `pol calibrate` knows no interval that is short enough
 MARGIN = 3.0  # wanted between the worst honest error and its limit, and between the limit and the nearest attack
 Row = dict[str, Any]
 
@@ -123,7 +124,7 @@ def run(case: Case, data: str | None) -> dict[str, Any]:
                 )
                 k = told["recommended_interval"]
                 if k is None:
-                    return {"verdict": "none recommended", "shown": "no interval is short enough"}
+                    return {"verdict": NONE, "shown": "no interval is short enough"}
             command(case.prover, "prove", case.target, "-o", proof, "-k", str(k))
             if case.attack:
                 target, proof = proof, f"{folder}/forged.pol"
@@ -187,6 +188,7 @@ def page(rows: list[Row], planned: int) -> str:
     judged = [row for row in rows if row.get("verdict") in VERDICTS]
     honest, forged = ([row for row in judged if (row["attack"] is None) == fair] for fair in (True, False))
     fixed, recommended = ([row for row in honest if (row["k"] is None) == free] for free in (False, True))
+    without = Counter(row["task"] for row in rows if row.get("verdict") == NONE)
     lines, margins = [], dict[str, float]()
     for task in dict.fromkeys(row["task"] for row in judged):
         mine, others = ([row for row in side if row["task"] == task] for side in (honest, forged))
@@ -195,7 +197,8 @@ def page(rows: list[Row], planned: int) -> str:
         margins[task] = 1 / worst if worst else float("inf")
         at_recommended = [str(row["interval"]) for row in mine if row["k"] is None]
         margin, far = f"{margins[task]:.3g}", f"{nearest:,.0f}" if nearest else ""
-        lines.append([task, *_counts(mine), margin, ", ".join(at_recommended) or "not run", len(others), far])
+        chosen = ", ".join([*at_recommended, *["none"] * without[task]]) or "not run"
+        lines.append([task, *_counts(mine), margin, chosen, len(others), far])
     head = ["task", "honest runs", *VERDICTS, "limit over worst honest error", "recommended k of two runs"]
     head += ["attacks", "nearest attack over its limit"]
     short = {task: margin for task, margin in margins.items() if margin < MARGIN}
@@ -214,7 +217,8 @@ Each proof was made in one environment (1 or 2 threads, ATen at AVX2 or default,
 `pol verify --own-environment --allow-calibrated`, with intervals of 1, 5 and 20 steps and with what `pol calibrate` recommends.
 
 - Honest, fixed intervals: {_sentence(fixed)}.
-- Honest, at the recommended interval: {_sentence(recommended)}.
+- Honest, at the recommended interval: {_sentence(recommended)}. Where `pol calibrate` recommends none, nothing was judged: \
+{", ".join(f"{task} ({count} runs)" for task, count in without.items()) or "nowhere"}.
 - Attacks ({", ".join(ATTACKS)}): {_sentence(forged)}.
 - A margin of {MARGIN:g} between the worst honest error and its limit holds on {len(margins) - len(short)} of {len(margins)} tasks\
 {"; below it: " + ", ".join(f"{task} {margin:.3g}" for task, margin in short.items()) if short else ""}.

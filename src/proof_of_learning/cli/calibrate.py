@@ -102,5 +102,6 @@ def _show(made: Calibration) -> None:
     console.print(
         f"recommended interval: [bold]{advice}[/bold]"
         if advice
-        else "no interval measured is short enough; try a shorter one"
+        else "no interval measured is short enough for all segments; "
+        + ("even at 1 some may stay without an answer" if "1" in made.rho else "try a shorter one")
     )
