@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,15 +40,17 @@ def adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
 
 
-def sizes(run: Benchmark, folder: Path, optimizer: str, steps: int, interval: int) -> dict[str, Path]:
-    """Record once with every codec; bytes of all checkpoints, keyframes and whole ends included, over parameters and checkpoints."""
+def sizes(
+    run: Benchmark, folder: Path, optimizer: str, steps: int, interval: int, names: Sequence[str] = codecs.NAMES
+) -> dict[str, Path]:
+    """Record once with every codec of ``names``; bytes of all checkpoints, keyframes and whole ends included, a parameter and checkpoint."""
     task = load_task(fashion(steps=steps))
     task = replace(task, reference=None, seed=run.seed)
     if optimizer == "adamw":
         task = replace(task, optimizer=adamw, scheduler=None)
     paths = {}
-    for codec in codecs.NAMES:
-        path = folder / f"{optimizer}-{codec}.pol"
+    for codec in names:
+        path = folder / f"{optimizer}-{interval}-{codec}.pol"
         pol.prove(task, path, interval=interval, codec=codec)
         proof, paths[codec] = Proof.open(path), path
         count = parameters(proof.state(proof.segments[-1].state))
@@ -65,7 +68,9 @@ def sizes(run: Benchmark, folder: Path, optimizer: str, steps: int, interval: in
     state = proof.state(proof.segments[-1].state)
     saved = folder / "saved.pt"
     torch.save(dict(state.tensors.items()), saved)
-    run.add(f"{optimizer}, torch.save: bytes a parameter and checkpoint", saved.stat().st_size / count, "B")
+    run.add(
+        f"{optimizer}, torch.save, k={interval}: bytes a parameter and checkpoint", saved.stat().st_size / count, "B"
+    )
     return paths
 
 
@@ -170,6 +175,8 @@ def main() -> None:
         for codec in codecs.NAMES:
             speeds(run, paths[codec], codec, 5 if run.quick else 30)
             one_checkpoint(run, paths[codec], codec)
+        for interval in (1, 2, 5):  # what momenta predict depends on it
+            sizes(run, folder, "sgd", (16 if run.quick else 64) * interval, interval, ("lossless",))
         sizes(run, folder, "adamw", 160 if run.quick else 640, 10)
         thinned(run, folder, 200 if run.quick else 5000)
         long_log(run, folder, 1000, 1.0)
