@@ -43,7 +43,7 @@ def adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
 def sizes(
     run: Benchmark, folder: Path, optimizer: str, steps: int, interval: int, names: Sequence[str] = codecs.NAMES
 ) -> dict[str, Path]:
-    """Record once with every codec of ``names``; bytes of all checkpoints, keyframes and whole ends included, a parameter and checkpoint."""
+    """Record once with every codec of ``names``; bytes a parameter and checkpoint, keyframes and whole ends included."""
     task = load_task(fashion(steps=steps))
     task = replace(task, reference=None, seed=run.seed)
     if optimizer == "adamw":
