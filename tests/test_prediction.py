@@ -154,6 +154,27 @@ def test_any_value_comes_back(where: str, which: str, value: float) -> None:
         ].by  # it could be NaN, which is not the same bits everywhere
 
 
+@pytest.mark.parametrize("where", ["state", "base", "both"])
+@pytest.mark.parametrize("odd", [None, torch.ones(60), torch.ones(()), torch.ones(60, 490, dtype=torch.float64)])
+def test_second_moments_of_another_kind_predict_nothing(odd: Tensor | None, where: str) -> None:
+    """Some optimizers keep one for each row, or for a whole tensor."""
+    second, made = "optimizer/state/0/exp_avg_sq", list[State]()
+    for which, at in zip(("base", "state"), optimizers(1)["adam"], strict=True):
+        tensors = dict(at.tensors)
+        if where in (which, "both"):
+            tensors.pop(second)
+            tensors |= {} if odd is None else {second: odd}
+        tensors = dict(sorted(tensors.items()))
+        made.append(State(tree(list(tensors)), tensors))
+    base, state = made
+    raw = encoded(state, base)
+    assert LOSSLESS.decode(bytearray(raw), base).digest() == state.digest()
+    how = entries(raw, base)
+    if odd is not None or where != "both":
+        assert not how["model/parameters/a"].by
+    assert how["model/parameters/c"].by
+
+
 def test_a_process_that_flushes_subnormals_predicts_nothing() -> None:
     base, state = optimizers(1)["sgd"]
     if not torch.set_flush_denormal(True):
@@ -236,6 +257,15 @@ def test_what_the_base_does_not_have_cannot_predict(gone: str) -> None:
     names = [n for n in base.tensors if missing is not None and not n.endswith(missing)]
     with pytest.raises(FormatError):
         LOSSLESS.decode(bytearray(raw), State(tree(names), {n: base.tensors[n] for n in names}) if names else None)
+
+
+@pytest.mark.parametrize("odd", [torch.ones(()), torch.ones(60, 490), torch.ones(60, 490, dtype=torch.float64)])
+def test_a_second_moment_that_only_the_base_has_is_refused(odd: Tensor) -> None:
+    base, state = optimizers(1)["sgd"]
+    raw = bytearray(encoded(state, base))
+    tensors = dict(sorted({**base.tensors, "optimizer/state/0/exp_avg_sq": odd}.items()))
+    with pytest.raises(FormatError, match="wrongly"):
+        LOSSLESS.decode(raw, State(tree(list(tensors)), tensors))
 
 
 @given(st.data())

@@ -23,16 +23,14 @@ from proof_of_learning.training.environment import flushes_denormals
 from proof_of_learning.training.state import State
 
 PREDICTED = "predicted"
-SAMPLE = (
-    1 << 11
-)  # elements from which factors and gain are estimated; what smaller tensors would save is not worth the work
+# Elements from which factors and gain are estimated; what smaller tensors would save is not worth the work.
+SAMPLE = 1 << 11
 GAIN = 0.25  # bits a value that a prediction must save
 FACTOR_BITS = 24
 SMALLEST_SCALE, LARGEST_SCALE = -100, 0  # of the exponents that an object may name
 EPSILON = 2.0**-30  # beside the root of a second moment
-LARGEST = (
-    2.0**60
-)  # of the momenta: no product or quotient overflows then, and no sum is NaN, which is not the same bits everywhere
+# Of the momenta: no product or quotient overflows then, and no sum is NaN, which is not the same bits everywhere.
+LARGEST = 2.0**60
 PIECE = 1 << 17  # elements at a time: what lies beside them fits the cache as well
 
 
@@ -47,7 +45,8 @@ def entries(state: State, base: State | None) -> dict[str, Entry]:
         for name, tensor in state.tensors.items()
         if tensor.dtype == torch.float32 and tensor.numel() >= SAMPLE and same_kind(tensor, base, name)
     }
-    weights, momenta = ([name for name in large if role(name) == kind] for kind in ("weights", "momentum"))
+    weights = [name for name in large if role(name) == "weights"]
+    momenta = [name for name in large if role(name) == "momentum" and base is not None and _alike(state, base, name)]
     if base is None or not weights or not momenta or flushes_denormals():  # which a reader may not do
         return {}
     spread = {shape: _spread(shape.numel()) for shape in set(large.values())}
@@ -89,12 +88,22 @@ def check(entry: Entry, name: str, others: Mapping[str, Entry], base: State | No
     fits = (entry.dtype, entry.items, role(entry.by), len(entry.factors)) == ("float32", 4, "momentum", 2)
     fits = fits and all(abs(factor) <= 2**FACTOR_BITS for factor in entry.factors)
     fits = fits and SMALLEST_SCALE <= entry.scale <= LARGEST_SCALE
-    for needed in [entry.by, *(second for second in [second_of(entry.by)] if second in others)]:
+    second = second_of(entry.by)
+    has_second = second in others or (base is not None and second in base.tensors)
+    for needed in [entry.by, second] if has_second else [entry.by]:
         other = others.get(needed)
         fits = fits and other is not None and (other.dtype, other.shape, other.by) == (entry.dtype, entry.shape, "")
         fits = fits and same_kind(torch.empty(entry.shape, dtype=torch.float32, device="meta"), base, needed)
     if not fits:
         raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
+
+
+def _alike(state: State, base: State, momentum: str) -> bool:
+    """Whether the second moments beside a momentum, if there are any, have its dtype and shape, here and in the base."""
+    seconds = [at.tensors.get(second_of(momentum)) for at in (state, base)]
+    if all(second is None for second in seconds):
+        return True
+    return all(second is not None and same_kind(second, state, momentum) for second in seconds)
 
 
 def _least_squares(now: Tensor, then: Tensor, move: Tensor) -> Tensor:
