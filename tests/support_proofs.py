@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,19 @@ def smallest() -> Task:
         batch_size=2,
         steps=4,
     )
+
+
+def tree_of(names: Iterable[str]) -> Any:
+    """The tree of a state that holds nothing but tensors of these names."""
+    root: dict[str, Any] = {}
+    for name in names:
+        *above, last = name.split("/")
+        node = root
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = {"t": name}
+
+    def tagged(node: dict[str, Any]) -> Any:
+        return node if set(node) == {"t"} else {"d": [[f"s:{key}", tagged(item)] for key, item in sorted(node.items())]}
+
+    return tagged(root)

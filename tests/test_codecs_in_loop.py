@@ -24,6 +24,7 @@ from proof_of_learning.proof.codecs.packed import MAX_NEW
 from proof_of_learning.proof.format import CodecClaim
 from proof_of_learning.proof.reader import MAX_CHAIN, Proof, load_state
 from proof_of_learning.training.state import State
+from support_proofs import tree_of
 from support_strategies import same, states
 
 LOSSLESS = get_codec("lossless")
@@ -63,18 +64,7 @@ def optimizer_state(seed: int, scale: float = 1.0) -> State:
         "optimizer/state/1/momentum_buffer": normal(1),
         "optimizer/state/2/count": torch.arange(5),
     }
-    tree: dict[str, Any] = {}
-    for name in tensors:
-        *above, last = name.split("/")
-        node = tree
-        for part in above:
-            node = node.setdefault(part, {})
-        node[last] = {"t": name}
-
-    def tagged(node: dict[str, Any]) -> Any:
-        return node if set(node) == {"t"} else {"d": [[f"s:{key}", tagged(item)] for key, item in sorted(node.items())]}
-
-    return State(tagged(tree), tensors)
+    return State(tree_of(tensors), tensors)
 
 
 def near(state: State, seed: int, by: float = 1e-3) -> State:

@@ -19,24 +19,10 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs import get_codec, packed
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.training.state import State
+from support_proofs import tree_of
 
 LOSSLESS = get_codec("lossless")
 SHAPES = {"a": (60, 490), "b": (60, 490), "c": (3000,)}  # two of one shape: which momentum is whose has to be found
-
-
-def tree(names: list[str]) -> Any:
-    root: dict[str, Any] = {}
-    for name in names:
-        *above, last = name.split("/")
-        node = root
-        for part in above:
-            node = node.setdefault(part, {})
-        node[last] = {"t": name}
-
-    def tagged(node: dict[str, Any]) -> Any:
-        return node if set(node) == {"t"} else {"d": [[f"s:{key}", tagged(item)] for key, item in sorted(node.items())]}
-
-    return tagged(root)
 
 
 def optimizers(steps: int) -> dict[str, tuple[State, State]]:
@@ -60,7 +46,7 @@ def optimizers(steps: int) -> dict[str, tuple[State, State]]:
                     for slot, value in optimizer.state[weight].items():
                         tensors[f"optimizer/state/{index}/{slot}"] = value.clone()
                 tensors = dict(sorted(tensors.items()))
-                states.append(State(tree(list(tensors)), tensors))
+                states.append(State(tree_of(list(tensors)), tensors))
         made[name] = (states[0], states[1])
     return made
 
@@ -93,7 +79,7 @@ def test_weights_take_less_and_come_back_to_the_bit(optimizer: str, steps: int, 
 def unknown(state: State) -> State:
     """The same values, those of the optimizer under names that no optimizer of PyTorch's gives them."""
     tensors = {name + ("_of_mine" if "/state/" in name else ""): tensor for name, tensor in state.tensors.items()}
-    return State(tree(list(tensors)), tensors)
+    return State(tree_of(list(tensors)), tensors)
 
 
 def test_momenta_that_say_nothing_predict_nothing() -> None:
@@ -165,7 +151,7 @@ def test_second_moments_of_another_kind_predict_nothing(odd: Tensor | None, wher
             tensors.pop(second)
             tensors |= {} if odd is None else {second: odd}
         tensors = dict(sorted(tensors.items()))
-        made.append(State(tree(list(tensors)), tensors))
+        made.append(State(tree_of(list(tensors)), tensors))
     base, state = made
     raw = encoded(state, base)
     assert LOSSLESS.decode(bytearray(raw), base).digest() == state.digest()
@@ -256,7 +242,7 @@ def test_what_the_base_does_not_have_cannot_predict(gone: str) -> None:
     missing = {"weights": "parameters/a", "momentum": "0/exp_avg", "second moment": "0/exp_avg_sq"}.get(gone)
     names = [n for n in base.tensors if missing is not None and not n.endswith(missing)]
     with pytest.raises(FormatError):
-        LOSSLESS.decode(bytearray(raw), State(tree(names), {n: base.tensors[n] for n in names}) if names else None)
+        LOSSLESS.decode(bytearray(raw), State(tree_of(names), {n: base.tensors[n] for n in names}) if names else None)
 
 
 @pytest.mark.parametrize("odd", [torch.ones(()), torch.ones(60, 490), torch.ones(60, 490, dtype=torch.float64)])
@@ -265,7 +251,7 @@ def test_a_second_moment_that_only_the_base_has_is_refused(odd: Tensor) -> None:
     raw = bytearray(encoded(state, base))
     tensors = dict(sorted({**base.tensors, "optimizer/state/0/exp_avg_sq": odd}.items()))
     with pytest.raises(FormatError, match="wrongly"):
-        LOSSLESS.decode(raw, State(tree(list(tensors)), tensors))
+        LOSSLESS.decode(raw, State(tree_of(list(tensors)), tensors))
 
 
 @given(st.data())

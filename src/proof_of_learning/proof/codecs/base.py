@@ -14,6 +14,7 @@ from proof_of_learning.training.state import State
 
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")  # of Adam, RMSprop, Adagrad
 MOMENTA = ("exp_avg", "momentum_buffer", "grad_avg")
+PIECE = 1 << 17  # elements that are worked on at a time: what lies beside them fits the cache as well
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import finite, role, same_kind, second_of
+from proof_of_learning.proof.codecs.base import PIECE, finite, role, same_kind, second_of
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.training.environment import flushes_denormals
 from proof_of_learning.training.state import State
@@ -31,7 +31,6 @@ SMALLEST_SCALE, LARGEST_SCALE = -100, 0  # of the exponents that an object may n
 EPSILON = 2.0**-30  # beside the root of a second moment
 # Of the momenta: no product or quotient overflows then, and no sum is NaN, which is not the same bits everywhere.
 LARGEST = 2.0**60
-PIECE = 1 << 17  # elements at a time: what lies beside them fits the cache as well
 
 
 def entries(state: State, base: State | None) -> dict[str, Entry]:
@@ -40,14 +39,16 @@ def entries(state: State, base: State | None) -> dict[str, Entry]:
     Which momentum belongs to which weights is not said in a state: of those with the same shape it is the one that points
     most nearly along the movement.
     """
+    if base is None or flushes_denormals():  # which a reader may not do
+        return {}
     large = {
         name: tensor.shape
         for name, tensor in state.tensors.items()
         if tensor.dtype == torch.float32 and tensor.numel() >= SAMPLE and same_kind(tensor, base, name)
     }
     weights = [name for name in large if role(name) == "weights"]
-    momenta = [name for name in large if role(name) == "momentum" and base is not None and _alike(state, base, name)]
-    if base is None or not weights or not momenta or flushes_denormals():  # which a reader may not do
+    momenta = [name for name in large if role(name) == "momentum" and _alike(state, base, name)]
+    if not weights or not momenta:
         return {}
     spread = {shape: _spread(shape.numel()) for shape in set(large.values())}
     before = torch.stack([_flat(base, name)[spread[large[name]]] for name in weights]).double()
@@ -126,11 +127,15 @@ def _defined(state: State, base: State, name: str, by: str) -> bool:
     """Whether the prediction is the same bits everywhere."""
     for at in (state, base):
         second = at.tensors.get(second_of(by))
-        if second is not None and not (finite(second) and bool(second.min() >= 0)):
+        if not _within(at.tensors[by], -LARGEST, LARGEST):
             return False
-        if not all(abs(float(end)) <= LARGEST for end in torch.aminmax(at.tensors[by])):
+        if second is not None and not _within(second, 0.0, torch.finfo(torch.float32).max):
             return False
     return finite(base.tensors[name])
+
+
+def _within(tensor: Tensor, low: float, high: float) -> bool:
+    return all(low <= float(end) <= high for end in torch.aminmax(tensor))
 
 
 def _predicted(entry: Entry, name: str, state: State, base: State, part: slice) -> Tensor:
