@@ -39,7 +39,7 @@ from paper_measures import (
 from paper_page import Findings, write_page
 
 from proof_of_learning import Proof, Task, TaskReference, load_task, prove
-from proof_of_learning.replay.client import Workers
+from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training import environment as environments
 
 EPOCHS, PER_EPOCH = 200, 390  # the paper's
@@ -105,8 +105,8 @@ class Paper:
         return Proof.open(made.path)
 
     @cached_property
-    def workers(self) -> Workers:
-        return self._opened.enter_context(Workers(self.proof, self.reference))
+    def workers(self) -> Replayer:
+        return self._opened.enter_context(Replayer(self.proof, self.reference))
 
     def cells(self) -> dict[str, Callable[[], Cell]]:
         scale = self.scale

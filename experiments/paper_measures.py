@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from proof_of_learning import Proof, Task
 from proof_of_learning.proof.format import Header
-from proof_of_learning.replay.client import Workers
 from proof_of_learning.replay.measure import METRICS, WEIGHTS, Distance, compare, ratio, weights
-from proof_of_learning.replay.protocol import Noise, Replay, Replayed
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.replay.requests import Noise, Replay, Replayed
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
@@ -90,7 +90,7 @@ def variants(here: Environment, names: Sequence[str]) -> dict[str, Environment]:
     return found
 
 
-def replay_noise(workers: Workers, index: int, k: int, elsewhere: Mapping[str, Environment]) -> Cell:
+def replay_noise(workers: Replayer, index: int, k: int, elsewhere: Mapping[str, Environment]) -> Cell:
     """The first ``k`` steps of a segment, replayed in the recorded environment and in others: distances of the weights, and
     over the segment's displacement that of the full state."""
     here = workers.ask(Replay(index, k, calibrate=True))

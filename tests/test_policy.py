@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from proof_of_learning import Task, TaskReference, Verdict, load_task, prove, verify
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import UsageError
-from proof_of_learning.replay.client import LocalWorker
-from proof_of_learning.replay.protocol import Replay
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.replay.requests import Replay
 from proof_of_learning.verifier import verify as verifying
 from proof_of_learning.verifier.policy import SECTIONS, Policy, default_policy, load_policy
 from tasks import Net
@@ -222,21 +222,21 @@ def test_a_policy_can_require_exact_replay(judge: Judge, monkeypatch: pytest.Mon
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The segments that were replayed."""
     indices: list[int] = []
-    ask = LocalWorker.ask
+    ask = Replayer.ask
 
-    def spy(self: LocalWorker, request: Any, *rest: Any) -> Any:
+    def spy(self: Replayer, request: Any, *rest: Any) -> Any:
         indices.extend([request.index] if isinstance(request, Replay) else [])
         return ask(self, request, *rest)
 
-    monkeypatch.setattr(LocalWorker, "ask", spy)
+    monkeypatch.setattr(Replayer, "ask", spy)
     return indices
 
 
 def test_too_large_a_challenge_does_not_begin(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """First and last segment are 9 of 24 steps."""
     assert judge("[cost]\nmax_share = 0.375", random=0, top_q=0).verdict == "valid"
-    monkeypatch.setattr(verifying.Workers, "ask", None)  # nothing may be asked of a worker
-    monkeypatch.setattr(verifying.Workers, "differences", None)
+    monkeypatch.setattr(verifying.Replayer, "ask", None)  # nothing may be asked of a worker
+    monkeypatch.setattr(verifying.Replayer, "differences", None)
     with pytest.raises(UsageError) as caught:
         judge("[cost]\nmax_share = 0.37", random=0, top_q=0)
     assert str(caught.value) == (

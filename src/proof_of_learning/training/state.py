@@ -90,6 +90,10 @@ class State:
         kept = {name: t for name, t in self.tensors.items() if name.startswith(prefixes)}
         return State(tree, kept, {n: d for n, d in self._digests.items() if n in kept}, self.live)
 
+    def parts(self) -> list[str]:
+        """The names of its parts, in their order."""
+        return [key[2:] for key, _ in self.tree["d"]]
+
     def settled(self, spare: State | None = None) -> State:
         """This state with tensors of its own, in the memory of ``spare`` where they fit; ``spare`` is used up."""
         if not self.live:

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.registration import Registration
-from proof_of_learning.replay.protocol import Answer, AnyRequest, Failed, Request
+from proof_of_learning.replay.protocol import Answer, Failed, Request
+from proof_of_learning.replay.requests import AnyCheckRequest
 from proof_of_learning.replay.sandbox import Isolation
 from proof_of_learning.verifier.plan import Challenge
 from proof_of_learning.verifier.policy import Policy
@@ -87,7 +88,7 @@ class Answers:
 
 
 # Batches of requests; a generator sees the answers to one batch before it makes the next.
-Plan = Iterable[Sequence[AnyRequest]]
+Plan = Iterable[Sequence[AnyCheckRequest]]
 
 
 class Check(Protocol):

@@ -19,19 +19,10 @@ from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import sandbox as sandboxes
-from proof_of_learning.replay.client import DEFAULT_TIMEOUT, Workers
-from proof_of_learning.replay.protocol import (
-    AnyRequest,
-    CommitData,
-    Committed,
-    Describe,
-    Described,
-    Evaluate,
-    Failed,
-    Noise,
-    Replay,
-    Replayed,
-)
+from proof_of_learning.replay.process import DEFAULT_TIMEOUT
+from proof_of_learning.replay.protocol import CommitData, Committed, Describe, Described, Failed
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.replay.requests import AnyCheckRequest, Evaluate, Noise, Replay, Replayed
 from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.verifier.calibrated import CAP
 from proof_of_learning.verifier.chain import Link, assurance, follow, open_links, parent_of
@@ -127,11 +118,11 @@ def verify(
             proof = Proof.open(opened.enter_context(here))
             clock.lap("open")
             start = parent_of(proof, links)
-            workers = None
+            replayer = None
             if task is not None:
                 folder = None if start is None else start.path
-                workers = opened.enter_context(Workers(proof, task, timeout, folder, isolation.sandbox, reproduce))
-                workers.begin()
+                replayer = opened.enter_context(Replayer(proof, task, timeout, folder, isolation.sandbox, reproduce))
+                replayer.begin()
             found = survey(proof, lambda done, total: progress("reading the proof", done, total))
         except IntegrityError as error:
             return _broken(str(error), drawn, clock)
@@ -139,7 +130,7 @@ def verify(
         clock.lap("survey")
         drawn = drawn if nonce is not None else make_nonce(None)  # drawn when the root is known
         picked = challenge(proof.header, proof.root, found, drawn, top_q=top_q, random=random, everything=everything)
-        if workers is None:
+        if replayer is None:
             evidence = Evidence(proof, found, picked, options)
             checks = [STRUCTURE.judge(evidence, Answers())]
             checks += [result(check, "skipped", NO_TASK) for check in CHECKS[1:]]
@@ -160,17 +151,17 @@ def verify(
         needed = {proof.segments[index].environment for index in (*picked.segments, *chosen(evidence))}
         for environment in {segment.environment: None for segment in proof.segments}:
             progress("starting the replay worker", 0, 0)
-            differences[environment] = workers.differences(environment, start=environment in needed)
-        clock.lap("start of workers")
+            differences[environment] = replayer.differences(environment, start=environment in needed)
+        clock.lap("start of replayer")
         answers, checks = Answers(), list[CheckResult]()
         for check in CHECKS:
             if not keep_going and any(done.status == "fail" for done in checks):
                 checks.append(result(check, "skipped", SKIPPED))
                 continue
             for requests in check.plan(evidence, answers):
-                _ask(workers, requests, answers, check.name, progress)
+                _ask(replayer, requests, answers, check.name, progress)
                 for environment in differences.keys() - needed:  # what had to be started after all is known better now
-                    differences[environment] = workers.differences(environment, start=False)
+                    differences[environment] = replayer.differences(environment, start=False)
             checks.append(check.judge(evidence, answers))
             clock.lap(check.name)
         return _verdict(evidence, checks, answers, clock)
@@ -189,10 +180,10 @@ def check(path: str | os.PathLike[str], progress: ProgressCallback = silent) -> 
 
 
 def _ask(
-    workers: Workers, requests: Sequence[AnyRequest], answers: Answers, name: str, progress: ProgressCallback
+    replayer: Replayer, requests: Sequence[AnyCheckRequest], answers: Answers, name: str, progress: ProgressCallback
 ) -> None:
     """Get the answers that are not known yet; what a replay could not carry out is an answer too, so that there is a verdict."""
-    new = workers.grouped([request for request in requests if request not in answers])
+    new = replayer.grouped([request for request in requests if request not in answers])
     for position, request in enumerate(new):
         progress(f"checking {name}", position, len(new))
 
@@ -203,7 +194,7 @@ def _ask(
                 progress(f"checking {name}", position, len(new))
 
         try:
-            answers.add(request, workers.ask(request, on_work))
+            answers.add(request, replayer.ask(request, on_work))
         except PolError as error:
             if not isinstance(request, (Replay, Noise, Evaluate)):
                 raise

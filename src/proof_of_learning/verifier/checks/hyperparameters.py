@@ -12,7 +12,8 @@ import math
 import numpy as np
 
 from proof_of_learning.replay.measure import near
-from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven, Replay, Replayed
+from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven
+from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.task import compare
 from proof_of_learning.training.state import decode_settings
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
@@ -34,8 +35,11 @@ class HyperparametersCheck:
             yield [_replay(evidence, stray - 1)]
 
     def _rates(self, evidence: Evidence) -> list[Rates]:
-        steps = evidence.proof.header.training.steps
-        return [Rates(start, min(start + RATES_AT_ONCE, steps)) for start in range(0, steps, RATES_AT_ONCE)]
+        training = evidence.proof.header.training
+        return [
+            Rates(start, min(start + RATES_AT_ONCE, training.steps), training.interval, training.steps)
+            for start in range(0, training.steps, RATES_AT_ONCE)
+        ]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)

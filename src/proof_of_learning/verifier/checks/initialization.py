@@ -7,7 +7,8 @@ from typing import Any
 
 from proof_of_learning import canonical
 from proof_of_learning.replay.measure import measured
-from proof_of_learning.replay.protocol import Initialize, Initialized, TensorOrigin
+from proof_of_learning.replay.protocol import TensorOrigin
+from proof_of_learning.replay.requests import Initialize, Initialized
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from proof_of_learning.replay.protocol import AnyRequest, Initialize, Initialized, Replay, Replayed
+from proof_of_learning.replay.requests import AnyCheckRequest, Initialize, Initialized, Replay, Replayed
 from proof_of_learning.verifier.chain import ASSURANCE, assurance
 from proof_of_learning.verifier.checks.initialization import InitializationCheck, trained_share
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
@@ -136,7 +136,7 @@ def _rates(evidence: Evidence) -> tuple[float | None, float | None]:
     return lowest, highest
 
 
-def _timed(evidence: Evidence, answers: Answers) -> list[AnyRequest]:
+def _timed(evidence: Evidence, answers: Answers) -> list[AnyCheckRequest]:
     return [*next(iter(TrajectoryCheck().plan(evidence, answers)), [])][:TIMED]
 
 
