@@ -24,6 +24,7 @@ import torch
 from cells import HERE, Cell, Result, compute, parser, part_of, ticker, write
 from cifar import FILE, stand_in
 from paper_measures import (
+    Replays,
     challenged_share,
     distance,
     final_weights,
@@ -39,7 +40,6 @@ from paper_measures import (
 from paper_page import Findings, write_page
 
 from proof_of_learning import Proof, Task, TaskReference, load_task, prove
-from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training import environment as environments
 
 EPOCHS, PER_EPOCH = 200, 390  # the paper's
@@ -70,6 +70,7 @@ class Scale:
 
 
 CPU = ("2 threads", "ATen AVX2", "ATen default", "oneDNN AVX2", "MKL AVX2")
+TINY = Scale("tiny", 64, 8, 2, 2, (1, 2), 1, CPU[:1], 2, (0.01,), 1, 2)
 QUICK = Scale("quick", 1000, 8, 24, 2, (1, 4), 1, CPU[:2], 6, (0.01,), 1, 6)
 REDUCED = Scale("reduced", 5000, 32, 300, 3, (1, 5, 20, 50), 3, CPU, 50, (0.1, 0.01), 2, 10)
 FULL = Scale("full", 50_000, 128, EPOCHS * PER_EPOCH, 3, (1, 10, 39, 78, 390), 5, CPU, 50, (0.1, 0.01), 5, 50)
@@ -105,8 +106,8 @@ class Paper:
         return Proof.open(made.path)
 
     @cached_property
-    def workers(self) -> Replayer:
-        return self._opened.enter_context(Replayer(self.proof, self.reference))
+    def elsewhere(self) -> Replays:
+        return Replays(self.reference, self.proof.path, self._opened)
 
     def cells(self) -> dict[str, Callable[[], Cell]]:
         scale = self.scale
@@ -150,7 +151,9 @@ class Paper:
 
     def replays(self, k: int, place: int) -> Cell:
         here = next(iter(self.proof.environments.values()))
-        return replay_noise(self.workers, self.place(place), k, variants(here, self.scale.environments))
+        index = self.place(place)
+        start = self.proof.state(self.proof.state_digests()[index])
+        return replay_noise(self.elsewhere, start, index, k, here, variants(here, self.scale.environments))
 
     def float16(self, place: int) -> Cell:
         with environments.recording(self.device, threads=1 if self.device == "cpu" else None):

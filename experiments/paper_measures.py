@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +21,9 @@ from cells import ENVIRONMENTS, Cell
 from scipy import stats
 from torch import Tensor, nn
 
-from proof_of_learning import Proof, Task
+from proof_of_learning import Proof, Task, TaskReference, load_task
 from proof_of_learning.proof.format import Header
 from proof_of_learning.replay.measure import METRICS, WEIGHTS, Distance, compare, ratio, weights
-from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.replay.requests import Noise, Replay, Replayed
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
@@ -90,38 +93,81 @@ def variants(here: Environment, names: Sequence[str]) -> dict[str, Environment]:
     return found
 
 
-def replay_noise(workers: Replayer, index: int, k: int, elsewhere: Mapping[str, Environment]) -> Cell:
+class Replays:
+    """Replays of a proof in processes of their own, one for each numeric environment."""
+
+    def __init__(self, task: TaskReference, proof: Path, opened: ExitStack) -> None:
+        self._task, self._proof, self._opened = task, proof, opened
+        self._processes: dict[str, ProcessPoolExecutor] = {}
+
+    def arrived(self, index: int, k: int, environment: Environment) -> tuple[State, float]:
+        """Where the first ``k`` steps of a segment lead from its recorded start, and the seconds that the steps took."""
+        variables = environments.process_variables(environment)
+        process = self._processes.get(environment.digest())
+        if process is None:
+            process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            self._processes[environment.digest()] = self._opened.enter_context(process)
+        before = dict(os.environ)
+        try:
+            os.environ.clear()
+            os.environ.update(variables)  # which PyTorch reads when the process starts, with the first replay
+            tree, arrays, seconds = process.submit(_replay, self._task, self._proof, index, k, environment).result()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        return State(tree, {name: torch.from_numpy(values) for name, values in arrays.items()}), seconds
+
+
+def _replay(
+    reference: TaskReference, path: Path, index: int, k: int, environment: Environment
+) -> tuple[dict[str, Any], dict[str, np.ndarray], float]:
+    environments.apply(environment, lasting=True)
+    proof = Proof.open(path)
+    state, seconds = steps_from(
+        load_task(reference), proof, proof.state(proof.state_digests()[index]), index, [k], environment.device.type
+    )
+    return state[0].tree, {name: tensor.numpy() for name, tensor in state[0].tensors.items()}, seconds
+
+
+def steps_from(
+    task: Task, proof: Proof, state: State, index: int, ks: Sequence[int], device: str
+) -> tuple[list[State], float]:
+    """The states after each of ``ks`` (ascending) steps of a segment from the start ``state``, and the seconds of all steps."""
+    session = Session(task, bytes.fromhex(proof.header.randomness.key), device)
+    session.restore(state)
+    feed, order = derived_feed(task, task.data(), session.key, device)
+    captured, begun = [], time.perf_counter()
+    for k in ks:
+        for _ in session.run(proof.segments[index].start + k, feed, order):
+            pass
+        captured.append(session.capture())
+    return captured, time.perf_counter() - begun
+
+
+def replay_noise(
+    replays: Replays, start: State, index: int, k: int, here: Environment, elsewhere: Mapping[str, Environment]
+) -> Cell:
     """The first ``k`` steps of a segment, replayed in the recorded environment and in others: distances of the weights, and
     over the segment's displacement that of the full state."""
-    here = workers.ask(Replay(index, k, calibrate=True))
-    assert isinstance(here, Replayed)
-    found: Cell = {"step_seconds": here.step_seconds / k}
-    for position, (name, environment) in enumerate(elsewhere.items(), 1):
-        answer = workers.ask(Noise(index, k, keep=position < len(elsewhere)), environment=environment)
-        assert isinstance(answer, Replayed) and answer.comparison is not None and answer.displacement is not None
-        relative = answer.comparison.overall.over(answer.displacement)
-        found[name] = {"weights": plain(answer.comparison.kinds[WEIGHTS]), "relative": relative.l2}
+    reference, seconds = replays.arrived(index, k, here)
+    moved = compare(start, reference).overall
+    found: Cell = {"step_seconds": seconds / k}
+    for name, environment in elsewhere.items():
+        error = compare(replays.arrived(index, k, environment)[0], reference)
+        found[name] = {"weights": plain(error.kinds[WEIGHTS]), "relative": error.overall.over(moved).l2}
     return found
 
 
 def rounded_starts(task: Task, proof: Proof, index: int, ks: Sequence[int], device: str) -> Cell:
     """Replays of a segment from weights rounded to float16 against those from float32, after each of ``ks`` steps."""
 
-    def after(state: State) -> list[State]:
-        session = Session(task, bytes.fromhex(proof.header.randomness.key), device)
-        session.restore(state)
-        feed, order = derived_feed(task, task.data(), session.key, device)
-        captured = []
-        for k in ks:
-            for _ in session.run(start + k, feed, order):
-                pass
-            captured.append(session.capture())
-        return captured
-
-    start, before = proof.segments[index].start, proof.state(proof.state_digests()[index])
+    before = proof.state(proof.state_digests()[index])
     lossy = {name: t.half().to(t.dtype) if name.startswith(f"{WEIGHTS}/") else t for name, t in before.tensors.items()}
     found: Cell = {"rounding": plain(compare(before, State(before.tree, lossy)).kinds[WEIGHTS])}
-    for k, full, half in zip(ks, after(before), after(State(before.tree, lossy)), strict=True):
+    full_, half_ = (
+        steps_from(task, proof, state, index, ks, device)[0] for state in (before, State(before.tree, lossy))
+    )
+    for k, full, half in zip(ks, full_, half_, strict=True):
         error, moved = compare(half, full), compare(before, full).overall
         found[str(k)] = {"weights": plain(error.kinds[WEIGHTS]), "relative": error.overall.over(moved).l2}
     return found

@@ -41,13 +41,13 @@ from proof_of_learning.verifier.calibrated import (
     tolerance,
     violations,
 )
-from proof_of_learning.verifier.checks.drift import SIGMAS, drift_statistic
+from proof_of_learning.verifier.checks.drift import MATERIAL, SIGMAS, drift_statistic
 from proof_of_learning.verifier.evidence import Answers
 from proof_of_learning.verifier.strays import Strays
 from support_forging import rewrite
 from support_proofs import smallest
 
-VARIANTS = Path(__file__).parent.parent / "experiments" / "variants.py"
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,21 @@ def test_a_calibrated_verification_in_this_process_leaves_its_threads_alone(
 
 
 def test_honest_noise_that_leads_to_its_own_errors_is_no_drift(tmp_path: Path) -> None:
-    """Convolutions before BatchNorm have biases without a gradient, of which AdamW makes steps of full size."""
-    task = TaskReference(f"{VARIANTS}:task", {"optimizer": "adamw", "steps": 120})
-    prove(task, tmp_path / "run.pol", interval=5, threads=2)
-    verdict = verify(tmp_path / "run.pol", task, reproduce=False, allow_calibrated=True, sandbox="off")
+    """A bias before a BatchNorm has no gradient but noise, of which AdamW makes steps of full size.
+
+    The noise is the task's own, so that it is the same on every processor: with the bias, the errors' direction is 2.5 times
+    beyond its limit, and what they explain is a fifth of what something could be gained from.
+    """
+    task = TaskReference(f"{HERE / 'support_noise.py'}:task", {})
+    prove(task, tmp_path / "run.pol", interval=3, threads=3)
+    verdict = verify(tmp_path / "run.pol", task, reproduce=False, random=24, allow_calibrated=True, sandbox="off")
     check = verdict.check("drift")
     assert check.status == "pass", check.summary
-    assert any(name.endswith("bias") for name in check.evidence["left_out"])
-    assert check.evidence["everything"]["mean_cosine"] > 4 * abs(check.evidence["mean_cosine"])
-    assert check.evidence["everything"]["progress_explained"] < 1e-3
+    assert check.evidence["segments"] == 24
+    assert "model/parameters/0.bias" in check.evidence["left_out"]
+    assert not any(name.endswith("weight") for name in check.evidence["left_out"])
+    assert check.evidence["z"] < check.evidence["limit"] < check.evidence["everything"]["z"]
+    assert 0 < check.evidence["everything"]["progress_explained"] < MATERIAL
 
 
 def test_exact_replay_can_be_required(digits: TaskReference, elsewhere: Path) -> None:

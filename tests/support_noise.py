@@ -1,0 +1,44 @@
+"""A task that brings its own noise: what rounding does to it follows from the number of threads, on every processor alike."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import tasks
+from proof_of_learning import Task
+
+NOISE = 1e-7  # of a gradient, absolute: far more than float32 loses in sums this short, far less than the gradients of weights
+
+
+def rounded(gradient: Tensor) -> Tensor:
+    """``gradient`` as a machine with so many threads computes it: off by noise that follows from its bits and that number."""
+    bits = zlib.crc32(gradient.numpy().tobytes(), torch.get_num_threads())
+    noise = np.random.Generator(np.random.Philox(bits)).standard_normal(tuple(gradient.shape), dtype=np.float32)
+    return gradient + NOISE * torch.from_numpy(noise)
+
+
+def network() -> nn.Module:
+    """A bias before a BatchNorm has no gradient but noise, of which Adam makes steps of full size."""
+    made = nn.Sequential(
+        nn.Linear(tasks.FEATURES, 256), nn.BatchNorm1d(256), nn.Tanh(), nn.Linear(256, tasks.CLASSES)
+    )  # fmt: skip
+    for parameter in made.parameters():
+        parameter.register_hook(rounded)
+    return made
+
+
+def task(steps: int = 72) -> Task:
+    return Task(
+        name="noisy",
+        model=network,
+        data=tasks.data,
+        optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01),
+        loss=tasks.loss,
+        evaluate=tasks.accuracy,
+        batch_size=32,
+        steps=steps,
+    )
