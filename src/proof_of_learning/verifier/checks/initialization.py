@@ -98,7 +98,7 @@ class InitializationCheck:
     def _recorded(self, evidence: Evidence, answer: Initialized, details: dict[str, Any]) -> CheckResult:
         """A recorded start: the optimizer is fresh, and every tensor looks like a draw from the public pool."""
         # Not at the top of the file: it brings scipy.stats, which takes a second to load.
-        from proof_of_learning.verifier.pool import judge_initialization
+        from proof_of_learning.verifier.initialization.judge import judge_initialization
 
         if not answer.rest_fresh:
             return result(
