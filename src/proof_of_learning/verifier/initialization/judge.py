@@ -21,6 +21,10 @@ tensors then bounds the probability of rejecting an honest initialization by ``a
 matters, because ``nn.TransformerEncoder`` starts all its layers as copies of one. Tensors that follow a scheme
 without randomness (zeros, eye …) cannot be rejected by chance and take no share of ``alpha``.
 
+What a rejection does not show: that the weights were trained. It says that they fit no law of the pool, and honest
+people draw from others; a verifier who knows the law names it (:mod:`named`). Whether a rejected tensor could be a
+draw from any law at all, another test asks (:mod:`dependence`).
+
 What a pass does not show: a prover who knows these tests can arrange weights that are near any model and pass
 (``docs/evidence/initialization.md`` measures how near). Only an initialization derived from a key excludes that.
 """
@@ -31,6 +35,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -39,7 +44,9 @@ from torch import Tensor
 
 from proof_of_learning.errors import UsageError
 from proof_of_learning.training.state import tensor_bytes
+from proof_of_learning.verifier.initialization.dependence import independence
 from proof_of_learning.verifier.initialization.laws import Array, Law, normal
+from proof_of_learning.verifier.initialization.named import NamedLaw
 from proof_of_learning.verifier.initialization.sample import Sample
 from proof_of_learning.verifier.initialization.schemes import SPARSE_STDS, Pool, is_recurrent, parse, places
 
@@ -54,7 +61,8 @@ SINGLE = float(torch.finfo(torch.float32).eps)
 class TensorJudgement:
     """One tensor: the law it fits best, the p-value under it, and the test that was closest to rejecting it.
 
-    status: ``few`` fits but is too small to say much; ``not-floating`` is not judged (masks, counters).
+    status: ``few`` fits but is too small to say much; ``not-floating`` is not judged (masks, counters); ``rejected`` fits no law
+    of the pool. independence: of a rejected tensor, the p-value of draws from *any* law (:mod:`dependence`).
     """
 
     name: str
@@ -63,6 +71,7 @@ class TensorJudgement:
     p_value: float
     test: str
     status: TensorStatus
+    independence: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,12 @@ class PoolResult:
     @property
     def rejected(self) -> tuple[TensorJudgement, ...]:
         return tuple(t for t in self.tensors if t.status == "rejected")
+
+    @property
+    def dependent(self) -> tuple[TensorJudgement, ...]:
+        """The rejected tensors that are no independent draws from any law, each held to its part of ``alpha``."""
+        rejected = self.rejected
+        return tuple(t for t in rejected if not t.independence > self.alpha / len(rejected))
 
     @property
     def few(self) -> tuple[TensorJudgement, ...]:
@@ -96,22 +111,28 @@ class PoolResult:
 
 
 def judge_initialization(
-    tensors: Mapping[str, Tensor], *, alpha: float = 0.01, schemes: Iterable[str] | None = None
+    tensors: Mapping[str, Tensor],
+    *,
+    alpha: float = 0.01,
+    schemes: Iterable[str] | None = None,
+    laws: Iterable[NamedLaw] = (),
 ) -> PoolResult:
     """Judge named initial tensors (``layer.weight``, or with a prefix such as ``model/parameters/layer.weight``).
 
     alpha: bound on the probability that any tensor of an honest initialization is rejected.
     schemes: names from :data:`schemes.SCHEMES` and laws such as ``normal(0, 0.03)``; the whole pool by default.
+    laws: what a verifier named for some tensors, beside the pool.
     Raises UsageError for an unknown scheme or an alpha outside (0, 1).
     """
     if not 0.0 < alpha < 1.0:
         raise UsageError(f"alpha must lie between 0 and 1, not {alpha}")
-    pool = parse(schemes)
+    pool, named = parse(schemes), tuple(laws)
+    pools = {name: reduce(Pool.joined, (law.pool for law in named if law.fits(name)), pool) for name in tensors}
     where = places({name: tuple(t.shape) for name, t in tensors.items()})
     fits: dict[str, _Fit] = {}
     copies: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in tensors.items():
-        fit = _exact(name, tensor, tensors, pool)
+        fit = _exact(name, tensor, tensors, pools[name])
         if fit is not None:
             fits[name] = fit
         else:
@@ -120,8 +141,12 @@ def judge_initialization(
             copies.setdefault(key, []).append(name)
     drawn: list[_Fit] = []
     for names in copies.values():
-        laws = {law.numbers: law for name in reversed(names) for law in reversed(pool.at(where[name]))}
-        drawn.append(_random(names[0], tensors[names[0]], list(laws.values()), pool))
+        likely = {law.numbers: law for name in reversed(names) for law in reversed(pools[name].at(where[name]))}
+        every = reduce(Pool.joined, dict.fromkeys(pools[name] for name in names))
+        tensor = tensors[names[0]]
+        if tensor.is_complex() and every is not pool:  # a named law is that of real and imaginary parts
+            tensor = torch.view_as_real(tensor).flatten(-2)
+        drawn.append(_random(names[0], tensor, list(likely.values()), every))
         fits.update(dict.fromkeys(names, drawn[-1]))
     limit = _holm([fit.p_value for fit in drawn], alpha)
     judged = tuple(_judgement(name, tensor, fits[name], limit) for name, tensor in tensors.items())
@@ -141,7 +166,8 @@ def _judgement(name: str, tensor: Tensor, fit: _Fit, limit: float) -> TensorJudg
         status = "not-floating"
     elif not fit.p_value > limit:
         status = "rejected"
-    return TensorJudgement(name, tensor.numel(), fit.scheme, fit.p_value, fit.test, status)
+    free = independence(tensor) if status == "rejected" else 1.0
+    return TensorJudgement(name, tensor.numel(), fit.scheme, fit.p_value, fit.test, status, free)
 
 
 def _holm(p_values: Sequence[float], alpha: float) -> float:

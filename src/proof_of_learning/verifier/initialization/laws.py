@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 Array = npt.NDArray[np.float64]
 
@@ -32,6 +31,8 @@ class Law:
         if self.family == "uniform":
             shares: Array = np.clip((x - self.low) / (self.high - self.low), 0.0, 1.0)
             return shares
+        from scipy import special  # not at the top of the file: options are read before anything is tested
+
         values: Array = special.ndtr((x - self.center) / self.scale)
         if not self.truncated:
             return values

@@ -230,12 +230,23 @@ SCHEMES: dict[str, Scheme] = {
 
 @dataclass(frozen=True)
 class Pool:
-    """A parsed choice of schemes."""
+    """A parsed choice of schemes, of laws, and of ``rules`` that give the laws at a place."""
 
     names: frozenset[str]
     laws: tuple[Law, ...] = ()
     constants: tuple[float, ...] = ()
     gains: tuple[float, ...] = ()
+    rules: tuple[Callable[[Place], list[Law]], ...] = ()
+
+    def joined(self, other: Pool) -> Pool:
+        """What is in one of the two."""
+        return Pool(
+            self.names | other.names,
+            self.laws + other.laws,
+            self.constants + other.constants,
+            self.gains + other.gains,
+            self.rules + other.rules,
+        )
 
     def at(self, where: Place) -> list[Law]:
         """The distinct laws a tensor may follow at ``where``."""
@@ -244,7 +255,7 @@ class Pool:
             if name in self.names:
                 for law in scheme.laws(where):
                     found.setdefault(law.numbers, law)
-        for law in self.laws:
+        for law in (*self.laws, *(law for rule in self.rules for law in rule(where))):
             found.setdefault(law.numbers, law)
         return list(found.values())
 
