@@ -218,7 +218,7 @@ class Workers:
         recorded, wanted = self._proof.environments[digest], self._wanted(digest)
         settings = {name: getattr(wanted, name) for name in SETTINGS}
         here = self.here.get(digest) or msgspec.structs.replace(self._machine(recorded), **settings)
-        return environments.differences(recorded, here)
+        return environments.differences(recorded, here, own_numpy=self._proof.header.own_code)
 
     def _recorded(self, digest: str) -> tuple[LocalWorker | WorkerProcess, Environment]:
         """The worker for a recorded environment, and the environment that it really has."""

@@ -63,6 +63,14 @@ class InitializationCheck:
                 "the derived initial state has other bits here, where the recorded environment is not reproduced",
                 unreproduced=differences, **details,
             )  # fmt: skip
+        if shuffled := [t.name for t in pretrained if t.origin == "rearranged"]:
+            return result(
+                self, "fail",
+                f"{len(shuffled)} of the {len(answer.tensors)} initial tensors hold the same values under every key, in "
+                f"another order or rescaled, so they are pretrained ({', '.join(shuffled[:3])}{', …' if len(shuffled) > 3 else ''}); they would need a "
+                "proof of their own",
+                **details,
+            )  # fmt: skip
         if pretrained:
             names = ", ".join(t.name for t in pretrained[:3])
             return result(
@@ -218,7 +226,7 @@ def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[
     open_ = [
         t
         for t in tensors
-        if t.origin in ("fixed", "partly-fixed")
+        if t.origin in ("fixed", "partly-fixed", "rearranged")
         and t.floating
         and not any(fnmatch.fnmatch(t.name, p) for p in approved)
     ]
