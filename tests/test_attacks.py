@@ -30,7 +30,7 @@ SLOW = {"drift", "claimed-environment", "synthetic-data"}
 CAUGHT_BY = {
     "blindfold": "trajectory", "bridge": "trajectory",
     "codec-steering": "trajectory", "concatenation": "trajectory", "decoy": "trajectory",
-    "derivative": "initialization", "directed-weights": "trajectory", "drift": "trajectory",
+    "derivative": "trajectory", "directed-weights": "trajectory", "drift": "trajectory",
     "false-settings": "hyperparameters", "few-segments": "trajectory", "grinding": "trajectory",
     "huge-rate": "trajectory", "infinitesimal-update": "trajectory", "inverse-gradient": "initialization",
     "lazy": "trajectory", "padding": "trajectory", "rank-matched": "trajectory", "rate-steering": "trajectory",

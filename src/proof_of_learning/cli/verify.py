@@ -51,6 +51,13 @@ def verify(
             "--approve-fixed", help="Pattern of tensors that may be the same under every key (tables); may be repeated."
         ),
     ] = None,
+    initial_law: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--initial-law",
+            help="PATTERN=LAW of recorded initial weights that fit no usual law: `first.*=normal:0.03`; may be repeated.",
+        ),
+    ] = None,
     chain: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,7 +116,7 @@ def verify(
         verdict = pol.verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
             allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
-            approve_fixed=approve_fixed or (), chain=_links(chain or []), trust=trust or (),
+            approve_fixed=approve_fixed or (), laws=initial_law or (), chain=_links(chain or []), trust=trust or (),
             keep_going=keep_going, timeout=timeout, policy=policy, sandbox=sandbox, allow_read=allow_read or (), progress=progress,
         )  # fmt: skip
     common.write_json(verdict.to_json(), json)

@@ -101,8 +101,9 @@ class TensorOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where an initial tensor's values come from.
 
     ``constant`` (one value throughout), ``drawn`` (depends on the key), ``fixed`` (the same under every key),
-    ``linked`` (from the proof it starts from) or
-    ``partly-fixed`` (differs, but the two runs correlate more than independent draws do).
+    ``linked`` (from the proof it starts from),
+    ``partly-fixed`` (differs, but the two runs correlate more than independent draws do) or
+    ``rearranged`` (differs, but holds the same values in another order, or rows of them rescaled; see :mod:`origins`).
     """
 
     name: str

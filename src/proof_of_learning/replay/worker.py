@@ -28,6 +28,7 @@ from proof_of_learning.data.batches import DerivedOrder, Feed, Order, RecordedOr
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import FormatError, PolError, WorkerError
 from proof_of_learning.replay import fork, protocol
+from proof_of_learning.replay.origins import rearranged
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest, TensorOrigin
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
@@ -211,6 +212,7 @@ def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool, linked: bool
     else:
         correlation = correlated(a.flatten(), b.flatten())
         where = "partly-fixed" if floating and abs(correlation) > CORRELATION_SIGMAS / np.sqrt(n) else "drawn"
+        where = "rearranged" if where == "drawn" and rearranged(a, b) else where
     return TensorOrigin(name, n, where, trainable, floating, correlation)
 
 

@@ -29,7 +29,10 @@ VARIABLES: dict[str, re.Pattern[str]] = {
     "MKL_CBWR": re.compile(r"[A-Z0-9_,]{1,32}"),
     "MKL_ENABLE_INSTRUCTIONS": re.compile(r"[A-Z0-9_]{1,32}"),
     "CUBLAS_WORKSPACE_CONFIG": re.compile(r":\d{1,6}:\d{1,4}(:\d{1,6}:\d{1,4})?"),
+    "NPY_DISABLE_CPU_FEATURES": re.compile(r"[A-Za-z0-9_, ]{1,512}"),
+    "NPY_ENABLE_CPU_FEATURES": re.compile(r"[A-Za-z0-9_, ]{1,512}"),
 }
+NUMPY_VARIABLES = ("NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES")  # which only code of a task's own can feel
 PORTABLE: dict[str, str] = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 CUDA_VARIABLES: dict[str, str] = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 PORTABLE_THREADS = 1
@@ -100,14 +103,32 @@ def validate(environment: Environment) -> None:
 
 
 def process_variables(environment: Environment) -> dict[str, str]:
-    """The variables of a process that is to reproduce ``environment``: ours, less every other that counts."""
+    """The variables of a process that is to reproduce ``environment``: ours, less every other that counts.
+
+    NumPy does not start where it is told to do without what it was built for, so it is told only of what this NumPy can choose.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    recorded = dict(environment.variables)
+    for name in NUMPY_VARIABLES:
+        if name in recorded:
+            recorded[name] = _chooseable(recorded[name])
     return {
         **kept,
-        **environment.variables,
+        **{name: value for name, value in recorded.items() if value},
         "OMP_NUM_THREADS": str(environment.threads),
         "MKL_NUM_THREADS": str(environment.threads),
     }
+
+
+def _chooseable(features: str) -> str:
+    """Of a list of CPU features those that this NumPy chooses at run time."""
+    from numpy._core import _multiarray_umath
+
+    wanted = re.split(r"[, ]+", features)
+    known = {str(name).upper() for name in _multiarray_umath.__cpu_dispatch__}
+    return features if known.issuperset(name.upper() for name in wanted if name) else " ".join(
+        name for name in wanted if name.upper() in known
+    )
 
 
 def pin_process(*, portable: bool, device: str, threads: int | None) -> None:
@@ -282,18 +303,22 @@ def another(here: Environment) -> Environment:
     )
 
 
-def differences(recorded: Environment, here: Environment) -> list[str]:
-    """What of ``recorded`` this process does not reproduce, one plain sentence part each; empty if all of it."""
+def differences(recorded: Environment, here: Environment, *, own_numpy: bool = False) -> list[str]:
+    """What of ``recorded`` this process does not reproduce, one plain sentence part each; empty if all of it.
+
+    own_numpy: whether the task may compute with NumPy in its steps (an augmentation, say); NumPy's version and CPU features then
+    count. A standard loop computes no step with it, nor with Python.
+    """
     found: list[str] = []
     for name in Environment.__struct_fields__:
         was, now = getattr(recorded, name), getattr(here, name)
-        if was == now or name in ("python", "numpy"):  # neither computes a step
+        if was == now or name == "python" or (name == "numpy" and not own_numpy):
             continue
         if isinstance(was, msgspec.Struct) and isinstance(now, msgspec.Struct):
             was, now = msgspec.structs.asdict(was), msgspec.structs.asdict(now)
         if isinstance(was, Mapping) and isinstance(now, Mapping):
             for key in sorted(set(was) | set(now)):
-                if was.get(key) != now.get(key):
+                if was.get(key) != now.get(key) and (own_numpy or key not in NUMPY_VARIABLES):
                     found.append(f"{name}.{key}: recorded {_show(was.get(key))}, here {_show(now.get(key))}")
         else:
             found.append(f"{name}: recorded {_show(was)}, here {_show(now)}")

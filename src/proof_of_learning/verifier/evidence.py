@@ -25,6 +25,7 @@ R = TypeVar("R", bound=Request)
 @dataclass(frozen=True)
 class Options:
     """What the verifier decides. ``approve_fixed``: shell patterns of tensors that may be the same under every key.
+    ``laws``: ``PATTERN=LAW`` for initial tensors whose law is not in the pool (:mod:`initialization.named`).
 
     What a ``policy`` says of the same things is included in the other fields.
     """
@@ -34,6 +35,7 @@ class Options:
     allow_calibrated: bool = False
     require_exact: bool = False
     approve_fixed: tuple[str, ...] = ()
+    laws: tuple[str, ...] = ()
     policy: Policy | None = None
 
 

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from proof_of_learning.errors import UsageError
+from proof_of_learning.verifier.initialization.named import named_laws
 from proof_of_learning.verifier.verdict import Assurance
 
 MAX_BYTES = 1 << 20
@@ -56,9 +57,12 @@ class Training(_Section, frozen=True):
 
 
 class Initialization(_Section, frozen=True):
-    """``approved_fixed``: patterns of tensors that may be the same under every key, besides those of ``--approve-fixed``."""
+    """``approved_fixed``: patterns of tensors that may be the same under every key, besides those of ``--approve-fixed``.
+    ``laws``: laws of recorded initial weights, besides those of ``--initial-law``.
+    """
 
     approved_fixed: tuple[str, ...] = ()
+    laws: tuple[str, ...] = ()
 
 
 class Trust(_Section, frozen=True):
@@ -150,7 +154,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         policy = msgspec.convert(content, Policy)
     except msgspec.ValidationError as error:
         raise UsageError(f"{name}: {_readable(str(error))}") from None
-    for line in itertools.chain(_contradictions(policy), _bad_digests(policy)):
+    for line in itertools.chain(_contradictions(policy), _bad_digests(policy), _bad_laws(policy)):
         raise UsageError(f"{name}: {line}")
     return msgspec.structs.replace(policy, name=name, digest=f"sha256:{hashlib.sha256(raw).hexdigest()}")
 
@@ -217,6 +221,13 @@ def _bad_digests(policy: Policy) -> Iterator[str]:
         for digest in digests or ():
             if not _DIGEST.fullmatch(digest):
                 yield f"accept.{key}: {digest[:80]!r} is not of the form sha256:<64 hex digits>; `pol inspect` shows a proof's"
+
+
+def _bad_laws(policy: Policy) -> Iterator[str]:
+    try:
+        named_laws(policy.initialization.laws)
+    except UsageError as error:
+        yield f"initialization.laws: {error}"
 
 
 def _kind(value: Any) -> str:

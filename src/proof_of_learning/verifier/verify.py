@@ -30,6 +30,7 @@ from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
 from proof_of_learning.verifier.checks.performance import chosen, performance
 from proof_of_learning.verifier.checks.trajectory import segment_results
 from proof_of_learning.verifier.evidence import Answers, Evidence, Options, result
+from proof_of_learning.verifier.initialization.named import named_laws
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, planned_steps
 from proof_of_learning.verifier.policy import Policy, load_policy
 from proof_of_learning.verifier.strays import Strays
@@ -66,6 +67,7 @@ def verify(
     registration: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
     approve_fixed: Iterable[str] = (),
+    laws: Iterable[str] = (),
     chain: Iterable[tuple[str | os.PathLike[str], Task | TaskReference | str | None]] = (),
     trust: Iterable[str] = (),
     reproduce: bool = True,
@@ -109,6 +111,7 @@ def verify(
         allow_calibrated=allow_calibrated,
         require_exact=require == "exact" or (rules is not None and rules.trust.exact),
         approve_fixed=(*approve_fixed, *(rules.initialization.approved_fixed if rules else ())),
+        laws=_named(laws, rules),
         policy=rules,
     )
     clock, drawn, links, trusted = _Clock(), make_nonce(nonce), open_links(chain), tuple(trust)
@@ -177,6 +180,13 @@ def check(path: str | os.PathLike[str], progress: ProgressCallback = silent) -> 
         return result(STRUCTURE, "fail", str(error))
     empty = Challenge({}, Guarantee(), Nonce(value="", origin="drawn"))
     return STRUCTURE.judge(Evidence(proof, found, empty, Options()), Answers())
+
+
+def _named(laws: Iterable[str], rules: Policy | None) -> tuple[str, ...]:
+    """The laws that the caller and a policy name; UsageError for what is none."""
+    given = (*([laws] if isinstance(laws, str) else laws), *(rules.initialization.laws if rules else ()))
+    named_laws(given)
+    return given
 
 
 def _ask(
