@@ -57,19 +57,16 @@ def _reachable(
     if goal == scale and tracker <= tracked <= tracker + steps:
         return True
     largest = float(np.finfo(np.float32).max)
-    peak, needed = (
-        scale,
-        0.0,
-    )  # fewest updates: growing first, while the tracker is ahead, then backing off, once an update
+    # Fewest updates: growing first, while the tracker is ahead, then backing off, once an update.
+    peak, needed = scale, 0.0
     for grown in range(steps // interval + 2):
         if grown:
             needed += interval - (tracker if grown == 1 else 0.0)
-            peak = (
-                peak * growth if peak * growth <= largest else peak
-            )  # a scale that would overflow stays; the tracker restarts
+            if peak * growth <= largest:  # a scale that would overflow stays, and only the tracker starts again
+                peak *= growth
         if needed + tracked > steps:
             return False
-        backed = round(math.log(goal / peak) / math.log(backoff))
+        backed = round((math.log(goal) - math.log(peak)) / math.log(backoff))
         close = backed >= 0 and abs(peak * backoff**backed - goal) <= _TOLERANCE * goal
         if close and grown + backed and needed + backed + tracked <= steps:
             return True
