@@ -44,7 +44,10 @@ class Accept(_Section, frozen=True):
 
 
 class Training(_Section, frozen=True):
-    """Bounds on the run. Rates are those of all groups in all steps; for the lower bound, those that are not 0."""
+    """Bounds on the run. Rates are those of all groups in all steps; for the lower bound, those that are not 0.
+
+    ``free_order`` grants, as ``--accept-order`` does, that a recorded order is no permutation of the data in every epoch.
+    """
 
     min_interval: Count | None = None
     max_interval: Count | None = None
@@ -53,6 +56,7 @@ class Training(_Section, frozen=True):
     max_learning_rate: Positive | None = None
     max_trivial_share: Share | None = None
     min_trained_share: Share | None = None
+    free_order: bool = False
 
 
 class Initialization(_Section, frozen=True):
@@ -62,10 +66,12 @@ class Initialization(_Section, frozen=True):
 
 
 class Trust(_Section, frozen=True):
-    """``assurance``: the weakest that is accepted. ``exact``: nothing but bit-exact replay is enough."""
+    """``assurance``: the weakest that is accepted. ``exact``: nothing but bit-exact replay is enough. ``chosen_nonce`` grants, as
+    ``--accept-nonce`` does, that the nonce was handed in."""
 
     assurance: Assurance | None = None
     exact: bool = False
+    chosen_nonce: bool = False
 
 
 class Guarantees(_Section, frozen=True):

@@ -70,6 +70,8 @@ def verify(
     random: int | None = None,
     everything: bool = False,
     nonce: str | None = None,
+    accept_nonce: bool = False,
+    accept_order: bool = False,
     allow_calibrated: bool = False,
     require: str | None = None,
     registration: str | os.PathLike[str] | None = None,
@@ -91,6 +93,8 @@ def verify(
     top_q: segments replayed per epoch (or 5 % of the run) for the largest displacement, and as many for the largest inertia.
     random: number of random segments, half uniform, half by progress; by default as many as give both guarantees 10 % / 1 %.
     everything: replay every segment. nonce: hex; by default 32 bytes drawn now. model: a safetensors file the proof must end in.
+    accept_nonce: a proof may be valid although the nonce was handed in. accept_order: although a recorded order is no permutation
+    of the data in every epoch (weighted sampling, say).
     registration: the ``claim.json`` under which the proof must have been made.
     chain: the proofs behind a run that starts from another one, each with its task, verified with the same segments to choose
     (top_q, random, everything) and bit for bit; the policy is about this proof alone. trust: roots that need no verification.
@@ -115,6 +119,8 @@ def verify(
     options = Options(
         model=None if model is None else Path(model),
         registration=None if registration is None else registrations.load(registration),
+        accept_nonce=accept_nonce or (rules is not None and rules.trust.chosen_nonce),
+        accept_order=accept_order or (rules is not None and rules.training.free_order),
         allow_calibrated=allow_calibrated,
         require_exact=require == "exact" or (rules is not None and rules.trust.exact),
         approve_fixed=(*approve_fixed, *(rules.initialization.approved_fixed if rules else ())),
