@@ -37,9 +37,10 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Accept(_Section, frozen=True):
-    """Digests of tasks and data roots of which the proof's must be one."""
+    """Digests of which the proof's must be one: of tasks (their descriptions), of tasks with their sources, of data roots."""
 
     tasks: tuple[str, ...] | None = None
+    sources: tuple[str, ...] | None = None
     data: tuple[str, ...] | None = None
 
 
@@ -216,7 +217,7 @@ def _contradictions(policy: Policy) -> Iterator[str]:
 
 
 def _bad_digests(policy: Policy) -> Iterator[str]:
-    for key in ("tasks", "data"):
+    for key in ("tasks", "sources", "data"):
         digests = getattr(policy.accept, key)
         if digests is not None and not digests:
             yield f"accept.{key}: an empty list accepts nothing; leave the key out to accept anything"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from proof_of_learning import memory
+from proof_of_learning import memory, sources
 from proof_of_learning import registration as registrations
 from proof_of_learning.errors import IntegrityError, PolError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
@@ -241,7 +241,10 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     asked: list[Replay | Noise] = [*answers.requests(Replay), *answers.requests(Noise)]
     told = [answers.get(r, Replayed) for r in asked if answers.failure(r) is None]
     replayed, steps = sum(answer.steps for answer in told), sum(answer.step_seconds for answer in told)
-    named = answers.get(Describe(), Described).digest if Describe() in answers else None
+    described = answers.get(Describe(), Described) if Describe() in answers else None
+    named = None if described is None else described.digest
+    made_of = None if described is None else sources.digest(described.digest, described.sources)
+    accepted = () if evidence.options.policy is None else evidence.options.policy.accept.sources or ()
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     decision = decide(checks)
     # The largest that anything was held to: a segment may have limits of its own.
@@ -253,7 +256,7 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         randomness=mode,
         exactness="exact" if all(s.exact or s.status != "pass" for s in segments) else "calibrated",
         thresholds=Thresholds(rho=rho, d_ref=found.d_ref),
-        conditions=Conditions(task=named, data=data),
+        conditions=Conditions(task=named, data=data, sources=made_of, sources_pinned=made_of in accepted),
         proof=ProofSummary(
             root=proof.root,
             steps=training.steps,

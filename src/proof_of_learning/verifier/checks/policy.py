@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from proof_of_learning.replay.protocol import AnyRequest, Initialize, Initialized, Replay, Replayed
+from proof_of_learning import sources
+from proof_of_learning.replay.protocol import AnyRequest, Describe, Described, Initialize, Initialized, Replay, Replayed
 from proof_of_learning.verifier.chain import ASSURANCE, assurance
 from proof_of_learning.verifier.checks.initialization import InitializationCheck, trained_share
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
@@ -48,6 +49,8 @@ class PolicyCheck:
         policy = evidence.options.policy
         if policy is None:
             return
+        if policy.accept.sources is not None:
+            yield [Describe()]
         if policy.training.min_trained_share is not None:
             yield from InitializationCheck().plan(evidence, answers)
         if policy.cost.max_seconds is not None:
@@ -58,7 +61,11 @@ class PolicyCheck:
         if policy is not None:
             if policy.cost.max_seconds is not None:
                 _afford(policy, evidence, answers)
-            rules = [*_accepted(policy, evidence), *_training(policy, evidence, answers), *_strength(policy, evidence)]
+            rules = [
+                *_accepted(policy, evidence, answers),
+                *_training(policy, evidence, answers),
+                *_strength(policy, evidence),
+            ]
         defaults = list(_defaults(evidence))
         details: dict[str, Any] = {"defaults": _told(defaults)}
         if policy is not None:
@@ -67,6 +74,8 @@ class PolicyCheck:
         broken = sorted((rule for rule in (*rules, *defaults) if not rule.kept), key=lambda rule: not rule.of_proof)
         if not broken:
             kept = f"; the {len(rules)} rules of {policy.name} that apply are kept" if policy is not None else ""
+            if policy is not None and policy.accept.tasks is not None and policy.accept.sources is None:
+                kept += ", but accept.tasks is about descriptions: the task's sources were not pinned (accept.sources)"
             return result(self, "pass", f"the built-in defaults are kept{kept}", **details)
         first, more = broken[0], f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         where = policy.name if policy is not None and first in rules else "built-in default"
@@ -94,15 +103,27 @@ def _defaults(evidence: Evidence) -> Iterator[Rule]:
         )  # fmt: skip
 
 
-def _accepted(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
+def _accepted(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[Rule]:
     header = evidence.proof.header
     for name, digests, found in (
         ("accept.tasks", policy.accept.tasks, header.task.digest),
         ("accept.data", policy.accept.data, header.data.root),
     ):
         if digests is not None:
-            expected = digests[0] if len(digests) == 1 else f"one of {len(digests)} digests"
-            yield Rule(name, expected, found, found in digests)
+            yield Rule(name, _one_of(digests), found, found in digests)
+    if policy.accept.sources is not None:
+        # Those of the task that is replayed here: what a proof says of its own, nobody can check.
+        described = answers.get(Describe(), Described)
+        own = sources.digest(described.digest, described.sources)
+        yield Rule(
+            "accept.sources", _one_of(policy.accept.sources), own or "sources that are not available in full",
+            kept=own is not None and own in policy.accept.sources,
+            of_proof=own is not None and own == sources.digest(header.task.digest, header.task.sources),
+        )  # fmt: skip
+
+
+def _one_of(digests: tuple[str, ...]) -> str:
+    return digests[0] if len(digests) == 1 else f"one of {len(digests)} digests"
 
 
 def _training(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[Rule]:
