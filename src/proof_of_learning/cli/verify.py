@@ -26,8 +26,18 @@ def verify(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Replay every segment.")] = False,
     nonce: Annotated[
-        str | None, typer.Option(help="Challenge in hex, to repeat a verdict; counts for less than one drawn now.")
+        str | None, typer.Option(help="Challenge in hex, to repeat a verdict; with it no proof is valid by default.")
     ] = None,
+    accept_nonce: Annotated[
+        bool, typer.Option("--accept-nonce", help="A proof may be valid although the nonce was handed in.")
+    ] = False,
+    accept_order: Annotated[
+        bool,
+        typer.Option(
+            "--accept-order",
+            help="A recorded order need not be a permutation of the data in every epoch (weighted sampling, say).",
+        ),
+    ] = False,
     allow_calibrated: Annotated[
         bool,
         typer.Option(
@@ -115,6 +125,7 @@ def verify(
     with common.progress_bar(quiet=json == "-") as progress:
         verdict = pol.verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
+            accept_nonce=accept_nonce, accept_order=accept_order,
             allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
             approve_fixed=approve_fixed or (), laws=initial_law or (), chain=_links(chain or []), trust=trust or (),
             keep_going=keep_going, timeout=timeout, policy=policy, sandbox=sandbox, allow_read=allow_read or (), progress=progress,

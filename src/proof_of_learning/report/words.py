@@ -118,6 +118,18 @@ def cost(verdict: Verdict) -> str:
     return f"{spent.steps_replayed:,} of {plural(spent.steps_total, 'step')} replayed ({percent(spent.share)})"
 
 
+def sources(verdict: Verdict) -> str:
+    """What is known of the task's sources: their digest, and whether a policy named it."""
+    named = verdict.conditions
+    if named.task is None:
+        return condition(None)
+    if named.sources is None:
+        return "not available in full: the verdict rests on the task's description alone"
+    if named.sources_pinned:
+        return f"{named.sources}, as the policy says"
+    return f"{named.sources}, pinned by no policy: the task's program is what the verifier happened to hold"
+
+
 def condition(digest: str | None) -> str:
     """A digest that the verifier named, or that none was."""
     return digest or "none named"

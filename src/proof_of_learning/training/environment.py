@@ -126,8 +126,10 @@ def _chooseable(features: str) -> str:
 
     wanted = re.split(r"[, ]+", features)
     known = {str(name).upper() for name in _multiarray_umath.__cpu_dispatch__}
-    return features if known.issuperset(name.upper() for name in wanted if name) else " ".join(
-        name for name in wanted if name.upper() in known
+    return (
+        features
+        if known.issuperset(name.upper() for name in wanted if name)
+        else " ".join(name for name in wanted if name.upper() in known)
     )
 
 

@@ -32,6 +32,8 @@ class Options:
 
     model: Path | None = None
     registration: Registration | None = None
+    accept_nonce: bool = False
+    accept_order: bool = False
     allow_calibrated: bool = False
     require_exact: bool = False
     approve_fixed: tuple[str, ...] = ()

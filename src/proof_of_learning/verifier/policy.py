@@ -38,14 +38,18 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Accept(_Section, frozen=True):
-    """Digests of tasks and data roots of which the proof's must be one."""
+    """Digests of which the proof's must be one: of tasks (their descriptions), of tasks with their sources, of data roots."""
 
     tasks: tuple[str, ...] | None = None
+    sources: tuple[str, ...] | None = None
     data: tuple[str, ...] | None = None
 
 
 class Training(_Section, frozen=True):
-    """Bounds on the run. Rates are those of all groups in all steps; for the lower bound, those that are not 0."""
+    """Bounds on the run. Rates are those of all groups in all steps; for the lower bound, those that are not 0.
+
+    ``free_order`` grants, as ``--accept-order`` does, that a recorded order is no permutation of the data in every epoch.
+    """
 
     min_interval: Count | None = None
     max_interval: Count | None = None
@@ -54,6 +58,7 @@ class Training(_Section, frozen=True):
     max_learning_rate: Positive | None = None
     max_trivial_share: Share | None = None
     min_trained_share: Share | None = None
+    free_order: bool = False
 
 
 class Initialization(_Section, frozen=True):
@@ -66,10 +71,12 @@ class Initialization(_Section, frozen=True):
 
 
 class Trust(_Section, frozen=True):
-    """``assurance``: the weakest that is accepted. ``exact``: nothing but bit-exact replay is enough."""
+    """``assurance``: the weakest that is accepted. ``exact``: nothing but bit-exact replay is enough. ``chosen_nonce`` grants, as
+    ``--accept-nonce`` does, that the nonce was handed in."""
 
     assurance: Assurance | None = None
     exact: bool = False
+    chosen_nonce: bool = False
 
 
 class Guarantees(_Section, frozen=True):
@@ -214,7 +221,7 @@ def _contradictions(policy: Policy) -> Iterator[str]:
 
 
 def _bad_digests(policy: Policy) -> Iterator[str]:
-    for key in ("tasks", "data"):
+    for key in ("tasks", "sources", "data"):
         digests = getattr(policy.accept, key)
         if digests is not None and not digests:
             yield f"accept.{key}: an empty list accepts nothing; leave the key out to accept anything"

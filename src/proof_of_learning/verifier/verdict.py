@@ -72,10 +72,16 @@ class ProofSummary(_Value, frozen=True):
 
 
 class Conditions(_Value, frozen=True):
-    """The task and the data root that the verifier named; the verdict holds for these. None where not named."""
+    """The task and the data root that the verifier named; the verdict holds for these. None where not named.
+
+    ``task``: digest of the description; ``sources``: of description and sources, None where those are not available in full.
+    ``sources_pinned``: whether a policy named these sources beforehand.
+    """
 
     task: str | None = None
     data: str | None = None
+    sources: str | None = None
+    sources_pinned: bool = False
 
 
 class Thresholds(_Value, frozen=True):

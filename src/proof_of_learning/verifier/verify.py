@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from proof_of_learning import memory
+from proof_of_learning import memory, sources
 from proof_of_learning import registration as registrations
 from proof_of_learning.errors import IntegrityError, PolError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
@@ -62,6 +62,8 @@ def verify(
     random: int | None = None,
     everything: bool = False,
     nonce: str | None = None,
+    accept_nonce: bool = False,
+    accept_order: bool = False,
     allow_calibrated: bool = False,
     require: str | None = None,
     registration: str | os.PathLike[str] | None = None,
@@ -84,6 +86,8 @@ def verify(
     top_q: segments replayed per epoch (or 5 % of the run) for the largest displacement, and as many for the largest inertia.
     random: number of random segments, half uniform, half by progress; by default as many as give both guarantees 10 % / 1 %.
     everything: replay every segment. nonce: hex; by default 32 bytes drawn now. model: a safetensors file the proof must end in.
+    accept_nonce: a proof may be valid although the nonce was handed in. accept_order: although a recorded order is no permutation
+    of the data in every epoch (weighted sampling, say).
     registration: the ``claim.json`` under which the proof must have been made.
     chain: the proofs behind a run that starts from another one, each with its task, verified with the same segments to choose
     (top_q, random, everything) and bit for bit; the policy is about this proof alone. trust: roots that need no verification.
@@ -108,6 +112,8 @@ def verify(
     options = Options(
         model=None if model is None else Path(model),
         registration=None if registration is None else registrations.load(registration),
+        accept_nonce=accept_nonce or (rules is not None and rules.trust.chosen_nonce),
+        accept_order=accept_order or (rules is not None and rules.training.free_order),
         allow_calibrated=allow_calibrated,
         require_exact=require == "exact" or (rules is not None and rules.trust.exact),
         approve_fixed=(*approve_fixed, *(rules.initialization.approved_fixed if rules else ())),
@@ -236,7 +242,10 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     asked: list[Replay | Noise] = [*answers.requests(Replay), *answers.requests(Noise)]
     told = [answers.get(r, Replayed) for r in asked if answers.failure(r) is None]
     replayed, steps = sum(answer.steps for answer in told), sum(answer.step_seconds for answer in told)
-    named = answers.get(Describe(), Described).digest if Describe() in answers else None
+    described = answers.get(Describe(), Described) if Describe() in answers else None
+    named = None if described is None else described.digest
+    made_of = None if described is None else sources.digest(described.digest, described.sources)
+    accepted = () if evidence.options.policy is None else evidence.options.policy.accept.sources or ()
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     decision = decide(checks)
     # The largest that anything was held to: a segment may have limits of its own.
@@ -248,7 +257,7 @@ def _verdict(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         randomness=mode,
         exactness="exact" if all(s.exact or s.status != "pass" for s in segments) else "calibrated",
         thresholds=Thresholds(rho=rho, d_ref=found.d_ref),
-        conditions=Conditions(task=named, data=data),
+        conditions=Conditions(task=named, data=data, sources=made_of, sources_pinned=made_of in accepted),
         proof=ProofSummary(
             root=proof.root,
             steps=training.steps,
