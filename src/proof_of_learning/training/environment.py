@@ -20,6 +20,7 @@ import msgspec
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, NumericEnvironmentError
+from proof_of_learning.limits import MAX_THREADS
 
 # Variables that change results and are read when a library starts, each with the values it may take.
 # A proof may name these and no others: its environment must not become a way to set LD_PRELOAD.
@@ -36,7 +37,6 @@ NUMPY_VARIABLES = ("NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES")  # whi
 PORTABLE: dict[str, str] = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 CUDA_VARIABLES: dict[str, str] = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 PORTABLE_THREADS = 1
-MAX_THREADS = 4096
 
 _ISA = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
         "asimd", "sve", "sve2", "bf16")  # fmt: skip
@@ -122,7 +122,7 @@ def process_variables(environment: Environment) -> dict[str, str]:
 
 def _chooseable(features: str) -> str:
     """Of a list of CPU features those that this NumPy chooses at run time."""
-    from numpy._core import _multiarray_umath
+    from numpy._core import _multiarray_umath  # type: ignore[attr-defined]
 
     wanted = re.split(r"[, ]+", features)
     known = {str(name).upper() for name in _multiarray_umath.__cpu_dispatch__}

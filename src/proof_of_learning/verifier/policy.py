@@ -21,10 +21,10 @@ import msgspec
 from msgspec import Meta
 
 from proof_of_learning.errors import UsageError
+from proof_of_learning.limits import MAX_POLICY
 from proof_of_learning.verifier.initialization.named import named_laws
 from proof_of_learning.verifier.verdict import Assurance
 
-MAX_BYTES = 1 << 20
 DEFAULT = "policy.default.toml"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -146,11 +146,11 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     name = Path(path).name
     try:
         with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+            raw = file.read(MAX_POLICY + 1)
     except OSError as error:
         raise UsageError(f"--policy {path}: {error.strerror or error}") from None
-    if len(raw) > MAX_BYTES:
-        raise UsageError(f"--policy {path}: larger than {MAX_BYTES:,} bytes")
+    if len(raw) > MAX_POLICY:
+        raise UsageError(f"--policy {path}: larger than {MAX_POLICY:,} bytes")
     try:
         content = tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
