@@ -168,6 +168,44 @@ class Evaluated(Answer, frozen=True, tag="evaluated"):
     values: dict[str, float] | None
 
 
+class Probe(Request, frozen=True, tag="probe"):
+    """One step of the task's own on some samples, from each of the states behind it: what the networks put out on the way.
+
+    ``samples``: which of the data set (int64, little-endian). ``seed``: what the step draws, and what is looked at of large outputs,
+    follows from it. ``gradients``: how much of the networks the gradient reaches is asked for too.
+    """
+
+    samples: bytes
+    seed: int
+    gradients: bool = False
+
+
+class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One output of a network that is not part of another: ``values`` (float32, little-endian), [``rows``, the rest].
+
+    ``scores``: the rows are distributions (softmax); else the outputs themselves.
+    """
+
+    name: str
+    rows: int
+    values: bytes
+    scores: bool
+
+
+class Glimpse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``living``: of each layer that has parameters to train, the share of its outputs that some gradient reaches."""
+
+    heads: list[Head]
+    loss: float
+    living: dict[str, float] = {}
+
+
+class Probed(Answer, frozen=True, tag="probed"):
+    """One for each of the states."""
+
+    glimpses: list[Glimpse]
+
+
 class Failed(Answer, frozen=True, tag="failed"):
     """The request could not be carried out: ``error`` is the class of the error, ``message`` its line."""
 
@@ -182,8 +220,10 @@ class Working(Answer, frozen=True, tag="working"):
     total: int = 0
 
 
-AnyRequest = Open | Describe | CommitData | Start | Rates | Take | Evaluate
-AnyAnswer = Opened | Described | Committed | Started | RatesGiven | Taken | Evaluated | Failed | Working
+AnyRequest = Open | Describe | CommitData | Start | Rates | Take | Evaluate | Probe
+AnyAnswer = (
+    Opened | Described | Committed | Started | RatesGiven | Taken | Evaluated | Probed | Failed | Working
+)  # fmt: skip
 
 _HEAD = struct.Struct(">IB")  # bytes of the message, number of states behind it
 _STATE = struct.Struct(">Q")

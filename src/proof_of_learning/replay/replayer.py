@@ -71,6 +71,9 @@ class Replayer:
         self._last: State | None = None
         self._final: dict[str, Tensor] | None = None
         self._described: protocol.Described | None = None
+        self.other_start: State | None = (
+            None  # the initial state under the verifier's second key, once it was asked for
+        )
 
     # ---- environments --------------------------------------------------------------------------------
 
@@ -170,8 +173,16 @@ class Replayer:
         self._last = ended = self._proof.continued(index, taken.state, before)
         return before, ended, walked + segment.stop - segment.start
 
+    def probe(self, request: protocol.Probe, states: Sequence[State], on_work: OnWork = idle) -> list[protocol.Glimpse]:
+        """What the task's networks put out in each of some states."""
+        where = _Where(self, self._recorded(self._proof.segments[0].environment), False, on_work)
+        glimpses = where.ask(request, protocol.Probed, states)[0].glimpses
+        if len(glimpses) != len(states):
+            raise WorkerError("the replay worker answered something else than it was asked")
+        return glimpses
+
     def _initialize(self, request: requests.Initialize, where: _Where) -> AnyCheckAnswer:
-        started, (state, _) = where.ask(protocol.Start(request.other), protocol.Started, returns=2)
+        started, (state, self.other_start) = where.ask(protocol.Start(request.other), protocol.Started, returns=2)
         comparison, relative, rest_fresh = None, dict[str, float](), True
         initial = self._proof.initial_state
         if state.digest() != initial and self._proof.has_state(initial):

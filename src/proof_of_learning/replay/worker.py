@@ -27,7 +27,7 @@ from proof_of_learning import canonical
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order, RecordedOrder
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import FormatError, PolError, WorkerError
-from proof_of_learning.replay import fork, protocol
+from proof_of_learning.replay import fork, probe, protocol
 from proof_of_learning.replay.origins import rearranged
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest, TensorOrigin
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
@@ -87,6 +87,8 @@ class Worker:
             case protocol.Evaluate():
                 self.session.restore(states[0])
                 return protocol.Evaluated(self.session.evaluate()), ()
+            case protocol.Probe():
+                return probe.probe(self.session, self.data, request, states, self._pulse), ()
 
     # ---- requests ------------------------------------------------------------------------------------
 
@@ -160,7 +162,7 @@ class Worker:
         if request.indices is None or request.generators is None:
             steps = session.run(request.stop, feed, DerivedOrder(self.task, len(self.data), self._key))
         else:
-            lists = [np.frombuffer(raw, dtype="<i8") for raw in request.indices]
+            lists = [np.frombuffer(raw, dtype="<i8").copy() for raw in request.indices]
             order: Order = RecordedOrder(request.start, lists, len(self.data))
             snapshots = [protocol.snapshot(states) for states in request.generators]
             steps = session.run(request.stop, feed, order, rng=lambda step: snapshots[step - request.start])

@@ -49,6 +49,7 @@ class Training(_Section, frozen=True):
     """Bounds on the run. Rates are those of all groups in all steps; for the lower bound, those that are not 0.
 
     ``free_order`` grants, as ``--accept-order`` does, that a recorded order is no permutation of the data in every epoch.
+    ``max_idle_share``: of the run, in which a network may learn nothing (sparse designs, clipped losses).
     """
 
     min_interval: Count | None = None
@@ -59,6 +60,7 @@ class Training(_Section, frozen=True):
     max_trivial_share: Share | None = None
     min_trained_share: Share | None = None
     free_order: bool = False
+    max_idle_share: Share | None = None
 
 
 class Initialization(_Section, frozen=True):
@@ -80,10 +82,15 @@ class Trust(_Section, frozen=True):
 
 
 class Guarantees(_Section, frozen=True):
-    """The largest shares (of segments, of progress) that may stay forgeable with a miss probability of 1 %."""
+    """The largest shares (of segments, of the weights' and the function's progress) that may stay forgeable with 1 %.
+
+    ``uniform_only`` grants, as ``--accept-uniform`` does, that the guarantees by progress are missing.
+    """
 
     forged_fraction: Share | None = None
     progress_fraction: Share | None = None
+    function_fraction: Share | None = None
+    uniform_only: bool = False
 
 
 class Limits(_Section, frozen=True):

@@ -32,11 +32,11 @@ class EndpointCheck:
                 self, "fail", "the final weights that the proof names are not those of its last state",
                 named=claimed, found=evidence.survey.final_model,
             )  # fmt: skip
-        if evidence.options.model is None:
+        if evidence.options.claims.model is None:
             return result(
                 self, "pass", f"the last state holds the final weights {claimed[:19]}…", final_weights=claimed
             )
-        differences = compare_model(proof, evidence.options.model)
+        differences = compare_model(proof, evidence.options.claims.model)
         if differences:
             return result(
                 self, "fail", f"the given model is not the proof's: {differences[0]}", differences=differences[:100]

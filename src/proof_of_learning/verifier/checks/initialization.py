@@ -15,9 +15,14 @@ from proof_of_learning.replay.requests import Initialize, Initialized
 from proof_of_learning.training.state import State, escaped
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.initialization.parts import independent, is_standard, modules
-from proof_of_learning.verifier.verdict import CheckResult
+from proof_of_learning.verifier.verdict import CheckResult, Nonce
 
 ROUNDING = 1e-4  # of a tensor's norm: far below one step of training, far above the rounding of a derived draw
+
+
+def second_start(nonce: Nonce) -> Initialize:
+    """The initial state under a second key, which must be one that the task could not expect: it follows from the nonce."""
+    return Initialize(canonical.sha256(b"pol/v1/second-key\0", bytes.fromhex(nonce.value))[7:])
 
 
 class InitializationCheck:
@@ -29,18 +34,13 @@ class InitializationCheck:
     limits = "A key can be chosen among many by trying; only a registered claim fixes it before training."
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        return [[self._request(evidence)]]
-
-    def _request(self, evidence: Evidence) -> Initialize:
-        # The second key must be one that the task could not expect: it follows from the verifier's nonce.
-        nonce = bytes.fromhex(evidence.challenge.nonce.value)
-        return Initialize(canonical.sha256(b"pol/v1/second-key\0", nonce)[7:])
+        return [[second_start(evidence.challenge.nonce)]]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
-        answer = answers.get(self._request(evidence), Initialized)
+        answer = answers.get(second_start(evidence.challenge.nonce), Initialized)
         kind = evidence.proof.header.initialization.kind
         linked = sum(t.origin == "linked" for t in answer.tensors)
-        pretrained, tables = suspicious(answer.tensors, evidence.options.approve_fixed)
+        pretrained, tables = suspicious(answer.tensors, evidence.options.claims.approve_fixed)
         share = trained_share(answer.tensors)
         details: dict[str, Any] = {
             "trained_share": share, "fixed": [_line(t) for t in (*pretrained, *tables)][:100],
@@ -124,7 +124,7 @@ class InitializationCheck:
                 self, "fail",
                 f"the run does not start with a fresh optimizer: its recorded state has moved already ({moved})", **details,
             )  # fmt: skip
-        laws = evidence.options.laws
+        laws = evidence.options.claims.laws
         near = ROUNDING if evidence.unreproduced(0) else 0.0
         tested = judge_initialization(_to_test(answer, initial, near), laws=named_laws(laws))
         details |= {"alpha": tested.alpha, "p_value": tested.p_value, "tested_share": tested.judged_share}

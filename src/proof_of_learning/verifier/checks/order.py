@@ -77,7 +77,7 @@ class OrderCheck:
         found = f"{evidence.proof.header.training.steps:,} steps, order as recorded; {use.share:.3g} of the samples were used"
         if odd is None:
             return result(self, "pass", found, **use.told())
-        if evidence.options.accept_order:
+        if evidence.options.claims.accept_order:
             return result(self, "pass", f"{found}; accepted by the verifier although {odd}", accepted=odd, **use.told())
         return result(self, "inconclusive", f"{found}, but {odd}; {REMEDY}", **use.told())
 

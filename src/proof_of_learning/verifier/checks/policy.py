@@ -47,7 +47,7 @@ class PolicyCheck:
     limits = "A policy is the verifier's own choice; a proof that breaks one may still be true."
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        policy = evidence.options.policy
+        policy = evidence.options.claims.policy
         if policy is None:
             return
         if policy.accept.sources is not None:
@@ -58,7 +58,7 @@ class PolicyCheck:
             yield _timed(evidence, answers)
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
-        policy, rules = evidence.options.policy, list[Rule]()
+        policy, rules = evidence.options.claims.policy, list[Rule]()
         if policy is not None:
             if policy.cost.max_seconds is not None:
                 _afford(policy, evidence, answers)
@@ -94,7 +94,7 @@ def _told(rules: list[Rule]) -> dict[str, str]:
 
 def _defaults(evidence: Evidence) -> Iterator[Rule]:
     """The rules that hold without a policy too, each unless its exception was granted."""
-    if not evidence.options.accept_nonce:
+    if not evidence.options.claims.accept_nonce:
         yield Rule(
             "drawn_nonce", "a nonce that the verifier draws once the root is known",
             "one that was drawn" if evidence.challenge.nonce.origin == "drawn"
@@ -102,6 +102,23 @@ def _defaults(evidence: Evidence) -> Iterator[Rule]:
             kept=evidence.challenge.nonce.origin == "drawn", of_proof=False,
             remedy="leave out --nonce, or accept it (--accept-nonce; in a policy, trust.chosen_nonce = true)",
         )  # fmt: skip
+
+    missing = evidence.challenge.guarantee.missing
+    if not evidence.options.claims.accept_uniform:
+        yield Rule(
+            "every_guarantee", "guarantees over segments, weights and function",
+            f"none over {' and '.join(missing)} ({_why_missing(evidence)})" if missing else "all of them",
+            kept=not missing, of_proof=False,
+            remedy=("have the missing states regenerated (`pol regenerate`), or " if evidence.survey.missing else "")
+            + "accept uniform draws alone (--accept-uniform; in a policy, guarantee.uniform_only = true)",
+        )  # fmt: skip
+
+
+def _why_missing(evidence: Evidence) -> str:
+    found = evidence.survey
+    if found.missing:
+        return f"{found.missing:,} states are not in the proof"
+    return found.blind or "nothing moved"
 
 
 def _accepted(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[Rule]:
@@ -159,6 +176,7 @@ def _strength(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
     for name, most, fraction in (
         ("guarantee.forged_fraction", policy.guarantee.forged_fraction, given.forged_fraction),
         ("guarantee.progress_fraction", policy.guarantee.progress_fraction, given.progress_fraction),
+        ("guarantee.function_fraction", policy.guarantee.function_fraction, given.function_fraction),
     ):
         if most is not None:
             yield _most(name, most, fraction, of_proof=False)

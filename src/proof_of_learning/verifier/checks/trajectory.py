@@ -85,7 +85,7 @@ class TrajectoryCheck:
         if open_:
             lines = sorted({line for s in open_ for line in evidence.unreproduced(s.index)})
             why = open_[0].note
-            if lines and not evidence.options.allow_calibrated:
+            if lines and not evidence.options.comparison.allow_calibrated:
                 why = f"the recorded numeric environment is not reproduced here ({'; '.join(lines)})"
             return result(
                 self, "inconclusive", f"{len(open_)} of {len(segments)} challenged segments could not be judged: {why}",
@@ -94,7 +94,7 @@ class TrajectoryCheck:
         exact = sum(s.exact for s in segments)
         if exact == len(segments):
             return result(self, "pass", f"all {exact} challenged segments replay bit for bit", **details)
-        if evidence.options.require_exact:
+        if evidence.options.comparison.exact:
             return result(
                 self, "inconclusive",
                 f"{len(segments) - exact} segments agree only within calibrated noise; exact replay was required",
