@@ -109,6 +109,13 @@ class Header(_Document, frozen=True):
     def segments(self) -> int:
         return -(-self.training.steps // self.training.interval)
 
+    @property
+    def own_code(self) -> bool:
+        """Whether code of the task's own, or of a foreign loop, takes part in steps, and may compute with NumPy there."""
+        step = self.task.description.get("step") if isinstance(self.task.description, dict) else None
+        named = isinstance(step, dict) and any(bool(step.get(name)) for name in ("augment", "collate", "custom"))
+        return named or self.randomness.mode == "recorded"
+
 
 class Displacement(_Document, frozen=True):
     """l2 distance between a segment's ends: of the ``state`` (all floating-point tensors but scalars) and of the ``weights``."""

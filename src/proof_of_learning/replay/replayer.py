@@ -98,7 +98,7 @@ class Replayer:
         recorded, wanted = self._proof.environments[digest], self._wanted(digest)
         settings = {name: getattr(wanted, name) for name in SETTINGS}
         here = self.here.get(digest) or msgspec.structs.replace(self._machine(recorded), **settings)
-        return environments.differences(recorded, here)
+        return environments.differences(recorded, here, own_numpy=self._proof.header.own_code)
 
     def _environment_of(self, request: AnyCheckRequest) -> str:
         return self._proof.segments[request.index if isinstance(request, PER_SEGMENT) else 0].environment

@@ -122,10 +122,12 @@ def process_variables(environment: Environment) -> dict[str, str]:
 
 def _chooseable(features: str) -> str:
     """Of a list of CPU features those that this NumPy chooses at run time."""
-    from numpy._core import _multiarray_umath  # type: ignore[attr-defined]
-
+    try:
+        from numpy._core._multiarray_umath import __cpu_dispatch__  # type: ignore[import-not-found]
+    except ImportError:  # a NumPy that does not say; it may still be of the same version, and the difference is named
+        return ""
     wanted = re.split(r"[, ]+", features)
-    known = {str(name).upper() for name in _multiarray_umath.__cpu_dispatch__}
+    known = {str(name).upper() for name in __cpu_dispatch__}
     return (
         features
         if known.issuperset(name.upper() for name in wanted if name)
@@ -171,10 +173,18 @@ def current(device: str = "cpu") -> Environment:
         capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
         interop_threads=torch.get_num_interop_threads(),
-        variables={name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
+        variables=_variables(),
         flags=_current_flags(),
         device=_device(device),
     )
+
+
+def _variables() -> dict[str, str]:
+    """The variables of this process that count; lists of NumPy's in one spelling, as NumPy forgives many."""
+    found = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    for name in NUMPY_VARIABLES:
+        found[name] = " ".join(re.findall(r"\w+", found.get(name, ""), re.ASCII))[:512].strip()
+    return {name: value for name, value in found.items() if value}
 
 
 def _current_flags() -> Flags:

@@ -65,11 +65,11 @@ class InitializationCheck:
                 unreproduced=differences, **details,
             )  # fmt: skip
         if shuffled := [t.name for t in pretrained if t.origin == "rearranged"]:
+            names = f"{', '.join(shuffled[:3])}{', …' if len(shuffled) > 3 else ''}"
             return result(
                 self, "fail",
-                f"{len(shuffled)} of the {len(answer.tensors)} initial tensors hold the same values under every key, in "
-                f"another order or rescaled, so they are pretrained ({', '.join(shuffled[:3])}{', …' if len(shuffled) > 3 else ''}); they would need a "
-                "proof of their own",
+                f"{len(shuffled)} of the {len(answer.tensors)} initial tensors hold the same values under every key, in another order "
+                f"or rescaled, so they are pretrained ({names}); they would need a proof of their own",
                 **details,
             )  # fmt: skip
         if pretrained:
