@@ -67,10 +67,9 @@ def _broken(course: Course, rule: Rule, rows: Rows) -> Flags:
         "adagrad": ["step", "sum"],
     }[rule.family]
     broken = np.zeros(len(rows), dtype=bool)
-    for name in needed:
-        broken |= course.absent(name)[rows + 1]
-    for name in course.entries:
-        broken |= course.absent(name)[rows + 1] & ~course.absent(name)[rows]
+    for name in {*needed, *course.entries}:
+        gone = course.absent(name, rows + 1)
+        broken |= gone if name in needed else gone & ~course.absent(name, rows)
     if "step" in needed:
         broken |= (course.counter(rows + 1) != course.counter(rows) + 1.0)[:, 0]
     return broken

@@ -208,11 +208,8 @@ def _glide(course: Course, segments: Rows) -> dict[str, Array]:
     rule = course.rule
     assert rule is not None
     state = _state(course, segments)
-    fresh = (
-        course.absent(course.first_moment)[segments, None]
-        if course.first_moment
-        else np.ones((len(segments), 1), dtype=bool)
-    )
+    moment = course.first_moment
+    fresh = np.ones((len(segments), 1), dtype=bool) if moment is None else course.absent(moment, segments)[:, None]
     lengths = course.lengths[segments]
     for step in range(int(lengths.max(initial=0))):
         rate = course.rates[np.minimum(course.bounds[segments] + step, len(course.rates) - 1)][:, None]
