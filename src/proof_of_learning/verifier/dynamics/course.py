@@ -37,7 +37,7 @@ _NEUTRAL = frozenset(
      "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 )  # fmt: skip
 _PRECISION = {  # unit roundoff; smallest normal number
-    "float64": (2.0**-53, 2.0**-1022),
+    "float64": (2.0**-52, 2.0**-1022),  # twice its own, for it is checked in the same precision
     "float32": (2.0**-24, 2.0**-126),
     "float16": (2.0**-11, 2.0**-14),
     "bfloat16": (2.0**-8, 2.0**-126),
@@ -169,7 +169,8 @@ class Course:
         """[rows] which of the given states hold no such entry."""
         if name not in self.entries:
             return np.ones(len(rows), dtype=bool)
-        return _empty(self.entries[name][rows].reshape(len(rows), -1))
+        values = self.entries[name][rows]
+        return _empty(values[:, None] if values.ndim == 1 else values)
 
     def held(self, name: str, rows: npt.NDArray[np.int64]) -> Array:
         """An entry at the given checkpoints, [rows, m], zero where there is none."""
