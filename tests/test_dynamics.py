@@ -18,6 +18,7 @@ from proof_of_learning.verifier.dynamics import (
     identity,
     idle_segments,
     idle_share,
+    idle_tensors,
     miscounted,
     moved,
     rates_by_part,
@@ -54,13 +55,16 @@ def changed(make: Any, **options: Any) -> Any:
     return made
 
 
-def network_share(courses: dict[str, Course], parts: dict[str, str] | None = None) -> Any:
-    return idle_share(
+def idle(courses: dict[str, Course], parts: dict[str, str] | None = None) -> dict[str, Any]:
+    return idle_tensors(
         {name: idle_segments(course) for name, course in courses.items()},
-        {name: course.weights.shape[1] for name, course in courses.items()},
         parts or dict.fromkeys(courses, "optimizer"),
         {name: moved(course) for name, course in courses.items()},
     )
+
+
+def network_share(courses: dict[str, Course], parts: dict[str, str] | None = None) -> Any:
+    return idle_share(idle(courses, parts), {name: course.weights.shape[1] for name, course in courses.items()})
 
 
 # ---- which optimizer ----------------------------------------------------------------------------------
@@ -265,6 +269,36 @@ def test_an_optimizer_that_waits_for_its_turn_is_not_idle_but_all_that_wait_are(
     both = {**{f"a.{n}": c for n, c in courses.items()}, **{f"b.{n}": c for n, c in waiting.items()}}
     assert (network_share(both, {name: name[0] for name in both}) < 0.1).all()
     assert (network_share(waiting)[2::2] == 1).all()
+
+
+def test_the_layer_that_was_shut_off_is_named() -> None:
+    """However many live above it."""
+    deep = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32))
+    for _ in range(6):
+        deep.extend([torch.nn.ReLU(), torch.nn.Linear(32, 32)])
+
+    def die(step: int, model: Any) -> None:
+        if step == 20:
+            kill(model)
+
+    tensors = idle(train(deep, VARIANTS["adam"], 60, before=die))
+    assert {name for name, found in tensors.items() if found[21:].all()} == {"1.weight", "1.bias", "3.weight"}
+    assert {name for name, found in tensors.items() if found.any()} == {"1.weight", "1.bias", "3.weight"}
+
+
+def test_frozen_and_empty_tensors_are_not_judged() -> None:
+    course = trained("adam")
+    none = np.zeros((41, 0))
+    for weights in (none, np.ones((41, 3))):
+        entries = {
+            name: value if value.ndim == 1 else np.full(weights.shape, np.nan) for name, value in course.entries.items()
+        }
+        frozen = replace(course, weights=weights, entries={**entries, "step": np.full(41, np.nan)})
+        assert np.isnan(idle_segments(frozen)).all()
+        assert (identity(frozen) == 0).all()
+        assert not moved(frozen).any()
+        assert coasting(frozen) == pytest.approx(weights)
+        assert idle({"frozen": frozen}) == {}
 
 
 def test_a_segment_without_a_rate_is_not_judged() -> None:

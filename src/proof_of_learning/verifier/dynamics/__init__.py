@@ -5,7 +5,7 @@ Pure functions on arrays of sampled coordinates; nothing here reads a proof or r
 
 from proof_of_learning.verifier.dynamics.course import Course, Family, Rule, family, read_rule
 from proof_of_learning.verifier.dynamics.identity import IDENTITY_LIMIT, identity, miscounted
-from proof_of_learning.verifier.dynamics.motion import coasting, idle_segments, idle_share, moved, still
+from proof_of_learning.verifier.dynamics.motion import coasting, idle_segments, idle_share, idle_tensors, moved, still
 from proof_of_learning.verifier.dynamics.rates import rates_by_part
 from proof_of_learning.verifier.dynamics.scaler import scaler_consistent
 
@@ -19,6 +19,7 @@ __all__ = [
     "identity",
     "idle_segments",
     "idle_share",
+    "idle_tensors",
     "miscounted",
     "moved",
     "rates_by_part",

@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Flags = npt.NDArray[np.bool_]
 Family = Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"]
 
-_BLOCK = 1 << 17  # elements that are worked on at a time, so that temporaries stay in the cache
+_BLOCK = 1 << 15  # elements that are worked on at a time, so that temporaries stay in the cache
 
 # What every group of the family holds, and what its state may hold. Optimizers that share most of this (NAdam, RAdam, Adamax, Muon,
 # LARS, Adafactor …) have keys or entries of their own, and then are not known here.
@@ -37,7 +37,7 @@ _NEUTRAL = frozenset(
      "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 )  # fmt: skip
 _PRECISION = {  # unit roundoff; smallest normal number
-    "float64": (2.0**-53, 2.0**-1022),
+    "float64": (2.0**-52, 2.0**-1022),  # twice its own, for it is checked in the same precision
     "float32": (2.0**-24, 2.0**-126),
     "float16": (2.0**-11, 2.0**-14),
     "bfloat16": (2.0**-8, 2.0**-126),
@@ -165,18 +165,19 @@ class Course:
             return None
         return "exp_avg" if self.rule.family in ("adam", "adamw") else "momentum_buffer"
 
-    def absent(self, name: str) -> Flags:
-        """[T+1] which states hold no such entry."""
+    def absent(self, name: str, rows: npt.NDArray[np.int64]) -> Flags:
+        """[rows] which of the given states hold no such entry."""
         if name not in self.entries:
-            return np.ones(len(self.weights), dtype=bool)
-        return np.asarray(np.isnan(self.entries[name]).reshape(len(self.weights), -1).all(axis=1))
+            return np.ones(len(rows), dtype=bool)
+        values = self.entries[name][rows]
+        return _empty(values[:, None] if values.ndim == 1 else values)
 
     def held(self, name: str, rows: npt.NDArray[np.int64]) -> Array:
         """An entry at the given checkpoints, [rows, m], zero where there is none."""
         if name not in self.entries:
             return np.zeros((len(rows), self.weights.shape[1]))
         values = self.entries[name][rows].astype(np.float64)
-        values[np.isnan(values).all(axis=1)] = 0.0
+        values[_empty(values)] = 0.0
         return values
 
     def counter(self, rows: npt.NDArray[np.int64]) -> Array:
@@ -199,6 +200,13 @@ class Course:
         size = max(1, _BLOCK // max(1, self.weights.shape[1]))
         for start in range(0, len(segments), size):
             yield segments[start : start + size]
+
+
+def _empty(values: Floats) -> Flags:
+    """[rows] which rows are NaN throughout."""
+    empty: Flags = np.isnan(values[:, 0]) if values.shape[1] else np.zeros(len(values), dtype=bool)
+    empty[empty] = np.isnan(values[empty]).all(axis=1)
+    return empty
 
 
 def half_unit(values: Array, roundoff: float, smallest: float) -> Array:

@@ -14,7 +14,13 @@ from proof_of_learning.verifier.dynamics.course import Array, Course, Flags, Rul
 
 Rows = npt.NDArray[np.int64]
 IDENTITY_LIMIT = 2.0
-"""A deviation above it breaks the identity."""
+"""A deviation above it breaks the identity.
+
+Honest steps are bound by 1. Seen: at most 1.000 in 345,600 steps of tensors (SGD with momentum, dampening, Nesterov, decay; Adam, AdamW,
+amsgrad; RMSprop, centered, with momentum; Adagrad; foreach and fused; MLP, CNN with BatchNorm, Transformer; CPU, float32), and none
+above. In bfloat16 and float16 as much, but for fused SGD (128) and fused Adam with coarse decay (13), which keep what they add up in a
+wider format. The rest is room for other hardware, untried: GPUs, ``capturable``.
+"""
 
 
 def identity(course: Course) -> Array:
@@ -67,10 +73,9 @@ def _broken(course: Course, rule: Rule, rows: Rows) -> Flags:
         "adagrad": ["step", "sum"],
     }[rule.family]
     broken = np.zeros(len(rows), dtype=bool)
-    for name in needed:
-        broken |= course.absent(name)[rows + 1]
-    for name in course.entries:
-        broken |= course.absent(name)[rows + 1] & ~course.absent(name)[rows]
+    for name in {*needed, *course.entries}:
+        gone = course.absent(name, rows + 1)
+        broken |= gone if name in needed else gone & ~course.absent(name, rows)
     if "step" in needed:
         broken |= (course.counter(rows + 1) != course.counter(rows) + 1.0)[:, 0]
     return broken

@@ -61,7 +61,7 @@ def idle_segments(course: Course) -> Array:
     Coordinates that no gradient reached in the whole run (pixels that are always 0) are left out. NaN: where no coordinate of the
     tensor was ever reached, where every rate of the segment is 0, and for unknown optimizers.
 
-    Rows of an embedding are honestly idle wherever their token is absent; :func:`idle_share` judges a tensor by its own best.
+    Rows of an embedding are honestly idle wherever their token is absent; :func:`idle_tensors` judges a tensor by its own best.
     """
     count = len(course.weights) - 1
     share = np.full(count, np.nan)
@@ -89,34 +89,43 @@ def moved(course: Course) -> Flags:
     return changed
 
 
-def idle_share(
-    idle: Mapping[str, Array], sizes: Mapping[str, int], parts: Mapping[str, str], moved: Mapping[str, Flags]
-) -> Array:
-    """[T] the share of trained parameters that lie in idle tensors, for the whole network; 1 where nothing moved.
+def idle_tensors(idle: Mapping[str, Array], parts: Mapping[str, str], moved: Mapping[str, Flags]) -> dict[str, Array]:
+    """Which tensors are idle in which segments, by name: [T] of 1 (idle), 0, or NaN (not judged).
 
     idle: by tensor, what :func:`idle_segments` gives.
-    sizes: elements of each tensor.
-    parts: the optimizer that trains it. One that moves none of its tensors in a segment waits for its turn (GANs), and is left out.
+    parts: the optimizer that trains it. One that moves none of its tensors in a segment waits for its turn (GANs), and is not
+        judged there, unless nothing at all moves.
     moved: by tensor, what :func:`moved` gives.
 
     A tensor is idle where fewer of its coordinates are reached than a tenth of those in its best segment: so absent tokens
-    and sparse activations are measured by what the tensor does when it is trained, and a layer that was shut off is not.
+    and sparse activations are measured by what the tensor does when it is trained, and a layer that was shut off is not. A bias
+    before a normalisation has no true gradient, and is idle by chance.
     """
     trained = [name for name, shares in idle.items() if not np.isnan(shares).all()]
     if not trained:
-        return np.full(len(next(iter(idle.values()))) if idle else 0, np.nan)
+        return {}
     turn = {
         part: np.any([moved[name] for name in trained if parts[name] == part], axis=0) for part in set(parts.values())
     }
-    still_parameters, counted = np.zeros(len(idle[trained[0]])), np.zeros(len(idle[trained[0]]))
+    nothing = ~np.any(list(turn.values()), axis=0)
+    found = {}
     for name in trained:
         living = 1.0 - idle[name]
-        judged = turn[parts[name]] & ~np.isnan(living)
-        counted += sizes[name] * judged
-        still_parameters += sizes[name] * (judged & (living < LIVING * np.nanmax(living)))
-    nothing = ~np.any(list(turn.values()), axis=0)
-    share = np.where(counted > 0, still_parameters / np.maximum(counted, 1), np.nan)
-    return np.where(nothing, 1.0, share)
+        judged = np.where(living < LIVING * np.nanmax(living), 1.0, 0.0)
+        judged[np.isnan(living) | ~turn[parts[name]]] = np.nan
+        judged[nothing] = 1.0
+        found[name] = judged
+    return found
+
+
+def idle_share(tensors: Mapping[str, Array], sizes: Mapping[str, int]) -> Array:
+    """[T] the share of trained parameters that lie in idle tensors (:func:`idle_tensors`), weighed by the tensors' ``sizes``."""
+    names = list(tensors)
+    table = np.stack([tensors[name] for name in names]) if names else np.zeros((0, 0))
+    weights = np.array([sizes[name] for name in names], dtype=np.float64)[:, None] * ~np.isnan(table)
+    with np.errstate(invalid="ignore"):
+        share: Array = (np.nan_to_num(table) * weights).sum(axis=0) / weights.sum(axis=0)
+    return share
 
 
 def _idle(course: Course, segments: Rows, ahead: Array) -> Flags:
@@ -208,11 +217,8 @@ def _glide(course: Course, segments: Rows) -> dict[str, Array]:
     rule = course.rule
     assert rule is not None
     state = _state(course, segments)
-    fresh = (
-        course.absent(course.first_moment)[segments, None]
-        if course.first_moment
-        else np.ones((len(segments), 1), dtype=bool)
-    )
+    moment = course.first_moment
+    fresh = np.ones((len(segments), 1), dtype=bool) if moment is None else course.absent(moment, segments)[:, None]
     lengths = course.lengths[segments]
     for step in range(int(lengths.max(initial=0))):
         rate = course.rates[np.minimum(course.bounds[segments] + step, len(course.rates) - 1)][:, None]
