@@ -111,7 +111,7 @@ def guarantees(verdict: Verdict) -> list[str]:
                 given.progress_draws,
                 "of a single group of tensors' way, or of an excursion away and back",
                 WEIGHTED,
-            )  # fmt: skip
+            )
         )
     return found
 
