@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import Distance, displacement, estimate_d_ref, weight_distance, weights
 from proof_of_learning.training.state import State, settings
 from proof_of_learning.verifier.inertia import inertia
+from proof_of_learning.verifier.scalars import Scalars
 
 Array = npt.NDArray[np.float64]
 LOSS_POINTS = 1000
@@ -28,7 +29,8 @@ class Survey:
     """Per segment: ``displacement`` of the full state, of the ``weights``, ``inertia`` at its start, ``progress`` made (fall of the
     squared distance to the final weights), whether it is ``trivial`` (every rate 0), its ``mean_loss``; per step boundary
     (one more): ``distance`` of the weights from the start, and the ``settings`` that the state holds beside trained values.
-    ``missing`` counts states whose bytes the proof no longer holds; then what needs them is not a number (None).
+    ``scalars``: the history of the numbers that no distance measures. ``missing`` counts states whose bytes the proof no longer
+    holds; then what needs them is not a number (None).
     """
 
     displacement: Array
@@ -44,6 +46,7 @@ class Survey:
     bytes: int
     final_model: str | None
     d_ref: Distance | None
+    scalars: Scalars = field(default_factory=Scalars)
 
     def progress_share(self) -> list[float]:
         """The share of the squared distance from start to end that is covered at each segment's end."""
@@ -79,9 +82,11 @@ def _survey(proof: Proof, on_segment: Callable[[int, int], None]) -> Survey:
     origin = before = None
     to_go = math.nan
     held: list[bytes | None] = []
+    scalars = Scalars()
     for position, digest in enumerate(digests):
         state: State | None = proof.state(digest) if proof.has_state(digest) else None
         held.append(None if state is None else settings(state))
+        scalars.add(position, state, _steps(proof, position))
         if state is not None:
             here = weights(state)
             origin = _copied(here) if position == 0 else origin
@@ -105,8 +110,13 @@ def _survey(proof: Proof, on_segment: Callable[[int, int], None]) -> Survey:
     stored = sum(item.bytes for item in proof.index.values())
     d_ref = estimate_d_ref(origin, target) if origin and target and _alike(origin, target) else None
     return Survey(
-        moved, moved_weights, inert, progress, trivial, distance, held, loss, missing, parameters, stored, final_model, d_ref
+        moved, moved_weights, inert, progress, trivial, distance, held, loss, missing, parameters, stored, final_model, d_ref, scalars
     )  # fmt: skip
+
+
+def _steps(proof: Proof, position: int) -> int:
+    """The steps of the segment that ends at a position; 0 for the first state."""
+    return proof.segments[position - 1].stop - proof.segments[position - 1].start if position else 0
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
