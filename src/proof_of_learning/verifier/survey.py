@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ from proof_of_learning.replay.measure import Distance, displacement, estimate_d_
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training.state import State, decode_tree, settings
-from proof_of_learning.verifier.dynamics import identity, idle_segments, idle_share, miscounted, scaler_consistent
+from proof_of_learning.verifier.dynamics import identity, idle_segments, idle_share, idle_tensors, miscounted, scaler_consistent
 from proof_of_learning.verifier.dynamics import moved as changed
 from proof_of_learning.verifier.function import Function, Prober, look
 from proof_of_learning.verifier.inertia import inertia
 from proof_of_learning.verifier.progress import Measure, weight_measures
 from proof_of_learning.verifier.sampling import Sampler, Trained
+from proof_of_learning.verifier.scalars import Scalars
 
 Array = npt.NDArray[np.float64]
 LOSS_POINTS = 1000
@@ -41,6 +42,7 @@ class Survey:
     ``missing`` counts states whose bytes the proof no longer holds; then what needs them is not a number (None).
     ``measures``: the kinds of progress that draws are weighted by; ``function``: what was seen of the states' functions, or None with
     the reason in ``blind``. ``irregular``: segments whose counters or scaler cannot follow from their start, with the reason.
+    ``scalars``: the history of the numbers that no distance measures.
     """
 
     displacement: Array
@@ -63,6 +65,7 @@ class Survey:
     bytes: int
     final_model: str | None
     d_ref: Distance | None
+    scalars: Scalars = field(default_factory=Scalars)
 
     def progress_share(self) -> list[float]:
         """The share of the squared distance from start to end that is covered at each segment's end."""
@@ -119,10 +122,12 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
     to_go = math.nan
     held: list[bytes | None] = []
     scalers: list[Any] = []
+    scalars = Scalars()
     for position, digest in enumerate(digests):
         state: State | None = proof.state(digest) if proof.has_state(digest) else None
         held.append(None if state is None else settings(state))
         scalers.append(None if state is None else _scaler(state))
+        scalars.add(position, state, _steps(proof, position))
         if state is not None:
             here = weights(state)
             origin = _copied(here) if position == 0 else origin
@@ -168,7 +173,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
         moved, moved_weights, inert, progress, steps.trivial, _idle(trained, count),
         _identity(trained, count) if exact else np.full(count, np.nan), distance, held, steps.loss, steps.jumps,
         _irregular(proof, trained, scalers), measures, function, "" if function is not None else blind, missing, parameters, stored,
-        final_model, d_ref,
+        final_model, d_ref, scalars,
     )  # fmt: skip
 
 
@@ -185,12 +190,12 @@ def _idle(trained: dict[str, Trained], count: int) -> Array:
     known = {name: item for name, item in trained.items() if item.course.rule is not None}
     if not known:
         return np.full(count, np.nan)
-    return idle_share(
+    idle = idle_tensors(
         {name: idle_segments(item.course) for name, item in known.items()},
-        {name: item.elements for name, item in known.items()},
         {name: item.part for name, item in known.items()},
         {name: changed(item.course) for name, item in known.items()},
     )
+    return idle_share(idle, {name: known[name].elements for name in idle}) if idle else np.full(count, np.nan)
 
 
 def _identity(trained: dict[str, Trained], count: int) -> Array:
@@ -237,6 +242,11 @@ def _peaks(rates: Array, looking: Looking | None) -> dict[str, list[float]] | li
         found[part] = peaks[start : start + groups]
         start += groups
     return found
+
+
+def _steps(proof: Proof, position: int) -> int:
+    """The steps of the segment that ends at a position; 0 for the first state."""
+    return proof.segments[position - 1].stop - proof.segments[position - 1].start if position else 0
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
