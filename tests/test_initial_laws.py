@@ -278,6 +278,7 @@ DRAWS: dict[str, Callable[[], Tensor]] = {
     "narrow half": lambda: torch.randn(256, 8).half(), "quantised": lambda: (30 * torch.randn(64, 128)).round() / 127,
     "around one": lambda: 1 + 1e-3 * torch.randn(64, 128), "sparse": lambda: init.sparse_(torch.empty(64, 64), 0.9),
     "dirac": lambda: init.dirac_(torch.empty(16, 16, 3, 3)), "steps": lambda: torch.linspace(0, 1, 64)[torch.randperm(64)],
+    "orders": lambda: torch.stack([torch.arange(1.0, 17)[torch.randperm(16)] for _ in range(64)]),
     "few levels": lambda: torch.randint(-8, 8, (4000, 8)).float(),
 }  # fmt: skip
 del DRAWS["complex"]
