@@ -18,7 +18,14 @@ from proof_of_learning.replay.measure import Distance, displacement, estimate_d_
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training.state import State, decode_tree, settings
-from proof_of_learning.verifier.dynamics import identity, idle_segments, idle_share, idle_tensors, miscounted, scaler_consistent
+from proof_of_learning.verifier.dynamics import (
+    identity,
+    idle_segments,
+    idle_share,
+    idle_tensors,
+    miscounted,
+    scaler_consistent,
+)
 from proof_of_learning.verifier.dynamics import moved as changed
 from proof_of_learning.verifier.function import Function, Prober, look
 from proof_of_learning.verifier.inertia import inertia
