@@ -4,7 +4,7 @@ The attacker trains for a part of the run. Then a number beside the weights is f
 and does nothing:
 
 ``scaler``
-    the scale of the gradient scaler becomes not a number, 0 or infinite; it takes every gradient for an overflow and skips the step.
+    the scale of the gradient scaler becomes infinite or not a number; it takes every gradient for an overflow and skips the step.
 ``part``
     every number in the task's further parts (a threshold, a temperature, a weight of a loss) becomes that value.
 
@@ -42,13 +42,15 @@ class ScalerFreeze(Attack):
     seed: int | None = parameter(None, "seed of the attacker's run (default: one of his own)", low=0, high=2**64 - 1)
 
     variants = (
-        {}, {"value": "0"}, {"value": "inf"}, {"goal": "stolen"}, {"work": 0.3}, {"where": "part", "value": "0"}, {"where": "part"},
+        {}, {"value": "inf"}, {"goal": "stolen"}, {"work": 0.3}, {"where": "part", "value": "0"}, {"where": "part"},
     )  # fmt: skip
 
     def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
         session, count = victim.own_session(victim.own_seed(self.seed)), len(victim.proof.segments)
         if self.where == "scaler" and session.scaler is None:
             raise AttackError("where=scaler needs a task with a gradient scaler")
+        if self.where == "scaler" and self.value == "0":
+            raise AttackError("a scale of 0 leads to steps that are not numbers; there are value=nan and value=inf")
         if self.where == "part" and not any(_numbers(part.state_dict()) for part in session.extra.values()):
             raise AttackError("where=part needs a task with further parts that hold numbers")
         at, value = min(max(1, round(self.work * count)), count - 2), float(self.value)
