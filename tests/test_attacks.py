@@ -39,9 +39,6 @@ CAUGHT_BY = {
     "shadow": "trajectory", "stolen": "initialization", "synthetic-data": "data", "task-weapon": "trajectory",
     "teleport": "trajectory",
 }  # fmt: skip
-NOT_YET = {
-    "frozen": "learning"
-}  # every step of it replays: valid, until there is a check by this name that asks what was learned
 DEARER_THAN_TRAINING = {"inverse-gradient"}  # the others would be no attacks if they were
 
 
@@ -124,7 +121,7 @@ def test_forgery_is_structurally_perfect_and_ends_where_it_says(forged: Forged) 
 def test_forgery_is_not_valid(forged: Forged, nonce: str) -> None:
     name = forged.name
     verdict = pol.verify(forged.forgery.path, forged.task, nonce=nonce, accept_nonce=True)
-    assert (verdict.verdict == "valid") == (name in NOT_YET)
+    assert verdict.verdict != "valid"
     if name in CAUGHT_BY:
         assert verdict.verdict == "invalid"
         assert stopped_by(verdict) == [CAUGHT_BY[name]]
