@@ -42,7 +42,9 @@ class Verification:
             if doing == "checking trajectory" and done in (0, total):
                 readings.append(cpu_seconds(process_tree(os.getpid())))
 
-        verdict = pol.verify(self.proof, self.task, top_q=0, random=self.random, nonce=NONCE, progress=progress)
+        verdict = pol.verify(
+            self.proof, self.task, top_q=0, random=self.random, nonce=NONCE, accept_nonce=True, progress=progress
+        )
         assert verdict.verdict == "valid", verdict.reason
         self.verdicts.append(verdict)
         return Cost(verdict.cost.phases["trajectory"], readings[-1] - readings[0])

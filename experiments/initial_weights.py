@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from proof_of_learning.verifier.schemes import Law, normal, uniform
+from proof_of_learning.verifier.initialization.laws import Law, normal, uniform
 
 Tensors = dict[str, Tensor]
 

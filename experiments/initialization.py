@@ -36,7 +36,8 @@ from initial_weights import (
 )
 from scipy import stats
 
-from proof_of_learning.verifier.pool import judge_initialization, spectrum_p_value
+from proof_of_learning.verifier.initialization.judge import judge_initialization
+from proof_of_learning.verifier.initialization.sample import spectrum_p_value
 
 ALPHA = 0.01
 

@@ -29,8 +29,8 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
+from proof_of_learning.verifier.initialization.judge import judge_initialization
 from proof_of_learning.verifier.plan import challenge, make_nonce
-from proof_of_learning.verifier.pool import judge_initialization
 from proof_of_learning.verifier.survey import Survey
 
 Report = Callable[[int, int], None]

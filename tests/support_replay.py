@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from proof_of_learning import Proof, Task
-from proof_of_learning.replay.client import Workers
-from proof_of_learning.replay.protocol import Replay
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.replay.requests import Replay
 
 
 def replays_alone(path: Path, task: Task) -> None:
     """Replay every segment, last first, so that nothing of one can help the next; compare bits, losses and rates."""
     proof = Proof.open(path)
-    with Workers(proof, task) as workers:
+    with Replayer(proof, task) as workers:
         for segment in reversed(proof.segments):
             answer = workers.ask(Replay(segment.index))
             columns = proof.columns(segment.index)

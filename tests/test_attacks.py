@@ -28,12 +28,12 @@ SLOW = {"drift", "claimed-environment", "synthetic-data"}
 
 # Where the verifier stops an attack; one that is not named here need only be stopped somewhere.
 CAUGHT_BY = {
-    "blindfold": "trajectory", "bridge": "trajectory",
-    "codec-steering": "trajectory", "concatenation": "trajectory", "decoy": "trajectory",
-    "derivative": "initialization", "directed-weights": "trajectory", "drift": "trajectory",
-    "false-settings": "hyperparameters", "few-segments": "trajectory", "grinding": "trajectory",
-    "huge-rate": "trajectory", "infinitesimal-update": "trajectory", "inverse-gradient": "initialization",
-    "lazy": "trajectory", "padding": "trajectory", "rank-matched": "trajectory", "rate-steering": "trajectory",
+    "blindfold": "trajectory", "bridge": "trajectory", "codec-steering": "trajectory", "concatenation": "trajectory",
+    "decoy": "trajectory", "derivative": "trajectory", "directed-weights": "trajectory", "drift": "trajectory",
+    "dropped-state": "trajectory", "false-settings": "hyperparameters", "few-segments": "trajectory",
+    "grinding": "trajectory", "huge-rate": "trajectory", "idle-excursion": "trajectory",
+    "infinitesimal-update": "trajectory", "inverse-gradient": "initialization", "lazy": "trajectory",
+    "padding": "trajectory", "rank-matched": "trajectory", "rate-steering": "trajectory", "shadow": "trajectory",
     "stolen": "initialization", "synthetic-data": "data", "task-weapon": "trajectory", "teleport": "trajectory",
 }  # fmt: skip
 DEARER_THAN_TRAINING = {"inverse-gradient"}  # the others would be no attacks if they were
@@ -99,7 +99,7 @@ def test_forgery_is_structurally_perfect_and_ends_where_it_says(forged: tuple[st
 @pytest.mark.parametrize("nonce", ["c0ffee"])
 def test_forgery_is_not_valid(forged: tuple[str, Forgery], task: Task, nonce: str) -> None:
     name, forgery = forged
-    verdict = pol.verify(forgery.path, task, nonce=nonce)
+    verdict = pol.verify(forgery.path, task, nonce=nonce, accept_nonce=True)
     assert verdict.verdict != "valid"
     if name in CAUGHT_BY:
         assert verdict.verdict == "invalid"

@@ -46,7 +46,7 @@ def test_a_blindfold_shows_the_directed_choices_genuine_segments_and_the_draws_f
     assert len(seen[1].conspicuous) < len(seen[0].conspicuous) / 2
     assert plain.cost < aware.cost < 0.5
     assert seen[1].segment_share > 0.5 and seen[1].miss == 0.0
-    verdict = pol.verify(aware.path, task, nonce=fixed_nonces(1)[0])
+    verdict = pol.verify(aware.path, task, nonce=fixed_nonces(1)[0], accept_nonce=True)
     assert failed(verdict) == ["trajectory"]
     wrong = {segment.index for segment in verdict.segments if segment.status == "fail"}
     assert wrong == set(aware.forged) & {segment.index for segment in verdict.segments}
@@ -71,7 +71,7 @@ def test_padding_that_the_schedule_allows_leaves_the_jump_among_few(task: Task, 
     found = odds(Proof.open(forgery.path), forgery.forged, fixed_nonces(50))
     assert len(forgery.forged) == 1 and found.segment_share == 1 / 40
     assert found.miss == 0.0
-    assert pol.verify(forgery.path, idle, nonce=fixed_nonces(1)[0]).verdict == "invalid"
+    assert pol.verify(forgery.path, idle, nonce=fixed_nonces(1)[0], accept_nonce=True).verdict == "invalid"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_jumps_to_the_target_are_never_missed_for_they_make_the_progress(
     found = odds(Proof.open(forgery.path), forgery.forged, NONCES)
     assert found.progress_share > 0.5
     assert found.miss == 0 <= found.bound < 1e-6
-    verdict = pol.verify(forgery.path, task, nonce=NONCES[0])
+    verdict = pol.verify(forgery.path, task, nonce=NONCES[0], accept_nonce=True)
     assert [check.name for check in verdict.checks if check.status == "fail"] == ["trajectory"]
     failed = {segment.index for segment in verdict.segments if segment.status == "fail"}
     assert failed == set(forgery.forged) & {segment.index for segment in verdict.segments}  # and all others replay
@@ -76,7 +76,7 @@ def test_grinding_helps_only_against_a_nonce_that_is_known_before_the_root(
     assert pol.check(ground.path).status == "pass"
     assert ground.forged == plain.forged
     assert missed(Proof.open(ground.path), ground.forged, [guess]) == [True]
-    lucky = pol.verify(ground.path, task, nonce=guess)
+    lucky = pol.verify(ground.path, task, nonce=guess, accept_nonce=True)
     assert lucky.nonce.origin == "self-chosen"  # the verdict says that its nonce could have been ground for
     before, after = (odds(Proof.open(f.path), f.forged, NONCES) for f in (plain, ground))
     assert not before.conspicuous and not after.conspicuous
@@ -106,6 +106,6 @@ def test_jumps_at_rate_0_are_drawn_too(task: Task, tmp_path: Path) -> None:
     forgery = ATTACKS["few-segments"](segments=8, at=idle.start + 5).forge(Proof.open(honest), paused, tmp_path / "f")
     assert set(forgery.forged) <= set(idle)
     for reasons in (("progress",), ("trivial",)):
-        verdict = pol.verify(forgery.path, paused, top_q=0, nonce=NONCES[0])
+        verdict = pol.verify(forgery.path, paused, top_q=0, nonce=NONCES[0], accept_nonce=True)
         seen = [s for s in verdict.segments if s.status == "fail" and set(s.why) & set(reasons)]
         assert seen and verdict.verdict == "invalid"

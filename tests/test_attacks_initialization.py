@@ -51,14 +51,14 @@ def test_rank_matching_passes_the_test_of_the_start_and_fails_at_the_replay(targ
 
 
 @pytest.mark.parametrize("how", ["fine-tuned", "pruned", "sparsified"])
-@pytest.mark.parametrize(
-    ("start", "check"), [("recorded", "initialization"), ("arranged", "trajectory"), ("derived", "trajectory")]
-)
-def test_derivatives_are_rejected_by_their_start_or_the_way_from_it(
-    how: str, start: str, check: str, target: Target
+@pytest.mark.parametrize(("start", "status"), [("recorded", "inconclusive"), ("arranged", "pass"), ("derived", "pass")])
+def test_derivatives_are_rejected_by_the_way_from_their_start(
+    how: str, start: str, status: str, target: Target
 ) -> None:
+    """That weights fit no usual law is no proof of forgery: what was trained so little is no less independent than a draw."""
     forgery, verdict = target.judge("derivative", how=how, start=start)
-    assert rejects(verdict) == check
+    assert rejects(verdict) == "trajectory"
+    assert verdict.check("initialization").status == status
     assert forgery.cost == pytest.approx(0.1, abs=0.001)
     assert 0.0 < forgery.distance < 1.0
 
@@ -80,9 +80,11 @@ def test_sparse_models_are_sparse_at_the_end(target: Target) -> None:
     assert all(some < all_ for some, all_ in zip(zeros["pruned"], zeros["sparsified"], strict=True))
 
 
-def test_honest_steps_from_the_target_itself_fail_at_the_start_alone(target: Target) -> None:
+def test_honest_steps_from_the_target_itself_have_no_verdict_for_their_start_alone(target: Target) -> None:
     forgery, verdict = target.judge("derivative", {"keep_going": True}, effort=1.0)
-    assert [check.name for check in verdict.checks if check.status == "fail"] == ["initialization"]
+    assert verdict.verdict == "inconclusive"
+    assert [c.name for c in verdict.checks if c.status == "inconclusive"] == ["initialization"]
+    assert "fit no law of the public pool" in verdict.reason
     assert forgery.cost == 1.0
 
 

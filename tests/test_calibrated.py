@@ -24,7 +24,7 @@ from proof_of_learning.replay.measure import (
     detail,
     nudged,
 )
-from proof_of_learning.replay.protocol import Noise, Replay, Replayed
+from proof_of_learning.replay.requests import Noise, Replay, Replayed
 from proof_of_learning.task import load_task
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.calibrated import (

@@ -88,8 +88,12 @@ def test_another_task_is_invalid(target: str, tiny_proof: Path) -> None:
 
 
 def test_a_nonce_that_was_handed_in_is_marked(target: str, tiny_proof: Path) -> None:
-    result = pol("verify", tiny_proof, "--task", target, "--nonce", "c0ffee", "--json", "-", "--sandbox", "off")
-    assert json.loads(result.stdout)["nonce"] == {"value": "c0ffee", "origin": "self-chosen"}
+    for more, status in (((), 3), (("--accept-nonce",), 0)):
+        result = pol(
+            "verify", tiny_proof, "--task", target, "--nonce", "c0ffee", "--json", "-", "--sandbox", "off", *more
+        )
+        assert result.exit_code == status
+        assert json.loads(result.stdout)["nonce"] == {"value": "c0ffee", "origin": "self-chosen"}
 
 
 @pytest.mark.parametrize(

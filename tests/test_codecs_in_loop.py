@@ -19,10 +19,10 @@ import proof_of_learning as pol
 from proof_of_learning import TaskReference
 from proof_of_learning.attacks import forge_proof
 from proof_of_learning.errors import FormatError, IntegrityError
+from proof_of_learning.limits import HEADER_WEIGHT, MAX_CHAIN, WEIGHT_ROOM
 from proof_of_learning.proof.codecs import NAMES, get_codec, packed
-from proof_of_learning.proof.codecs.packed import MAX_NEW
 from proof_of_learning.proof.format import CodecClaim
-from proof_of_learning.proof.reader import MAX_CHAIN, Proof, load_state
+from proof_of_learning.proof.reader import Proof, load_state
 from proof_of_learning.training.state import State
 from support_proofs import tree_of
 from support_strategies import same, states
@@ -268,9 +268,9 @@ def test_lengths_that_overflow_are_refused(shape: list[int]) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_opened() -> None:
-    huge = State({"d": [["s:x", {"t": "x"}]]}, {"x": torch.zeros(MAX_NEW // 2, dtype=torch.float32)})
+    huge = State({"d": [["s:x", {"t": "x"}]]}, {"x": torch.zeros(WEIGHT_ROOM // 2, dtype=torch.float32)})
     raw = b"".join(bytes(p) for p in LOSSLESS.encode(huge, None).chunks())
-    assert len(raw) < MAX_NEW // 1000
+    assert len(raw) < WEIGHT_ROOM // 1000
     with pytest.raises(FormatError, match="decompression bomb"):
         LOSSLESS.decode(bytearray(raw), None)
     assert LOSSLESS.decode(bytearray(raw), huge).digest()  # but it may be as large as the state before
@@ -281,10 +281,11 @@ def test_a_header_is_no_larger_than_its_object_allows() -> None:
         """All there is to a state without tensors."""
         return b"".join(packed.pack({"d": [["s:x", "x" * size]]}, {}, lambda name: torch.zeros(0)))
 
-    assert LOSSLESS.decode(bytearray(header(packed.HEADER_ROOM // 2)), None).tensors == {}
-    bomb = header(8 * packed.HEADER_ROOM)
-    assert len(bomb) < packed.HEADER_ROOM // 100
-    with pytest.raises(FormatError, match="does not have the size"):
+    room = WEIGHT_ROOM // HEADER_WEIGHT
+    assert LOSSLESS.decode(bytearray(header(room // 2)), None).tensors == {}
+    bomb = header(8 * room)
+    assert len(bomb) < room // 100
+    with pytest.raises(FormatError, match="decompression bomb"):
         LOSSLESS.decode(bytearray(bomb), None)
 
 

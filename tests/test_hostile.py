@@ -21,7 +21,7 @@ from proof_of_learning import Proof, TaskReference, canonical
 from proof_of_learning.attacks import forge_proof
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.format import CodecClaim
-from proof_of_learning.replay import client
+from proof_of_learning.replay import pool, process, replayer
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, encode_tree
@@ -108,7 +108,7 @@ def test_a_worker_that_dies_is_started_again(tiny_proof: Path) -> None:
 
 
 def test_a_worker_that_dies_again_and_again_is_given_up(tiny_proof: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_DEATHS", 0)
+    monkeypatch.setattr(pool, "MAX_DEATHS", 0)
     verdict = pol.verify(tiny_proof, TaskReference(f"{BAD}:task", {"schedule": "7:die"}), everything=True)
     assert [s.status for s in verdict.segments] == ["pass", *["inconclusive"] * 4]
     assert "not started again" in verdict.segments[2].note
@@ -144,7 +144,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Counts the workers: how many were started, and how many were there at a time."""
     count = {"started": 0, "there": 0, "most": 0}
 
-    class Counted(client.LocalWorker):
+    class Counted(process.LocalWorker):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             count["started"] += 1
@@ -155,7 +155,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             super().close()
             count["there"] -= 1
 
-    monkeypatch.setattr(client, "LocalWorker", Counted)
+    monkeypatch.setattr(pool, "LocalWorker", Counted)
     return count
 
 
@@ -170,7 +170,7 @@ def test_few_workers_are_there_at_a_time(crowded: Path, workers: dict[str, Any])
     before = torch.backends.cudnn.benchmark, torch.get_num_threads()
     verdict = pol.verify(crowded, tasks.task(), everything=True)
     assert verdict.verdict == "valid", verdict.reason
-    assert workers["most"] == client.AT_ONCE < 12 <= workers["started"] < 30
+    assert workers["most"] == pool.AT_ONCE < 12 <= workers["started"] < 30
     assert workers["there"] == 0
     assert (torch.backends.cudnn.benchmark, torch.get_num_threads()) == before
 
@@ -198,7 +198,7 @@ def test_workers_of_one_environment_are_asked_one_after_the_other(tmp_path: Path
 def test_what_is_claimed_in_very_many_environments_is_not_judged(
     crowded: Path, workers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "MAX_ENVIRONMENTS", 4)
+    monkeypatch.setattr(replayer, "MAX_ENVIRONMENTS", 4)
     verdict = pol.verify(crowded, tasks.task(), everything=True)
     assert verdict.verdict == "inconclusive"
     assert [s.status for s in verdict.segments] == [*["pass"] * 4, *["inconclusive"] * 8]
@@ -225,11 +225,11 @@ def test_an_environment_that_was_not_tried_is_known_to_be_another(tiny_proof: Pa
 
 def test_no_more_threads_are_started_than_a_machine_may_have(tiny_proof: Path, tmp_path: Path) -> None:
     def many(here: Environment) -> Environment:
-        return msgspec.structs.replace(here, threads=client.MAX_THREADS + 1, interop_threads=4096)
+        return msgspec.structs.replace(here, threads=replayer.MAX_THREADS + 1, interop_threads=4096)
 
     verdict = pol.verify(rewrite(tiny_proof, tmp_path / "run.pol", environment=many), tasks.task())
     assert verdict.verdict == "valid", verdict.reason
-    assert f"threads: recorded {client.MAX_THREADS + 1}, here 1" in verdict.unreproduced
+    assert f"threads: recorded {replayer.MAX_THREADS + 1}, here 1" in verdict.unreproduced
 
 
 # ---- what a verdict says ----------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from proof_of_learning import Task, TaskReference, Verdict, load_task, prove, verify
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import UsageError
-from proof_of_learning.replay.client import LocalWorker
-from proof_of_learning.replay.protocol import Replay
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.replay.requests import Replay
 from proof_of_learning.verifier import verify as verifying
 from proof_of_learning.verifier.policy import SECTIONS, Policy, default_policy, load_policy
 from tasks import Net
@@ -47,11 +47,31 @@ def judge(task: Task, tiny_proof: Path, tmp_path: Path) -> Judge:
 
 def test_without_a_policy_there_is_nothing_to_satisfy(task: Task, tiny_proof: Path) -> None:
     verdict = verify(tiny_proof, task, random=0)
-    assert (verdict.verdict, verdict.check("policy").status, verdict.check("policy").mandatory) == (
-        "valid",
-        "skipped",
-        False,
-    )
+    found = verdict.check("policy")
+    assert (verdict.verdict, found.status, found.mandatory) == ("valid", "pass", True)
+    assert found.summary == "the built-in defaults are kept"
+    assert list(found.evidence) == ["defaults"] and list(found.evidence["defaults"]) == ["drawn_nonce"]
+
+
+def test_a_nonce_that_was_handed_in_needs_to_be_accepted(judge: Judge, task: Task, tiny_proof: Path) -> None:
+    for verdict in (
+        verify(tiny_proof, task, nonce="c0ffee"),
+        verify(tiny_proof, task, nonce="c0ffee", everything=True),
+        judge(default_policy(), nonce="c0ffee"),
+    ):
+        found = verdict.check("policy")
+        assert (verdict.verdict, verdict.exit_status, found.status) == ("inconclusive", 3, "inconclusive")
+        assert found.summary.startswith("built-in default: drawn_nonce: expected a nonce that the verifier draws")
+        assert "--accept-nonce" in found.summary and "trust.chosen_nonce" in found.summary
+        assert verdict.check("trajectory").status == "pass"
+    assert verify(tiny_proof, task, nonce="c0ffee", accept_nonce=True).verdict == "valid"
+    assert judge("[trust]\nchosen_nonce = true", nonce="c0ffee").verdict == "valid"
+
+
+def test_what_the_proof_breaks_comes_before_a_default(judge: Judge) -> None:
+    verdict = judge("[training]\nmax_steps = 1", nonce="c0ffee")
+    assert verdict.check("policy").evidence["broken"] == ["training.max_steps", "drawn_nonce"]
+    assert verdict.verdict == "invalid"
 
 
 def test_an_honest_proof_satisfies_the_default_policy(judge: Judge) -> None:
@@ -143,7 +163,7 @@ def test_every_kept_rule_is_kept_at_its_limit(judge: Judge, task: Task, tiny_pro
         everything=True,
     )
     assert verdict.verdict == "valid", verdict.reason
-    assert verdict.check("policy").summary == "the 12 rules of policy.toml that apply are kept"
+    assert "the 12 rules of policy.toml that apply are kept" in verdict.check("policy").summary
 
 
 def test_a_rule_of_the_proof_weighs_more_than_one_of_the_verification(judge: Judge) -> None:
@@ -222,21 +242,21 @@ def test_a_policy_can_require_exact_replay(judge: Judge, monkeypatch: pytest.Mon
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The segments that were replayed."""
     indices: list[int] = []
-    ask = LocalWorker.ask
+    ask = Replayer.ask
 
-    def spy(self: LocalWorker, request: Any, *rest: Any) -> Any:
+    def spy(self: Replayer, request: Any, *rest: Any) -> Any:
         indices.extend([request.index] if isinstance(request, Replay) else [])
         return ask(self, request, *rest)
 
-    monkeypatch.setattr(LocalWorker, "ask", spy)
+    monkeypatch.setattr(Replayer, "ask", spy)
     return indices
 
 
 def test_too_large_a_challenge_does_not_begin(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """First and last segment are 9 of 24 steps."""
     assert judge("[cost]\nmax_share = 0.375", random=0, top_q=0).verdict == "valid"
-    monkeypatch.setattr(verifying.Workers, "ask", None)  # nothing may be asked of a worker
-    monkeypatch.setattr(verifying.Workers, "differences", None)
+    monkeypatch.setattr(verifying.Replayer, "ask", None)  # nothing may be asked of a worker
+    monkeypatch.setattr(verifying.Replayer, "differences", None)
     with pytest.raises(UsageError) as caught:
         judge("[cost]\nmax_share = 0.37", random=0, top_q=0)
     assert str(caught.value) == (

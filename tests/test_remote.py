@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 
 import proof_of_learning as pol
 import tasks
+from proof_of_learning import limits
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import FormatError, PolError, RecordingError, UsageError
-from proof_of_learning.proof import format, remote
+from proof_of_learning.proof import remote
 from support_proofs import contents, recorded
 from support_remote import Stop, copied, spools, stopping, upload, watch
 
@@ -250,10 +251,10 @@ def test_files_are_fetched_in_pieces(local: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "limit"),
     [
-        ("header.json", format.MAX_HEADER),
-        ("index.jsonl", format.MAX_LOG),
-        ("log.jsonl", format.MAX_LOG),
-        ("seal.json", format.MAX_SEAL),
+        ("header.json", limits.MAX_HEADER),
+        ("index.jsonl", limits.MAX_LOG),
+        ("log.jsonl", limits.MAX_LOG),
+        ("seal.json", limits.MAX_SEAL),
     ],
 )
 def test_a_size_that_no_proof_has_is_refused_unread(

@@ -152,7 +152,7 @@ def test_draws_are_uniform_and_the_way_there_is_counted(thinned: dict[str, Path]
     proof = Proof.open(thinned["raw"])
     reasons, ways = set(), set()
     for number in range(6):
-        verdict = pol.verify(proof.path, tasks.task(), top_q=3, random=4, nonce=f"{number:02x}")
+        verdict = pol.verify(proof.path, tasks.task(), top_q=3, random=4, nonce=f"{number:02x}", accept_nonce=True)
         chosen = [segment.index for segment in verdict.segments]
         assert verdict.verdict == "valid"
         assert verdict.cost.steps_replayed == planned_steps(proof, chosen) == way(chosen)

@@ -16,9 +16,9 @@ from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import files
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.prover import prove
-from proof_of_learning.replay.client import Workers
 from proof_of_learning.replay.measure import METRICS, Distance, compare, estimate_d_ref, weights
-from proof_of_learning.replay.protocol import Noise, Replay
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.replay.requests import Noise, Replay
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
@@ -142,15 +142,15 @@ def _noise(
         variants = dict(_variants(here))
         total, done = len(intervals) * len(chosen) * (1 + len(variants) + NUDGES), 0
         rows, limits = [], dict[int, Tolerance]()
-        with Workers(proof, task.reference) as workers:
+        with Replayer(proof, task.reference) as replayer:
             for k in intervals:
                 found: dict[str, list[Measured]] = {name: [] for name in (*variants, NUDGED)}
                 for index in chosen:
-                    workers.ask(Replay(index, k, calibrate=True))
+                    replayer.ask(Replay(index, k, calibrate=True))
                     asked = [(name, Noise(index, k, keep=True)) for name in variants]
                     asked += [(NUDGED, Noise(index, k, keep=n < NUDGES, nudge=n)) for n in range(1, NUDGES + 1)]
                     for name, request in asked:
-                        answer = Measured.of(workers.ask(request, environment=variants.get(name)))
+                        answer = Measured.of(replayer.ask(request, environment=variants.get(name)))
                         assert answer is not None
                         found[name].append(answer)
                         done += 1

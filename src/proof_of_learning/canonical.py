@@ -15,9 +15,8 @@ import msgspec
 import rfc8785
 
 from proof_of_learning.errors import FormatError
+from proof_of_learning.limits import MAX_DEPTH, MAX_QUOTED
 
-MAX_DEPTH = 64
-MAX_QUOTED = 200  # characters
 T = TypeVar("T")
 
 

@@ -17,7 +17,7 @@ from proof_of_learning.proof import codecs, format, remote
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.recorder import Recorder, make_header
-from proof_of_learning.task import Task, TaskReference, load_task, task_code
+from proof_of_learning.task import Description, Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
@@ -181,6 +181,13 @@ def register(
         registration = registrations.new_claim(ready.header, ready.environment, owner_key)
     registrations.save_new(Path(path), registration)
     return registration
+
+
+def describe(task: Task | str | TaskReference) -> Description:
+    """The description of a task, with its sources, as a fresh session gives it."""
+    loaded = load_task(task)
+    with randomness.preserved():
+        return Session(loaded, randomness.key_from_seed(loaded.seed)).describe()
 
 
 def _finished(session: Session, folder: Path, path: str | os.PathLike[str]) -> Recording:

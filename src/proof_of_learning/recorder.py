@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from proof_of_learning import limits
 from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
@@ -341,7 +342,7 @@ class Recorder:
         self._spare = before if before is not self._writer.state else None
 
     def _check_same_run(self) -> None:
-        if bytes(files.read_bounded(self.path / format.HEADER_FILE, format.MAX_HEADER)) != self.header.encoded():
+        if bytes(files.read_bounded(self.path / format.HEADER_FILE, limits.MAX_HEADER)) != self.header.encoded():
             raise RecordingError(f"{self.path} holds the finished proof of another run; choose another path")
 
 

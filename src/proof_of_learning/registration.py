@@ -20,12 +20,12 @@ import msgspec
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.limits import MAX_CLAIM
 from proof_of_learning.proof import files
 from proof_of_learning.proof.format import CodecClaim, Header
 from proof_of_learning.training.environment import Environment
 
 SCHEMA = "pol/claim/v1"
-MAX_CLAIM = 1 << 20
 CLOCK_SKEW = datetime.timedelta(minutes=5)
 _CLAIM = b"pol/v1/claim\0"
 

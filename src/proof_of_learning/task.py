@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, sources
 from proof_of_learning.errors import PolError, TaskError, UsageError
 from proof_of_learning.training.state import DTYPE_NAMES, encode_tree
 
@@ -176,7 +176,7 @@ def _import(place: str) -> Any:
     path = Path(place).resolve()
     if not path.is_file():
         raise UsageError(f"there is no file {place!r} to load the task from")
-    name = "pol_task_" + canonical.sha256(str(path).encode())[7:23]
+    name = _module_name(place)
     if name in sys.modules:
         return sys.modules[name]
     if str(path.parent) not in sys.path:
@@ -191,6 +191,13 @@ def _import(place: str) -> Any:
         del sys.modules[name]
         raise
     return module
+
+
+def _module_name(place: str) -> str:
+    """What the module of a task is called in ``sys.modules``."""
+    if not place.endswith(".py"):
+        return place
+    return "pol_task_" + canonical.sha256(str(Path(place).resolve()).encode())[7:23]
 
 
 def _arguments(factory: Callable[..., Any], reference: TaskReference) -> dict[str, Setting]:
@@ -252,13 +259,18 @@ def task_code(doing: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Description:
-    """The canonical description of a task: its digest is the task's identity; ``sources`` stand beside it."""
+    """The canonical description of a task, whose digest is the task's identity; beside it ``sources``: digests of what its
+    functions and local modules are made of (see :mod:`proof_of_learning.sources`)."""
 
     content: dict[str, Any]
     sources: dict[str, str]
 
     def digest(self) -> str:
         return canonical.sha256(b"pol/v1/task\0", canonical.encode(self.content))
+
+    def sources_digest(self) -> str | None:
+        """One digest over description and sources; None where a source is unavailable."""
+        return sources.digest(self.digest(), self.sources)
 
 
 def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedulers: Mapping[str, Any],
@@ -302,8 +314,20 @@ def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedu
             "shuffle": task.shuffle,
         },
     }
-    sources = {name: _source(getattr(task, name)) for name in _SOURCES if getattr(task, name) is not None}
-    return Description(content, sources)
+    return Description(content, _sources(task))
+
+
+def _sources(task: Task) -> dict[str, str]:
+    given = {name: getattr(task, name) for name in _SOURCES if getattr(task, name) is not None}
+    root = None if task.reference is None else sys.modules.get(_module_name(_split(task.reference.target)[0]))
+    every = given if task.scaler is None else {**given, "scaler": task.scaler}
+    # Data are committed to by themselves, and where they and an evaluation's lie is a matter of the machine.
+    steps = {name: function for name, function in every.items() if name not in ("data", "evaluate")}
+    return {
+        **{name: sources.of_function(function) for name, function in given.items()},
+        **sources.of_modules(every.values(), root),
+        sources.VALUES: sources.of_values(steps),
+    }
 
 
 _SOURCES = ("model", "data", "optimizer", "loss", "step", "scheduler", "parts", "augment", "collate", "evaluate")
@@ -348,10 +372,3 @@ def _plain(value: Any, what: str) -> Any:
     tensors: dict[str, Tensor] = {}
     tree = encode_tree(value, what, tensors)
     return [tree, {name: [*_shape(t), t.flatten().tolist()] for name, t in tensors.items()}] if tensors else tree
-
-
-def _source(function: Callable[..., Any]) -> str:
-    try:
-        return canonical.sha256(inspect.getsource(function).encode())
-    except (OSError, TypeError):
-        return "unavailable"

@@ -13,12 +13,10 @@ from pathlib import Path
 
 from proof_of_learning.errors import IntegrityError, NumericEnvironmentError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
-from proof_of_learning.proof import files
-from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.rewrite import rewrite
-from proof_of_learning.replay.client import DEFAULT_TIMEOUT, Workers
-from proof_of_learning.replay.protocol import Regenerate, Regenerated
+from proof_of_learning.replay.process import DEFAULT_TIMEOUT
+from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.training.state import State
 
@@ -80,25 +78,25 @@ def regenerate(
     if isinstance(task, str):
         task = TaskReference(task, dict(settings or {}))
     digests, added, steps = proof.state_digests(), dict[int, State](), 0
-    with Workers(proof, task, timeout, None if start_from is None else Path(start_from), None, True) as workers:
+    with Replayer(proof, task, timeout, None if start_from is None else Path(start_from), None, True) as replayer:
         for done, index in enumerate(wanted):
             progress("regenerating", done, len(wanted))
             missing = [position for position in (index, index + 1) if not proof.has_state(digests[position])]
             missing = [position for position in missing if position not in added]
             if not missing:
                 continue
-            unlike = workers.differences(proof.segments[index].environment)
+            unlike = replayer.differences(proof.segments[index].environment)
             if unlike:
                 raise NumericEnvironmentError(
                     f"the recorded numeric environment cannot be had here ({unlike[0]}); regenerate where it was recorded"
                 )
-            answer = workers.ask(Regenerate(index))
-            assert isinstance(answer, Regenerated)
-            steps += answer.steps
-            for position in missing:
-                raw = files.read_bounded(workers.scratch / f"state-{position}", 1 << 40, "a regenerated state")
-                added[position] = RawCodec().decode(raw, None)
-                if added[position].digest() != digests[position]:
+            before, ended, taken = replayer.regenerate(index)
+            steps += taken
+            for position, state in ((index, before), (index + 1, ended)):
+                if position not in missing:
+                    continue
+                added[position] = state
+                if state.digest() != digests[position]:
                     raise IntegrityError(f"training gives another state after segment {position - 1} than was sealed")
         progress("regenerating", len(wanted), len(wanted))
     to = None if out is None else Path(out)

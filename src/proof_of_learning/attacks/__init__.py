@@ -16,16 +16,19 @@ from proof_of_learning.attacks.decoy import Decoy
 from proof_of_learning.attacks.derivative import Derivative
 from proof_of_learning.attacks.directed import DirectedWeights, RateSteering
 from proof_of_learning.attacks.drift import Drift
+from proof_of_learning.attacks.dropped_state import DroppedState
 from proof_of_learning.attacks.false_settings import FalseSettings
 from proof_of_learning.attacks.few_segments import FewSegments
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.grinding import Grinding
 from proof_of_learning.attacks.huge_rate import HugeRate
+from proof_of_learning.attacks.idle_excursion import IdleExcursion
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
 from proof_of_learning.attacks.inverse_gradient import InverseGradient
 from proof_of_learning.attacks.lazy import Lazy
 from proof_of_learning.attacks.padding import Padding
 from proof_of_learning.attacks.rank_matched import RankMatched
+from proof_of_learning.attacks.shadow import Shadow
 from proof_of_learning.attacks.stolen import Stolen
 from proof_of_learning.attacks.synthetic_data import SyntheticData
 from proof_of_learning.attacks.task_weapon import TaskWeapon
@@ -41,16 +44,19 @@ _REGISTRY: tuple[type[Attack], ...] = (
     Derivative,
     DirectedWeights,
     Drift,
+    DroppedState,
     FalseSettings,
     FewSegments,
     Grinding,
     HugeRate,
+    IdleExcursion,
     InfinitesimalUpdate,
     InverseGradient,
     Lazy,
     Padding,
     RankMatched,
     RateSteering,
+    Shadow,
     Stolen,
     SyntheticData,
     TaskWeapon,

@@ -12,9 +12,14 @@ import numpy as np
 
 from proof_of_learning.canonical import sha256
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.protocol import Describe
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.verifier import guarantee
+from proof_of_learning.verifier.options import Draw
 from proof_of_learning.verifier.plan import challenge, make_nonce
-from proof_of_learning.verifier.survey import Survey, survey
+from proof_of_learning.verifier.progress import importance
+from proof_of_learning.verifier.survey import Looking, Survey, survey
 
 DRAWN = ("uniform", "progress", "trivial")  # the reasons that depend on the nonce
 
@@ -24,7 +29,7 @@ class Odds:
     """How a forgery fares against the draw.
 
     forged: number of segments that do not replay. conspicuous: those among them that are replayed whatever the nonce.
-    segment_share, progress_share: what part of the non-trivial segments and of the progress they are.
+    segment_share, progress_share: what part of the non-trivial segments, and of what draws are weighted by, they are.
     miss: share of the tried nonces by which no forged segment is replayed. bound: the most that the verifier's draws allow
     (0 where a forged segment is conspicuous).
     """
@@ -43,29 +48,39 @@ def fixed_nonces(count: int) -> list[str]:
     return [sha256(f"nonce {number}".encode())[7:] for number in range(count)]
 
 
+def surveyed(proof: Proof, task: Task | TaskReference | None = None, seed: int = 0) -> Survey:
+    """What a verifier sees of ``proof`` before it draws; without a task, nothing of its progress."""
+    if task is None:
+        return survey(proof)
+    with Replayer(proof, task) as replayer:
+        described = replayer.ask(Describe())
+        return survey(proof, Looking(replayer, described, seed))
+
+
 def missed(proof: Proof, forged: Iterable[int], nonces: Iterable[str], *, found: Survey | None = None) -> list[bool]:
     """For each nonce (hex), whether a verifier at its defaults would replay none of the segments in ``forged``.
 
-    ``found``: the survey of ``proof``, if it is at hand.
+    ``found``: what the verifier sees of ``proof`` (:func:`surveyed`), the same for all nonces.
     """
     found, wanted = found or survey(proof), set(forged)
     return [
-        wanted.isdisjoint(challenge(proof.header, proof.root, found, make_nonce(nonce)).segments) for nonce in nonces
+        wanted.isdisjoint(challenge(proof.header, proof.root, found, make_nonce(nonce), Draw()).segments)
+        for nonce in nonces
     ]
 
 
 def odds(proof: Proof, forged: Sequence[int], nonces: Sequence[str], *, found: Survey | None = None) -> Odds:
     """Measure ``missed`` over ``nonces`` (at least one), beside what the draws guarantee."""
     found = found or survey(proof)
-    picked = challenge(proof.header, proof.root, found, make_nonce(nonces[0]))
+    picked = challenge(proof.header, proof.root, found, make_nonce(nonces[0]), Draw())
     conspicuous = tuple(i for i in forged if any(why not in DRAWN for why in picked.segments.get(i, ())))
-    progress = np.maximum(np.nan_to_num(found.progress), 0.0)
+    weight = np.where(found.trivial, 0.0, importance(found.measures, len(proof.segments)))
     real, hidden = np.flatnonzero(~found.trivial), [i for i in forged if not found.trivial[i]]
-    share = float(progress[list(forged)].sum() / progress.sum()) if progress.any() else 0.0
+    share = float(weight[list(forged)].sum() / weight.sum()) if weight.any() else 0.0
     draws = picked.guarantee
     bound = min(
         guarantee.uniform_miss(len(real), len(hidden), draws.uniform_draws or 0),
-        guarantee.progress_miss(progress, share, draws.progress_draws or 0),
+        guarantee.progress_miss(weight, share, draws.progress_draws or 0) if weight.any() else 1.0,
     )
     lucky = missed(proof, forged, nonces, found=found)
     return Odds(

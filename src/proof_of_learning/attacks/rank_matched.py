@@ -93,7 +93,9 @@ def arranged(fresh: State, target: State, seed: int, share: float | None = None)
 
 def accepted(state: State) -> bool:
     """Whether the verifier would take the model in ``state`` for a random initialization."""
-    from proof_of_learning.verifier.pool import judge_initialization  # brings scipy.stats, which takes a second
+    from proof_of_learning.verifier.initialization.judge import (
+        judge_initialization,
+    )  # brings scipy.stats, which takes a second
 
     model = state.part("model").tensors
     return judge_initialization({name: tensor for name, tensor in model.items() if measured(tensor)}).accepted

@@ -38,9 +38,11 @@ def describe(proof: Any) -> dict[str, Any]:
     """The content of an opened proof as plain values."""
     import msgspec
 
+    from proof_of_learning import sources
     from proof_of_learning.verifier.plan import expected_steps
 
     header = msgspec.to_builtins(proof.header)
+    made_of = sources.digest(proof.header.task.digest, proof.header.task.sources)
     description = header["task"].pop("description")
     stored = list(proof.index.values())
     draws, steps = expected_steps(proof)
@@ -48,7 +50,8 @@ def describe(proof: Any) -> dict[str, Any]:
         "schema": "pol/inspect/v1",
         "root": proof.root,
         "format": header["format"],
-        "task": {**header["task"], "optimizers": description.get("optimizers"), "schedulers": description.get("schedulers"),
+        "task": {**header["task"], "sources_digest": made_of,
+                 "optimizers": description.get("optimizers"), "schedulers": description.get("schedulers"),
                  "step": description.get("step"), "modules": description.get("model", {}).get("modules")},
         "data": header["data"],
         "training": {**header["training"], "segments": len(proof.segments)},
@@ -78,6 +81,7 @@ def _show(content: dict[str, Any]) -> None:
         "root": content["root"],
         "format": content["format"],
         "task": f"{content['task']['name']}  {content['task']['digest']}",
+        "sources": content["task"]["sources_digest"] or "not available in full",
         "model": f"{len(content['task']['modules'] or [])} modules",
         "optimizer": ", ".join(f"{name}: {cls}" for name, cls in optimizers.items()),
         "data": f"{content['data']['samples']:,} samples  {content['data']['root']}",

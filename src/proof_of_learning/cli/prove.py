@@ -104,6 +104,8 @@ def prove(
 
 def _save(model: object, path: Path) -> None:
     from safetensors.torch import save_file
+    from torch import Tensor
 
-    # Clones: safetensors refuses tensors that share memory, as tied weights do.
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, path)  # type: ignore[attr-defined]
+    state: dict[str, object] = model.state_dict()  # type: ignore[attr-defined]
+    # Clones: safetensors refuses tensors that share memory, as tied weights do. Extra state need not be a tensor.
+    save_file({name: t.detach().cpu().clone() for name, t in state.items() if isinstance(t, Tensor)}, path)

@@ -50,13 +50,17 @@ def register(
     environment.pin_process(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
+    from proof_of_learning.prover import describe
 
+    loaded = pol.load_task(task, common.settings(set_))
     with common.progress_bar() as progress:
         made = pol.register(
-            pol.load_task(task, common.settings(set_)), out, interval=interval, device=device, portable=portable,
+            loaded, out, interval=interval, device=device, portable=portable,
             threads=threads, owner_key=owner_key, start_from=start_from, codec=codec, progress=progress,
         )  # fmt: skip
     claim = made.claim
     print(f"{out}: {claim.name}, {claim.steps:,} steps in segments of {claim.interval}, {claim.data.samples:,} samples")
     print(f"claim {claim.digest()}")
+    print(f"task {claim.task}")
+    print(f"sources {describe(loaded).sources_digest() or 'not available in full'}")
     print("Publish or timestamp this digest before you train: a claim nobody has seen proves no date.")

@@ -18,16 +18,33 @@ def verify(
         typer.Option(help="The task you hold the proof against; without it nothing is run, and no proof is valid."),
     ] = None,
     top_q: Annotated[
-        int, typer.Option("--top-q", min=0, help="Largest segments per epoch (or 5 % of the run) to replay.")
+        int, typer.Option("--top-q", min=0, help="Largest segments in each tenth of the run to replay.")
     ] = 1,
     random: Annotated[
         int | None,
-        typer.Option(min=0, help="Random segments to replay.  [default: enough for both guarantees, 10 % / 1 %]"),
+        typer.Option(min=0, help="Random segments to replay.  [default: enough for all guarantees, 10 % / 1 %]"),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Replay every segment.")] = False,
     nonce: Annotated[
-        str | None, typer.Option(help="Challenge in hex, to repeat a verdict; counts for less than one drawn now.")
+        str | None, typer.Option(help="Challenge in hex, to repeat a verdict; with it no proof is valid by default.")
     ] = None,
+    accept_nonce: Annotated[
+        bool, typer.Option("--accept-nonce", help="A proof may be valid although the nonce was handed in.")
+    ] = False,
+    accept_order: Annotated[
+        bool,
+        typer.Option(
+            "--accept-order",
+            help="A recorded order need not be a permutation of the data in every epoch (weighted sampling, say).",
+        ),
+    ] = False,
+    accept_uniform: Annotated[
+        bool,
+        typer.Option(
+            "--accept-uniform",
+            help="A proof may be valid with the guarantee of uniform draws alone (thinned; a task that shows no outputs).",
+        ),
+    ] = False,
     allow_calibrated: Annotated[
         bool,
         typer.Option(
@@ -49,6 +66,13 @@ def verify(
         list[str] | None,
         typer.Option(
             "--approve-fixed", help="Pattern of tensors that may be the same under every key (tables); may be repeated."
+        ),
+    ] = None,
+    initial_law: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--initial-law",
+            help="PATTERN=LAW of recorded initial weights that fit no usual law: `first.*=normal:0.03`; may be repeated.",
         ),
     ] = None,
     chain: Annotated[
@@ -108,8 +132,9 @@ def verify(
     with common.progress_bar(quiet=json == "-") as progress:
         verdict = pol.verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
+            accept_nonce=accept_nonce, accept_order=accept_order, accept_uniform=accept_uniform,
             allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
-            approve_fixed=approve_fixed or (), chain=_links(chain or []), trust=trust or (),
+            approve_fixed=approve_fixed or (), laws=initial_law or (), chain=_links(chain or []), trust=trust or (),
             keep_going=keep_going, timeout=timeout, policy=policy, sandbox=sandbox, allow_read=allow_read or (), progress=progress,
         )  # fmt: skip
     common.write_json(verdict.to_json(), json)

@@ -13,7 +13,6 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs.raw import decode_tensors, encode_tensors
 from proof_of_learning.training.randomness import RngSnapshot
 
-MAX_BLOCK = 1 << 30
 _DTYPES = (torch.float64, torch.int64, torch.uint8)  # of columns
 
 

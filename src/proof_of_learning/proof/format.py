@@ -22,6 +22,7 @@ import msgspec
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError, IntegrityError
+from proof_of_learning.limits import MAX_INTERVAL, MAX_STEPS
 from proof_of_learning.training.environment import Environment
 
 FORMAT = "pol/proof/v1"
@@ -31,13 +32,6 @@ HEADER_FILE, LOG_FILE, BLOCKS_FILE, INDEX_FILE, SEAL_FILE = (
     "header.json", "log.jsonl", "blocks.bin", "index.jsonl", "seal.json"
 )  # fmt: skip
 OBJECTS = "objects"
-
-MAX_HEADER = 64 << 20
-MAX_SEAL = 1 << 12
-MAX_LINE = 1 << 20
-MAX_LOG = 4 << 30
-MAX_STEPS = 1 << 48
-MAX_INTERVAL = 1 << 32
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ROOT = b"pol/v1/root\0"
@@ -110,10 +104,17 @@ class Header(_Document, frozen=True):
         return canonical.encode(self)
 
     def digest(self) -> str:
-        return canonical.sha256(_HEADER, self.encoded())
+        return header_digest(self.encoded())
 
     def segments(self) -> int:
         return -(-self.training.steps // self.training.interval)
+
+    @property
+    def own_code(self) -> bool:
+        """Whether code of the task's own, or of a foreign loop, takes part in steps, and may compute with NumPy there."""
+        step = self.task.description.get("step") if isinstance(self.task.description, dict) else None
+        named = isinstance(step, dict) and any(bool(step.get(name)) for name in ("augment", "collate", "custom"))
+        return named or self.randomness.mode == "recorded"
 
 
 class Displacement(_Document, frozen=True):
@@ -189,6 +190,11 @@ class Seal(_Document, frozen=True):
     root: str
     segments: int
     index: str  # head of the index, which lies outside the root
+
+
+def header_digest(raw: bytes) -> str:
+    """The first link of the log; ``raw`` is the header's file."""
+    return canonical.sha256(_HEADER, raw)
 
 
 def line_digest(raw: bytes) -> str:

@@ -8,18 +8,41 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.proof import files, format
-from proof_of_learning.proof.blocks import MAX_BLOCK, Columns
+from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Codec, get_codec
 from proof_of_learning.proof.codecs.raw import RawCodec
+from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.proof.format import End, EnvironmentLine, Header, Line, Seal, Segment, Start, Stored
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 
-MAX_CHAIN = 64  # differences between a state and a whole one, so that any opens in bounded time
+
+@dataclass
+class Memory:
+    """What reading one state leaves for the next: the state decoded last, from which the next is often one difference away, and
+    how much room there is for states that were not decoded yet."""
+
+    room: Room
+    last: dict[str, State] = field(default_factory=dict)
+    taken: dict[str, int] = field(default_factory=dict)  # of the room, by state
+
+    @classmethod
+    def of(cls, index: Mapping[str, Stored]) -> Memory:
+        """Nothing yet. One object may stand for several states, but its bytes make room once."""
+        return cls(Room.of(_bytes(index)))
+
+    def take(self, digest: str) -> Room:
+        """The room for a state: what it took before, or all that is left."""
+        return Room(self.taken[digest]) if digest in self.taken else Room(self.room.left)
+
+    def took(self, digest: str, given: Room) -> None:
+        if digest not in self.taken:
+            self.taken[digest] = self.room.left - given.left
+            self.room.left = given.left
 
 
 @dataclass(frozen=True)
@@ -35,9 +58,7 @@ class Proof:
     end: End
     index: dict[str, Stored]
     _offsets: list[int] = field(repr=False)
-    _last: dict[str, State] = field(
-        default_factory=dict, repr=False
-    )  # the state decoded last, where differences are stored
+    _memory: Memory = field(repr=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Proof:
@@ -46,7 +67,8 @@ class Proof:
         if not folder.is_dir():
             what = "is not a directory" if folder.exists() else "does not exist"
             raise FormatError(f"{folder} {what}; a proof is the directory that `pol prove -o` wrote")
-        header = format.parse_header(bytes(files.read_bounded(folder / format.HEADER_FILE, format.MAX_HEADER)))
+        raw = bytes(files.read_bounded(folder / format.HEADER_FILE, limits.MAX_HEADER))
+        header, first = format.parse_header(raw), format.header_digest(raw)
         codec = get_codec(header.codec.name, header.codec.version)
         if header.codec.in_loop is codec.exact or header.codec.options:
             raise FormatError(
@@ -55,12 +77,12 @@ class Proof:
         if not (folder / format.SEAL_FILE).exists():
             raise FormatError(f"{folder} is not finished (it has no {format.SEAL_FILE}); "
                               "resume it with the command that started it, `pol prove … -o` the same path")  # fmt: skip
-        raw = bytes(files.read_bounded(folder / format.SEAL_FILE, format.MAX_SEAL))
+        raw = bytes(files.read_bounded(folder / format.SEAL_FILE, limits.MAX_SEAL))
         seal = canonical.decode(raw, Seal, format.SEAL_FILE)
         if seal.schema != format.SEAL:
             raise FormatError(f"{format.SEAL_FILE} has schema {seal.schema[:64]!r}; this version reads {format.SEAL!r}")
-        log, head = [], header.digest()
-        for line, text in read_log(folder, header):
+        log, head = [], first
+        for line, text in read_log(folder, header, first):
             log.append(line)
             head = format.line_digest(text)
         segments = [line for line in log if isinstance(line, Segment)]
@@ -68,19 +90,24 @@ class Proof:
             raise IntegrityError(
                 f"the log is incomplete: it ends after {len(segments)} of {header.segments()} segments"
             )
-        if format.root(header.digest(), head) != seal.root or seal.segments != len(segments):
+        if format.root(first, head) != seal.root or seal.segments != len(segments):
             raise IntegrityError(f"{format.SEAL_FILE} does not fit header and log: the root is another one")
         start = log[0]
         assert isinstance(start, Start)
         used = {line.digest: line.environment for line in log if isinstance(line, EnvironmentLine)}
-        index = _read_index(folder, header, seal, {start.state, *(s.state for s in segments)})
+        states = [start.state, *(segment.state for segment in segments)]
+        if len(set(states)) != len(states):
+            raise IntegrityError(
+                "the log names one state after different steps, but a state says how many steps were taken"
+            )
+        index = _read_index(folder, header.codec.name, seal, format.index_start(first), states)
         if segments[-1].arrived != segments[-1].state:
             raise IntegrityError("the last segment ends in another state than training arrived at")
         offsets = [0]
         for segment in segments:
             offsets.append(offsets[-1] + segment.block.bytes)
         _check_files(folder, index, offsets[-1])
-        return cls(folder, header, seal.root, start.state, segments, used, log[-1], index, offsets)
+        return cls(folder, header, seal.root, start.state, segments, used, log[-1], index, offsets, Memory.of(index))
 
     def state_digests(self) -> list[str]:
         """Digests of the states that segments start from and end in: one more than there are segments."""
@@ -97,7 +124,12 @@ class Proof:
         """
         if digest not in self.index:
             raise FormatError(f"the proof no longer holds the state {digest[:23]}…; it was thinned")
-        return load_state(self.path, self.index, digest, whole=not surveyed, last=self._last)
+        return load_state(self.path, self.index, digest, whole=not surveyed, memory=self._memory)
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes all objects have together."""
+        return _bytes(self.index)
 
     @property
     def codec(self) -> Codec:
@@ -131,6 +163,10 @@ class Proof:
             os.close(descriptor)
 
 
+def _bytes(index: Mapping[str, Stored]) -> int:
+    return sum({stored.object: stored.bytes for stored in index.values()}.values())
+
+
 def object_path(folder: Path, name: str) -> Path:
     """Where the object ``sha256:<hex>`` lies; the name is checked, so no path ever comes out of a proof."""
     digest = format.check_digest(name, "an object's name")[7:]
@@ -143,19 +179,21 @@ def load_state(
     digest: str,
     *,
     whole: bool = True,
-    last: dict[str, State] | None = None,
+    memory: Memory | None = None,
 ) -> State:
     """Read, check and decode a state with the states it is a difference to. ``whole``: check the objects' bytes beside its digest.
 
-    ``last`` remembers the state decoded last, from which the next is often one difference away.
+    FormatError where it holds more than ``memory`` has room for.
     """
-    memory = {} if last is None else last
+    memory = memory or Memory.of(index)
     chain = [index[digest]]
-    while chain[-1].base is not None and chain[-1].state not in memory:
-        if len(chain) > MAX_CHAIN:
-            raise FormatError(f"the state {digest[:23]}… is more than {MAX_CHAIN} differences away from a whole one")
+    while chain[-1].base is not None and chain[-1].state not in memory.last:
+        if len(chain) > limits.MAX_CHAIN:
+            raise FormatError(
+                f"the state {digest[:23]}… is more than {limits.MAX_CHAIN} differences away from a whole one"
+            )
         chain.append(index[chain[-1].base])
-    state = memory.get(chain[-1].state)
+    state = memory.last.get(chain[-1].state)
     if state is not None:
         chain.pop()
     for stored in reversed(chain):
@@ -163,26 +201,28 @@ def load_state(
         raw = files.read_bounded(object_path(folder, stored.object), stored.bytes, name)
         if whole and canonical.sha256(raw) != stored.object:
             raise IntegrityError(f"{name} does not have the bytes its name says")
-        state = get_codec(stored.codec).decode(raw, state if stored.base is not None else None)
+        room = memory.take(stored.state)
+        state = get_codec(stored.codec).decode(raw, state if stored.base is not None else None, room)
+        memory.took(stored.state, room)
     assert state is not None
     if state.digest() != digest:
         raise IntegrityError(f"object {index[digest].object[7:19]}… holds another state than {digest[:23]}…")
     if index[digest].codec != RawCodec.name:  # which takes no differences
-        memory.clear()
-        memory[digest] = state
+        memory.last.clear()
+        memory.last[digest] = state
     return state
 
 
-def read_log(folder: Path, header: Header) -> Iterator[tuple[Line, bytes]]:
-    """The log's lines with their raw bytes, each checked against the chain and the header as it is read."""
+def read_log(folder: Path, header: Header, first: str | None = None) -> Iterator[tuple[Line, bytes]]:
+    """The log's lines with their raw bytes, each checked against the chain and the header (its digest is ``first``) as it is read."""
     path = folder / format.LOG_FILE
-    head, number, count, environments_seen, ended = header.digest(), 0, 0, set[str](), False
+    head, number, count, environments_seen, ended = first or header.digest(), 0, 0, set[str](), False
 
     def broken(kind: type[FormatError] | type[IntegrityError], message: str) -> FormatError | IntegrityError:
         return kind(f"{format.LOG_FILE}, line {number}: {message}")
 
     training = header.training
-    for number, raw in enumerate(files.iterate_lines(path, format.MAX_LOG, format.MAX_LINE), 1):
+    for number, raw in enumerate(files.iterate_lines(path, limits.MAX_LOG, limits.MAX_LINE), 1):
         if not raw.endswith(b"\n"):
             raise broken(FormatError, "it is cut short")
         text = raw[:-1]
@@ -200,7 +240,10 @@ def read_log(folder: Path, header: Header) -> Iterator[tuple[Line, bytes]]:
                 raise broken(IntegrityError, f"expected segment {count} over steps {start} to {stop}")
             if line.environment not in environments_seen:
                 raise broken(IntegrityError, "it names an environment that was not written before it")
-            if not 0 < line.block.bytes <= MAX_BLOCK or min(line.displacement.state, line.displacement.weights) < 0:
+            if (
+                not 0 < line.block.bytes <= limits.MAX_BLOCK
+                or min(line.displacement.state, line.displacement.weights) < 0
+            ):
                 raise broken(FormatError, "a size or displacement is out of range")
             for digest in (line.arrived, line.state, line.block.digest):
                 format.check_digest(digest, "a digest in the log")
@@ -221,23 +264,28 @@ def read_log(folder: Path, header: Header) -> Iterator[tuple[Line, bytes]]:
         yield line, text
 
 
-def _read_index(folder: Path, header: Header, seal: Seal, states: set[str]) -> dict[str, Stored]:
-    head, index = format.index_start(header.digest()), dict[str, Stored]()
-    for raw in files.iterate_lines(folder / format.INDEX_FILE, format.MAX_LOG, format.MAX_LINE):
+def _read_index(folder: Path, codec: str, seal: Seal, head: str, states: list[str]) -> dict[str, Stored]:
+    """The index by state; ``states`` are the log's. A difference is to the state before, so that one pass decodes each object once."""
+    index, before = dict[str, Stored](), dict(zip(states, [None, *states], strict=False))
+    for raw in files.iterate_lines(folder / format.INDEX_FILE, limits.MAX_LOG, limits.MAX_LINE):
         text = raw.removesuffix(b"\n")
         line = canonical.decode(text, Stored, f"{format.INDEX_FILE}, line {len(index) + 1}")
         if not raw.endswith(b"\n") or line.prev != head:
             raise IntegrityError(f"{format.INDEX_FILE}, line {len(index) + 1}: the hash chain is broken")
-        if line.state not in states or line.state in index or line.bytes < 1:
+        if line.state not in before or line.state in index or line.bytes < 1:
             raise IntegrityError(
                 f"{format.INDEX_FILE}, line {len(index) + 1}: it stores a state that does not belong here"
             )
         format.check_digest(line.object, f"{format.INDEX_FILE}: an object's name")
-        if line.codec != header.codec.name and not get_codec(line.codec).exact:
+        if line.codec != codec and not get_codec(line.codec).exact:
             raise FormatError(f"{format.INDEX_FILE}, line {len(index) + 1}: it names another codec than the header")
         if line.base is not None and line.base not in index:
             raise FormatError(
                 f"{format.INDEX_FILE}, line {len(index) + 1}: the base of its difference is not stored before it"
+            )
+        if line.base is not None and (line.base != before[line.state] or line.codec == RawCodec.name):
+            raise FormatError(
+                f"{format.INDEX_FILE}, line {len(index) + 1}: the base of its difference is not the state one segment before"
             )
         index[line.state] = line
         head = format.line_digest(text)

@@ -21,7 +21,7 @@ from typing import Any
 
 import fsspec
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, limits
 from proof_of_learning.behind import Behind
 from proof_of_learning.errors import FormatError, RecordingError, StoreWarning, UsageError
 from proof_of_learning.proof import files, format
@@ -34,10 +34,10 @@ _NAME = re.compile(
     rf"|{format.OBJECTS}/([0-9a-f]{{2}})/\2[0-9a-f]{{62}}"
 )
 _LIMITS = {
-    format.HEADER_FILE: format.MAX_HEADER,
-    format.INDEX_FILE: format.MAX_LOG,
-    format.LOG_FILE: format.MAX_LOG,
-    format.SEAL_FILE: format.MAX_SEAL,
+    format.HEADER_FILE: limits.MAX_HEADER,
+    format.INDEX_FILE: limits.MAX_LOG,
+    format.LOG_FILE: limits.MAX_LOG,
+    format.SEAL_FILE: limits.MAX_SEAL,
 }
 PIECE = 16 << 20  # bytes of a store's file that are in memory at a time
 ATTEMPTS = 4

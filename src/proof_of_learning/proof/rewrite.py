@@ -13,7 +13,9 @@ from proof_of_learning import canonical
 from proof_of_learning.errors import BusyError, IntegrityError, RecordingError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.codecs import get_codec
+from proof_of_learning.proof.codecs.room import Balance, Room
 from proof_of_learning.proof.format import Stored
+from proof_of_learning.proof.objects import weigh, write_state
 from proof_of_learning.proof.reader import Proof, object_path
 from proof_of_learning.training.state import State
 
@@ -64,21 +66,25 @@ def _write(
     for name in (format.HEADER_FILE, format.LOG_FILE, format.BLOCKS_FILE):
         _link(proof.path / name, folder / name)
     whole = get_codec(proof.header.codec.name if proof.codec.exact else "lossless")
-    lines = []
+    lines, balance = [], Balance()
     for done, position in enumerate(positions):
         progress(done, len(positions))
         digest = digests[position]
         stored = proof.index.get(digest)
-        if stored is not None and stored.base is None:
+        linked = stored is not None and stored.base is None
+        if stored is not None and linked:
+            weight = weigh(proof.path, stored.object, stored.codec, Room.of(proof.stored_bytes))
+            if linked := balance.admits(weight, stored.bytes):
+                balance.add(weight, stored.bytes)
+        if stored is not None and linked:
             target = object_path(folder, stored.object)
             target.parent.mkdir(exist_ok=True)
             _link(object_path(proof.path, stored.object), target)
             stored = Stored(head, digest, stored.object, stored.bytes, stored.codec)
         else:
             state = added[position] if position in added else proof.state(digest)
-            objects, chunks = folder / format.OBJECTS, whole.encode(state, None).chunks()
-            name, size = files.write_object(objects, chunks, lambda name: object_path(folder, name), durable=True)
-            stored = Stored(head, digest, name, size, whole.name)
+            chunks = whole.encode(state, None).chunks()
+            stored = Stored(head, digest, *write_state(folder, state, whole.name, chunks, balance, durable=True))
         line = canonical.encode(stored)
         head = format.line_digest(line)
         lines.append(line + b"\n")

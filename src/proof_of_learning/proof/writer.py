@@ -15,12 +15,14 @@ from typing import Any
 
 import msgspec
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, UnreadableError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Codec, Encoded, get_codec
+from proof_of_learning.proof.codecs.room import Balance
 from proof_of_learning.proof.format import Displacement, EnvironmentLine, Header, Segment, Start, Stored
+from proof_of_learning.proof.objects import weigh, write_state
 from proof_of_learning.proof.reader import load_state, object_path, read_log
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
@@ -46,6 +48,7 @@ class ProofWriter:
         self._index_head = format.index_start(self._head)
         self._environments: set[str] = set()
         self._stored: set[str] = set()
+        self._balance = Balance()
         self._kept: list[Stored] = []  # of a thinned recording: what stays in the index, and
         self._passing: list[Stored] = []  # the newest states, which will not
         self._exit = ExitStack()
@@ -196,11 +199,9 @@ class ProofWriter:
             if keyframe or not (codec.exact or encoded):
                 codec, base, encoded = self._whole, None, None
             chunks = (encoded or codec.encode(state, base)).chunks()
-            name, size = files.write_object(
-                self.path / format.OBJECTS, chunks, lambda name: object_path(self.path, name)
-            )
-            before = None if base is None else base.digest()
-            stored = Stored(prev=self._index_head, state=digest, object=name, bytes=size, codec=codec.name, base=before)
+            name, size, used = write_state(self.path, state, codec.name, chunks, self._balance)
+            before = None if base is None or used != codec.name else base.digest()
+            stored = Stored(prev=self._index_head, state=digest, object=name, bytes=size, codec=used, base=before)
             line = canonical.encode(stored)
             self._write(self._index, line + b"\n")
             self._index_head = format.line_digest(line)
@@ -212,9 +213,11 @@ class ProofWriter:
         assert self._keep_every is not None
         position = 0 if self.state is None else self.segments + 1
         keep = position % self._keep_every == 0 or position == self.header.segments()
-        chunks, objects = self._whole.encode(state, None).chunks(), self.path / format.OBJECTS
-        name, size = files.write_object(objects, chunks, lambda name: object_path(self.path, name), durable=keep)
-        stored = Stored("", state.digest(), name, size, self._whole.name)
+        chunks = self._whole.encode(state, None).chunks()
+        name, size, used = write_state(
+            self.path, state, self._whole.name, chunks, self._balance, durable=keep, stays=keep
+        )
+        stored = Stored("", state.digest(), name, size, used)
         gone = [] if keep else self._passing[:-1]
         self._passing = [item for item in self._passing if item not in gone] + ([] if keep else [stored])
         self._kept += [stored] if keep else []
@@ -249,7 +252,7 @@ class ProofWriter:
     def _cut_back(self) -> None:
         """Bring every file back to the last segment that is complete, and drop what nothing refers to."""
         try:
-            found = bytes(files.read_bounded(self.path / format.HEADER_FILE, format.MAX_HEADER))
+            found = bytes(files.read_bounded(self.path / format.HEADER_FILE, limits.MAX_HEADER))
         except UnreadableError:
             raise
         except FormatError as error:
@@ -271,6 +274,8 @@ class ProofWriter:
             stays = self._keep_every is None or position % self._keep_every == 0 or position == self.header.segments()
             difference = item.base is not None or item.state in bases
             (self._kept if stays or difference else self._passing).append(item)
+            if stays or difference:
+                self._balance.add(weigh(self.path, item.object, item.codec), item.bytes)
         with files.writing(str(self.path)):
             for name, size in ((format.LOG_FILE, log_bytes), (format.BLOCKS_FILE, block_bytes)):
                 if (self.path / name).exists():
@@ -340,7 +345,7 @@ class ProofWriter:
         path = self.path / name
         if not path.exists():
             return
-        for raw in files.iterate_lines(path, format.MAX_LOG, format.MAX_LINE):
+        for raw in files.iterate_lines(path, limits.MAX_LOG, limits.MAX_LINE):
             try:
                 line = canonical.decode(raw.removesuffix(b"\n"), type_, name)
             except FormatError:

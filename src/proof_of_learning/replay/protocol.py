@@ -1,24 +1,31 @@
-"""What a verifier asks of a replay worker, and what comes back: typed, bounded messages, MessagePack behind a length
-(JSON has no infinities, which a hostile state produces).
+"""What travels between the verifier's process and a replay worker: typed, bounded messages, and states behind them.
 
-A check plans requests and judges answers; it does not matter to either whether they travel to a child process.
+A worker is *blind*: it is given where a segment starts, the batches where they were recorded, and what the task needs; it returns
+where it arrives. It never sees the proof, a digest or a later state. A message is MessagePack behind a length (JSON has no
+infinities, which a hostile state produces); states follow it as the raw codec writes them, each behind a length of its own.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import BinaryIO, TypeVar
 
 import msgspec
+import numpy as np
 
 from proof_of_learning.data.commit import DataCommitment
-from proof_of_learning.errors import WorkerError
-from proof_of_learning.replay.measure import Comparison, Detail, Distance
+from proof_of_learning.errors import FormatError, WorkerError
+from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.task import Setting
 from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.randomness import RngSnapshot
+from proof_of_learning.training.state import State
 
 MAX_MESSAGE = 256 << 20
-RATES_AT_ONCE = 10_000
+MAX_STATES = 64  # behind one message
+MAX_STATE = 1 << 40  # bytes; memory is taken only as they arrive
+RATES_AT_ONCE = 20_000
 
 T = TypeVar("T")
 
@@ -27,91 +34,41 @@ class Request(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields
     """Base of all requests. Frozen, so that a request names its own answer."""
 
 
+class Answer(msgspec.Struct, frozen=True, tag_field="answer", forbid_unknown_fields=True):
+    """Base of all answers."""
+
+
 class Open(Request, frozen=True, tag="open"):
     """Build the task and take on the numeric environment. First of all requests.
 
-    ``start``: directory of the proof whose final weights the run starts from. ``scratch``: a folder where replayed ends are kept
-    for a worker in another environment.
+    Behind it, where the run starts from another proof's final weights: these (a state with the part ``model``).
     """
 
-    proof: str
     task: str
     settings: dict[str, Setting]
     key: str
     seed: int | None
     environment: Environment | None
-    start: str | None = None
-    scratch: str | None = None
+
+
+class Opened(Answer, frozen=True, tag="opened"):
+    """``forks``: whether each of the requests that follow is answered by a child of its own, as it was after opening."""
+
+    environment: Environment
+    forks: bool
 
 
 class Describe(Request, frozen=True, tag="describe"):
     """The task's description and its number of steps for the data set at hand."""
 
 
-class CommitData(Request, frozen=True, tag="commit-data"):
-    """The commitment to the verifier's own data."""
-
-
-class Initialize(Request, frozen=True, tag="initialize"):
-    """The initial state under the proof's key, and each tensor's dependence on the key, by a second run under ``other`` (hex)."""
-
-    other: str
-
-
-class Rates(Request, frozen=True, tag="rates"):
-    """The learning rates that the task's own schedule gives for steps ``start`` up to ``stop``, without training."""
-
-    start: int
-    stop: int
-
-
-class Replay(Request, frozen=True, tag="replay"):
-    """Replay segment ``index`` from its recorded start and measure where it arrives.
-
-    ``steps``: only the first so many; the end is then compared with nothing. ``calibrate``: keep the end for
-    :class:`Noise` and measure in detail.
-    """
-
-    index: int
-    steps: int | None = None
-    calibrate: bool = False
-
-
-class Noise(Request, frozen=True, tag="noise"):
-    """The same replay in another numeric environment, compared with the end that was kept: the verifier's own noise.
-
-    ``keep``: the kept end is needed again, for a further environment. ``nudge``: not in another environment, but from a start
-    whose numbers are moved by a few units of their last place; the number says which of many such starts.
-    """
-
-    index: int
-    steps: int | None = None
-    keep: bool = False
-    nudge: int | None = None
-
-
-class Regenerate(Request, frozen=True, tag="regenerate"):
-    """Train from the nearest kept state to both ends of segment ``index``, and leave them in the scratch folder."""
-
-    index: int
-
-
-class Evaluate(Request, frozen=True, tag="evaluate"):
-    """Evaluate the model in the recorded state at the end of segment ``index``."""
-
-    index: int
-
-
-class Answer(msgspec.Struct, frozen=True, tag_field="answer", forbid_unknown_fields=True):
-    """Base of all answers."""
-
-
-class Opened(Answer, frozen=True, tag="opened"):
-    environment: Environment
-    root: str
-
-
 class Described(Answer, frozen=True, tag="described"):
+    """``members``: of each entry of an optimizer's state (``optimizer/state/0``) the weights that it belongs to, by name.
+
+    ``optimizers``: the parts that are optimizers with their numbers of parameter groups, in the order in which rates are told.
+    ``modules``: the parts that are modules.
+    """
+
     digest: str
     description: bytes
     sources: dict[str, str]
@@ -121,18 +78,32 @@ class Described(Answer, frozen=True, tag="described"):
     batch: int
     loop_schedule: bool
     evaluates: bool
+    members: dict[str, str]
+    optimizers: dict[str, int]
+    modules: list[str]
+
+
+class CommitData(Request, frozen=True, tag="commit-data"):
+    """The commitment to the verifier's own data."""
 
 
 class Committed(Answer, frozen=True, tag="committed"):
     commitment: DataCommitment
 
 
+class Start(Request, frozen=True, tag="start"):
+    """The initial state under the run's key, and each tensor's dependence on the key, by a second run under ``other`` (hex)."""
+
+    other: str
+
+
 class TensorOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where an initial tensor's values come from.
 
     ``constant`` (one value throughout), ``drawn`` (depends on the key), ``fixed`` (the same under every key),
-    ``linked`` (from the proof it starts from) or
-    ``partly-fixed`` (differs, but the two runs correlate more than independent draws do).
+    ``linked`` (from the proof it starts from),
+    ``partly-fixed`` (differs, but the two runs correlate more than independent draws do) or
+    ``rearranged`` (differs, but holds the same values in another order, or rows of them rescaled; see :mod:`origins`).
     """
 
     name: str
@@ -143,17 +114,22 @@ class TensorOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     correlation: float = 0.0
 
 
-class Initialized(Answer, frozen=True, tag="initialized"):
-    """Where the digests differ, ``comparison`` is with the recorded initial state, ``relative`` each tensor's error over its norm.
+class Started(Answer, frozen=True, tag="started"):
+    """Behind it: the initial state under the run's key, and the one under the other."""
 
-    ``rest_fresh``: whether the recorded parts that are no modules (optimizers, schedulers, …) are as in a fresh session.
+    tensors: list[TensorOrigin]
+
+
+class Rates(Request, frozen=True, tag="rates"):
+    """The learning rates that the task's own schedule gives for steps ``start`` up to ``stop``, without training.
+
+    ``interval``: how many steps a segment has.
     """
 
-    state: str
-    comparison: Comparison | None
-    relative: dict[str, float]
-    rest_fresh: bool
-    tensors: list[TensorOrigin]
+    start: int
+    stop: int
+    interval: int
+    steps: int
 
 
 class RatesGiven(Answer, frozen=True, tag="rates"):
@@ -163,35 +139,71 @@ class RatesGiven(Answer, frozen=True, tag="rates"):
     settings: list[bytes]
 
 
-class Replayed(Answer, frozen=True, tag="replayed"):
-    """``arrived``: digest of the state the replay arrived at, ``ended``: of what a codec in the loop makes of it (else the same);
-    ``comparison`` with the recorded end where the digests differ.
+class Take(Request, frozen=True, tag="take"):
+    """Take the steps from ``start`` up to ``stop``. Behind it: the state that they start from.
 
-    ``displacement``: distance between the segment's two recorded ends; None if the proof no longer holds the second, and for
-    :class:`Noise`. ``losses`` are the replay's own, ``rates`` the learning rates it used. ``seconds`` covers loading, steps and
-    digest; ``step_seconds`` the steps alone, ``steps`` how many they were: more than the segment's where its start was thinned.
+    ``indices``, ``generators``: of each step, where they do not follow from the key: the samples (int64, little-endian) and the
+    recorded states of the generators by name.
     """
 
-    arrived: str
-    ended: str
+    start: int
+    stop: int
+    indices: list[bytes] | None = None
+    generators: list[dict[str, bytes]] | None = None
+
+
+class Taken(Answer, frozen=True, tag="taken"):
+    """Behind it: the state arrived at. ``losses`` and ``rates`` by step; ``seconds``: of the steps alone."""
+
     losses: list[float]
     rates: list[list[float]]
-    comparison: Comparison | None
-    displacement: Distance | None
-    detail: Detail | None
     seconds: float
-    step_seconds: float
-    steps: int
 
 
-class Regenerated(Answer, frozen=True, tag="regenerated"):
-    """The states lie, raw, as ``state-INDEX`` and ``state-INDEX+1``; ``steps``: how many were taken for them."""
-
-    steps: int
+class Evaluate(Request, frozen=True, tag="evaluate"):
+    """The task's own evaluation of the state behind it."""
 
 
 class Evaluated(Answer, frozen=True, tag="evaluated"):
     values: dict[str, float] | None
+
+
+class Probe(Request, frozen=True, tag="probe"):
+    """One step of the task's own on some samples, from each of the states behind it: what the networks put out on the way.
+
+    ``samples``: which of the data set (int64, little-endian). ``seed``: what the step draws, and what is looked at of large outputs,
+    follows from it. ``gradients``: how much of the networks the gradient reaches is asked for too.
+    """
+
+    samples: bytes
+    seed: int
+    gradients: bool = False
+
+
+class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One output of a network that is not part of another: ``values`` (float32, little-endian), [``rows``, the rest].
+
+    ``scores``: the rows are distributions (softmax); else the outputs themselves.
+    """
+
+    name: str
+    rows: int
+    values: bytes
+    scores: bool
+
+
+class Glimpse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``living``: of each layer that has parameters to train, the share of its outputs that some gradient reaches."""
+
+    heads: list[Head]
+    loss: float
+    living: dict[str, float] = {}
+
+
+class Probed(Answer, frozen=True, tag="probed"):
+    """One for each of the states."""
+
+    glimpses: list[Glimpse]
 
 
 class Failed(Answer, frozen=True, tag="failed"):
@@ -208,39 +220,82 @@ class Working(Answer, frozen=True, tag="working"):
     total: int = 0
 
 
-AnyRequest = Open | Describe | CommitData | Initialize | Rates | Replay | Noise | Regenerate | Evaluate
+AnyRequest = Open | Describe | CommitData | Start | Rates | Take | Evaluate | Probe
 AnyAnswer = (
-    Opened | Described | Committed | Initialized | RatesGiven | Replayed | Regenerated | Evaluated | Failed | Working
+    Opened | Described | Committed | Started | RatesGiven | Taken | Evaluated | Probed | Failed | Working
 )  # fmt: skip
 
-_HEAD = struct.Struct(">I")
+_HEAD = struct.Struct(">IB")  # bytes of the message, number of states behind it
+_STATE = struct.Struct(">Q")
 
 
-def send(stream: BinaryIO, message: Request | Answer) -> None:
+def recorded_steps(
+    indices: Sequence[np.ndarray], generators: Sequence[RngSnapshot]
+) -> tuple[list[bytes], list[dict[str, bytes]]]:
+    """What a proof recorded of some steps, as :class:`Take` carries it."""
+    return (
+        [np.ascontiguousarray(chosen, dtype="<i8").tobytes() for chosen in indices],
+        [{name: state.tobytes() for name, state in snapshot.states.items()} for snapshot in generators],
+    )
+
+
+def snapshot(states: dict[str, bytes]) -> RngSnapshot:
+    """The inverse of :func:`recorded_steps` for one step's generators."""
+    return RngSnapshot({name: np.frombuffer(raw, dtype=np.uint8).copy() for name, raw in states.items()})
+
+
+def send(stream: BinaryIO, message: Request | Answer, states: Sequence[State] = ()) -> None:
+    """Write a message and the states behind it."""
     raw = msgspec.msgpack.encode(message)
     if len(raw) > MAX_MESSAGE:
         raise WorkerError(f"a message of {len(raw):,} bytes is too large")
-    stream.write(_HEAD.pack(len(raw)) + raw)
+    encoded = [RawCodec().encode(state, None).chunks() for state in states]
+    write_all(stream, _HEAD.pack(len(raw), len(encoded)) + raw)
+    for chunks in encoded:
+        pieces = list(chunks)
+        write_all(stream, _STATE.pack(sum(memoryview(piece).nbytes for piece in pieces)))
+        for piece in pieces:
+            write_all(stream, piece)
     stream.flush()
 
 
-def receive(stream: BinaryIO, type_: type[T]) -> T:
-    """The next message; EOFError at the end of the stream, WorkerError for anything that is not a message."""
-    (size,) = _HEAD.unpack(_exactly(stream, _HEAD.size))
-    if size > MAX_MESSAGE:
-        raise WorkerError(f"a message of {size:,} bytes was announced; at most {MAX_MESSAGE:,} are accepted")
+def write_all(stream: BinaryIO, piece: bytes | memoryview) -> None:
+    """Write every byte to a stream that may take them in parts."""
+    rest = memoryview(piece).cast("B")
+    while rest:
+        rest = rest[stream.write(rest) or 0 :]
+
+
+def receive(stream: BinaryIO, type_: type[T], most: int = MAX_STATE) -> tuple[T, list[State]]:
+    """The next message with its states, of at most ``most`` bytes each.
+
+    Raises EOFError at the end of the stream, WorkerError for anything that is not a message.
+    """
+    size, count = _HEAD.unpack(_exactly(stream, _HEAD.size))
+    if size > MAX_MESSAGE or count > MAX_STATES:
+        raise WorkerError(f"a message of {size:,} bytes with {count} states was announced, which is too large")
     try:
-        return msgspec.msgpack.decode(_exactly(stream, size), type=type_)
+        message = msgspec.msgpack.decode(_exactly(stream, size), type=type_)
     except (msgspec.DecodeError, RecursionError) as error:
         raise WorkerError(f"a message is malformed: {error}") from error
+    states = []
+    for _ in range(count):
+        (length,) = _STATE.unpack(_exactly(stream, _STATE.size))
+        if length > most:
+            raise WorkerError(f"a state of {length:,} bytes was announced; at most {most:,} are accepted")
+        try:
+            states.append(RawCodec().decode(_exactly(stream, length), None))
+        except FormatError as error:
+            raise WorkerError(f"a message carries no state: {error}") from error
+    return message, states
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def _exactly(stream: BinaryIO, size: int) -> bytearray:
     """``size`` bytes of a pipe that may hand them out in parts."""
     raw = bytearray()
     while len(raw) < size:
-        piece = stream.read(size - len(raw))
+        piece = stream.read(min(size - len(raw), 1 << 24))
         if not piece:
             raise EOFError
         raw += piece
-    return bytes(raw)
+    return raw

@@ -46,7 +46,7 @@ _VARIABLES = frozenset((
     "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "POL_DATA", "PYTHONHASHSEED", "PYTHONPATH", "TZ",
 ))  # fmt: skip
 _PREFIXES = (
-    "ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "GOMP_", "KMP_", "LC_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_",
+    "ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "GOMP_", "KMP_", "LC_", "MKL_", "NPY_", "NVIDIA_", "OMP_", "ONEDNN_",
 )  # fmt: skip
 
 _SIGNS = ("FileNotFoundError", "ModuleNotFoundError", "PermissionError", "Read-only file system", "ConnectionRefusedError",

@@ -1,14 +1,13 @@
-"""The replay worker: builds the task, replays segments of a proof, and returns measurements.
+"""The replay worker: builds the task, and takes the steps that it is told to take from the state that it is given.
 
 It runs in a child process started with the recorded numeric environment (``python -m proof_of_learning.replay.worker``),
-or in the verifier's own process for tasks without a reference. It never trusts the proof, and never hashes the whole data set unless
-asked to commit to it.
+or in the verifier's own process for tasks without a reference. It is blind (see :mod:`replay.protocol`), and each request finds
+the task as it was after loading: nothing that its objects hold besides the given state passes from one segment to the next.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import math
 import os
@@ -16,108 +15,99 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from proof_of_learning import canonical, memory
-from proof_of_learning.data.batches import DerivedOrder, Feed, RecordedOrder
+from proof_of_learning import canonical
+from proof_of_learning.data.batches import DerivedOrder, Feed, Order, RecordedOrder
 from proof_of_learning.data.commit import Dataset, commit
-from proof_of_learning.errors import DivergedError, FormatError, PolError, WorkerError
-from proof_of_learning.proof import files
-from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.codecs.raw import RawCodec
-from proof_of_learning.proof.format import Segment
-from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay import protocol
-from proof_of_learning.replay.measure import compare, detail, nudged, relative_errors, weights
+from proof_of_learning.errors import FormatError, PolError, WorkerError
+from proof_of_learning.replay import fork, probe, protocol
+from proof_of_learning.replay.origins import rearranged
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest, TensorOrigin
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State, live_settings
 from proof_of_learning.training.steps import Session
 
 Pulse = Callable[[int, int], None]
+Reply = tuple[AnyAnswer, Sequence[State]]
 CORRELATION_SIGMAS = 6.0  # two-key run: beyond this many standard errors, two draws are not independent
 
 
 class Worker:
-    """Carries out requests on one task and one proof."""
+    """Carries out requests on one task. ``task``: one that is at hand already, for a worker in the verifier's own process."""
 
     def __init__(self, pulse: Pulse = lambda done, total: None, task: Task | None = None) -> None:
         self._pulse, self._given = pulse, task
         self._task: Task | None = task
+        self._base: State | None = None
         self._data: Dataset | None = None
         self._session: Session | None = None
-        self._base: State | None = None
-        self._feed: Feed | None = None
-        self._order: DerivedOrder | None = None
-        self._last: State | None = None
-        self._final: dict[str, Tensor] | None = None
-        self._scratch: Path | None = None
-        self._clock: Session | None = None  # a session of which only the schedule runs
 
-    def answer(self, request: AnyRequest) -> AnyAnswer:
+    def answer(self, request: AnyRequest, states: Sequence[State] = ()) -> Reply:
         """The answer to one request; raises PolError, whatever goes wrong: a proof may bring about what nobody thought of."""
         try:
-            return self._answer(request)
-        except BaseException as error:
-            self._session = None  # what broke off midway is not what a restored state would make of it
-            if isinstance(error, PolError) or not isinstance(error, Exception):
-                raise
+            return self._answer(request, states)
+        except PolError:
+            raise
+        except Exception as error:
             told = f"{type(error).__name__}: {error}"
             what = "it needs more memory than there is" if isinstance(error, MemoryError) else canonical.brief(told)
             raise WorkerError(f"the replay failed: {what}") from error
 
-    def _answer(self, request: AnyRequest) -> AnyAnswer:
+    def prepare(self, request: AnyRequest) -> None:
+        """Load what every request needs, so that children that answer them find it loaded."""
+        if not isinstance(request, protocol.Open):
+            _ = self.data, self.session
+
+    def forget(self) -> None:
+        """Be as after opening: what the task's objects hold besides recorded state must not reach the next request."""
+        self._data = self._session = None
+
+    def _answer(self, request: AnyRequest, states: Sequence[State]) -> Reply:
         match request:
             case protocol.Open():
-                return self._open(request)
+                return self._open(request, states), ()
             case protocol.Describe():
-                return self._describe()
+                return self._describe(), ()
             case protocol.CommitData():
-                return self._commit()
-            case protocol.Initialize():
-                return self._initialize(request)
+                return self._commit(), ()
+            case protocol.Start():
+                return self._start(request)
             case protocol.Rates():
-                return self._schedule(request)
-            case protocol.Replay():
-                return self._replay(request)
-            case protocol.Noise():
-                return self._noise(request)
-            case protocol.Regenerate():
-                return self._regenerate(request)
+                return self._schedule(request), ()
+            case protocol.Take():
+                return self._take(request, states[0])
             case protocol.Evaluate():
-                return self._evaluate(request)
+                self.session.restore(states[0])
+                return protocol.Evaluated(self.session.evaluate()), ()
+            case protocol.Probe():
+                return probe.probe(self.session, self.data, request, states, self._pulse), ()
 
     # ---- requests ------------------------------------------------------------------------------------
 
-    def _open(self, request: protocol.Open) -> protocol.Opened:
-        self._proof = Proof.open(request.proof)
-        self._key = bytes.fromhex(request.key)
-        device = "cpu"
+    def _open(self, request: protocol.Open, states: Sequence[State]) -> protocol.Opened:
+        self._key, self._device = bytes.fromhex(request.key), "cpu"
         if request.environment is not None:
             environments.apply(request.environment, lasting=self._given is None)
             if request.environment.device.type == "cuda" and torch.cuda.is_available():
-                device = "cuda"
-        self._device = device
-        self._scratch = None if request.scratch is None else Path(request.scratch)
-        if request.start is not None:
-            parent = Proof.open(request.start)
-            self._base = parent.state(parent.segments[-1].state).part("model")
+                self._device = "cuda"
+        self._base = states[0] if states else None
         self._task = self._given or load_task(TaskReference(request.task, request.settings))
         if request.seed is not None:
             self._task = replace(self._task, seed=request.seed)
-        return protocol.Opened(environments.current(device), self._proof.root)
+        here = environments.current(self._device)
+        return protocol.Opened(here, self._device == "cpu" and fork.possible(here.threads))
 
     def _describe(self) -> protocol.Described:
-        task, samples = self.task, len(self.data)
-        description = self.session.describe()
+        task, samples, session = self.task, len(self.data), self.session
+        description = session.describe()
         return protocol.Described(
             digest=description.digest(),
             description=canonical.encode(description.content),
@@ -128,6 +118,9 @@ class Worker:
             batch=task.batch_size * task.accumulate,
             loop_schedule=task.step is None,
             evaluates=task.evaluate is not None,
+            members=session.members(),
+            optimizers=session.groups(),
+            modules=[name for name, part in session.parts.items() if isinstance(part, torch.nn.Module)],
         )
 
     def _commit(self) -> protocol.Committed:
@@ -135,8 +128,8 @@ class Worker:
         with task_code("reading the data"):
             return protocol.Committed(commit(self.data, progress=lambda done: self._pulse(done, total)))
 
-    def _initialize(self, request: protocol.Initialize) -> protocol.Initialized:
-        first = self._fresh_session()
+    def _start(self, request: protocol.Start) -> Reply:
+        first = self.session
         state = first.capture(live=True)
         self._pulse(1, 2)
         second = Session(self.task, bytes.fromhex(request.other), self._device, self._base).capture(live=True)
@@ -145,182 +138,43 @@ class Worker:
             origin(name, tensor, second.tensors.get(name), name in trainable, name in first.linked)
             for name, tensor in state.tensors.items()
         ]
-        comparison, relative, rest_fresh = None, dict[str, float](), True
-        initial = self._proof.initial_state
-        if state.digest() != initial and self._proof.has_state(initial):
-            recorded = self._proof.state(initial)
-            comparison = compare(state, recorded)
-            relative = relative_errors(state, recorded)
-            rest = [name for name, part in first.parts.items() if not isinstance(part, torch.nn.Module)]
-            rest_fresh = state.part(*rest).digest() == recorded.part(*rest).digest()
-        return protocol.Initialized(state.digest(), comparison, relative, rest_fresh, tensors)
+        return protocol.Started(tensors), (state, second)
 
     def _schedule(self, request: protocol.Rates) -> protocol.RatesGiven:
-        per_epoch = self.task.steps_per_epoch(len(self.data))
-        if self._clock is None or self._clock.progress.step > request.start:
-            self._clock = self._fresh_session()
-        for _ in self._clock.idle(request.start, per_epoch):
-            pass
+        per_epoch, clock = self.task.steps_per_epoch(len(self.data)), self.session
         rates, settings = [], []
-        training = self._proof.header.training
-        for step, row in enumerate(self._clock.idle(request.stop, per_epoch), request.start):
-            rates.append(row)
-            if (step + 1) % training.interval == 0 or step + 1 == training.steps:
-                settings.append(live_settings(self._clock.parts))
+        for step, row in enumerate(clock.idle(request.stop, per_epoch)):
             if step % 1000 == 0:
                 self._pulse(step, request.stop)
-        if request.stop == training.steps:
-            self._clock = None
-            gc.collect()  # what the sessions of the first checks took is not needed any more
-            memory.trim()
+            if step < request.start:
+                continue
+            rates.append(row)
+            if (step + 1) % request.interval == 0 or step + 1 == request.steps:
+                settings.append(live_settings(clock.parts))
         return protocol.RatesGiven(rates, settings)
 
-    def _replay(self, request: protocol.Replay) -> protocol.Replayed:
-        begun = time.perf_counter()
-        segment = self._segment(request.index)
-        before, walked = self._start(request.index)
-        arrived, losses, rates, stepped = self._take(before, segment, request.steps)
-        comparison = displacement = details = None
-        if request.steps is not None:
-            ended = arrived
-            displacement = compare(before, arrived).overall
+    def _take(self, request: protocol.Take, start: State) -> Reply:
+        session = self.session
+        session.restore(start)
+        if session.progress.step != request.start:
+            raise FormatError(f"the state before step {request.start} says it stands at step {session.progress.step}")
+        feed = Feed(self.task, self.data, self._key, self._device)
+        if request.indices is None or request.generators is None:
+            steps = session.run(request.stop, feed, DerivedOrder(self.task, len(self.data), self._key))
         else:
-            ended = self._proof.continued(request.index, arrived, before)
-            if arrived.digest() == segment.arrived and ended.digest() == segment.state:
-                displacement = compare(before, ended).overall
-            elif self._proof.has_state(segment.state):
-                recorded = self._proof.state(segment.state)
-                displacement = compare(before, recorded).overall
-                wanted = recorded if ended is arrived else self._proof.codec.nearest(arrived, recorded, before)
-                if arrived.digest() != segment.arrived:
-                    comparison = compare(arrived, wanted)
-                    if request.calibrate:
-                        details = detail(arrived, wanted, before, self._final_weights(), self.session.momenta())
-        if request.calibrate:
-            self._keep(request, arrived)
-        self._last = None if request.calibrate else ended
-        seconds = time.perf_counter() - begun
-        return protocol.Replayed(
-            arrived.digest(), ended.digest(), losses, rates, comparison, displacement, details, seconds, stepped,
-            walked + len(losses),
-        )  # fmt: skip
-
-    def _noise(self, request: protocol.Noise) -> protocol.Replayed:
-        begun = time.perf_counter()
-        segment = self._segment(request.index)
-        before, walked = self._start(request.index)
-        kept, again = self._kept(request), 0.0
-        if not kept.exists() and request.nudge is not None:
-            reference, losses, _, again = self._take(before, segment, request.steps)
-            walked += len(losses)
-            self._keep(request, reference)
-        start = before
-        if request.nudge is not None:
-            start = nudged(before, randomness.derive(self._key, "nudge", request.index, request.nudge))
-        arrived, losses, rates, stepped = self._take(start, segment, request.steps)
-        reference = RawCodec().decode(files.read_bounded(kept, 2 * arrived.nbytes + (1 << 20)), None)
-        if not request.keep:
-            kept.unlink()
-        return protocol.Replayed(
-            arrived.digest(),
-            arrived.digest(),
-            losses,
-            rates,
-            compare(arrived, reference),
-            None,
-            detail(arrived, reference, before, self._final_weights(), self.session.momenta()),
-            time.perf_counter() - begun,
-            again + stepped,
-            walked + len(losses),
-        )
-
-    def _take(
-        self, before: State, segment: Segment, count: int | None
-    ) -> tuple[State, list[float], list[list[float]], float]:
-        """Replay (the first ``count`` steps of) a segment: the state arrived at, losses, rates, and the seconds of the steps alone."""
-        session, feed = self.session, self.feed
-        session.restore(before)
-        if session.progress.step != segment.start:
-            raise FormatError(
-                f"the state before segment {segment.index} says it stands at step {session.progress.step}"
-            )
-        stop = segment.stop if count is None else min(segment.stop, segment.start + count)
-        if self._proof.header.randomness.mode == "derived":
-            steps = session.run(stop, feed, self.order)
-        else:
-            columns: Columns = self._proof.columns(segment.index)
-            assert columns.indices is not None and columns.rng is not None
-            snapshots, order = columns.rng, RecordedOrder(segment.start, columns.indices, len(self.data))
-            steps = session.run(stop, feed, order, rng=lambda step: snapshots[step - segment.start])
+            lists = [np.frombuffer(raw, dtype="<i8").copy() for raw in request.indices]
+            order: Order = RecordedOrder(request.start, lists, len(self.data))
+            snapshots = [protocol.snapshot(states) for states in request.generators]
+            steps = session.run(request.stop, feed, order, rng=lambda step: snapshots[step - request.start])
         losses, rates = [], []
         stepping = time.perf_counter()
         for result in steps:
             losses.append(result.loss)
             rates.append(result.rates)
-            self._pulse(result.step + 1 - segment.start, stop - segment.start)
+            self._pulse(result.step + 1 - request.start, request.stop - request.start)
         values = torch.stack(losses).double().cpu().tolist()
         stepped = time.perf_counter() - stepping
-        return session.capture(), values, rates, stepped
-
-    def _keep(self, request: protocol.Replay | protocol.Noise, arrived: State) -> None:
-        files.write_atomic(self._kept(request), RawCodec().encode(arrived, None).chunks())
-
-    def _kept(self, request: protocol.Replay | protocol.Noise) -> Path:
-        if self._scratch is None:
-            raise WorkerError("a calibrated replay needs a scratch folder")
-        return self._scratch / f"{request.index}-{request.steps or 'all'}"
-
-    def _final_weights(self) -> dict[str, Tensor] | None:
-        last = self._proof.segments[-1].state
-        if self._final is None and self._proof.has_state(last):
-            self._final = weights(self._proof.state(last))
-        return self._final
-
-    def _start(self, index: int) -> tuple[State, int]:
-        """The recorded state that segment ``index`` starts from, which is often where the one before has just arrived.
-
-        Where the proof no longer holds it, the segments since the nearest earlier state are replayed, and must arrive as recorded.
-        Returns the steps that took, too.
-        """
-        digests = self._proof.state_digests()
-        last, self._last = self._last, None  # at most one state is kept, and none while another is read
-        here, state = index, None
-        while state is None:
-            if last is not None and last.digest() == digests[here]:
-                state = last
-            elif self._proof.has_state(digests[here]):
-                last = None
-                state = self._proof.state(digests[here], surveyed=True)
-            elif here == 0:
-                raise FormatError(f"no state before segment {index} is in the proof, so that it cannot be replayed")
-            else:
-                here -= 1
-        del last
-        for segment in self._proof.segments[here:index]:
-            arrived = self._take(state, segment, None)[0]
-            state = self._proof.continued(segment.index, arrived, state)
-            if (arrived.digest(), state.digest()) != (segment.arrived, segment.state):
-                raise DivergedError(
-                    f"segment {segment.index}, replayed on the way to segment {index} from the nearest state that was kept, "
-                    "arrives elsewhere"
-                )
-        return state, index * self._proof.header.training.interval - here * self._proof.header.training.interval
-
-    def _regenerate(self, request: protocol.Regenerate) -> protocol.Regenerated:
-        segment = self._segment(request.index)
-        before, walked = self._start(request.index)
-        arrived = self._take(before, segment, None)[0]
-        ended = self._proof.continued(request.index, arrived, before)
-        assert self._scratch is not None
-        for position, state in ((request.index, before), (request.index + 1, ended)):
-            files.write_atomic(self._scratch / f"state-{position}", RawCodec().encode(state, None).chunks())
-        self._last = ended
-        return protocol.Regenerated(walked + segment.stop - segment.start)
-
-    def _evaluate(self, request: protocol.Evaluate) -> protocol.Evaluated:
-        session = self.session
-        session.restore(self._proof.state(self._segment(request.index).state))
-        return protocol.Evaluated(session.evaluate())
+        return protocol.Taken(values, rates, stepped), (session.capture(live=True),)
 
     # ---- what is built once --------------------------------------------------------------------------
 
@@ -341,28 +195,8 @@ class Worker:
     @property
     def session(self) -> Session:
         if self._session is None:
-            self._session = self._fresh_session()
+            self._session = Session(self.task, self._key, self._device, self._base)
         return self._session
-
-    def _fresh_session(self) -> Session:
-        return Session(self.task, self._key, self._device, self._base)
-
-    @property
-    def feed(self) -> Feed:
-        if self._feed is None:
-            self._feed = Feed(self.task, self.data, self._key, self._device)
-        return self._feed
-
-    @property
-    def order(self) -> DerivedOrder:
-        if self._order is None:
-            self._order = DerivedOrder(self.task, len(self.data), self._key)
-        return self._order
-
-    def _segment(self, index: int) -> Segment:
-        if not 0 <= index < len(self._proof.segments):
-            raise WorkerError(f"there is no segment {index}")
-        return self._proof.segments[index]
 
 
 def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool, linked: bool = False) -> TensorOrigin:
@@ -380,6 +214,7 @@ def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool, linked: bool
     else:
         correlation = correlated(a.flatten(), b.flatten())
         where = "partly-fixed" if floating and abs(correlation) > CORRELATION_SIGMAS / np.sqrt(n) else "drawn"
+        where = "rearranged" if where == "drawn" and rearranged(a, b) else where
     return TensorOrigin(name, n, where, trainable, floating, correlation)
 
 
@@ -392,6 +227,47 @@ def correlated(x: Tensor, y: Tensor) -> float:
         xx, yy, xy = xx + float(torch.dot(a, a)), yy + float(torch.dot(b, b)), xy + float(torch.dot(a, b))
     length = math.sqrt(xx) * math.sqrt(yy)
     return xy / length if length > 0 else 0.0
+
+
+def serve(worker: Worker, requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until they end, each in a child of this process where that is possible."""
+    forks = False
+    while True:
+        try:
+            request, states = protocol.receive(requests, AnyRequest)  # type: ignore[arg-type, var-annotated]
+        except EOFError:
+            return
+
+        def reply(request: AnyRequest = request, states: Sequence[State] = states) -> bool:
+            reply: tuple[Any, Sequence[State]]
+            with contextlib.redirect_stdout(sys.stderr):
+                try:
+                    reply = worker.answer(request, states)
+                except PolError as error:
+                    reply = protocol.Failed(type(error).__name__, str(error)), ()
+            protocol.send(answers, *reply)
+            return isinstance(reply[0], protocol.Opened) and reply[0].forks
+
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                worker.prepare(request)
+        except PolError as error:
+            protocol.send(answers, protocol.Failed(type(error).__name__, str(error)))
+            continue
+        if forks:
+            fork.run(reply)
+        else:
+            forks = reply() or forks
+        del request, states, reply
+
+
+def _warm_up() -> None:
+    """What PyTorch sets up with its first step, so that no child has to; now the verifier is busy too."""
+    importlib.import_module("torch._dynamo")
+    network = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    torch.nn.functional.cross_entropy(network(torch.zeros(1, 2)), torch.zeros(1, dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
 
 
 def main() -> None:
@@ -412,21 +288,8 @@ def main() -> None:
             protocol.send(answers, protocol.Working(done, total))
 
     pulse(0, 0)
-    importlib.import_module(
-        "torch._dynamo"
-    )  # which PyTorch loads with the first optimizer; now the verifier is busy too
-    worker = Worker(pulse)
-    while True:
-        try:
-            request: AnyRequest = protocol.receive(requests, AnyRequest)  # type: ignore[arg-type]
-        except EOFError:
-            return
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                answer = worker.answer(request)
-        except PolError as error:
-            answer = protocol.Failed(type(error).__name__, str(error))
-        protocol.send(answers, answer)
+    _warm_up()
+    serve(Worker(pulse), requests, answers)
 
 
 if __name__ == "__main__":

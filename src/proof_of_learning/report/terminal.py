@@ -86,6 +86,7 @@ def _details(verdict: Verdict, console: Console) -> Table:
         ("cost", f"{words.cost(verdict)}, in {text.seconds(verdict.cost.seconds)}"),
         ("kind", f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"),
         ("task", words.condition(task)),
+        ("sources", words.sources(verdict)),
         ("data", words.condition(data)),
     ]
     if task and data:

@@ -77,8 +77,11 @@ def why(reason: str) -> str:
     return _WHY.get(reason, reason)
 
 
+WEIGHTED = "in proportion to what they contributed"
+
+
 def guarantees(verdict: Verdict) -> list[str]:
-    """What the random draws promise, in plain words: by number of segments and by progress."""
+    """What the random draws promise, in plain words: by number of segments, in function and in weights."""
     given = verdict.guarantee
     if (
         given.forged_fraction is None
@@ -86,16 +89,31 @@ def guarantees(verdict: Verdict) -> list[str]:
         and not (given.uniform_draws or given.progress_draws)
     ):
         return ["No promise: no segment was drawn at random."]
-    return [
+    found = [
         _guarantee(
             given.forged_fraction, given.miss_probability, given.uniform_draws,
             "of the non-trivial segments", "uniformly",
         ),
         _guarantee(
+            given.function_fraction, given.function_miss_probability, given.progress_draws,
+            "of the progress towards what the final model computes", WEIGHTED,
+        ),
+        _guarantee(
             given.progress_fraction, given.progress_miss_probability, given.progress_draws,
-            "of the progress towards the final weights", "in proportion to progress",
+            "of the progress towards the final weights", WEIGHTED,
         ),
     ]  # fmt: skip
+    if given.group_fraction is not None:
+        found.append(
+            _guarantee(
+                given.group_fraction,
+                given.progress_miss_probability,
+                given.progress_draws,
+                "of a single group of tensors' way, or of an excursion away and back",
+                WEIGHTED,
+            )
+        )
+    return found
 
 
 def _guarantee(fraction: float | None, missed: float, draws: int, of_what: str, how: str) -> str:
@@ -116,6 +134,18 @@ def cost(verdict: Verdict) -> str:
     if not spent.steps_replayed:
         return "no step replayed"
     return f"{spent.steps_replayed:,} of {plural(spent.steps_total, 'step')} replayed ({percent(spent.share)})"
+
+
+def sources(verdict: Verdict) -> str:
+    """What is known of the task's sources: their digest, and whether a policy named it."""
+    named = verdict.conditions
+    if named.task is None:
+        return condition(None)
+    if named.sources is None:
+        return "not available in full: the verdict rests on the task's description alone"
+    if named.sources_pinned:
+        return f"{named.sources}, as the policy says"
+    return f"{named.sources}, pinned by no policy: the task's program is what the verifier happened to hold"
 
 
 def condition(digest: str | None) -> str:

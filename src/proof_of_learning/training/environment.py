@@ -20,6 +20,7 @@ import msgspec
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, NumericEnvironmentError
+from proof_of_learning.limits import MAX_THREADS
 
 # Variables that change results and are read when a library starts, each with the values it may take.
 # A proof may name these and no others: its environment must not become a way to set LD_PRELOAD.
@@ -29,11 +30,13 @@ VARIABLES: dict[str, re.Pattern[str]] = {
     "MKL_CBWR": re.compile(r"[A-Z0-9_,]{1,32}"),
     "MKL_ENABLE_INSTRUCTIONS": re.compile(r"[A-Z0-9_]{1,32}"),
     "CUBLAS_WORKSPACE_CONFIG": re.compile(r":\d{1,6}:\d{1,4}(:\d{1,6}:\d{1,4})?"),
+    "NPY_DISABLE_CPU_FEATURES": re.compile(r"[A-Za-z0-9_, ]{1,512}"),
+    "NPY_ENABLE_CPU_FEATURES": re.compile(r"[A-Za-z0-9_, ]{1,512}"),
 }
+NUMPY_VARIABLES = ("NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES")  # which only code of a task's own can feel
 PORTABLE: dict[str, str] = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 CUDA_VARIABLES: dict[str, str] = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 PORTABLE_THREADS = 1
-MAX_THREADS = 4096
 
 _ISA = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
         "asimd", "sve", "sve2", "bf16")  # fmt: skip
@@ -100,14 +103,36 @@ def validate(environment: Environment) -> None:
 
 
 def process_variables(environment: Environment) -> dict[str, str]:
-    """The variables of a process that is to reproduce ``environment``: ours, less every other that counts."""
+    """The variables of a process that is to reproduce ``environment``: ours, less every other that counts.
+
+    NumPy does not start where it is told to do without what it was built for, so it is told only of what this NumPy can choose.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    recorded = dict(environment.variables)
+    for name in NUMPY_VARIABLES:
+        if name in recorded:
+            recorded[name] = _chooseable(recorded[name])
     return {
         **kept,
-        **environment.variables,
+        **{name: value for name, value in recorded.items() if value},
         "OMP_NUM_THREADS": str(environment.threads),
         "MKL_NUM_THREADS": str(environment.threads),
     }
+
+
+def _chooseable(features: str) -> str:
+    """Of a list of CPU features those that this NumPy chooses at run time."""
+    try:
+        from numpy._core._multiarray_umath import __cpu_dispatch__  # type: ignore[import-not-found]
+    except ImportError:  # a NumPy that does not say; it may still be of the same version, and the difference is named
+        return ""
+    wanted = re.split(r"[, ]+", features)
+    known = {str(name).upper() for name in __cpu_dispatch__}
+    return (
+        features
+        if known.issuperset(name.upper() for name in wanted if name)
+        else " ".join(name for name in wanted if name.upper() in known)
+    )
 
 
 def pin_process(*, portable: bool, device: str, threads: int | None) -> None:
@@ -148,10 +173,18 @@ def current(device: str = "cpu") -> Environment:
         capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
         interop_threads=torch.get_num_interop_threads(),
-        variables={name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
+        variables=_variables(),
         flags=_current_flags(),
         device=_device(device),
     )
+
+
+def _variables() -> dict[str, str]:
+    """The variables of this process that count; lists of NumPy's in one spelling, as NumPy forgives many."""
+    found = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    for name in NUMPY_VARIABLES:
+        found[name] = " ".join(re.findall(r"\w+", found.get(name, ""), re.ASCII))[:512].strip()
+    return {name: value for name, value in found.items() if value}
 
 
 def _current_flags() -> Flags:
@@ -282,18 +315,22 @@ def another(here: Environment) -> Environment:
     )
 
 
-def differences(recorded: Environment, here: Environment) -> list[str]:
-    """What of ``recorded`` this process does not reproduce, one plain sentence part each; empty if all of it."""
+def differences(recorded: Environment, here: Environment, *, own_numpy: bool = False) -> list[str]:
+    """What of ``recorded`` this process does not reproduce, one plain sentence part each; empty if all of it.
+
+    own_numpy: whether the task may compute with NumPy in its steps (an augmentation, say); NumPy's version and CPU features then
+    count. A standard loop computes no step with it, nor with Python.
+    """
     found: list[str] = []
     for name in Environment.__struct_fields__:
         was, now = getattr(recorded, name), getattr(here, name)
-        if was == now or name in ("python", "numpy"):  # neither computes a step
+        if was == now or name == "python" or (name == "numpy" and not own_numpy):
             continue
         if isinstance(was, msgspec.Struct) and isinstance(now, msgspec.Struct):
             was, now = msgspec.structs.asdict(was), msgspec.structs.asdict(now)
         if isinstance(was, Mapping) and isinstance(now, Mapping):
             for key in sorted(set(was) | set(now)):
-                if was.get(key) != now.get(key):
+                if was.get(key) != now.get(key) and (own_numpy or key not in NUMPY_VARIABLES):
                     found.append(f"{name}.{key}: recorded {_show(was.get(key))}, here {_show(now.get(key))}")
         else:
             found.append(f"{name}: recorded {_show(was)}, here {_show(now)}")

@@ -90,6 +90,10 @@ class State:
         kept = {name: t for name, t in self.tensors.items() if name.startswith(prefixes)}
         return State(tree, kept, {n: d for n, d in self._digests.items() if n in kept}, self.live)
 
+    def parts(self) -> list[str]:
+        """The names of its parts, in their order."""
+        return [key[2:] for key, _ in self.tree["d"]]
+
     def settled(self, spare: State | None = None) -> State:
         """This state with tensors of its own, in the memory of ``spare`` where they fit; ``spare`` is used up."""
         if not self.live:
@@ -189,30 +193,42 @@ def decode_tree(node: Node, tensors: Mapping[str, Tensor]) -> Any:
     raise FormatError(f"a state's tree holds the unknown tag {tag!r}")
 
 
-def tree_tensors(node: Node, path: str | None = None) -> Iterator[str]:
+def tree_tensors(node: Node) -> Iterator[str]:
     """The tensor names that a tree refers to; raises FormatError for a tree that :func:`encode_tree` does not write."""
+    return _tree_tensors(node, [])
+
+
+def _tree_tensors(node: Node, parts: list[str]) -> Iterator[str]:
+    """``parts`` of the path are joined where a name stands, and not at every node: they may be as long as the tree has nodes."""
     if node is None or isinstance(node, (bool, str)):
         return
     item: tuple[str, Any] = next(iter(node.items())) if isinstance(node, dict) and len(node) == 1 else ("", None)
     tag, body = item
     try:
-        if tag == "t" and path is not None and body == path:
-            yield path
+        if tag == "t" and parts and len(body) == sum(map(len, parts)) + len(parts) - 1 and body == "/".join(parts):
+            yield body
         elif tag in ("l", "u") and isinstance(body, list):
             for position, below in enumerate(body):
-                yield from tree_tensors(below, f"{path}/{position}")
+                parts.append(str(position))
+                yield from _tree_tensors(below, parts)
+                parts.pop()
         elif tag in ("d", "c"):
             pairs = _pairs(body)
             keys = [key for key, _ in pairs]
             if keys != sorted(set(keys)) or any(_key(_unkey(key), "") != key for key in keys):
-                raise FormatError(f"a state's tree has unordered or malformed keys at {path!r}")
+                raise FormatError(f"a state's tree has unordered or malformed keys at {_place(parts)}")
             for key, below in pairs:
-                name = escaped(key[2:])
-                yield from tree_tensors(below, name if path is None else f"{path}/{name}")
+                parts.append(escaped(key[2:]))
+                yield from _tree_tensors(below, parts)
+                parts.pop()
         elif not ((tag == "i" and str(int(body)) == body) or (tag == "f" and float.fromhex(body).hex() == body)):
-            raise FormatError(f"a state's tree is malformed at {path!r}")
+            raise FormatError(f"a state's tree is malformed at {_place(parts)}")
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise FormatError(f"a state's tree is malformed at {path!r}: {error}") from error
+        raise FormatError(f"a state's tree is malformed at {_place(parts)}: {canonical.brief(error)}") from error
+
+
+def _place(parts: list[str]) -> str:
+    return repr(canonical.brief("/".join(parts))) if parts else "its root"
 
 
 def _pairs(body: Any) -> list[Any]:

@@ -203,20 +203,24 @@ class Session:
         self.progress.step = step + 1
         return StepResult(step, loss.detach().reshape(()), rates)
 
-    def momenta(self) -> dict[str, str]:
-        """The tensors of a state in which the optimizers carry weights on (SGD's momentum, Adam's first moment), by name, with
-        the names of those weights."""
+    def members(self) -> dict[str, str]:
+        """The entries of the optimizers' states (``optimizer/state/0``) with the names of the weights that each belongs to."""
         named = {
             p: "/".join(("model", "parameters", states.escaped(name))) for name, p in self.model.named_parameters()
         }
         found = {}
-        for part, optimizer in self.parts.items():
-            if part.split(".")[0] == "optimizer":
-                members = [p for group in optimizer.param_groups for p in group["params"]]
-                for number, weight in enumerate(members):
-                    for key in ("momentum_buffer", "exp_avg"):
-                        found[f"{part}/state/{number}/{key}"] = named.get(weight, "")
+        for part, optimizer in self._optimizer_parts().items():
+            members = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, weight in enumerate(members):
+                found[f"{states.escaped(part)}/state/{number}"] = named.get(weight, "")
         return found
+
+    def groups(self) -> dict[str, int]:
+        """The parts that are optimizers, with their numbers of parameter groups, in the order of :meth:`rates`."""
+        return {part: len(optimizer.param_groups) for part, optimizer in self._optimizer_parts().items()}
+
+    def _optimizer_parts(self) -> dict[str, Any]:
+        return {part: item for part, item in self.parts.items() if part.split(".")[0] == "optimizer"}
 
     def rates(self) -> list[float]:
         """The learning rates in force, by optimizer and group."""

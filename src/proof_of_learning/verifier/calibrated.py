@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from proof_of_learning.replay.measure import WEIGHTS, Comparison, Detail, Distance, TensorError, ratio
-from proof_of_learning.replay.protocol import Replayed
+from proof_of_learning.replay.requests import Replayed
 from proof_of_learning.training.state import kind_of
 
 CAP = 0.01  # rho, the largest relative error ever accepted: a drift attack needs 9 / rho^2 segments

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.registration import Registration
-from proof_of_learning.replay.protocol import Answer, AnyRequest, Failed, Request
+from proof_of_learning.replay.protocol import Answer, Failed, Request
+from proof_of_learning.replay.requests import AnyCheckRequest
 from proof_of_learning.replay.sandbox import Isolation
+from proof_of_learning.verifier.options import Options
 from proof_of_learning.verifier.plan import Challenge
-from proof_of_learning.verifier.policy import Policy
 from proof_of_learning.verifier.survey import Survey
 from proof_of_learning.verifier.verdict import Chain, CheckResult, Status
 
 A = TypeVar("A", bound=Answer)
 REJECTED = ("FormatError", "IntegrityError")  # failures of a replay or an evaluation that the proof is to blame for
 R = TypeVar("R", bound=Request)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the verifier decides. ``approve_fixed``: shell patterns of tensors that may be the same under every key.
-
-    What a ``policy`` says of the same things is included in the other fields.
-    """
-
-    model: Path | None = None
-    registration: Registration | None = None
-    allow_calibrated: bool = False
-    require_exact: bool = False
-    approve_fixed: tuple[str, ...] = ()
-    policy: Policy | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +41,7 @@ class Evidence:
 
     def calibrates(self, index: int) -> bool:
         """Whether segment ``index`` may be compared within calibrated noise: allowed, and its environment not reproduced."""
-        return self.options.allow_calibrated and bool(self.unreproduced(index))
+        return self.options.comparison.allow_calibrated and bool(self.unreproduced(index))
 
 
 class Answers:
@@ -87,7 +71,7 @@ class Answers:
 
 
 # Batches of requests; a generator sees the answers to one batch before it makes the next.
-Plan = Iterable[Sequence[AnyRequest]]
+Plan = Iterable[Sequence[AnyCheckRequest]]
 
 
 class Check(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 MISS_PROBABILITY = 0.01
-FORGED_FRACTION = 0.10  # what the default number of draws is chosen for, of segments and of progress
+FORGED_FRACTION = 0.10  # of the segments, what the default number of uniform draws is chosen for
 
 Weights = npt.NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,11 +16,17 @@ from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.training import randomness
 from proof_of_learning.verifier import guarantee
+from proof_of_learning.verifier.dynamics import IDENTITY_LIMIT
+from proof_of_learning.verifier.options import Draw
+from proof_of_learning.verifier.progress import MAIN, SINGLE, importance
 from proof_of_learning.verifier.survey import Survey
 from proof_of_learning.verifier.verdict import Guarantee, Nonce
 
 NONCE_BYTES = 32
-WINDOW_SHARE = 0.05  # top-Q is taken per epoch, or per this share of the run, whichever is shorter
+WINDOWS = 10  # parts of the run of which each has its own largest segments
+PREDECESSORS = 3  # of the largest of all, that are replayed too
+USUAL = 0.02  # share of the segments from which on a broken identity is no exception
+MOST, BROKEN = 8, 64  # segments replayed for it: where it is usual, and where it is not
 
 
 @dataclass(frozen=True)
@@ -45,73 +51,120 @@ def make_nonce(value: str | None) -> Nonce:
     return Nonce(value=value.lower(), origin="self-chosen")
 
 
-def challenge(
-    header: Header,
-    root: str,
-    found: Survey,
-    nonce: Nonce,
-    *,
-    top_q: int = 1,
-    random: int | None = None,
-    everything: bool = False,
-) -> Challenge:
-    """Choose segments: first, last, top-Q by displacement and by inertia, predecessors, and random draws (or all).
+def challenge(header: Header, root: str, found: Survey, nonce: Nonce, draw: Draw) -> Challenge:
+    """Choose segments: first, last, uniform draws, draws weighted by importance, and a few that stick out (or all).
 
-    Of trivial segments (every rate 0) as many are drawn again as of the others, without counting.
-
-    ``random``: number of random draws, half uniform, half in proportion to progress; by default as many as bound both guarantees
-    at 10 % with a miss probability of 1 %.
+    Of trivial segments (every rate 0) as many are drawn again as of the others, without counting. Nothing is claimed from
+    what sticks out: the largest displacement and inertia in each tenth of the run, with those before the very largest, broken
+    identities, counters and scalers, jumps of the loss, neighbours of missing states.
     """
     count = header.segments()
     chosen: dict[int, list[str]] = {}
     notes: list[str] = []
 
     def add(index: int, why: str) -> None:
-        reasons = chosen.setdefault(index, [])
-        if why not in reasons:
-            reasons.append(why)
+        if 0 <= index < count and why not in chosen.setdefault(index, []):
+            chosen[index].append(why)
 
     add(0, "first")
     add(count - 1, "last")
-    held = ~np.isnan(found.displacement)
-    if top_q > 0 and held.all():
+    if draw.top_q > 0:
         windows = np.arange(count) * header.training.interval // window(header)
-        for name, values in (("top-q", found.displacement), ("inertia", found.inertia)):
-            for index in _top(values, windows, top_q):
-                add(index, name)
-                if index > 0:
-                    add(index - 1, "predecessor")
-    if not held.all():
-        notes.append("the proof is thinned: segments were drawn uniformly, for displacements cannot be recomputed")
+        for index, why in _conspicuous(found, windows, draw.top_q):
+            add(index, why)
     real = np.flatnonzero(~found.trivial).tolist()
-    progress = np.maximum(
-        np.nan_to_num(found.progress), 0.0
-    )  # of trivial segments too: with rates of 0 they can make none
-    uniform = guarantee.uniform_draws_needed(len(real)) if random is None else -(-random // 2)
-    weighted = guarantee.progress_draws_needed(progress) if random is None else random // 2
-    uniform, weighted = min(uniform, len(real)), min(weighted, int((progress > 0).sum()))
-    if everything:
-        uniform, weighted = len(real), int((progress > 0).sum())
+    weight = np.where(found.trivial, 0.0, importance(found.measures, count))
+    total = float(weight.sum())
+    if draw.everything:
+        uniform, weighted = len(real), int((weight > 0).sum())
         for index in range(count):
             add(index, "all")
+    elif draw.random is None:
+        uniform = guarantee.uniform_draws_needed(len(real))
+        weighted = guarantee.progress_draws_needed(weight, min(1.0, 1.0 / total)) if total else 0
+    else:
+        uniform, weighted = min(-(-draw.random // 2), len(real)), min(draw.random // 2, int((weight > 0).sum()))
+    if found.missing:
+        notes.append(
+            f"{found.missing} states are not in the proof, so only uniform draws protect: no progress can be measured"
+        )
+    elif not total:
+        notes.append("no segment makes progress, so none is drawn for it")
     seed = challenge_seed(root, nonce)
     keys = [randomness.uniforms(randomness.derive(seed, name), count) for name in ("uniform", "progress", "trivial")]
-    if not everything:
+    if not draw.everything:
         for index in guarantee.draw_uniform(real, uniform, keys[0]):
             add(index, "uniform")
-        for index in guarantee.draw_weighted(progress, weighted, keys[1]):
+        for index in guarantee.draw_weighted(weight, weighted, keys[1]):
             add(index, "progress")
         # They count for no guarantee, but a state can be falsified in a segment of rate 0 as in any other.
-        idle = np.flatnonzero(found.trivial).tolist()
-        few = guarantee.uniform_draws_needed(len(idle)) if random is None else min(-(-random // 2), len(idle))
-        for index in guarantee.draw_uniform(idle, few, keys[2]):
+        still = np.flatnonzero(found.trivial).tolist()
+        few = guarantee.uniform_draws_needed(len(still)) if draw.random is None else min(uniform, len(still))
+        for index in guarantee.draw_uniform(still, few, keys[2]):
             add(index, "trivial")
-    forged = guarantee.forgeable_segments(len(real), uniform) / len(real) if real else None
-    unexplained = guarantee.unexplained_progress(progress, weighted) if held.all() and (progress > 0).any() else None
-    promise = Guarantee(
-        forged_fraction=forged, progress_fraction=unexplained, uniform_draws=uniform, progress_draws=weighted
-    )
+    promise = _promise(found, weight, len(real), uniform, weighted, draw.everything)
     return Challenge(dict(sorted(chosen.items())), promise, nonce, notes)
+
+
+def _promise(
+    found: Survey, weight: npt.NDArray[np.float64], real: int, uniform: int, weighted: int, everything: bool
+) -> Guarantee:
+    """What the draws guarantee, each kind by itself.
+
+    A forgery with a share x of a measure has a share of at least x / (missed · Σ weights) of the weights, and the largest of those
+    that escapes is known exactly.
+    """
+    forged = guarantee.forgeable_segments(real, uniform) / real if real else None
+    names = {measure.name for measure in found.measures}
+    if everything:
+        scale = 0.0
+    elif weight.any():
+        scale = float(weight.sum()) * guarantee.unexplained_progress(weight, weighted)
+    else:
+        scale = math.nan
+
+    def share(missed: float, there: bool) -> float | None:
+        if everything:
+            return 0.0
+        return min(1.0, missed * scale) if there and math.isfinite(scale) else None
+
+    return Guarantee(
+        forged_fraction=0.0 if everything and real else forged,
+        progress_fraction=share(MAIN, "weights" in names),
+        function_fraction=share(MAIN, "function: nearer" in names),
+        group_fraction=share(SINGLE, "weights" in names),
+        excursion_fraction=share(SINGLE, bool(names)),
+        uniform_draws=uniform,
+        progress_draws=weighted,
+    )
+
+
+def _conspicuous(found: Survey, windows: npt.NDArray[np.int64], top_q: int) -> Iterator[tuple[int, str]]:
+    """What sticks out, with the reason."""
+    count = len(windows)
+    for name, values in (("top-q", found.displacement), ("inertia", found.inertia)):
+        for index in _top(values, windows, top_q):
+            yield index, name
+        # Whoever falsified the state that a large step starts from did it in the segment before.
+        for index in _top(values, np.zeros(count, dtype=np.int64), PREDECESSORS * top_q):
+            yield index - 1, "predecessor"
+    broken = np.flatnonzero(found.identity > IDENTITY_LIMIT)
+    # Where a task's own step, or a wrapper around the optimizer, breaks the identity everywhere, that says nothing about any segment.
+    usual = len(broken) > USUAL * count
+    for index in (
+        broken[np.argsort(-found.identity[broken], kind="stable")][:MOST] if usual else broken[:BROKEN]
+    ).tolist():
+        yield index, "identity"
+    for index in sorted(found.irregular)[:BROKEN]:
+        yield index, "counter"
+    for index in found.jumps:
+        yield index, "loss"
+    if found.missing:
+        known = ~np.isnan(found.displacement)
+        for index in [
+            i for i in range(count) if known[i] and not (known[max(i - 1, 0)] and known[min(i + 1, count - 1)])
+        ][:BROKEN]:
+            yield index, "missing"
 
 
 def planned_steps(proof: Proof, indices: Iterable[int]) -> int:
@@ -145,9 +198,8 @@ def challenge_seed(root: str, nonce: Nonce) -> bytes:
 
 
 def window(header: Header) -> int:
-    """Number of steps in each of the windows of which the top-Q are taken."""
-    training = header.training
-    return max(1, min(training.steps_per_epoch, math.ceil(training.steps * WINDOW_SHARE)))
+    """Number of steps in each of the parts of the run that have their own largest segments."""
+    return max(1, math.ceil(header.training.steps / WINDOWS))
 
 
 def _top(values: npt.NDArray[np.float64], windows: npt.NDArray[np.int64], q: int) -> list[int]:

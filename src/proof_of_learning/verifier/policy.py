@@ -21,9 +21,10 @@ import msgspec
 from msgspec import Meta
 
 from proof_of_learning.errors import UsageError
+from proof_of_learning.limits import MAX_POLICY
+from proof_of_learning.verifier.initialization.named import named_laws
 from proof_of_learning.verifier.verdict import Assurance
 
-MAX_BYTES = 1 << 20
 DEFAULT = "policy.default.toml"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -37,14 +38,19 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Accept(_Section, frozen=True):
-    """Digests of tasks and data roots of which the proof's must be one."""
+    """Digests of which the proof's must be one: of tasks (their descriptions), of tasks with their sources, of data roots."""
 
     tasks: tuple[str, ...] | None = None
+    sources: tuple[str, ...] | None = None
     data: tuple[str, ...] | None = None
 
 
 class Training(_Section, frozen=True):
-    """Bounds on the run. Rates are those of all groups in all steps; for the lower bound, those that are not 0."""
+    """Bounds on the run. Rates are those of all groups in all steps; for the lower bound, those that are not 0.
+
+    ``free_order`` grants, as ``--accept-order`` does, that a recorded order is no permutation of the data in every epoch.
+    ``max_idle_share``: of the run, in which a network may learn nothing (sparse designs, clipped losses).
+    """
 
     min_interval: Count | None = None
     max_interval: Count | None = None
@@ -53,26 +59,38 @@ class Training(_Section, frozen=True):
     max_learning_rate: Positive | None = None
     max_trivial_share: Share | None = None
     min_trained_share: Share | None = None
+    free_order: bool = False
+    max_idle_share: Share | None = None
 
 
 class Initialization(_Section, frozen=True):
-    """``approved_fixed``: patterns of tensors that may be the same under every key, besides those of ``--approve-fixed``."""
+    """``approved_fixed``: patterns of tensors that may be the same under every key, besides those of ``--approve-fixed``.
+    ``laws``: laws of recorded initial weights, besides those of ``--initial-law``.
+    """
 
     approved_fixed: tuple[str, ...] = ()
+    laws: tuple[str, ...] = ()
 
 
 class Trust(_Section, frozen=True):
-    """``assurance``: the weakest that is accepted. ``exact``: nothing but bit-exact replay is enough."""
+    """``assurance``: the weakest that is accepted. ``exact``: nothing but bit-exact replay is enough. ``chosen_nonce`` grants, as
+    ``--accept-nonce`` does, that the nonce was handed in."""
 
     assurance: Assurance | None = None
     exact: bool = False
+    chosen_nonce: bool = False
 
 
 class Guarantees(_Section, frozen=True):
-    """The largest shares (of segments, of progress) that may stay forgeable with a miss probability of 1 %."""
+    """The largest shares (of segments, of the weights' and the function's progress) that may stay forgeable with 1 %.
+
+    ``uniform_only`` grants, as ``--accept-uniform`` does, that the guarantees by progress are missing.
+    """
 
     forged_fraction: Share | None = None
     progress_fraction: Share | None = None
+    function_fraction: Share | None = None
+    uniform_only: bool = False
 
 
 class Limits(_Section, frozen=True):
@@ -135,11 +153,11 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     name = Path(path).name
     try:
         with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+            raw = file.read(MAX_POLICY + 1)
     except OSError as error:
         raise UsageError(f"--policy {path}: {error.strerror or error}") from None
-    if len(raw) > MAX_BYTES:
-        raise UsageError(f"--policy {path}: larger than {MAX_BYTES:,} bytes")
+    if len(raw) > MAX_POLICY:
+        raise UsageError(f"--policy {path}: larger than {MAX_POLICY:,} bytes")
     try:
         content = tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -150,7 +168,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         policy = msgspec.convert(content, Policy)
     except msgspec.ValidationError as error:
         raise UsageError(f"{name}: {_readable(str(error))}") from None
-    for line in itertools.chain(_contradictions(policy), _bad_digests(policy)):
+    for line in itertools.chain(_contradictions(policy), _bad_digests(policy), _bad_laws(policy)):
         raise UsageError(f"{name}: {line}")
     return msgspec.structs.replace(policy, name=name, digest=f"sha256:{hashlib.sha256(raw).hexdigest()}")
 
@@ -210,13 +228,20 @@ def _contradictions(policy: Policy) -> Iterator[str]:
 
 
 def _bad_digests(policy: Policy) -> Iterator[str]:
-    for key in ("tasks", "data"):
+    for key in ("tasks", "sources", "data"):
         digests = getattr(policy.accept, key)
         if digests is not None and not digests:
             yield f"accept.{key}: an empty list accepts nothing; leave the key out to accept anything"
         for digest in digests or ():
             if not _DIGEST.fullmatch(digest):
                 yield f"accept.{key}: {digest[:80]!r} is not of the form sha256:<64 hex digits>; `pol inspect` shows a proof's"
+
+
+def _bad_laws(policy: Policy) -> Iterator[str]:
+    try:
+        named_laws(policy.initialization.laws)
+    except UsageError as error:
+        yield f"initialization.laws: {error}"
 
 
 def _kind(value: Any) -> str:

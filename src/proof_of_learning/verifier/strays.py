@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from proof_of_learning.replay.protocol import Noise, Replay, Replayed
+from proof_of_learning.replay.requests import Noise, Replay, Replayed
 from proof_of_learning.verifier.calibrated import (
     LOOKS,
     Measured,

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from proof_of_learning.errors import IntegrityError
+from proof_of_learning.errors import FormatError, IntegrityError, PolError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import Distance, displacement, estimate_d_ref, weight_distance, weights
-from proof_of_learning.training.state import State, settings
+from proof_of_learning.replay.protocol import Described
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.training.state import State, decode_tree, settings
+from proof_of_learning.verifier.dynamics import identity, idle_segments, idle_share, idle_tensors, miscounted, scaler_consistent
+from proof_of_learning.verifier.dynamics import moved as changed
+from proof_of_learning.verifier.function import Function, Prober, look
 from proof_of_learning.verifier.inertia import inertia
+from proof_of_learning.verifier.progress import Measure, weight_measures
+from proof_of_learning.verifier.sampling import Sampler, Trained
+from proof_of_learning.verifier.scalars import Scalars
 
 Array = npt.NDArray[np.float64]
 LOSS_POINTS = 1000
+JUMPS = 2  # of the loss, whose neighbours are replayed
 # A claimed displacement is a sum in floating point, whose last digits depend on the machine's order of adding.
 CLAIM_TOLERANCE = 1e-5
 
@@ -26,9 +36,13 @@ CLAIM_TOLERANCE = 1e-5
 @dataclass(frozen=True)
 class Survey:
     """Per segment: ``displacement`` of the full state, of the ``weights``, ``inertia`` at its start, ``progress`` made (fall of the
-    squared distance to the final weights), whether it is ``trivial`` (every rate 0), its ``mean_loss``; per step boundary
-    (one more): ``distance`` of the weights from the start, and the ``settings`` that the state holds beside trained values.
+    squared distance to the final weights, for the plots), whether it is ``trivial`` (every rate 0), the share of the trained
+    parameters that decay and momentum alone moved (``idle``), and how far it is from its optimizer's ``identity``; per step
+    boundary (one more): ``distance`` of the weights from the start, and the ``settings`` that the state holds beside trained values.
     ``missing`` counts states whose bytes the proof no longer holds; then what needs them is not a number (None).
+    ``measures``: the kinds of progress that draws are weighted by; ``function``: what was seen of the states' functions, or None with
+    the reason in ``blind``. ``irregular``: segments whose counters or scaler cannot follow from their start, with the reason.
+    ``scalars``: the history of the numbers that no distance measures.
     """
 
     displacement: Array
@@ -36,14 +50,22 @@ class Survey:
     inertia: Array
     progress: Array
     trivial: npt.NDArray[np.bool_]
+    idle: Array
+    identity: Array
     distance: Array
     settings: list[bytes | None]
     loss: list[tuple[int, float]]
+    jumps: list[int]
+    irregular: dict[int, str]
+    measures: list[Measure]
+    function: Function | None
+    blind: str
     missing: int
     parameters: int
     bytes: int
     final_model: str | None
     d_ref: Distance | None
+    scalars: Scalars = field(default_factory=Scalars)
 
     def progress_share(self) -> list[float]:
         """The share of the squared distance from start to end that is covered at each segment's end."""
@@ -51,37 +73,61 @@ class Survey:
         return [] if not total else (np.cumsum(np.nan_to_num(self.progress)) / total).tolist()
 
 
-def survey(proof: Proof, on_segment: Callable[[int, int], None] = lambda done, total: None) -> Survey:
+@dataclass(frozen=True)
+class Looking:
+    """What is needed to look beyond single states: who evaluates them, the task's description, and the seed of all that is drawn.
+
+    ``other``: makes the initial state under a key that nobody could know.
+    """
+
+    replayer: Replayer
+    described: Described
+    seed: int
+    other: Callable[[], State | None] = lambda: None
+
+
+def survey(
+    proof: Proof, looking: Looking | None = None, on_segment: Callable[[int, int], None] = lambda done, total: None
+) -> Survey:
     """Check every state and block and measure the trajectory. Raises FormatError or IntegrityError at the first fault.
 
-    In one thread: the replay worker starts meanwhile and needs the other cores, and sums come out alike everywhere.
+    In one thread: sums come out alike everywhere.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _survey(proof, on_segment)
+        return _survey(proof, looking, on_segment)
     finally:
         torch.set_num_threads(threads)
 
 
-def _survey(proof: Proof, on_segment: Callable[[int, int], None]) -> Survey:
+def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, int], None]) -> Survey:
     count = len(proof.segments)
     moved, moved_weights, progress = (np.full(count, np.nan) for _ in range(3))
     inert, distance = np.full(count, np.nan), np.full(count + 1, np.nan)
-    peaks, trivial, loss = _columns(proof)
+    steps = _columns(proof)
+    peaks = _peaks(steps.rates, looking)
     digests = proof.state_digests()
     missing = sum(not proof.has_state(digest) for digest in digests)
     final = proof.state(digests[-1]) if proof.has_state(digests[-1]) else None
     final_model = None if final is None else final.part("model").digest()
     target = None if final is None else _copied(weights(final))
     parameters = 0 if target is None else sum(t.numel() for t in target.values())
+    prober, blind = None, "no task was named" if looking is None else "states are missing from the proof"
+    if looking is not None and final is not None and not missing:
+        prober, blind = look(proof, looking.replayer, looking.described, looking.seed, proof.state(digests[0]), final)
+    sampler = None if looking is None or missing else Sampler(count + 1, looking.seed)
     del final  # of the final state only the weights are needed from here on
     origin = before = None
     to_go = math.nan
     held: list[bytes | None] = []
+    scalers: list[Any] = []
+    scalars = Scalars()
     for position, digest in enumerate(digests):
         state: State | None = proof.state(digest) if proof.has_state(digest) else None
         held.append(None if state is None else settings(state))
+        scalers.append(None if state is None else _scaler(state))
+        scalars.add(position, state, _steps(proof, position))
         if state is not None:
             here = weights(state)
             origin = _copied(here) if position == 0 else origin
@@ -100,13 +146,107 @@ def _survey(proof: Proof, on_segment: Callable[[int, int], None]) -> Survey:
                 moved[position - 1], moved_weights[position - 1] = found.state, found.weights
                 progress[position - 1] = to_go - left
             to_go = left
+            if sampler is not None:
+                sampler.add(position, state)
+            if prober is not None:
+                prober, blind = _looked(prober, position, state)
         before = state
         on_segment(position, count)
+    del before
     stored = sum(item.bytes for item in proof.index.values())
     d_ref = estimate_d_ref(origin, target) if origin and target and _alike(origin, target) else None
+    bounds = np.array([0, *(segment.stop for segment in proof.segments)], dtype=np.int64)
+    trained = (
+        {} if sampler is None or looking is None else sampler.trained(looking.described.members, steps.rates, bounds)
+    )
+    function = None
+    if prober is not None and looking is not None:
+        try:
+            function = prober.finish(looking.other(), on_segment)
+        except PolError as error:
+            blind = str(error)
+    measures = weight_measures(trained)
+    if function is not None:
+        measures += function.measures(count)
+    exact = not proof.header.codec.in_loop  # what a codec makes of a state follows no optimizer's equation
     return Survey(
-        moved, moved_weights, inert, progress, trivial, distance, held, loss, missing, parameters, stored, final_model, d_ref
+        moved, moved_weights, inert, progress, steps.trivial, _idle(trained, count),
+        _identity(trained, count) if exact else np.full(count, np.nan), distance, held, steps.loss, steps.jumps,
+        _irregular(proof, trained, scalers), measures, function, "" if function is not None else blind, missing, parameters, stored,
+        final_model, d_ref, scalars,
     )  # fmt: skip
+
+
+def _looked(prober: Prober, position: int, state: State) -> tuple[Prober | None, str]:
+    try:
+        prober.add(position, state)
+    except PolError as error:
+        return None, str(error)
+    return prober, ""
+
+
+def _idle(trained: dict[str, Trained], count: int) -> Array:
+    """[N] the share of the trained parameters that decay and momentum alone moved; not a number where that cannot be said."""
+    known = {name: item for name, item in trained.items() if item.course.rule is not None}
+    if not known:
+        return np.full(count, np.nan)
+    idle = idle_tensors(
+        {name: idle_segments(item.course) for name, item in known.items()},
+        {name: item.part for name, item in known.items()},
+        {name: changed(item.course) for name, item in known.items()},
+    )
+    return idle_share(idle, {name: known[name].elements for name in idle}) if idle else np.full(count, np.nan)
+
+
+def _identity(trained: dict[str, Trained], count: int) -> Array:
+    """[N] the largest deviation from the optimizers' own equations, in units of rounding; not a number where nothing can be said."""
+    worst = np.full(count, np.nan)
+    for item in trained.values():
+        worst = np.fmax(worst, identity(item.course))
+    return worst
+
+
+def _irregular(proof: Proof, trained: dict[str, Trained], scalers: list[Any]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for item in trained.values():
+        if item.course.rule is not None:
+            for index in np.flatnonzero(miscounted(item.course)).tolist():
+                found.setdefault(index, "the optimizer's counter does not grow by the segment's steps")
+    for segment in proof.segments:
+        before, after = scalers[segment.index], scalers[segment.index + 1]
+        if isinstance(before, dict) and isinstance(after, dict):
+            why = scaler_consistent(before, after, segment.stop - segment.start)
+            if why is not None:
+                found[segment.index] = why
+    return found
+
+
+def _scaler(state: State) -> Any:
+    """What a gradient scaler holds; None where there is none."""
+    for key, node in state.tree["d"]:
+        if key == "s:scaler":
+            try:
+                return decode_tree(node, state.tensors)
+            except FormatError:
+                return None
+    return None
+
+
+def _peaks(rates: Array, looking: Looking | None) -> dict[str, list[float]] | list[float]:
+    """The largest rate of each group, by the optimizer's part where the task says which is whose."""
+    peaks = np.abs(rates).max(axis=0).tolist() if rates.size else []
+    if looking is None or sum(looking.described.optimizers.values()) != len(peaks):
+        return peaks
+    found, start = {}, 0
+    for part, groups in looking.described.optimizers.items():
+        found[part] = peaks[start : start + groups]
+        start += groups
+    return found
+
+
+def _steps(proof: Proof, position: int) -> int:
+    """The steps of the segment that ends at a position; 0 for the first state."""
+    return proof.segments[position - 1].stop - proof.segments[position - 1].start if position else 0
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -120,27 +260,42 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return copies
 
 
-def _columns(proof: Proof) -> tuple[list[float], npt.NDArray[np.bool_], list[tuple[int, float]]]:
-    """Every block, once: the largest rate of each group, which segments are trivial, and a sampled loss curve."""
-    peaks: Array | None = None
+@dataclass(frozen=True)
+class _Steps:
+    """What the blocks say: rates [steps, groups], which segments are trivial, a sampled loss curve, and where the loss jumps most."""
+
+    rates: Array
+    trivial: npt.NDArray[np.bool_]
+    loss: list[tuple[int, float]]
+    jumps: list[int]
+
+
+def _columns(proof: Proof) -> _Steps:
+    """Every block, once."""
     trivial = np.zeros(len(proof.segments), dtype=bool)
     every = max(1, proof.header.training.steps // LOSS_POINTS)
     loss: list[tuple[int, float]] = []
+    rates: list[Array] = []
+    means: list[float] = []
     for segment, columns in zip(proof.segments, proof.all_columns(), strict=True):
         what = f"the block of segment {segment.index}"
         if not (np.isfinite(columns.loss).all() and np.isfinite(columns.rates).all()):
             raise IntegrityError(f"{what} holds losses or learning rates that are not finite")
-        if peaks is not None and columns.rates.shape[1] != len(peaks):
+        if rates and columns.rates.shape[1] != rates[0].shape[1]:
             raise IntegrityError(f"{what} has another number of parameter groups than the blocks before")
         trivial[segment.index] = bool((columns.rates == 0).all())
-        top = np.abs(columns.rates).max(axis=0)
-        peaks = top if peaks is None else np.maximum(peaks, top)
+        rates.append(columns.rates)
+        means.append(float(np.median(columns.loss)))
         loss += [
             (step, float(columns.loss[step - segment.start]))
             for step in range(segment.start, segment.stop)
             if step % every == 0
         ]
-    return [] if peaks is None else peaks.tolist(), trivial, loss
+    # The loss before and after a jump: whichever of the two segments it is, both are neighbours.
+    rises = np.abs(np.diff(means)) if len(means) > 1 else np.zeros(0)
+    jumps = sorted({i for jump in np.argsort(-rises, kind="stable")[:JUMPS].tolist() for i in (jump, jump + 1)})
+    table = np.concatenate(rates) if rates else np.zeros((0, 0))
+    return _Steps(table, trivial, loss, jumps)
 
 
 def _alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -72,10 +72,16 @@ class ProofSummary(_Value, frozen=True):
 
 
 class Conditions(_Value, frozen=True):
-    """The task and the data root that the verifier named; the verdict holds for these. None where not named."""
+    """The task and the data root that the verifier named; the verdict holds for these. None where not named.
+
+    ``task``: digest of the description; ``sources``: of description and sources, None where those are not available in full.
+    ``sources_pinned``: whether a policy named these sources beforehand.
+    """
 
     task: str | None = None
     data: str | None = None
+    sources: str | None = None
+    sources_pinned: bool = False
 
 
 class Thresholds(_Value, frozen=True):
@@ -85,15 +91,33 @@ class Thresholds(_Value, frozen=True):
 
 
 class Guarantee(_Value, frozen=True):
-    """Up to which share of the non-trivial segments (of the progress) a forgery escapes the random draws with more than the
-    given probability; a larger one is caught with at least the complement."""
+    """What a forgery may be and still escape the draws with more than the given probability; each by itself, None if not computed.
+
+    forged_fraction: of the non-trivial segments. progress_fraction: of the weights' progress, the mean over groups of tensors.
+    function_fraction: of the function's. group_fraction: of a single group of tensors. excursion_fraction: of going away and of
+    coming back, in function and in weights.
+    """
 
     forged_fraction: float | None = None
     miss_probability: float = 0.01
     progress_fraction: float | None = None
     progress_miss_probability: float = 0.01
+    function_fraction: float | None = None
+    function_miss_probability: float = 0.01
+    group_fraction: float | None = None
+    excursion_fraction: float | None = None
     uniform_draws: int = 0
     progress_draws: int = 0
+
+    @property
+    def missing(self) -> list[str]:
+        """The guarantees that could not be computed."""
+        kinds = {
+            "segments": self.forged_fraction,
+            "weights": self.progress_fraction,
+            "function": self.function_fraction,
+        }
+        return [name for name, fraction in kinds.items() if fraction is None]
 
 
 class Nonce(_Value, frozen=True):

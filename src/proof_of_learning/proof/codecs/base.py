@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.training.state import State
 
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")  # of Adam, RMSprop, Adagrad
@@ -43,8 +44,11 @@ class Codec(Protocol):
         """``base``: the checkpoint before, as a difference needs it; None for a keyframe. Neither is changed."""
         ...
 
-    def decode(self, raw: bytearray, base: State | None) -> State:
-        """The inverse; ``base`` as in ``encode``. Raises FormatError for anything that ``encode`` does not write."""
+    def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
+        """The inverse; ``base`` as in ``encode``. Raises FormatError for anything that ``encode`` does not write.
+
+        ``room``: from what its states together may weigh, a compressing codec takes this one's part before it makes anything of it.
+        """
         ...
 
     def nearest(self, arrived: State, recorded: State, base: State) -> State:

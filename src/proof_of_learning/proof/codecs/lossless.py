@@ -17,6 +17,7 @@ from proof_of_learning.proof.codecs import packed, prediction
 from proof_of_learning.proof.codecs.base import Encoded, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import PREDICTED
+from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.training.state import DTYPES, State
 
 PLAIN, DIFFERENCE = "plain", "difference"
@@ -43,8 +44,8 @@ class LosslessCodec:
 
         return packed.pack(state.tree, entries, items)
 
-    def decode(self, raw: bytearray, base: State | None) -> State:
-        tree, entries, items = packed.unpack(raw, base)
+    def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
+        tree, entries, items = packed.unpack(raw, base, room)
         tensors: dict[str, Tensor] = {}
         for name, item in sorted(entries.items(), key=lambda pair: pair[1].how == PREDICTED):  # these come last
             if item.how != PREDICTED:

@@ -15,7 +15,7 @@ import math
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -25,16 +25,12 @@ from torch import Tensor
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, UnreadableError
-from proof_of_learning.proof.codecs.raw import MAX_DIMENSIONS
+from proof_of_learning.limits import HEADER_WEIGHT, MAX_DIMENSIONS, MAX_OBJECT_HEADER
+from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.training.state import DTYPE_NAMES, DTYPES, State, tree_tensors
 
 CHUNK = 1 << 20  # items
 LEVEL = 1
-MAX_HEADER = 64 << 20
-HEADER_ROOM = 1 << 20  # bytes that the header of any object may have, and
-HEADER_EXPANSION = 256  # times its size beyond that: the names of very many alike tensors compress to a hundredth
-MAX_NEW = 64 << 20  # bytes of tensors unknown to the base that any object may decode to, and
-MAX_EXPANSION = 64  # times its own size beyond that: a larger one is a decompression bomb
 WIDTHS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 _SIZE = struct.Struct("<I")
@@ -91,29 +87,27 @@ def pack(tree: Any, entries: dict[str, Entry], items: Callable[[str], Tensor]) -
                     yield from _planes(room, width)
 
 
-def unpack(raw: bytes | bytearray, base: State | None) -> tuple[Any, dict[str, Entry], dict[str, Tensor]]:
+def weight(stream: BinaryIO, room: Room) -> int:
+    """What an object that :func:`pack` wrote takes of ``room``, of which its header is read; FormatError where that is too much."""
+    size, before = stream.read(_SIZE.size), room.left
+    _header(_Stream(size + (stream.read(*_SIZE.unpack(size)) if len(size) == _SIZE.size else b"")), room)
+    return before - room.left
+
+
+def unpack(
+    raw: bytes | bytearray, base: State | None, room: Room | None = None
+) -> tuple[Any, dict[str, Entry], dict[str, Tensor]]:
     """Tree, entries and items of what :func:`pack` wrote; FormatError for anything else.
 
-    Sizes are bounded before they are believed: a tensor has the shape of the base's, or the object is large enough to hold it.
+    Sizes are bounded before they are believed: by ``room``, or by the object's own size and the base's.
     """
     stream = _Stream(raw)
-    room = min(MAX_HEADER, HEADER_ROOM + HEADER_EXPANSION * len(raw))
-    header = canonical.decode(stream.next(room), _Header, "an object's header")
+    if room is None:
+        room = Room.of(len(raw))
+        room.left += 0 if base is None else base.nbytes
+    header = _header(stream, room)
     if set(header.tree) != {"d"} or sorted(tree_tensors(header.tree)) != sorted(header.tensors):
         raise FormatError("a state's tree does not name its tensors")
-    new = 0
-    for name, item in header.tensors.items():
-        dtype = DTYPES.get(item.dtype)
-        # A tensor without elements may still have lengths whose product overflows PyTorch's strides.
-        extent = math.prod(max(length, 1) for length in item.shape[:MAX_DIMENSIONS])
-        fits = len(item.shape) <= MAX_DIMENSIONS and min(item.shape, default=0) >= 0 and extent * 8 < 2**62
-        if dtype is None or not fits or item.items not in WIDTHS or bool(item.by) != bool(item.factors):
-            raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
-        known = None if base is None else base.tensors.get(name)
-        if known is None or list(known.shape) != item.shape:
-            new += item.count * max(dtype.itemsize, item.items)
-    if new > MAX_NEW + MAX_EXPANSION * len(raw):
-        raise FormatError(f"an object of {len(raw):,} bytes claims to hold {new:,}: a decompression bomb")
     items: dict[str, Tensor] = {}
     for width in sorted(WIDTHS, reverse=True):
         names = [name for name in sorted(header.tensors) if header.tensors[name].items == width]
@@ -123,6 +117,22 @@ def unpack(raw: bytes | bytearray, base: State | None) -> tuple[Any, dict[str, E
     if not stream.done:
         raise FormatError("an object goes on after its last frame")
     return header.tree, header.tensors, items
+
+
+def _header(stream: _Stream, room: Room) -> _Header:
+    """The header, once ``room`` was found for it and for the tensors that it describes."""
+    header = canonical.decode(stream.next(MAX_OBJECT_HEADER, room=room), _Header, "an object's header")
+    claimed = 0
+    for name, item in header.tensors.items():
+        dtype = DTYPES.get(item.dtype)
+        # A tensor without elements may still have lengths whose product overflows PyTorch's strides.
+        extent = math.prod(max(length, 1) for length in item.shape[:MAX_DIMENSIONS])
+        fits = len(item.shape) <= MAX_DIMENSIONS and min(item.shape, default=0) >= 0 and extent * 8 < 2**62
+        if dtype is None or not fits or item.items not in WIDTHS or bool(item.by) != bool(item.factors):
+            raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
+        claimed += item.count * max(dtype.itemsize, item.items)
+    room.take(claimed)
+    return header
 
 
 def _planes(items: Tensor, width: int) -> Iterator[bytes]:
@@ -169,8 +179,11 @@ class _Stream:
     def done(self) -> bool:
         return self._at == len(self._raw)
 
-    def next(self, limit: int, *, exact: bool = False) -> bytes:
-        """The content of the next frame: at most, or exactly, ``limit`` bytes, known before they are decompressed."""
+    def next(self, limit: int, *, exact: bool = False, room: Room | None = None) -> bytes:
+        """The content of the next frame: at most, or exactly, ``limit`` bytes, known before they are decompressed.
+
+        ``room``: from which the content, which is JSON, takes its part.
+        """
         begin = self._at + _SIZE.size
         if begin > len(self._raw):
             raise FormatError("an object ends before its last frame")
@@ -182,6 +195,8 @@ class _Stream:
             size = zstandard.frame_content_size(frame)
             if size < 0 or size > limit or (exact and size != limit):
                 raise FormatError("a frame of an object does not have the size that its header says")
+            if room is not None:
+                room.take(HEADER_WEIGHT * size)
             if not hasattr(_zstd, "decompressor"):
                 _zstd.decompressor = zstandard.ZstdDecompressor()
             content: bytes = _zstd.decompressor.decompress(frame, allow_extra_data=False)

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
+from proof_of_learning.limits import MAX_DIMENSIONS, MAX_OBJECT_HEADER
 from proof_of_learning.proof.codecs.base import Encoded
+from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.training.state import State, tensor_bytes, tree_tensors
-
-MAX_HEADER = 64 << 20
-MAX_DIMENSIONS = 64  # as many as PyTorch computes with
 
 # safetensors' names for dtypes
 _NAMES: dict[str, torch.dtype] = {
@@ -41,7 +40,7 @@ class RawCodec:
         metadata = {"pol": canonical.encode_plain(state.tree).decode()}
         return Encoded(state, lambda: encode_tensors(state.tensors, metadata))
 
-    def decode(self, raw: bytearray, base: State | None) -> State:
+    def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
         tensors, metadata = decode_tensors(raw)
         if set(metadata) != {"pol"}:
             raise FormatError("an object is not a state: its metadata is not what the raw codec writes")
@@ -80,7 +79,7 @@ def decode_tensors(raw: bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
     if len(raw) < 8:
         raise FormatError("an object is too short to be a safetensors file")
     (size,) = struct.unpack_from("<Q", raw)
-    if size > min(MAX_HEADER, len(raw) - 8):
+    if size > min(MAX_OBJECT_HEADER, len(raw) - 8):
         raise FormatError("an object's header is larger than the object")
     text = bytes(raw[8 : 8 + size]).rstrip(b" ")
     header = canonical.decode(text, dict[str, Any], "an object's header")

@@ -22,6 +22,7 @@ from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import PIECE, Encoded, finite, role, same_kind, second_of
 from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_value
 from proof_of_learning.proof.codecs.packed import Entry
+from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.training.state import State
 
 LARGEST_SCALE = 200  # of the exponents that an object may name
@@ -134,8 +135,8 @@ class RoundingCodec:
 
         return Encoded(State(state.tree, tensors), chunks)
 
-    def decode(self, raw: bytearray, base: State | None) -> State:
-        tree, entries, stored = packed.unpack(raw, base)
+    def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
+        tree, entries, stored = packed.unpack(raw, base, room)
         tensors, rounded = dict[str, Tensor](), dict[str, tuple[str, int]]()
         for name, entry in entries.items():
             if entry.how in self.rules:

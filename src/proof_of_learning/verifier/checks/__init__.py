@@ -7,6 +7,7 @@ from proof_of_learning.verifier.checks.drift import DriftCheck
 from proof_of_learning.verifier.checks.endpoint import EndpointCheck
 from proof_of_learning.verifier.checks.hyperparameters import HyperparametersCheck
 from proof_of_learning.verifier.checks.initialization import InitializationCheck
+from proof_of_learning.verifier.checks.learning import LearningCheck
 from proof_of_learning.verifier.checks.order import OrderCheck
 from proof_of_learning.verifier.checks.performance import PerformanceCheck
 from proof_of_learning.verifier.checks.policy import PolicyCheck
@@ -17,14 +18,16 @@ from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from proof_of_learning.verifier.evidence import Check
 
 STRUCTURE = StructureCheck()
+REGISTRATION = RegistrationCheck()
 CHECKS: tuple[Check, ...] = (
     STRUCTURE,
-    RegistrationCheck(),
+    REGISTRATION,
     TaskCheck(),
     DataCheck(),
     InitializationCheck(),
     OrderCheck(),
     HyperparametersCheck(),
+    LearningCheck(),
     PolicyCheck(),
     TrajectoryCheck(),
     DriftCheck(),

@@ -44,7 +44,7 @@ class DriftCheck:
         pairs = [(error, strays.own[index]) for index, error in strays.errors.items()]
         if not pairs:
             exact = not any(evidence.differences.values())
-            if exact or not evidence.options.allow_calibrated:
+            if exact or not evidence.options.comparison.allow_calibrated:
                 return result(
                     self, "skipped", "replay was exact: there are no errors that could drift", mandatory=False
                 )

@@ -12,11 +12,14 @@ import math
 import numpy as np
 
 from proof_of_learning.replay.measure import near
-from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven, Replay, Replayed
+from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven
+from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.task import compare
 from proof_of_learning.training.state import decode_settings
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, Status
+
+FEW = 8  # segments that are replayed, besides 2 % of the run, because a scalar changes in a rare way
 
 
 class HyperparametersCheck:
@@ -25,17 +28,24 @@ class HyperparametersCheck:
         "Every step's learning rate, and the other hyperparameters in every recorded state, are what the task and its "
         "schedule give."
     )
-    limits = "A custom step can set rates of its own; for those only the replayed segments show them."
+    limits = (
+        "A custom step can set rates of its own; for those only the replayed segments show them. Scalars of custom parts do not "
+        "follow from the task: those that break or change in a rare way are replayed, the others only where a segment is drawn."
+    )
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
         yield [Describe(), *self._rates(evidence)]
         stray = self._stray(evidence, answers)
         if stray is not None and evidence.proof.has_state(evidence.proof.state_digests()[stray - 1]):
             yield [_replay(evidence, stray - 1)]
+        yield [_replay(evidence, index) for index in _suspicious(evidence)]
 
     def _rates(self, evidence: Evidence) -> list[Rates]:
-        steps = evidence.proof.header.training.steps
-        return [Rates(start, min(start + RATES_AT_ONCE, steps)) for start in range(0, steps, RATES_AT_ONCE)]
+        training = evidence.proof.header.training
+        return [
+            Rates(start, min(start + RATES_AT_ONCE, training.steps), training.interval, training.steps)
+            for start in range(0, training.steps, RATES_AT_ONCE)
+        ]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)
@@ -64,12 +74,17 @@ class HyperparametersCheck:
         judged = None if stray is None else self._judge_stray(evidence, answers, stray)
         if judged is not None:
             return judged
+        suspicious = _suspicious(evidence)
+        for index, why in suspicious.items():
+            judged = self._judge_suspicious(evidence, answers, index, why)
+            if judged is not None:
+                return judged
         idle = f"; {trivial:.0%} of the segments are trivial (rate 0) and do not count" if trivial else ""
         flat = np.array(expected)
         return result(
             self, "pass", f"learning rates of all {len(expected):,} steps and the settings in all states are the task's{idle}",
             rate_lowest=float(flat.min()) if flat.size else math.nan, rate_highest=float(flat.max()) if flat.size else math.nan,
-            trivial_share=trivial,
+            trivial_share=trivial, scalars_replayed=list(suspicious.values()),
         )  # fmt: skip
 
     def _settings(self, evidence: Evidence, answers: Answers) -> list[bytes]:
@@ -108,6 +123,54 @@ class HyperparametersCheck:
         elif not evidence.unreproduced(index):
             status = "fail"
         return result(self, status, where, segment=index, differences=lines[:100])
+
+    def _judge_suspicious(self, evidence: Evidence, answers: Answers, index: int, why: str) -> CheckResult | None:
+        """None if the replay of the segment leads to the very scalars that its recorded end holds."""
+        request = _replay(evidence, index)
+        status: Status = "inconclusive"
+        where = f"{why} in the state at step {evidence.proof.segments[index].stop:,}"
+        failure = answers.failure(request)
+        if request not in answers:
+            where += ", and its segment cannot be replayed"
+        elif failure is not None:
+            status = "fail" if failure.error in REJECTED else "inconclusive"
+            where += f", and its segment was not replayed: {failure.message}"
+        else:
+            replayed = answers.get(request, Replayed)
+            same = replayed.arrived == evidence.proof.segments[index].arrived
+            if same and (
+                not _unsound(evidence, index) or len(evidence.challenge.segments) == len(evidence.proof.segments)
+            ):
+                return None
+            if same:
+                where += "; training itself makes it, but every later step is skipped, which only --all covers"
+            elif evidence.unreproduced(index):
+                if (
+                    replayed.comparison is not None
+                    and not replayed.comparison.unequal
+                    and not _unsound(evidence, index)
+                ):
+                    return None
+                where += ", which a replay here does not give"
+            else:
+                status = "fail"
+                where += ", which the replay of its segment does not give"
+        return result(self, status, where, segment=index)
+
+
+def _suspicious(evidence: Evidence) -> dict[int, str]:
+    """Segments whose ends hold scalars that broke or changed as they hardly ever do, with the reason: few, and replayed."""
+    scalars, count = evidence.survey.scalars, len(evidence.proof.segments)
+    found = {index: f"{path} changes as it hardly ever does" for index, path in scalars.rare(FEW + count // 50).items()}
+    found |= {index: f"{path} is not finite any more" for index, path in scalars.broken.items()}
+    if scalars.unsound is not None:
+        found[scalars.unsound[0] - 1] = scalars.unsound[1]
+    return dict(sorted(found.items()))
+
+
+def _unsound(evidence: Evidence, index: int) -> bool:
+    unsound = evidence.survey.scalars.unsound
+    return unsound is not None and unsound[0] - 1 == index
 
 
 def _replay(evidence: Evidence, index: int) -> Replay:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from proof_of_learning import canonical
 from proof_of_learning.replay.measure import measured
-from proof_of_learning.replay.protocol import Initialize, Initialized, TensorOrigin
+from proof_of_learning.replay.protocol import TensorOrigin
+from proof_of_learning.replay.requests import Initialize, Initialized
+from proof_of_learning.training.state import State, escaped
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
-from proof_of_learning.verifier.verdict import CheckResult
+from proof_of_learning.verifier.initialization.parts import independent, is_standard, modules
+from proof_of_learning.verifier.verdict import CheckResult, Nonce
 
 ROUNDING = 1e-4  # of a tensor's norm: far below one step of training, far above the rounding of a derived draw
+
+
+def second_start(nonce: Nonce) -> Initialize:
+    """The initial state under a second key, which must be one that the task could not expect: it follows from the nonce."""
+    return Initialize(canonical.sha256(b"pol/v1/second-key\0", bytes.fromhex(nonce.value))[7:])
 
 
 class InitializationCheck:
@@ -23,18 +34,13 @@ class InitializationCheck:
     limits = "A key can be chosen among many by trying; only a registered claim fixes it before training."
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        return [[self._request(evidence)]]
-
-    def _request(self, evidence: Evidence) -> Initialize:
-        # The second key must be one that the task could not expect: it follows from the verifier's nonce.
-        nonce = bytes.fromhex(evidence.challenge.nonce.value)
-        return Initialize(canonical.sha256(b"pol/v1/second-key\0", nonce)[7:])
+        return [[second_start(evidence.challenge.nonce)]]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
-        answer = answers.get(self._request(evidence), Initialized)
+        answer = answers.get(second_start(evidence.challenge.nonce), Initialized)
         kind = evidence.proof.header.initialization.kind
         linked = sum(t.origin == "linked" for t in answer.tensors)
-        pretrained, tables = suspicious(answer.tensors, evidence.options.approve_fixed)
+        pretrained, tables = suspicious(answer.tensors, evidence.options.claims.approve_fixed)
         share = trained_share(answer.tensors)
         details: dict[str, Any] = {
             "trained_share": share, "fixed": [_line(t) for t in (*pretrained, *tables)][:100],
@@ -57,6 +63,14 @@ class InitializationCheck:
                 self, "inconclusive",
                 "the derived initial state has other bits here, where the recorded environment is not reproduced",
                 unreproduced=differences, **details,
+            )  # fmt: skip
+        if shuffled := [t.name for t in pretrained if t.origin == "rearranged"]:
+            names = f"{', '.join(shuffled[:3])}{', …' if len(shuffled) > 3 else ''}"
+            return result(
+                self, "fail",
+                f"{len(shuffled)} of the {len(answer.tensors)} initial tensors hold the same values under every key, in another order "
+                f"or rescaled, so they are pretrained ({names}); they would need a proof of their own",
+                **details,
             )  # fmt: skip
         if pretrained:
             names = ", ".join(t.name for t in pretrained[:3])
@@ -96,34 +110,50 @@ class InitializationCheck:
         )
 
     def _recorded(self, evidence: Evidence, answer: Initialized, details: dict[str, Any]) -> CheckResult:
-        """A recorded start: the optimizer is fresh, and every tensor looks like a draw from the public pool."""
+        """A recorded start: the optimizer is fresh, and every tensor looks like a draw from the public pool, or from a law that
+        the verifier named."""
         # Not at the top of the file: it brings scipy.stats, which takes a second to load.
-        from proof_of_learning.verifier.pool import judge_initialization
+        from proof_of_learning.verifier.initialization.judge import judge_initialization
+        from proof_of_learning.verifier.initialization.named import named_laws
 
-        if not answer.rest_fresh:
-            return result(
-                self,
-                "fail",
-                "the run does not start with a fresh optimizer: its recorded state has moved already",
-                **details,
-            )
         if not evidence.proof.has_state(evidence.proof.initial_state):
             return result(self, "inconclusive", "the initial state is not in the proof", **details)
-        initial = evidence.proof.state(evidence.proof.initial_state).part("model")
-        tested = judge_initialization({n: t for n, t in initial.tensors.items() if measured(t)})
-        details |= {"alpha": tested.alpha, "p_value": tested.p_value, "tested_share": tested.judged_share}
-        if not tested.accepted:
-            worst = min(tested.rejected, key=lambda t: t.p_value)
+        initial = evidence.proof.state(evidence.proof.initial_state)
+        if moved := _moved(answer, initial):
             return result(
                 self, "fail",
-                f"{len(tested.rejected)} initial tensors look like no random initialization of the pool; {worst.name}: "
-                f"p = {worst.p_value:.2g} ({worst.test})",
-                rejected=[f"{t.name}: p = {t.p_value:.3g} ({t.test})" for t in tested.rejected][:100], **details,
+                f"the run does not start with a fresh optimizer: its recorded state has moved already ({moved})", **details,
+            )  # fmt: skip
+        laws = evidence.options.claims.laws
+        near = ROUNDING if evidence.unreproduced(0) else 0.0
+        tested = judge_initialization(_to_test(answer, initial, near), laws=named_laws(laws))
+        details |= {"alpha": tested.alpha, "p_value": tested.p_value, "tested_share": tested.judged_share}
+        details |= {"named_laws": list(laws)} if laws else {}
+        if not tested.accepted:
+            details["rejected"] = [f"{t.name}: p = {t.p_value:.3g} ({t.test})" for t in tested.rejected][:100]
+        if tested.dependent:
+            worst = min(tested.dependent, key=lambda t: t.independence)
+            return result(
+                self, "fail",
+                f"{len(tested.dependent)} initial tensors are no independent draws from any law; {worst.name}: "
+                f"p = {worst.independence:.2g}, and from a law of the pool p = {worst.p_value:.2g} ({worst.test})",
+                dependent=[f"{t.name}: p = {t.independence:.3g}" for t in tested.dependent][:100], **details,
+            )  # fmt: skip
+        if tested.rejected:
+            worst = min(tested.rejected, key=lambda t: (-t.elements, t.name))
+            short = worst.name.split("/", 2)[-1]
+            values = initial.tensors[worst.name]
+            return result(
+                self, "inconclusive",
+                f"{len(tested.rejected)} initial tensors fit no law of the public pool, although nothing speaks against independent "
+                f"draws; {worst.name}: {_summary(values)}, p = {worst.p_value:.2g} ({worst.test}). If you know the law, name it: "
+                f"--initial-law '{short}=normal:STD' (or uniform:WIDTH, siren:OMEGA, …; laws under [initialization] in a policy)",
+                **details,
             )  # fmt: skip
         return result(
             self, "pass",
-            f"recorded, and every tensor could be a draw from the public pool (smallest corrected p = {tested.p_value:.2g}); "
-            "weights arranged to look random are not excluded",
+            f"recorded, and every tensor could be a draw from the public pool{' or the laws that you named' if laws else ''} "
+            f"(smallest corrected p = {tested.p_value:.2g}); weights arranged to look random are not excluded",
             **details,
         )  # fmt: skip
 
@@ -140,6 +170,40 @@ class InitializationCheck:
                         link=link.root,
                     )
         return None
+
+
+def _moved(answer: Initialized, recorded: State) -> str:
+    """What of a recorded start's other parts is not as in a fresh session, and cannot be tested as weights; nothing if all is well.
+
+    Tensors of further parts (an average keeps copies of weights that were drawn) are tested as weights are.
+    """
+    if answer.rest_fresh:
+        return ""
+    drawn = [escaped(name) for name in modules(recorded)]
+    unequal = [] if answer.comparison is None else answer.comparison.unequal
+    stale = [name for name in unequal if name.split("/")[0] not in drawn]
+    stale += [name for name, error in answer.relative.items() if is_standard(name) and error != 0.0]
+    return stale[0] if stale else ""
+
+
+def _to_test(answer: Initialized, recorded: State, near: float) -> dict[str, Tensor]:
+    """The tensors of a recorded start that have to look drawn: the model's, and of further parts what does not follow from these.
+
+    Left out is what the task gives alike under every key, and is recorded up to ``near`` of its norm: it has been approved.
+    """
+    same = ("fixed", "constant")
+    fixed = {t.name for t in answer.tensors if t.origin in same and answer.relative.get(t.name, 0.0) <= near}
+    wanted = {n: t for n, t in recorded.tensors.items() if measured(t) and n not in fixed and not is_standard(n)}
+    wanted |= {n: t for part in modules(recorded) for n, t in recorded.part(part).tensors.items() if measured(t)}
+    model = {name: tensor for name, tensor in wanted.items() if name.startswith("model/")}
+    others = {name: tensor for name, tensor in wanted.items() if name not in model and name not in fixed}
+    return {n: t for n, t in model.items() if n not in fixed} | independent(others, recorded.part("model").tensors)
+
+
+def _summary(tensor: Tensor) -> str:
+    values = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
+    deviation = float(values.std(correction=0))
+    return f"{tensor.numel():,} values from {float(values.min()):.3g} to {float(values.max()):.3g}, standard deviation {deviation:.3g}"
 
 
 def _rounded_alike(answer: Initialized) -> bool:
@@ -163,7 +227,7 @@ def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[
     open_ = [
         t
         for t in tensors
-        if t.origin in ("fixed", "partly-fixed")
+        if t.origin in ("fixed", "partly-fixed", "rearranged")
         and t.floating
         and not any(fnmatch.fnmatch(t.name, p) for p in approved)
     ]

@@ -1,20 +1,39 @@
-"""Order: the run has the task's length, its key is accounted for, and the samples come in the order that belongs to it."""
+"""Order: the run has the task's length, its key is accounted for, and the samples come in the order that belongs to it.
+
+A derived order follows from the key. A recorded one is what the prover wrote down. A task has no sampler whose draws could be
+repeated from a recorded generator (but for ``shuffle=False``, which allows one order alone), so a recorded order is held to
+what every such sampler does that takes each sample once an epoch: it is nearly a permutation of the data.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.training.randomness import key_from_seed
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
+# Samplers that pad the last batch repeat a few samples, and a loop that was taken up again amid an epoch begins a new
+# permutation there: no sample comes more than twice an epoch, and over a whole run such repeats are few.
+MAX_REPEATED_SHARE = 0.01
+MAX_USES = 2
+SIGMAS = 6.0
+REMEDY = "if the sampler is meant to do so, accept it (--accept-order; in a policy, training.free_order = true)"
+
 
 class OrderCheck:
     name = "order"
     meaning = (
         "The run has as many steps as the task says, and which samples each step takes follows from the key "
-        "(or was recorded in full)."
+        "(or was recorded, and takes each sample once an epoch)."
     )
     limits = "A recorded order was free for the prover to choose; a derived one follows from a seed that the prover may have picked."
 
@@ -42,24 +61,114 @@ class OrderCheck:
         return self._recorded(evidence, described)
 
     def _recorded(self, evidence: Evidence, described: Described) -> CheckResult:
-        counts = np.zeros(described.samples, dtype=np.int64)
-        last = described.samples - (described.steps_per_epoch - 1) * described.batch  # size of an epoch's last step
-        for segment, columns in zip(evidence.proof.segments, evidence.proof.all_columns(), strict=True):
-            for offset, indices in enumerate(columns.indices or []):
-                step = segment.start + offset
-                if indices.size == 0 or indices.min() < 0 or indices.max() >= described.samples:
-                    return result(
-                        self, "fail", f"step {step} names samples outside the data set of {described.samples:,}"
-                    )
-                if len(indices) not in (described.batch, min(last, described.batch)):
-                    return result(
-                        self,
-                        "fail",
-                        f"step {step} takes {len(indices)} samples; the task takes {described.batch} in a step",
-                    )
-                np.add.at(counts, indices, 1)
-        seen = float((counts > 0).mean())
-        return result(
-            self, "pass", f"{evidence.proof.header.training.steps:,} steps, order as recorded; {seen:.0%} of the samples were used",
-            samples_used=seen, uses_fewest=int(counts.min()), uses_most=int(counts.max()),
-        )  # fmt: skip
+        options = msgspec.json.decode(described.description)["step"]
+        rule = _Rule(described.samples, described.batch, described.steps_per_epoch, options["drop_last"])
+        use = _Use(rule)
+        for step, indices in _steps(evidence):
+            if indices.size == 0 or indices.min() < 0 or indices.max() >= rule.samples:
+                return result(self, "fail", f"step {step} names samples outside the data set of {rule.samples:,}")
+            if len(indices) not in (rule.batch, rule.last):
+                return result(
+                    self, "fail", f"step {step} takes {len(indices)} samples; the task takes {rule.batch} in a step"
+                )
+            use.add(step, indices)
+        use.end_epoch()
+        odd = use.odd(shuffled=options["shuffle"])
+        found = f"{evidence.proof.header.training.steps:,} steps, order as recorded; {use.share:.3g} of the samples were used"
+        if odd is None:
+            return result(self, "pass", found, **use.told())
+        if evidence.options.claims.accept_order:
+            return result(self, "pass", f"{found}; accepted by the verifier although {odd}", accepted=odd, **use.told())
+        return result(self, "inconclusive", f"{found}, but {odd}; {REMEDY}", **use.told())
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What the task says of its batches: number of ``samples``, samples of a step, steps of an epoch."""
+
+    samples: int
+    batch: int
+    steps_per_epoch: int
+    drop_last: bool
+
+    @property
+    def last(self) -> int:
+        """The size of an epoch's last step."""
+        return self.batch if self.drop_last else self.samples - (self.steps_per_epoch - 1) * self.batch
+
+
+class _Use:
+    """How the recorded steps, handed over in order, use the data: repeats within each epoch, and uses over the run."""
+
+    def __init__(self, rule: _Rule) -> None:
+        self.rule = rule
+        self.counts = np.zeros(rule.samples, dtype=np.int64)
+        self.repeats: list[int] = []  # of each epoch: samples taken, less distinct ones
+        self.distinct: list[int] = []
+        self.most_uses = 0
+        self.short: int | None = None  # the first step that has an epoch's last one's size elsewhere
+        self.moved: int | None = None  # the first step that does not take the data set's own order
+        self._epoch: list[npt.NDArray[np.int64]] = []
+
+    def add(self, step: int, indices: npt.NDArray[np.int64]) -> None:
+        position = step % self.rule.steps_per_epoch
+        if position == 0:
+            self.end_epoch()
+        if self.short is None and len(indices) != self.rule.batch and position != self.rule.steps_per_epoch - 1:
+            self.short = step
+        begin = position * self.rule.batch
+        if self.moved is None and not np.array_equal(indices, np.arange(begin, begin + len(indices))):
+            self.moved = step
+        self._epoch.append(indices)
+
+    def end_epoch(self) -> None:
+        if self._epoch:
+            uses = np.bincount(np.concatenate(self._epoch), minlength=self.rule.samples)
+            self.counts += uses
+            self.distinct.append(int((uses > 0).sum()))
+            self.repeats.append(int(uses.sum()) - self.distinct[-1])
+            self.most_uses = max(self.most_uses, int(uses.max()))
+            self._epoch.clear()
+
+    @property
+    def share(self) -> float:
+        """The share of the data that was used at all."""
+        return float((self.counts > 0).mean())
+
+    def odd(self, shuffled: bool) -> str | None:
+        """Why this is not nearly a permutation of the data in every epoch; None if it is."""
+        if self.short is not None:
+            return f"step {self.short:,} has the size of an epoch's last step amid an epoch"
+        taken, repeated = int(self.counts.sum()), sum(self.repeats)
+        if not shuffled and self.moved is not None:
+            return f"the task takes the data in its own order (shuffle=False) and step {self.moved:,} does not"
+        if self.most_uses > MAX_USES:
+            return f"a sample comes {self.most_uses:,} times in one epoch"
+        if not repeated <= MAX_REPEATED_SHARE * taken:
+            return f"{repeated:,} of {taken:,} samples taken had come before in the same epoch"
+        unused = int((self.counts == 0).sum())
+        if shuffled and not unused <= self._plausibly_unused() + repeated:
+            return f"{unused:,} samples were never used, more than reshuffling in each epoch leaves out"
+        return None
+
+    def _plausibly_unused(self) -> float:
+        """How many samples an order that is drawn anew in each epoch leaves out of the whole run, and a margin.
+
+        The draws of an epoch are without replacement, so that the number varies less than the binomial one of the margin.
+        """
+        n = self.rule.samples
+        chance = math.prod((n - distinct) / n for distinct in self.distinct)
+        return n * chance + SIGMAS * math.sqrt(n * chance * (1 - chance)) + SIGMAS
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "samples_used": self.share, "uses_fewest": int(self.counts.min()), "uses_most": int(self.counts.max()),
+            "most_repeats_in_an_epoch": max(self.repeats, default=0), "fewest_distinct_in_an_epoch": min(self.distinct, default=0),
+            "repeated_share": sum(self.repeats) / max(1, int(self.counts.sum())),
+        }  # fmt: skip
+
+
+def _steps(evidence: Evidence) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    for segment, columns in zip(evidence.proof.segments, evidence.proof.all_columns(), strict=True):
+        for offset, indices in enumerate(columns.indices or []):
+            yield segment.start + offset, indices

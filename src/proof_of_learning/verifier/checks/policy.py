@@ -1,4 +1,7 @@
-"""Policy: the proof and its verification satisfy the rules that the verifier set beforehand."""
+"""Policy: the proof and its verification satisfy the built-in defaults, and the rules that the verifier set beforehand.
+
+The defaults hold with and without a policy. Each has an exception that the verifier must grant by name.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from proof_of_learning.replay.protocol import AnyRequest, Initialize, Initialized, Replay, Replayed
+from proof_of_learning import sources
+from proof_of_learning.replay.protocol import Describe, Described
+from proof_of_learning.replay.requests import AnyCheckRequest, Initialize, Initialized, Replay, Replayed
 from proof_of_learning.verifier.chain import ASSURANCE, assurance
 from proof_of_learning.verifier.checks.initialization import InitializationCheck, trained_share
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
@@ -21,62 +26,122 @@ TIMED = 2  # segments that are replayed to know what the others will cost
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: what the policy expects, what was found. ``of_proof``: the proof breaks it, rather than this verification."""
+    """One rule: what is expected, what was found. ``of_proof``: the proof breaks it, rather than this verification.
+
+    ``remedy``: what the verifier can do where it is broken.
+    """
 
     name: str
     expected: str
     found: str
     kept: bool
     of_proof: bool = True
+    remedy: str = ""
 
 
 class PolicyCheck:
     name = "policy"
-    meaning = "Proof and verification satisfy every rule of the policy that the verifier gave."
+    meaning = (
+        "Proof and verification satisfy the built-in defaults, and every rule of the policy that the verifier gave."
+    )
     limits = "A policy is the verifier's own choice; a proof that breaks one may still be true."
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        policy = evidence.options.policy
+        policy = evidence.options.claims.policy
         if policy is None:
             return
+        if policy.accept.sources is not None:
+            yield [Describe()]
         if policy.training.min_trained_share is not None:
             yield from InitializationCheck().plan(evidence, answers)
         if policy.cost.max_seconds is not None:
             yield _timed(evidence, answers)
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
-        policy = evidence.options.policy
-        if policy is None:
-            return result(self, "skipped", "the verifier gave no policy", mandatory=False)
-        if policy.cost.max_seconds is not None:
-            _afford(policy, evidence, answers)
-        # Rules that the proof can break come before those that only this verification can.
-        rules = [*_accepted(policy, evidence), *_training(policy, evidence, answers), *_strength(policy, evidence)]
-        details: dict[str, Any] = {
-            "policy": policy.name,
-            "digest": policy.digest,
-            "rules": {rule.name: f"{rule.expected}; found {rule.found}" for rule in rules},
-        }
-        broken = [rule for rule in rules if not rule.kept]
+        policy, rules = evidence.options.claims.policy, list[Rule]()
+        if policy is not None:
+            if policy.cost.max_seconds is not None:
+                _afford(policy, evidence, answers)
+            rules = [
+                *_accepted(policy, evidence, answers),
+                *_training(policy, evidence, answers),
+                *_strength(policy, evidence),
+            ]
+        defaults = list(_defaults(evidence))
+        details: dict[str, Any] = {"defaults": _told(defaults)}
+        if policy is not None:
+            details |= {"policy": policy.name, "digest": policy.digest, "rules": _told(rules)}
+        # What the proof breaks comes before what this verification cannot show.
+        broken = sorted((rule for rule in (*rules, *defaults) if not rule.kept), key=lambda rule: not rule.of_proof)
         if not broken:
-            return result(self, "pass", f"the {len(rules)} rules of {policy.name} that apply are kept", **details)
+            kept = f"; the {len(rules)} rules of {policy.name} that apply are kept" if policy is not None else ""
+            if policy is not None and policy.accept.tasks is not None and policy.accept.sources is None:
+                kept += ", but accept.tasks is about descriptions: the task's sources were not pinned (accept.sources)"
+            return result(self, "pass", f"the built-in defaults are kept{kept}", **details)
         first, more = broken[0], f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        where = policy.name if policy is not None and first in rules else "built-in default"
+        remedy = f"; {first.remedy}" if first.remedy else ""
         return result(
             self, "fail" if first.of_proof else "inconclusive",
-            f"{policy.name}: {first.name}: expected {first.expected}, found {first.found}{more}",
+            f"{where}: {first.name}: expected {first.expected}, found {first.found}{more}{remedy}",
             broken=[rule.name for rule in broken], **details,
         )  # fmt: skip
 
 
-def _accepted(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
+def _told(rules: list[Rule]) -> dict[str, str]:
+    return {rule.name: f"{rule.expected}; found {rule.found}" for rule in rules}
+
+
+def _defaults(evidence: Evidence) -> Iterator[Rule]:
+    """The rules that hold without a policy too, each unless its exception was granted."""
+    if not evidence.options.claims.accept_nonce:
+        yield Rule(
+            "drawn_nonce", "a nonce that the verifier draws once the root is known",
+            "one that was drawn" if evidence.challenge.nonce.origin == "drawn"
+            else "one that was handed in, which a prover who knew it could have sealed for again and again",
+            kept=evidence.challenge.nonce.origin == "drawn", of_proof=False,
+            remedy="leave out --nonce, or accept it (--accept-nonce; in a policy, trust.chosen_nonce = true)",
+        )  # fmt: skip
+
+    missing = evidence.challenge.guarantee.missing
+    if not evidence.options.claims.accept_uniform:
+        yield Rule(
+            "every_guarantee", "guarantees over segments, weights and function",
+            f"none over {' and '.join(missing)} ({_why_missing(evidence)})" if missing else "all of them",
+            kept=not missing, of_proof=False,
+            remedy=("have the missing states regenerated (`pol regenerate`), or " if evidence.survey.missing else "")
+            + "accept uniform draws alone (--accept-uniform; in a policy, guarantee.uniform_only = true)",
+        )  # fmt: skip
+
+
+def _why_missing(evidence: Evidence) -> str:
+    found = evidence.survey
+    if found.missing:
+        return f"{found.missing:,} states are not in the proof"
+    return found.blind or "nothing moved"
+
+
+def _accepted(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[Rule]:
     header = evidence.proof.header
     for name, digests, found in (
         ("accept.tasks", policy.accept.tasks, header.task.digest),
         ("accept.data", policy.accept.data, header.data.root),
     ):
         if digests is not None:
-            expected = digests[0] if len(digests) == 1 else f"one of {len(digests)} digests"
-            yield Rule(name, expected, found, found in digests)
+            yield Rule(name, _one_of(digests), found, found in digests)
+    if policy.accept.sources is not None:
+        # Those of the task that is replayed here: what a proof says of its own, nobody can check.
+        described = answers.get(Describe(), Described)
+        own = sources.digest(described.digest, described.sources)
+        yield Rule(
+            "accept.sources", _one_of(policy.accept.sources), own or "sources that are not available in full",
+            kept=own is not None and own in policy.accept.sources,
+            of_proof=own is not None and own == sources.digest(header.task.digest, header.task.sources),
+        )  # fmt: skip
+
+
+def _one_of(digests: tuple[str, ...]) -> str:
+    return digests[0] if len(digests) == 1 else f"one of {len(digests)} digests"
 
 
 def _training(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[Rule]:
@@ -111,6 +176,7 @@ def _strength(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
     for name, most, fraction in (
         ("guarantee.forged_fraction", policy.guarantee.forged_fraction, given.forged_fraction),
         ("guarantee.progress_fraction", policy.guarantee.progress_fraction, given.progress_fraction),
+        ("guarantee.function_fraction", policy.guarantee.function_fraction, given.function_fraction),
     ):
         if most is not None:
             yield _most(name, most, fraction, of_proof=False)
@@ -136,7 +202,7 @@ def _rates(evidence: Evidence) -> tuple[float | None, float | None]:
     return lowest, highest
 
 
-def _timed(evidence: Evidence, answers: Answers) -> list[AnyRequest]:
+def _timed(evidence: Evidence, answers: Answers) -> list[AnyCheckRequest]:
     return [*next(iter(TrajectoryCheck().plan(evidence, answers)), [])][:TIMED]
 
 

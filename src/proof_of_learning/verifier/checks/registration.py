@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from proof_of_learning import registration
 from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.reader import Proof
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.options import Options
 from proof_of_learning.verifier.verdict import CheckResult
 
 
@@ -23,7 +25,11 @@ class RegistrationCheck:
         return []
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
-        header, given = evidence.proof.header, evidence.options.registration
+        return self.attest(evidence.proof, evidence.options)
+
+    def attest(self, proof: Proof, options: Options) -> CheckResult:
+        """The same from header and log alone, before any state is read."""
+        header, given = proof.header, options.claims.registration
         if header.claim is None:
             if given is not None:
                 return result(self, "fail", "the proof was not made under the given claim, nor under any other")
@@ -34,7 +40,7 @@ class RegistrationCheck:
             claim = registration.claim_of(header)
         except FormatError as error:
             return result(self, "fail", str(error))
-        found = registration.violations(header, evidence.proof.environments)
+        found = registration.violations(header, proof.environments)
         if found:
             return result(self, "fail", found[0], violations=found[:100])
         if given is None:
@@ -44,7 +50,7 @@ class RegistrationCheck:
                 self, "fail", "the proof was made under another claim than the one given",
                 given=given.claim.digest(), proof=claim.digest(),
             )  # fmt: skip
-        others = [run for run in given.runs if run.root not in (None, evidence.proof.root)]
+        others = [run for run in given.runs if run.root not in (None, proof.root)]
         open_ = len(given.unfinished)
         note = f"; the claim also has {open_} run(s) that were started and not finished" if open_ else ""
         note += f"; {len(others)} other finished run(s)" if others else ""

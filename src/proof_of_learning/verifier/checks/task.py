@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from proof_of_learning import sources
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.task import compare
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
@@ -17,7 +18,10 @@ class TaskCheck:
     meaning = (
         "Architecture, optimizer, schedule and step options in the proof are those of the task that the verifier named."
     )
-    limits = "The verdict is conditional on that task: whether the task itself is sensible, no replay can show."
+    limits = (
+        "The verdict is conditional on that task: whether the task itself is sensible, no replay can show. Sources are those of "
+        "its functions and of the local modules they import, not the files that they read or the packages installed."
+    )
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
         return [[Describe()]]
@@ -25,11 +29,7 @@ class TaskCheck:
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)
         claim = evidence.proof.header.task
-        changed = sorted(
-            name
-            for name in set(claim.sources) | set(described.sources)
-            if claim.sources.get(name) != described.sources.get(name)
-        )
+        changed = sources.changed(claim.sources, described.sources)
         if described.digest != claim.digest:
             lines = compare(msgspec.json.decode(described.description), claim.description)
             more = f" (and {len(lines) - 1} more differences)" if len(lines) > 1 else ""
@@ -37,13 +37,16 @@ class TaskCheck:
                 self, "fail", f"the proof is of another task: {lines[0] if lines else 'the descriptions differ'}{more}",
                 named=described.digest, proof=claim.digest, differences=lines[:100],
             )  # fmt: skip
-        note = f"; the source text of {', '.join(changed)} differs, which only a replay can judge" if changed else ""
+        named = ", ".join(name.replace(":", " ") for name in changed)
+        note = f"; the sources of {named} differ or are unavailable, which only a replay can judge" if changed else ""
         isolation = evidence.isolation.note if evidence.isolation is not None else "no code of the task was run"
         return result(
             self,
             "pass",
             f"the task is the one named{note}",
             digest=claim.digest,
+            sources=sources.digest(described.digest, described.sources),
+            sources_claimed=sources.digest(claim.digest, claim.sources),
             sources_changed=changed,
             isolation=isolation,
         )

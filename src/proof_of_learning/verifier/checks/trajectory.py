@@ -11,7 +11,7 @@ import numpy as np
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.replay.measure import WEIGHTS, Comparison, Distance, ratio
-from proof_of_learning.replay.protocol import AnyRequest, Noise, Replay, Replayed
+from proof_of_learning.replay.requests import AnyCheckRequest, Noise, Replay, Replayed
 from proof_of_learning.verifier.calibrated import (
     DELTA,
     DELTA_INTERVAL,
@@ -85,7 +85,7 @@ class TrajectoryCheck:
         if open_:
             lines = sorted({line for s in open_ for line in evidence.unreproduced(s.index)})
             why = open_[0].note
-            if lines and not evidence.options.allow_calibrated:
+            if lines and not evidence.options.comparison.allow_calibrated:
                 why = f"the recorded numeric environment is not reproduced here ({'; '.join(lines)})"
             return result(
                 self, "inconclusive", f"{len(open_)} of {len(segments)} challenged segments could not be judged: {why}",
@@ -94,7 +94,7 @@ class TrajectoryCheck:
         exact = sum(s.exact for s in segments)
         if exact == len(segments):
             return result(self, "pass", f"all {exact} challenged segments replay bit for bit", **details)
-        if evidence.options.require_exact:
+        if evidence.options.comparison.exact:
             return result(
                 self, "inconclusive",
                 f"{len(segments) - exact} segments agree only within calibrated noise; exact replay was required",
@@ -118,7 +118,7 @@ def _strays(evidence: Evidence, answers: Answers, request: Replay) -> bool:
     return answers.failure(request) is None and answers.get(request, Replayed).detail is not None
 
 
-def _closer(evidence: Evidence, answers: Answers) -> Iterator[list[AnyRequest]]:
+def _closer(evidence: Evidence, answers: Answers) -> Iterator[list[AnyCheckRequest]]:
     """Closer looks at the worst of the suspects, until one is beyond excuse."""
     for index in Strays(evidence, answers).suspects[:LOOKS]:
         yield [Noise(index, keep=nudge < NUDGES, nudge=nudge) for nudge in range(1, NUDGES + 1)]
@@ -126,7 +126,7 @@ def _closer(evidence: Evidence, answers: Answers) -> Iterator[list[AnyRequest]]:
             return
 
 
-def _shorter(evidence: Evidence, strays: Strays) -> Iterator[list[AnyRequest]]:
+def _shorter(evidence: Evidence, strays: Strays) -> Iterator[list[AnyCheckRequest]]:
     """Replays of the first k/2, k/4, … steps of a few segments, to say which interval would have been short enough."""
     blunt = [index for index, limits in strays.limits.items() if not limits.sharp]
     few = blunt[:: max(1, len(blunt) // SHORTER_SEGMENTS)][:SHORTER_SEGMENTS]

@@ -13,13 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-from scipy import special
-
 from proof_of_learning.errors import UsageError
+from proof_of_learning.verifier.initialization.laws import Law, normal, truncated, uniform
 
-Array = npt.NDArray[np.float64]
 Shape = tuple[int, ...]
 
 GAINS = {
@@ -35,67 +31,6 @@ NORMAL_STDS = (1.0, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001, 1e-6)
 UNIFORM_WIDTHS = (1.0, 0.1, 0.08, 0.05, 0.01, 0.001)
 SPARSE_STDS = (0.01, 1.0, 0.1, 0.02)
 LECUN_CUT = 0.87962566103423978  # standard deviation of N(0, 1) truncated at ±2
-
-
-@dataclass(frozen=True)
-class Law:
-    """A law of independent elements: normal (``scale`` is σ, perhaps truncated) or uniform (``scale`` is the half-width)."""
-
-    label: str
-    family: str
-    center: float
-    scale: float
-    low: float = -math.inf
-    high: float = math.inf
-
-    @property
-    def numbers(self) -> tuple[str | float, ...]:
-        """What makes two laws the same, whatever they are called."""
-        return (self.family, *(float(f"{x:.12g}") for x in (self.center, self.scale, self.low, self.high)))
-
-    def cdf(self, x: Array) -> Array:
-        if self.family == "uniform":
-            shares: Array = np.clip((x - self.low) / (self.high - self.low), 0.0, 1.0)
-            return shares
-        values: Array = special.ndtr((x - self.center) / self.scale)
-        if not self.truncated:
-            return values
-        below, above = special.ndtr([(self.low - self.center) / self.scale, (self.high - self.center) / self.scale])
-        inside: Array = np.clip((values - below) / (above - below), 0.0, 1.0)
-        return inside
-
-    @property
-    def truncated(self) -> bool:
-        return self.family == "normal" and (math.isfinite(self.low) or math.isfinite(self.high))
-
-    @property
-    def symmetric(self) -> bool:
-        """Then its tails are no heavier than the normal law's, which the tests of squared sums rely on."""
-        return not self.truncated or math.isclose(self.center - self.low, self.high - self.center)
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of an element, truncation included."""
-        if self.family == "uniform":
-            return self.scale / math.sqrt(3)
-        if not self.truncated:
-            return self.scale
-        cut = (self.high - self.center) / self.scale
-        density = math.exp(-cut * cut / 2) / math.sqrt(2 * math.pi)
-        return self.scale * math.sqrt(1 - 2 * cut * density / math.erf(cut / math.sqrt(2)))
-
-
-def uniform(label: str, low: float, high: float) -> Law:
-    return Law(label, "uniform", (low + high) / 2, (high - low) / 2, low, high)
-
-
-def normal(label: str, std: float, mean: float = 0.0) -> Law:
-    return Law(label, "normal", mean, std)
-
-
-def truncated(label: str, std: float, cut: float) -> Law:
-    """N(0, std²) cut at ±``cut``; a cut that no sample ever meets is none."""
-    return Law(label, "normal", 0.0, std, -cut, cut) if cut < 8 * std else normal(label, std)
 
 
 @dataclass(frozen=True)
@@ -263,7 +198,7 @@ def _none(at: Place) -> list[Law]:
 
 @dataclass(frozen=True)
 class Scheme:
-    """``laws`` of independent elements at a place; none for schemes that :mod:`pool` tests by their structure."""
+    """``laws`` of independent elements at a place; none for schemes that :mod:`judge` tests by their structure."""
 
     description: str
     laws: Callable[[Place], list[Law]] = _none
@@ -295,12 +230,23 @@ SCHEMES: dict[str, Scheme] = {
 
 @dataclass(frozen=True)
 class Pool:
-    """A parsed choice of schemes."""
+    """A parsed choice of schemes, of laws, and of ``rules`` that give the laws at a place."""
 
     names: frozenset[str]
     laws: tuple[Law, ...] = ()
     constants: tuple[float, ...] = ()
     gains: tuple[float, ...] = ()
+    rules: tuple[Callable[[Place], list[Law]], ...] = ()
+
+    def joined(self, other: Pool) -> Pool:
+        """What is in one of the two."""
+        return Pool(
+            self.names | other.names,
+            self.laws + other.laws,
+            self.constants + other.constants,
+            self.gains + other.gains,
+            self.rules + other.rules,
+        )
 
     def at(self, where: Place) -> list[Law]:
         """The distinct laws a tensor may follow at ``where``."""
@@ -309,7 +255,7 @@ class Pool:
             if name in self.names:
                 for law in scheme.laws(where):
                     found.setdefault(law.numbers, law)
-        for law in self.laws:
+        for law in (*self.laws, *(law for rule in self.rules for law in rule(where))):
             found.setdefault(law.numbers, law)
         return list(found.values())
 

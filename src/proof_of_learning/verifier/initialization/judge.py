@@ -21,6 +21,10 @@ tensors then bounds the probability of rejecting an honest initialization by ``a
 matters, because ``nn.TransformerEncoder`` starts all its layers as copies of one. Tensors that follow a scheme
 without randomness (zeros, eye …) cannot be rejected by chance and take no share of ``alpha``.
 
+What a rejection does not show: that the weights were trained. It says that they fit no law of the pool, and honest
+people draw from others; a verifier who knows the law names it (:mod:`named`). Whether a rejected tensor could be a
+draw from any law at all, another test asks (:mod:`dependence`).
+
 What a pass does not show: a prover who knows these tests can arrange weights that are near any model and pass
 (``docs/evidence/initialization.md`` measures how near). Only an initialization derived from a key excludes that.
 """
@@ -31,37 +35,34 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import reduce
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy import stats
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from proof_of_learning.errors import UsageError
 from proof_of_learning.training.state import tensor_bytes
-from proof_of_learning.verifier.schemes import SPARSE_STDS, Array, Law, Pool, is_recurrent, normal, parse, places
+from proof_of_learning.verifier.initialization.dependence import independence
+from proof_of_learning.verifier.initialization.laws import Array, Law, normal
+from proof_of_learning.verifier.initialization.named import NamedLaw
+from proof_of_learning.verifier.initialization.sample import Sample
+from proof_of_learning.verifier.initialization.schemes import SPARSE_STDS, Pool, is_recurrent, parse, places
 
 TensorStatus = Literal["fits", "few", "not-floating", "rejected"]
 
 FEW = 20  # below this many elements a tensor can be rejected only where it is impossible or far out
-EXACT = 1000  # up to this many elements the Kolmogorov-Smirnov p-value is exact; see _Sample.marginal
-GRID = 1 << 16  # order statistics that Kolmogorov-Smirnov looks at; see _Sample.deviation
-SMALL_SIDE = 512  # up to this many rows or columns the spectrum is computed exactly
-CHUNK = 1 << 14
 LARGEST = 1e30  # of an element; more would only overflow
 SINGLE = float(torch.finfo(torch.float32).eps)
-REDUCED = 1e-5  # machine epsilon from which on a dtype counts as reduced precision (float16, bfloat16 …)
-SPECTRUM_SIDE = 8  # fewer rows or columns are too far from the Tracy-Widom limit
 
 
 @dataclass(frozen=True)
 class TensorJudgement:
     """One tensor: the law it fits best, the p-value under it, and the test that was closest to rejecting it.
 
-    status: ``few`` fits but is too small to say much; ``not-floating`` is not judged (masks, counters).
+    status: ``few`` fits but is too small to say much; ``not-floating`` is not judged (masks, counters); ``rejected`` fits no law
+    of the pool. independence: of a rejected tensor, the p-value of draws from *any* law (:mod:`dependence`).
     """
 
     name: str
@@ -70,6 +71,7 @@ class TensorJudgement:
     p_value: float
     test: str
     status: TensorStatus
+    independence: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class PoolResult:
     @property
     def rejected(self) -> tuple[TensorJudgement, ...]:
         return tuple(t for t in self.tensors if t.status == "rejected")
+
+    @property
+    def dependent(self) -> tuple[TensorJudgement, ...]:
+        """The rejected tensors that are no independent draws from any law, each held to its part of ``alpha``."""
+        rejected = self.rejected
+        return tuple(t for t in rejected if not t.independence > self.alpha / len(rejected))
 
     @property
     def few(self) -> tuple[TensorJudgement, ...]:
@@ -103,22 +111,28 @@ class PoolResult:
 
 
 def judge_initialization(
-    tensors: Mapping[str, Tensor], *, alpha: float = 0.01, schemes: Iterable[str] | None = None
+    tensors: Mapping[str, Tensor],
+    *,
+    alpha: float = 0.01,
+    schemes: Iterable[str] | None = None,
+    laws: Iterable[NamedLaw] = (),
 ) -> PoolResult:
     """Judge named initial tensors (``layer.weight``, or with a prefix such as ``model/parameters/layer.weight``).
 
     alpha: bound on the probability that any tensor of an honest initialization is rejected.
     schemes: names from :data:`schemes.SCHEMES` and laws such as ``normal(0, 0.03)``; the whole pool by default.
+    laws: what a verifier named for some tensors, beside the pool.
     Raises UsageError for an unknown scheme or an alpha outside (0, 1).
     """
     if not 0.0 < alpha < 1.0:
         raise UsageError(f"alpha must lie between 0 and 1, not {alpha}")
-    pool = parse(schemes)
+    pool, named = parse(schemes), tuple(laws)
+    pools = {name: reduce(Pool.joined, (law.pool for law in named if law.fits(name)), pool) for name in tensors}
     where = places({name: tuple(t.shape) for name, t in tensors.items()})
     fits: dict[str, _Fit] = {}
     copies: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in tensors.items():
-        fit = _exact(name, tensor, tensors, pool)
+        fit = _exact(name, tensor, tensors, pools[name])
         if fit is not None:
             fits[name] = fit
         else:
@@ -127,8 +141,12 @@ def judge_initialization(
             copies.setdefault(key, []).append(name)
     drawn: list[_Fit] = []
     for names in copies.values():
-        laws = {law.numbers: law for name in reversed(names) for law in reversed(pool.at(where[name]))}
-        drawn.append(_random(names[0], tensors[names[0]], list(laws.values()), pool))
+        likely = {law.numbers: law for name in reversed(names) for law in reversed(pools[name].at(where[name]))}
+        every = reduce(Pool.joined, dict.fromkeys(pools[name] for name in names))
+        tensor = tensors[names[0]]
+        if tensor.is_complex() and every is not pool:  # a named law is that of real and imaginary parts
+            tensor = torch.view_as_real(tensor).flatten(-2)
+        drawn.append(_random(names[0], tensor, list(likely.values()), every))
         fits.update(dict.fromkeys(names, drawn[-1]))
     limit = _holm([fit.p_value for fit in drawn], alpha)
     judged = tuple(_judgement(name, tensor, fits[name], limit) for name, tensor in tensors.items())
@@ -148,7 +166,8 @@ def _judgement(name: str, tensor: Tensor, fit: _Fit, limit: float) -> TensorJudg
         status = "not-floating"
     elif not fit.p_value > limit:
         status = "rejected"
-    return TensorJudgement(name, tensor.numel(), fit.scheme, fit.p_value, fit.test, status)
+    free = independence(tensor) if status == "rejected" else 1.0
+    return TensorJudgement(name, tensor.numel(), fit.scheme, fit.p_value, fit.test, status, free)
 
 
 def _holm(p_values: Sequence[float], alpha: float) -> float:
@@ -250,7 +269,7 @@ def _random(name: str, tensor: Tensor, laws: Sequence[Law], pool: Pool) -> _Fit:
     # Four vectors are not orthogonal, or four columns equally sparse, by chance: no other law need be asked.
     if structured and min(len(values), values[0].numel()) >= 4:
         return structured
-    plain = _best(_Sample(_without_constants(name, values), rounding), laws)
+    plain = _best(Sample(_without_constants(name, values), rounding), laws)
     return structured if structured and structured.p_value > plain.p_value else plain
 
 
@@ -265,7 +284,7 @@ def _without_constants(name: str, values: Tensor) -> Tensor:
     return values
 
 
-def _best(sample: _Sample, laws: Sequence[Law]) -> _Fit:
+def _best(sample: Sample, laws: Sequence[Law]) -> _Fit:
     """The law with the largest p-value, testing no further than it takes to know it."""
     best = _Fit(None, 0.0, "support" if laws else "no law of the pool fits this shape")
     possible = [(sample.deviation(law, coarse=True), law) for law in laws if sample.possible(law)]
@@ -307,7 +326,7 @@ def _orthogonal(name: str, values: Tensor, rounding: float, gains: Sequence[floa
         rng = np.random.default_rng(0)
         spread = np.concatenate([(block / gain @ _bartlett(block.shape, rng)).ravel() for block in blocks])
         law = normal(f"orthogonal(gain {gain:.4g}{f', per block of {count}' if count > 1 else ''})", 1.0)
-        sample = _Sample(torch.from_numpy(spread), rounding)
+        sample = Sample(torch.from_numpy(spread), rounding)
         return _Fit(law.label, sample.marginal(sample.deviation(law)), "marginal")
     return None
 
@@ -334,126 +353,4 @@ def _sparse(values: Tensor, rounding: float, pool: Pool) -> _Fit | None:
     if padding or not 0 < int(zeros[0]) < len(values) or not bool((zeros == zeros[0]).all()):
         return None
     laws = [normal(f"sparse({int(zeros[0])} zeros a column, std {std:g})", std) for std in SPARSE_STDS]
-    return _best(_Sample(values[values != 0], rounding), laws)
-
-
-# ---- tests of independent elements ------------------------------------------------------------------
-
-
-class _Sample:
-    """The elements of one tensor, and the tests of the hypothesis that a law drew them independently."""
-
-    def __init__(self, values: Tensor, rounding: float) -> None:
-        flat = values.reshape(-1).numpy()
-        self._matrix = values.reshape(len(values), -1) if values.ndim >= 2 else None
-        self._sorted = np.sort(flat)
-        self._sums = float(flat.sum(dtype=np.float64)), float(np.square(flat, dtype=np.float64).sum())
-        self._coarse, self._fine = self._quantiles(256), self._quantiles(GRID)
-        self._rounding = rounding
-        self._tops: dict[float, float] = {}
-
-    def _quantiles(self, count: int) -> tuple[npt.NDArray[np.int64], Array]:
-        n = len(self._sorted)
-        ranks = np.linspace(0, n - 1, min(n, count)).astype(np.int64)
-        return ranks, self._sorted[ranks].astype(np.float64)
-
-    def tests(self, law: Law) -> dict[str, Callable[[Law], float]]:
-        """The tests that apply, cheapest first."""
-        found: dict[str, Callable[[Law], float]] = {"marginal": lambda law: self.marginal(self.deviation(law))}
-        if not law.symmetric:
-            return found
-        # Eleven bits and less shift means and variances by more than a sum over many elements forgives.
-        precise = self._rounding < REDUCED
-        if precise:
-            found["size"] = self.size
-        if self._matrix is not None:
-            if precise and min(self._matrix.shape) >= 2:
-                found["sums"] = self.sums
-            if min(self._matrix.shape) >= SPECTRUM_SIDE:
-                found["spectrum"] = self.spectrum
-        return found
-
-    def possible(self, law: Law) -> bool:
-        slack = 4 * self._rounding * max(abs(law.low), abs(law.high)) if math.isfinite(law.low) else 0.0
-        return bool(law.low - slack <= self._sorted[0] and self._sorted[-1] <= law.high + slack)
-
-    def deviation(self, law: Law, coarse: bool = False) -> float:
-        """The Kolmogorov-Smirnov statistic over all elements.
-
-        It is evaluated at up to ``GRID`` evenly spaced order statistics. With more elements it comes out at most
-        1/GRID too small, never too large; ``coarse`` gives a quick lower bound.
-        """
-        n = len(self._sorted)
-        ranks, values = self._coarse if coarse else self._fine
-        below = law.cdf(values)
-        found = max(float(((ranks + 1) / n - below).max()), float((below - ranks / n).max()))
-        # Rounding to few bits moves every value by up to a step, and the distribution function with it.
-        return max(0.0, found - (self._rounding if self._rounding >= REDUCED else 0.0))
-
-    def marginal(self, deviation: float, quick: bool = False) -> float:
-        """The probability of at least this deviation: exact for small samples, else (or ``quick``) a bound from above.
-
-        The bound of Dvoretzky, Kiefer, Wolfowitz and Massart (1990) holds for every n and is within 8 % of the exact
-        p-value in the range that decides, whose computation would take seconds.
-        """
-        n = len(self._sorted)
-        bound = min(1.0, 2 * math.exp(-2 * n * deviation**2))
-        return bound if quick or n > EXACT else float(stats.kstwo.sf(deviation, n))
-
-    def size(self, law: Law) -> float:
-        n, (total, squares) = len(self._sorted), self._sums
-        statistic = (squares - 2 * law.center * total + n * law.center**2) / law.std**2
-        return min(1.0, 2 * min(float(stats.chi2.sf(statistic, n)), float(stats.chi2.cdf(statistic, n))))
-
-    def sums(self, law: Law) -> float:
-        assert self._matrix is not None
-        rows, columns = self._matrix.shape
-        sums = self._matrix.sum(dim=1, dtype=torch.float64).numpy() - columns * law.center
-        return float(stats.chi2.sf(float(np.square(sums).sum()) / (columns * law.std**2), rows))
-
-    def spectrum(self, law: Law) -> float:
-        assert self._matrix is not None
-        if law.center not in self._tops:
-            self._tops[law.center] = _largest_square(self._matrix - law.center if law.center else self._matrix)
-        return spectrum_p_value(self._tops[law.center] / law.std**2, *self._matrix.shape)
-
-
-def spectrum_p_value(square: float, rows: int, columns: int) -> float:
-    """A bound on the probability that the largest singular value of a standard normal matrix has at least this square.
-
-    The law of a small matrix has a heavier far tail than its limit; the exponent makes up for it from ``SPECTRUM_SIDE``
-    rows and columns on, down to 1e-6 (``experiments/initialization.py`` measures it).
-    """
-    a, b = math.sqrt(rows - 0.5), math.sqrt(columns - 0.5)
-    scale = (a + b) * (1 / a + 1 / b) ** (1 / 3)
-    return float(tracy_widom((square - (a + b) ** 2) / scale) ** 0.85)
-
-
-def tracy_widom(value: float) -> float:
-    """The upper tail of the Tracy-Widom law (β = 1), approximated by a shifted gamma law (Chiani, 2014)."""
-    return float(stats.gamma.sf(value + 9.84801, 46.446, scale=0.186054))
-
-
-def _largest_square(matrix: Tensor) -> float:
-    """The square of the largest singular value; for large matrices a bound from below, which spares honest ones."""
-    unit = float(matrix.abs().max()) or 1.0  # products of extreme values would overflow
-    wide = (matrix if len(matrix) <= matrix.shape[1] else matrix.T) / unit
-    side = len(wide)
-    if side <= SMALL_SIDE:
-        gram = torch.zeros(side, side, dtype=torch.float64)
-        for start in range(0, wide.shape[1], CHUNK):
-            part = wide[:, start : start + CHUNK].double()
-            gram += part @ part.T
-        return float(torch.linalg.eigvalsh(gram)[-1]) * unit**2
-
-    def product(vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        image: npt.NDArray[Any] = (wide @ (wide.T @ torch.from_numpy(vector.ravel()))).numpy()
-        return image
-
-    start_vector = np.random.default_rng(0).standard_normal(side).astype(wide.numpy().dtype)
-    operator = LinearOperator((side, side), matvec=product, dtype=start_vector.dtype)
-    try:
-        found = eigsh(operator, k=1, v0=start_vector, tol=1e-4, maxiter=100, return_eigenvectors=False)[0]
-    except ArpackNoConvergence:
-        found = start_vector @ product(start_vector) / (start_vector @ start_vector)
-    return float(found) * unit**2
+    return _best(Sample(values[values != 0], rounding), laws)

@@ -14,8 +14,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from proof_of_learning.errors import UsageError
-from proof_of_learning.verifier.pool import PoolResult, TensorJudgement, judge_initialization, spectrum_p_value
-from proof_of_learning.verifier.schemes import SCHEMES
+from proof_of_learning.verifier.initialization.judge import PoolResult, TensorJudgement, judge_initialization
+from proof_of_learning.verifier.initialization.sample import spectrum_p_value
+from proof_of_learning.verifier.initialization.schemes import SCHEMES
 
 init = nn.init
 

@@ -1,0 +1,39 @@
+"""Every limit of reading: what a proof, or a file beside it, may cost before anything is known about it.
+
+A proof is hostile, so a size is known and bounded before a byte of it is read, and what is decoded is bounded by what is
+stored: memory and time follow from the bytes that somebody sent, not from what these bytes claim. ``docs/spec/format.md``,
+section 13, has those that belong to the format.
+"""
+
+from __future__ import annotations
+
+# ---- files of a proof, in bytes ---------------------------------------------------------------------------------
+
+MAX_HEADER = 64 << 20  # header.json: descriptions of models with 100,000 modules take a tenth
+MAX_SEAL = 1 << 12  # seal.json: a few digests
+MAX_LINE = 1 << 20  # a line of log or index: digests and the names of measures
+MAX_LOG = 4 << 30  # log.jsonl and index.jsonl: five million segments
+MAX_BLOCK = 1 << 30  # one segment's columns; a million steps with their batches and generators take a quarter
+MAX_CLAIM = 1 << 20  # claim.json: one claim and the runs that were begun under it
+MAX_POLICY = 1 << 20  # a policy is written by hand
+
+# ---- documents --------------------------------------------------------------------------------------------------
+
+MAX_DEPTH = 64  # of nested JSON, and so of a state's tree: nothing that walks it may run out of stack
+MAX_QUOTED = 200  # characters of foreign text in a message
+MAX_STEPS = 1 << 48  # of training: any product with a size fits 64 bits
+MAX_INTERVAL = 1 << 32  # steps of a segment
+MAX_THREADS = 4096  # of a numeric environment: what the largest machines have
+
+# ---- states -----------------------------------------------------------------------------------------------------
+
+MAX_OBJECT_HEADER = 64 << 20  # the JSON that describes an object's tensors, and the state's tree
+MAX_DIMENSIONS = 64  # of a tensor: as many as PyTorch computes with
+MAX_CHAIN = 64  # differences between a state and a whole one, so that any opens in bounded time
+# What all compressed states of a proof may weigh together, once decoded: bytes of their tensors, and HEADER_WEIGHT for each
+# byte of JSON. Decoding takes time and memory in proportion to it, and compression alone would let a hundred bytes stand for
+# a gigabyte. Weights compress to no less than a hundredth of a number's size; a writer stores a state as `raw`, which
+# weighs nothing here, before it would break this.
+WEIGHT_ROOM = 16 << 20  # for any proof, however small, and
+MAX_EXPANSION = 32  # times the bytes of its objects
+HEADER_WEIGHT = 32  # bytes of memory that a byte of JSON may become: five of them make a node

@@ -1,0 +1,173 @@
+"""What a task's networks put out on some samples: one step of the task's own, watched, and its result thrown away.
+
+It needs nothing of the task but the step that it is trained by, whatever networks that step runs and in which order.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from proof_of_learning.data.batches import Feed
+from proof_of_learning.data.commit import Dataset
+from proof_of_learning.errors import TaskError
+from proof_of_learning.replay.protocol import Glimpse, Head, Probe, Probed
+from proof_of_learning.task import task_code
+from proof_of_learning.training import randomness
+from proof_of_learning.training.state import State
+from proof_of_learning.training.steps import Session
+
+ROWS, COLUMNS = 64, 128  # of an output that are looked at
+HEADS = 4  # outputs of a step: the last ones
+
+
+def probe(
+    session: Session, data: Dataset, request: Probe, states: Sequence[State], pulse: Callable[[int, int], None]
+) -> Probed:
+    """Raises TaskError where the task's step cannot be taken on the samples, or shows no output."""
+    key = randomness.key_from_seed(request.seed)
+    indices = np.frombuffer(request.samples, dtype="<i8").copy()
+    feed = Feed(session.task, data, key, session.device)
+    glimpses = []
+    for done, state in enumerate(states):
+        pulse(done, len(states))
+        session.restore(state)
+        batches = feed.batches(0, indices)
+        randomness.seed_everything(randomness.derive(key, randomness.STEP))
+        glimpses.append(_glimpse(session, batches, request))
+    return Probed(glimpses)
+
+
+def _glimpse(session: Session, batches: list[Any], request: Probe) -> Glimpse:
+    with watched(session.parts, request.gradients) as seen, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch on schedulers that are ahead of the optimizer
+        if session.task.step is None and not request.gradients:
+            assert session.task.loss is not None
+            with torch.no_grad(), task_code("evaluating its loss on the verifier's samples"):
+                losses = [session.task.loss(session.model, batch).detach() for batch in batches]
+                loss = float(torch.stack([value.reshape(()) for value in losses]).double().mean())
+        else:
+            loss = float(session.take(session.progress.step, batches, False).loss)
+    labelled = any(_integers(batch) for batch in batches)
+    heads = [_head(name, outputs, labelled, request.seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
+    if not heads:
+        raise TaskError(
+            "the task's step shows no output of its networks: it should call its modules (`model(x)`, not a method of theirs)"
+        )
+    return Glimpse(heads, loss if math.isfinite(loss) else math.inf, seen.living())
+
+
+class _Seen:
+    """What the watched modules showed."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[str, list[Tensor]] = {}
+        self._reached: dict[str, Tensor] = {}
+        self._expected: set[str] = set()
+
+    def output(self, name: str, value: Any) -> None:
+        found = [tensor.detach() for tensor in _tensors(value) if tensor.is_floating_point() and tensor.ndim > 0]
+        if found:
+            kept = self.outputs.pop(name, [])  # the last call counts for the order
+            self.outputs[name] = [*kept, found[0]][-64:]
+
+    def follow(self, name: str, value: Any) -> None:
+        """Look at the gradient that comes back to an output."""
+        for tensor in _tensors(value):
+            if tensor.requires_grad and tensor.ndim > 1:
+                self._expected.add(name)
+                tensor.register_hook(lambda gradient: self._reach(name, gradient))  # type: ignore[no-untyped-call]
+                return
+
+    def _reach(self, name: str, gradient: Tensor) -> None:
+        reached = (gradient != 0).flatten(0, -2).any(dim=0) if gradient.ndim != 4 else (gradient != 0).any(dim=0)
+        before = self._reached.get(name)
+        fits = before is not None and before.shape == reached.shape
+        self._reached[name] = (before | reached) if fits and before is not None else reached
+
+    def living(self) -> dict[str, float]:
+        return {
+            name: float(self._reached[name].double().mean()) if name in self._reached else 0.0
+            for name in sorted(self._expected)
+        }
+
+
+@contextmanager
+def watched(parts: Mapping[str, Any], gradients: bool) -> Iterator[_Seen]:
+    """Watch the modules among the parts: outputs of those that no other calls, gradients at those with parameters of their own."""
+    names = {
+        id(module): f"{part}.{path}" if path else part
+        for part, root in parts.items()
+        if isinstance(root, nn.Module)
+        for path, module in root.named_modules()
+    }
+    seen, depth = _Seen(), [0]
+
+    def before(module: nn.Module, given: Any) -> None:
+        depth[0] += id(module) in names
+
+    def after(module: nn.Module, given: Any, output: Any) -> None:
+        name = names.get(id(module))
+        if name is None:
+            return
+        depth[0] -= 1
+        if depth[0] == 0:
+            seen.output(name, output)
+        if gradients and any(p.requires_grad for p in module.parameters(recurse=False)):
+            seen.follow(name, output)
+
+    handles = [
+        hooks.register_module_forward_pre_hook(before),
+        hooks.register_module_forward_hook(after, always_call=True),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _head(name: str, outputs: list[Tensor], labelled: bool, seed: int) -> Head:
+    """One output, of all calls one below the other, cut down to what follows from the seed."""
+    tables = [output.double().reshape(-1, output.shape[-1] if output.ndim > 1 else 1).cpu() for output in outputs]
+    table = torch.cat([part for part in tables if part.shape[1] == tables[-1].shape[1]])
+    key = randomness.key_from_seed(seed)
+    if len(table) > ROWS:
+        rows = np.sort(randomness.permutation(randomness.derive(key, "rows"), len(table))[:ROWS])
+        table = table[torch.from_numpy(rows)]
+    scores = labelled and outputs[-1].ndim in (2, 3) and table.shape[1] > 1
+    if scores:
+        table = table.softmax(dim=1)
+    if table.shape[1] > COLUMNS:
+        columns = randomness.permutation(randomness.derive(key, "columns"), table.shape[1])
+        if scores:  # classes are thrown together, so that what is left is a distribution
+            buckets = torch.from_numpy(columns % COLUMNS)
+            table = torch.zeros(len(table), COLUMNS, dtype=torch.float64).index_add_(1, buckets, table)
+        else:
+            table = table[:, torch.from_numpy(np.sort(columns[:COLUMNS]))]
+    values = table.numpy().astype("<f4")
+    return Head(name, len(table), values.tobytes(), scores)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _integers(batch: Any) -> bool:
+    """Whether a batch holds labels or tokens."""
+    return any(not tensor.is_floating_point() and tensor.dtype != torch.bool for tensor in _tensors(batch))

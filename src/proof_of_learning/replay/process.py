@@ -1,0 +1,162 @@
+"""One worker: in a child process of its own, or in this process for a task that has no reference."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from proof_of_learning import errors
+from proof_of_learning.errors import PolError, TaskError, WorkerError
+from proof_of_learning.replay import protocol
+from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
+from proof_of_learning.replay.sandbox import Sandbox, hint
+from proof_of_learning.task import Task
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.state import State
+
+DEFAULT_TIMEOUT = 600.0
+START_TIMEOUT = 120.0  # for Python and PyTorch to start, before any of the task's code
+OnWork = Callable[[int, int], None]
+Reply = tuple[AnyAnswer, Sequence[State]]
+
+
+def idle(done: int, total: int) -> None:
+    """Nobody looks at the progress."""
+
+
+class AnyWorker(Protocol):
+    """What carries out requests. ``died``: whether it ended by itself; ``spent``: whether it can take no further segment."""
+
+    @property
+    def died(self) -> bool: ...
+    @property
+    def spent(self) -> bool: ...
+    def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply: ...
+    def close(self) -> None: ...
+
+
+class LocalWorker:
+    """A worker in this process, for a task that has no reference; its environment is the process's own."""
+
+    died = False
+    spent = False
+
+    def __init__(self, task: Task, environment: Environment) -> None:
+        from proof_of_learning.replay.worker import Worker
+
+        self._on_work: OnWork = idle
+        self._environment = environment
+        self._worker = Worker(lambda done, total: self._on_work(done, total), task)
+
+    def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply:
+        self._on_work = on_work
+        environments.apply(self._environment, lasting=False)  # another worker of this process may have set its own
+        self._worker.forget()
+        answer, arrived = self._worker.answer(request, states)
+        return answer, [state.settled() for state in arrived]
+
+    def close(self) -> None:
+        """Nothing to end; what it set, the pool puts back."""
+
+
+class WorkerProcess:
+    """A worker in a child process, started with ``environment``'s variables.
+
+    ``timeout``: seconds without any sign of life after which the worker is given up. ``sandbox``: what it may see; it ends
+    with the thread that started it.
+    """
+
+    def __init__(
+        self, environment: Environment | None, timeout: float = DEFAULT_TIMEOUT, sandbox: Sandbox | None = None
+    ) -> None:
+        self._timeout, self._confined = timeout, sandbox is not None
+        self._silent = ""  # why it was given up
+        self._started = False
+        self._forks = True
+        self.spent = False
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        variables = dict(os.environ) if environment is None else environments.process_variables(environment)
+        command = [sys.executable, "-m", "proof_of_learning.replay.worker"]
+        if sandbox is not None:
+            command = sandbox.command(command, gpu=environment is not None and environment.device.type == "cuda")
+            variables = sandbox.variables(variables)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,  # so that `select` sees all there is to read
+            env=variables,
+        )
+
+    @property
+    def died(self) -> bool:
+        """Whether it ended by itself: a replay may take more memory than there is, or end it in another way."""
+        return not self._silent and self._process.poll() is not None
+
+    def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply:
+        """The answer to ``request``; raises what the worker raised, or WorkerError if it died or fell silent."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        if self._silent:
+            raise TaskError(self._silent)
+        try:
+            protocol.send(self._process.stdin, request, states)  # type: ignore[arg-type]
+            while True:
+                self._wait()
+                answer, arrived = self._receive()
+                if isinstance(answer, protocol.Failed):
+                    kind = getattr(errors, answer.error, WorkerError)
+                    message = hint(answer.message) if self._confined else answer.message
+                    known = isinstance(kind, type) and issubclass(kind, PolError)
+                    raise kind(message) if known else WorkerError(message)
+                if isinstance(answer, protocol.Opened):
+                    self._forks = answer.forks
+                if not isinstance(answer, protocol.Working):
+                    # Without children of its own it still holds what this request left behind.
+                    self.spent = not self._forks and not isinstance(answer, protocol.Opened)
+                    return answer, arrived
+                on_work(answer.done, answer.total)
+        except (EOFError, BrokenPipeError):
+            raise WorkerError(f"the replay worker ended unexpectedly{self._last_words()}") from None
+
+    def _receive(self) -> Reply:
+        assert self._process.stdout is not None
+        try:
+            return protocol.receive(self._process.stdout, AnyAnswer)  # type: ignore[arg-type]
+        except WorkerError:
+            self.close()  # where the next answer would begin is not known
+            raise
+
+    def _wait(self) -> None:
+        assert self._process.stdout is not None
+        timeout = self._timeout if self._started else max(self._timeout, START_TIMEOUT)
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            self.close()
+            self._silent = (
+                f"the task gave no sign of life for {timeout:.0f} seconds; it may hang. "
+                "Raise --timeout if it is only slow"
+            )
+            raise TaskError(self._silent)
+        self._started = True
+
+    def _last_words(self) -> str:
+        status = self._process.wait()
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 4096))
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f" (status {status}{': ' + lines[-1][:300] if lines else ''})"
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()

@@ -1,0 +1,360 @@
+"""The replayer: what checks ask of one proof, answered with the help of workers that never see it.
+
+It decodes states, tells a worker where a segment starts, and hashes, encodes and measures what comes back; all of that in the
+verifier's own process.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from proof_of_learning.errors import DivergedError, FormatError, NumericEnvironmentError, WorkerError
+from proof_of_learning.proof import files
+from proof_of_learning.proof.codecs.raw import RawCodec
+from proof_of_learning.proof.format import Segment
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay import protocol, requests
+from proof_of_learning.replay.measure import compare, detail, nudged, relative_errors, weights
+from proof_of_learning.replay.pool import Job, LocalPool, Pool
+from proof_of_learning.replay.process import DEFAULT_TIMEOUT, OnWork, idle
+from proof_of_learning.replay.requests import PER_SEGMENT, AnyCheckAnswer, AnyCheckRequest
+from proof_of_learning.replay.sandbox import Sandbox
+from proof_of_learning.task import Task, TaskReference
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training import randomness
+from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.state import State
+
+MAX_ENVIRONMENTS = 64  # of those that a proof names are tried at all
+MAX_THREADS = max(64, 4 * (os.cpu_count() or 1))  # are set at most
+SETTINGS = ("capability", "threads", "interop_threads", "variables", "flags")  # what a started process can take on
+MOMENTA = ("momentum_buffer", "exp_avg")  # entries in which an optimizer carries weights on
+
+A = TypeVar("A", bound=protocol.Answer)
+
+
+class Replayer:
+    """Answers requests about one proof; each goes to the environment that it belongs to."""
+
+    def __init__(
+        self,
+        proof: Proof,
+        task: Task | TaskReference,
+        timeout: float = DEFAULT_TIMEOUT,
+        start: Path | None = None,
+        sandbox: Sandbox | None = None,
+        reproduce: bool = True,
+    ) -> None:
+        """``start``: the proof whose final weights the run starts from. ``sandbox``: of workers in processes of their own.
+
+        ``reproduce``: start workers with the recorded environment, not with this process's own.
+        """
+        seed = proof.header.randomness.seed
+        base = None if start is None else _final_model(start)
+        self.pool: Pool = LocalPool(
+            Job(task, proof.header.randomness.key, None if seed is None else int(seed), base), timeout, sandbox
+        )
+        self._proof, self._reproduce = proof, reproduce
+        self._named = list(dict.fromkeys(segment.environment for segment in proof.segments))
+        self._own: dict[str, Environment] = {}
+        self.here: dict[str, Environment] = {}
+        self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
+        self._last: State | None = None
+        self._final: dict[str, Tensor] | None = None
+        self._described: protocol.Described | None = None
+        self.other_start: State | None = (
+            None  # the initial state under the verifier's second key, once it was asked for
+        )
+
+    # ---- environments --------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start the process of the run's first environment, so that it loads while the proof is read."""
+        self.pool.begin(self._wanted(self._proof.segments[0].environment))
+
+    def grouped(self, asked: Sequence[AnyCheckRequest]) -> list[AnyCheckRequest]:
+        """The requests with those of one environment together, in their order: each worker is then needed once."""
+        place: dict[str, int] = {}
+        return sorted(asked, key=lambda request: place.setdefault(self._environment_of(request), len(place)))
+
+    def differences(self, digest: str, *, start: bool = True) -> list[str]:
+        """What the worker for that recorded environment could not reproduce.
+
+        Without ``start``, where there was no worker for it yet, what can be said without one: in what the machine is another.
+        """
+        if digest not in self._named[:MAX_ENVIRONMENTS]:
+            return [f"environments: recorded {len(self._named):,}, at most {MAX_ENVIRONMENTS} are tried"]
+        if start and digest not in self.here:
+            self._recorded(digest)
+        recorded, wanted = self._proof.environments[digest], self._wanted(digest)
+        settings = {name: getattr(wanted, name) for name in SETTINGS}
+        here = self.here.get(digest) or msgspec.structs.replace(self._machine(recorded), **settings)
+        return environments.differences(recorded, here, own_numpy=self._proof.header.own_code)
+
+    def _environment_of(self, request: AnyCheckRequest) -> str:
+        return self._proof.segments[request.index if isinstance(request, PER_SEGMENT) else 0].environment
+
+    def _recorded(self, digest: str) -> Environment:
+        """The environment to ask for in the place of a recorded one."""
+        if digest not in self._named[:MAX_ENVIRONMENTS]:
+            raise NumericEnvironmentError(
+                f"the proof names {len(self._named):,} numeric environments, of which at most {MAX_ENVIRONMENTS} are tried"
+            )
+        wanted = self._wanted(digest)
+        self.here[digest] = self.pool.have(wanted)
+        return wanted
+
+    def _wanted(self, digest: str) -> Environment:
+        """The environment that the worker for a recorded one is to have; what it does not get shows in its differences."""
+        environment = self._proof.environments[digest]
+        if not self._reproduce:
+            return msgspec.structs.replace(self._machine(environment), flags=environment.flags)
+        counts = {name: getattr(environment, name) for name in ("threads", "interop_threads")}
+        return msgspec.structs.replace(environment, **{n: c if c <= MAX_THREADS else 1 for n, c in counts.items()})
+
+    def _machine(self, environment: Environment) -> Environment:
+        """What this process has by itself, on the other's device; as it was before workers in this process changed it."""
+        device = environment.device.type if torch.cuda.is_available() else "cpu"
+        if device not in self._own:
+            self._own[device] = environments.current(device)
+        return self._own[device]
+
+    def _target(self, request: AnyCheckRequest, environment: Environment | None) -> tuple[Environment, bool]:
+        """Where a request goes: to the environment of its segment, else the run's first.
+
+        Noise is measured in ``environment``, or where that is not given in another one that this machine has; from a nudged
+        start it is measured where the segment is replayed.
+        """
+        digest = self._environment_of(request)
+        if environment is not None:
+            return environment, True
+        if isinstance(request, requests.Noise) and request.nudge is None:
+            return environments.another(self.here[digest] if digest in self.here else self._recorded(digest)), False
+        return self._recorded(digest), False
+
+    # ---- requests ------------------------------------------------------------------------------------
+
+    def ask(self, request: AnyCheckRequest, on_work: OnWork = idle, environment: Environment | None = None) -> Any:
+        """The answer to a request, in ``environment`` where one is given."""
+        where = _Where(self, *self._target(request, environment), on_work)
+        match request:
+            case requests.Replay():
+                return self._replay(request, where)
+            case requests.Noise():
+                return self._noise(request, where)
+            case requests.Initialize():
+                return self._initialize(request, where)
+            case requests.Evaluate():
+                state = self._proof.state(self._segment(request.index).state)
+                return where.ask(protocol.Evaluate(), protocol.Evaluated, [state])[0]
+            case protocol.Describe():
+                self._described = where.ask(request, protocol.Described)[0]
+                return self._described
+            case protocol.CommitData():
+                return where.ask(request, protocol.Committed)[0]
+            case protocol.Rates():
+                return where.ask(request, protocol.RatesGiven)[0]
+
+    def regenerate(self, index: int, on_work: OnWork = idle) -> tuple[State, State, int]:
+        """Train from the nearest kept state to both ends of segment ``index``; how many steps that took."""
+        segment = self._segment(index)
+        where = _Where(self, self._recorded(segment.environment), False, on_work)
+        before, walked = self._start(index, where)
+        taken = self._take(before, segment, None, where)
+        self._last = ended = self._proof.continued(index, taken.state, before)
+        return before, ended, walked + segment.stop - segment.start
+
+    def probe(self, request: protocol.Probe, states: Sequence[State], on_work: OnWork = idle) -> list[protocol.Glimpse]:
+        """What the task's networks put out in each of some states."""
+        where = _Where(self, self._recorded(self._proof.segments[0].environment), False, on_work)
+        glimpses = where.ask(request, protocol.Probed, states)[0].glimpses
+        if len(glimpses) != len(states):
+            raise WorkerError("the replay worker answered something else than it was asked")
+        return glimpses
+
+    def _initialize(self, request: requests.Initialize, where: _Where) -> AnyCheckAnswer:
+        started, (state, self.other_start) = where.ask(protocol.Start(request.other), protocol.Started, returns=2)
+        comparison, relative, rest_fresh = None, dict[str, float](), True
+        initial = self._proof.initial_state
+        if state.digest() != initial and self._proof.has_state(initial):
+            recorded = self._proof.state(initial)
+            comparison = compare(state, recorded)
+            relative = relative_errors(state, recorded)
+            modules = set(self._description(where).modules)
+            rest = [name for name in state.parts() if name not in modules]
+            rest_fresh = state.part(*rest).digest() == recorded.part(*rest).digest()
+        return requests.Initialized(state.digest(), comparison, relative, rest_fresh, started.tensors)
+
+    def _replay(self, request: requests.Replay, where: _Where) -> requests.Replayed:
+        begun = time.perf_counter()
+        segment = self._segment(request.index)
+        before, walked = self._start(request.index, where)
+        taken = self._take(before, segment, request.steps, where)
+        arrived = taken.state
+        comparison = displacement = details = None
+        if request.steps is not None:
+            ended = arrived
+            displacement = compare(before, arrived).overall
+        else:
+            ended = self._proof.continued(request.index, arrived, before)
+            if arrived.digest() == segment.arrived and ended.digest() == segment.state:
+                displacement = compare(before, ended).overall
+            elif self._proof.has_state(segment.state):
+                recorded = self._proof.state(segment.state)
+                displacement = compare(before, recorded).overall
+                wanted = recorded if ended is arrived else self._proof.codec.nearest(arrived, recorded, before)
+                if arrived.digest() != segment.arrived:
+                    comparison = compare(arrived, wanted)
+                    if request.calibrate:
+                        details = detail(arrived, wanted, before, self._final_weights(), self._momenta(where))
+        if request.calibrate:
+            self._keep(request, arrived)
+        self._last = None if request.calibrate else ended
+        seconds = time.perf_counter() - begun
+        return requests.Replayed(
+            arrived.digest(), ended.digest(), taken.losses, taken.rates, comparison, displacement, details, seconds,
+            taken.seconds, walked + len(taken.losses),
+        )  # fmt: skip
+
+    def _noise(self, request: requests.Noise, where: _Where) -> requests.Replayed:
+        begun = time.perf_counter()
+        segment = self._segment(request.index)
+        before, walked = self._start(request.index, where)
+        kept, again = self._kept(request), 0.0
+        if not kept.exists() and request.nudge is not None:
+            reference = self._take(before, segment, request.steps, where)
+            walked, again = walked + len(reference.losses), reference.seconds
+            self._keep(request, reference.state)
+        start = before
+        if request.nudge is not None:
+            key = bytes.fromhex(self._proof.header.randomness.key)
+            start = nudged(before, randomness.derive(key, "nudge", request.index, request.nudge))
+        taken = self._take(start, segment, request.steps, where)
+        arrived = taken.state
+        against = RawCodec().decode(files.read_bounded(kept, 2 * arrived.nbytes + (1 << 20)), None)
+        if not request.keep:
+            kept.unlink()
+        return requests.Replayed(
+            arrived.digest(), arrived.digest(), taken.losses, taken.rates, compare(arrived, against), None,
+            detail(arrived, against, before, self._final_weights(), self._momenta(where)),
+            time.perf_counter() - begun, again + taken.seconds, walked + len(taken.losses),
+        )  # fmt: skip
+
+    # ---- steps ---------------------------------------------------------------------------------------
+
+    def _take(self, before: State, segment: Segment, count: int | None, where: _Where) -> _Taken:
+        """Replay (the first ``count`` steps of) a segment from ``before``."""
+        stop = segment.stop if count is None else min(segment.stop, segment.start + count)
+        indices = generators = None
+        if self._proof.header.randomness.mode == "recorded":
+            columns = self._proof.columns(segment.index)
+            assert columns.indices is not None and columns.rng is not None
+            steps = stop - segment.start
+            indices, generators = protocol.recorded_steps(columns.indices[:steps], columns.rng[:steps])
+        request = protocol.Take(segment.start, stop, indices, generators)
+        taken, (state,) = where.ask(request, protocol.Taken, [before])
+        if len(taken.losses) != stop - segment.start or len(taken.rates) != stop - segment.start:
+            raise WorkerError("the replay worker took another number of steps than it was told")
+        return _Taken(state, taken)
+
+    def _start(self, index: int, where: _Where) -> tuple[State, int]:
+        """The recorded state that segment ``index`` starts from, which is often where the one before has just arrived.
+
+        Where the proof no longer holds it, the segments since the nearest earlier state are replayed, and must arrive as recorded.
+        Returns the steps that took, too.
+        """
+        digests = self._proof.state_digests()
+        last, self._last = self._last, None  # at most one state is kept, and none while another is read
+        here, state = index, None
+        while state is None:
+            if last is not None and last.digest() == digests[here]:
+                state = last
+            elif self._proof.has_state(digests[here]):
+                last = None
+                state = self._proof.state(digests[here], surveyed=True)
+            elif here == 0:
+                raise FormatError(f"no state before segment {index} is in the proof, so that it cannot be replayed")
+            else:
+                here -= 1
+        del last
+        for segment in self._proof.segments[here:index]:
+            arrived = self._take(state, segment, None, where).state
+            state = self._proof.continued(segment.index, arrived, state)
+            if (arrived.digest(), state.digest()) != (segment.arrived, segment.state):
+                raise DivergedError(
+                    f"segment {segment.index}, replayed on the way to segment {index} from the nearest state that was kept, "
+                    "arrives elsewhere"
+                )
+        return state, index * self._proof.header.training.interval - here * self._proof.header.training.interval
+
+    def _keep(self, request: requests.Replay | requests.Noise, arrived: State) -> None:
+        files.write_atomic(self._kept(request), RawCodec().encode(arrived, None).chunks())
+
+    def _kept(self, request: requests.Replay | requests.Noise) -> Path:
+        return Path(self._scratch.name) / f"{request.index}-{request.steps or 'all'}"
+
+    def _final_weights(self) -> dict[str, Tensor] | None:
+        last = self._proof.segments[-1].state
+        if self._final is None and self._proof.has_state(last):
+            self._final = weights(self._proof.state(last))
+        return self._final
+
+    def _momenta(self, where: _Where) -> Mapping[str, str]:
+        """The tensors in which the optimizers carry weights on, with the names of those weights."""
+        members = self._description(where).members
+        return {f"{entry}/{key}": weight for entry, weight in members.items() for key in MOMENTA}
+
+    def _description(self, where: _Where) -> protocol.Described:
+        if self._described is None:
+            self._described = where.ask(protocol.Describe(), protocol.Described)[0]
+        return self._described
+
+    def _segment(self, index: int) -> Segment:
+        if not 0 <= index < len(self._proof.segments):
+            raise WorkerError(f"there is no segment {index}")
+        return self._proof.segments[index]
+
+    def __enter__(self) -> Replayer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.pool.close()
+        self._scratch.cleanup()
+
+
+class _Taken:
+    """Steps that a worker took, and where they arrived."""
+
+    def __init__(self, state: State, told: protocol.Taken) -> None:
+        self.state, self.losses, self.rates, self.seconds = state, told.losses, told.rates, told.seconds
+
+
+class _Where:
+    """One environment of the pool, for one request of a check."""
+
+    def __init__(self, replayer: Replayer, environment: Environment, given: bool, on_work: OnWork) -> None:
+        self._pool, self._environment, self._given, self._on_work = replayer.pool, environment, given, on_work
+
+    def ask(
+        self, request: protocol.AnyRequest, type_: type[A], states: Sequence[State] = (), returns: int | None = None
+    ) -> tuple[A, Sequence[State]]:
+        """The answer, which must be of the type that the request asks for."""
+        answer, arrived = self._pool.ask(self._environment, request, states, self._on_work, given=self._given)
+        expected = returns if returns is not None else 1 if type_ is protocol.Taken else 0
+        if not isinstance(answer, type_) or len(arrived) != expected:
+            raise WorkerError("the replay worker answered something else than it was asked")
+        return answer, arrived
+
+
+def _final_model(path: Path) -> State:
+    parent = Proof.open(path)
+    return parent.state(parent.segments[-1].state).part("model")

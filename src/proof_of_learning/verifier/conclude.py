@@ -1,0 +1,138 @@
+"""The verdict, put together from what the checks found."""
+
+from __future__ import annotations
+
+import time
+
+from proof_of_learning import sources
+from proof_of_learning.replay.protocol import CommitData, Committed, Describe, Described
+from proof_of_learning.replay.requests import Noise, Replay, Replayed
+from proof_of_learning.verifier.calibrated import CAP
+from proof_of_learning.verifier.chain import assurance
+from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
+from proof_of_learning.verifier.checks.performance import performance
+from proof_of_learning.verifier.checks.trajectory import segment_results
+from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.strays import Strays
+from proof_of_learning.verifier.survey import Survey
+from proof_of_learning.verifier.verdict import (
+    CheckResult,
+    Conditions,
+    Cost,
+    Guarantee,
+    Nonce,
+    PerformancePoint,
+    ProofSummary,
+    Thresholds,
+    Trajectory,
+    Verdict,
+    decide,
+)
+
+SKIPPED = "not run: an earlier check failed"
+NO_TASK = "not run: no task was named, so nothing of the proof's was executed"
+
+
+class Clock:
+    """Wall time by phase."""
+
+    def __init__(self) -> None:
+        self.begun = self._last = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.phases[name] = self.phases.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, clock: Clock) -> Verdict:
+    """The verdict on a proof that was opened and surveyed."""
+    proof, found = evidence.proof, evidence.survey
+    training, mode = proof.header.training, proof.header.randomness.mode
+    strays = Strays(evidence, answers)
+    segments = (
+        segment_results(evidence, answers, strays)
+        if any(c.name == "trajectory" and c.status != "skipped" for c in checks)
+        else []
+    )
+    asked: list[Replay | Noise] = [*answers.requests(Replay), *answers.requests(Noise)]
+    told = [answers.get(r, Replayed) for r in asked if answers.failure(r) is None]
+    replayed, steps = sum(answer.steps for answer in told), sum(answer.step_seconds for answer in told)
+    described = answers.get(Describe(), Described) if Describe() in answers else None
+    named = None if described is None else described.digest
+    made_of = None if described is None else sources.digest(described.digest, described.sources)
+    policy = evidence.options.claims.policy
+    accepted = () if policy is None else policy.accept.sources or ()
+    data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
+    # The largest that anything was held to: a segment may have limits of its own.
+    rho = max((limits.rho for limits in (*strays.tolerances.values(), *strays.limits.values())), default=CAP)
+    return Verdict(
+        verdict=decide(checks),
+        assurance=assurance(proof, evidence.chain),
+        randomness=mode,
+        exactness="exact" if all(s.exact or s.status != "pass" for s in segments) else "calibrated",
+        thresholds=Thresholds(rho=rho, d_ref=found.d_ref),
+        conditions=Conditions(task=named, data=data, sources=made_of, sources_pinned=made_of in accepted),
+        proof=ProofSummary(
+            root=proof.root,
+            steps=training.steps,
+            segments=len(proof.segments),
+            interval=training.interval,
+            final_weights=proof.end.final_weights,
+            task=proof.header.task.name,
+            parameters=found.parameters,
+            bytes=found.bytes,
+        ),
+        checks=checks,
+        segments=segments,
+        guarantee=evidence.challenge.guarantee if segments else Guarantee(),
+        nonce=evidence.challenge.nonce,
+        cost=Cost(
+            steps_replayed=replayed,
+            steps_total=training.steps,
+            share=replayed / training.steps,
+            seconds=time.perf_counter() - clock.begun,
+            phases={**clock.phases, "replayed steps": steps},
+        ),
+        trajectory=_trajectory(found, performance(evidence, answers) if named else []),
+        unreproduced=sorted({line for lines in evidence.differences.values() for line in lines}),
+        warnings=[] if evidence.isolation is None else evidence.isolation.warnings,
+        chain=evidence.chain,
+    )
+
+
+def refused(found: CheckResult, nonce: Nonce, clock: Clock) -> Verdict:
+    """The verdict on a proof that was refused before its states were read: it contradicts itself, or its claim."""
+    position = next(number for number, check in enumerate(CHECKS) if check.name == found.name)
+    passed = [result(check, "skipped", SKIPPED) for check in CHECKS[:position]]
+    checks = [*passed, found, *(result(check, "skipped", SKIPPED) for check in CHECKS[position + 1 :])]
+    return Verdict(
+        verdict="invalid",
+        assurance="observed",
+        randomness="recorded",
+        exactness="exact",
+        conditions=Conditions(),
+        proof=ProofSummary(root="", steps=0, segments=0, interval=0, final_weights=""),
+        checks=checks,
+        segments=[],
+        guarantee=Guarantee(),
+        nonce=nonce,
+        cost=Cost(steps_replayed=0, steps_total=0, share=0.0, seconds=time.perf_counter() - clock.begun),
+    )
+
+
+def broken(message: str) -> CheckResult:
+    """What is said of a proof that contradicts itself."""
+    return result(STRUCTURE, "fail", message)
+
+
+def _trajectory(found: Survey, points: list[PerformancePoint]) -> Trajectory:
+    return Trajectory(
+        displacement=found.displacement.tolist(),
+        weights=found.weights.tolist(),
+        distance=found.distance[1:].tolist(),
+        progress=found.progress_share(),
+        loss=found.loss,
+        performance=points,
+    )

@@ -1,0 +1,284 @@
+"""What the states compute: the outputs of the task's networks on samples that the verifier draws once the root is known.
+
+The distance of two functions is bounded: the total variation of the distributions they give where the data are labelled, else the
+mean distance of outputs, clipped. Unlike weights, it is not bought with a bias of a million.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from proof_of_learning.errors import PolError
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.protocol import Described, Glimpse, Probe
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.training import randomness
+from proof_of_learning.training.state import State
+from proof_of_learning.verifier.progress import MAIN, SINGLE, Measure, on_grid
+
+SAMPLES = 64
+GRID = 256  # states that are evaluated at least, at equal distances, and as many more where the function moves most
+COST = 0.02  # of the training's, which evaluating states may take
+ROUND = 16  # states that are evaluated together
+GRADIENTS = 64  # states in which is looked at how far gradients reach
+LIVING = 0.1  # share of a layer's outputs that a gradient reaches, below which it learns nothing
+SHUFFLES = 16
+
+Array = npt.NDArray[np.float64]
+Outputs = list[npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Function:
+    """What was seen of the states' functions.
+
+    positions, to_end, from_start: the states that were evaluated, and their distances to the final function and from the first one.
+    known: how much of the final function the start knew already: 1 less the distance of the outputs, over that with the samples
+        shuffled. ``fresh_known``: the same of a start under a key that nobody could know.
+    idle: of the states that were looked at for it (``looked``), the share in which a layer passes no gradient.
+    heads: the outputs that were looked at.
+    """
+
+    positions: list[int]
+    to_end: Array
+    from_start: Array
+    known: float
+    fresh_known: float
+    idle: float
+    looked: int
+    heads: list[str]
+    layers: dict[str, float] = field(default_factory=dict)
+
+    def measures(self, segments: int) -> list[Measure]:
+        """The three measures of progress, by segment."""
+        parts = on_grid(self.positions, self.to_end, self.from_start, segments)
+        missed = (MAIN, SINGLE, SINGLE)
+        ways = ("nearer", "back", "away")
+        return [Measure(f"function: {way}", part, most) for way, part, most in zip(ways, parts, missed, strict=True)]
+
+    @property
+    def moved(self) -> float:
+        """The distance of the first function from the final one."""
+        return float(self.to_end[0])
+
+    @property
+    def unrest(self) -> float:
+        """The largest distance of the final function from those of the last tenth of the run (a few states before it)."""
+        last = [d for p, d in zip(self.positions, self.to_end, strict=True) if p >= 0.9 * self.positions[-1]]
+        near = [d for d in last[:-1] if math.isfinite(d)]
+        return max(near[-5:], default=0.0)
+
+    @property
+    def settled(self) -> int:
+        """The first position from which on 95 % of the function's way is covered."""
+        best = np.minimum.accumulate(np.nan_to_num(self.to_end, nan=np.inf))
+        return self.positions[int(np.argmax(best <= 0.05 * best[0]))]
+
+
+class Prober:
+    """Evaluates states of one proof. ``seed``: what samples and all else that is drawn follow from."""
+
+    def __init__(self, proof: Proof, replayer: Replayer, described: Described, seed: int) -> None:
+        self._proof, self._replayer, self._seed = proof, replayer, seed
+        count = min(SAMPLES, described.samples)
+        drawn = randomness.permutation(randomness.derive(self._key, "samples"), described.samples)[:count]
+        self._samples = np.sort(drawn).astype("<i8").tobytes()
+        states = len(proof.segments) + 1
+        training = proof.header.training
+        # A step costs about three evaluations of its batch; of these states there may be as many as ``COST`` pays for.
+        affordable = int(COST * training.steps * 3 * described.batch / max(1, count))
+        self._room = max(2 * GRID, affordable)
+        stride = 1 if states <= self._room else math.ceil(states / max(GRID, affordable // 2))
+        self.grid = sorted({*range(0, states, stride), states - 1})
+        self._waiting: list[tuple[int, State]] = []
+        self._ends: tuple[Outputs, Outputs] | None = None
+        self._scales: list[float] = []
+        self._found: dict[int, tuple[float, float]] = {}
+        self._heads: list[tuple[str, bool]] = []
+        self._living: dict[int, dict[str, float]] = {}
+
+    @property
+    def _key(self) -> bytes:
+        return randomness.key_from_seed(self._seed)
+
+    def begin(self, first: State, last: State) -> None:
+        """The two functions that all others are compared with."""
+        glimpses = self._ask([first, last])
+        self._heads = [(head.name, head.scores) for head in glimpses[1].heads]
+        start, end = (self._outputs(glimpse) for glimpse in glimpses)
+        self._ends = start, end
+        self._scales = [_scale(a, b) for a, b in zip(start, end, strict=True)]
+
+    def add(self, position: int, state: State) -> None:
+        """Evaluate a state of the grid, some time."""
+        if position in self._wanted:
+            self._waiting.append((position, state))
+        if len(self._waiting) >= ROUND or sum(held.nbytes for _, held in self._waiting) > 64 << 20:
+            self.flush()
+
+    @property
+    def _wanted(self) -> frozenset[int]:
+        if not hasattr(self, "_grid_set"):
+            self._grid_set = frozenset(self.grid)
+        return self._grid_set
+
+    def flush(self) -> None:
+        """Evaluate what waits."""
+        if not self._waiting:
+            return
+        positions = [position for position, _ in self._waiting]
+        glimpses = self._ask([state for _, state in self._waiting])
+        self._waiting = []
+        for position, glimpse in zip(positions, glimpses, strict=True):
+            self._found[position] = self._apart(self._outputs(glimpse))
+
+    def finish(self, other_start: State | None, on_work: Callable[[int, int], None]) -> Function:
+        """Look more closely where the function moves most, at how far gradients reach, and at what the start knew."""
+        self.flush()
+        self._refine(on_work)
+        assert self._ends is not None
+        start, end = self._ends
+        fresh = start
+        if other_start is not None:
+            fresh = self._outputs(self._ask([other_start])[0])
+        idle, looked = self._idle()
+        positions = sorted(self._found)
+        return Function(
+            positions=positions,
+            to_end=np.array([self._found[p][0] for p in positions]),
+            from_start=np.array([self._found[p][1] for p in positions]),
+            known=self._known(start, end),
+            fresh_known=self._known(fresh, end),
+            idle=idle,
+            looked=looked,
+            heads=[name for name, _ in self._heads],
+            layers=self._layers(),
+        )
+
+    # ---- parts ---------------------------------------------------------------------------------------
+
+    def _refine(self, on_work: Callable[[int, int], None]) -> None:
+        left = self._room - len(self._found)
+        while left > 0:
+            positions = sorted(self._found)
+            parts = np.array([self._found[p] for p in positions])
+            weight = np.zeros(len(positions) - 1)
+            for share in on_grid(range(len(positions)), parts[:, 0], parts[:, 1], len(positions) - 1):
+                weight = np.maximum(weight, share)
+            wide = np.diff(positions) > 1
+            order = [int(i) for i in np.argsort(-np.where(wide, weight, -1.0), kind="stable")[: min(ROUND, left)]]
+            middles = [(positions[i] + positions[i + 1]) // 2 for i in order if wide[i] and weight[i] > 0]
+            if not middles:
+                return
+            digests = self._proof.state_digests()
+            for middle in middles:
+                self._waiting.append((middle, self._proof.state(digests[middle], surveyed=True)))
+            self.flush()
+            left -= len(middles)
+            on_work(len(self._found), self._room)
+
+    def _idle(self) -> tuple[float, int]:
+        """Of states drawn uniformly the share in which some layer learns nothing, and how many were looked at."""
+        count = len(self._proof.segments)
+        chosen = np.sort(randomness.permutation(randomness.derive(self._key, "idle"), count)[:GRADIENTS])
+        digests = self._proof.state_digests()
+        for begin in range(0, len(chosen), ROUND):
+            part = [int(position) for position in chosen[begin : begin + ROUND]]
+            states = [self._proof.state(digests[position], surveyed=True) for position in part]
+            for position, glimpse in zip(part, self._ask(states, gradients=True), strict=True):
+                self._living[position] = glimpse.living
+        # Sparse designs are measured by their own best state.
+        best = self._layers()
+        idle = [
+            any(share == 0.0 or share < LIVING * best[name] for name, share in living.items())
+            for living in self._living.values()
+        ]
+        return (float(np.mean(idle)) if idle else 0.0), len(idle)
+
+    def _layers(self) -> dict[str, float]:
+        """Of each layer the largest share that gradients reached."""
+        best: dict[str, float] = {}
+        for living in self._living.values():
+            for name, share in living.items():
+                best[name] = max(best.get(name, 0.0), share)
+        return best
+
+    def _ask(self, states: Sequence[State], gradients: bool = False) -> list[Glimpse]:
+        return self._replayer.probe(Probe(self._samples, self._seed, gradients), states)
+
+    def _outputs(self, glimpse: Glimpse) -> Outputs:
+        found = {head.name: head for head in glimpse.heads}
+        outputs = []
+        for name, scores in self._heads:
+            head = found.get(name)
+            if (
+                head is None
+                or head.scores != scores
+                or not 0 < head.rows <= 1 << 16
+                or len(head.values) % (4 * head.rows)
+            ):
+                raise PolError(f"the task's step shows the output of {name} in some states only")
+            outputs.append(np.frombuffer(head.values, dtype="<f4").reshape(head.rows, -1))
+        return outputs
+
+    def _apart(self, outputs: Outputs) -> tuple[float, float]:
+        assert self._ends is not None
+        start, end = self._ends
+        return self._distance(outputs, end), self._distance(outputs, start)
+
+    def _distance(self, a: Outputs, b: Outputs) -> float:
+        found = [
+            _apart(x, y, scores, scale)
+            for x, y, (_, scores), scale in zip(a, b, self._heads, self._scales or [1.0] * len(a), strict=True)
+        ]
+        return float(np.mean(found))
+
+    def _known(self, start: Outputs, end: Outputs) -> float:
+        """How much nearer outputs are on the same samples than on others."""
+        shuffled = []
+        for number in range(SHUFFLES):
+            orders = [
+                randomness.permutation(randomness.derive(self._key, "shuffle", number, len(table)), len(table))
+                for table in end
+            ]
+            shuffled.append(self._distance(start, [table[order] for table, order in zip(end, orders, strict=True)]))
+        by_chance = float(np.mean(shuffled))
+        return 1.0 - self._distance(start, end) / by_chance if by_chance > 1e-6 else 0.0
+
+
+def look(
+    proof: Proof, replayer: Replayer, described: Described, seed: int, first: State, last: State
+) -> tuple[Prober | None, str]:
+    """A prober for a proof; None, and why, where the task shows no function."""
+    try:
+        prober = Prober(proof, replayer, described, seed)
+        prober.begin(first, last)
+    except PolError as error:
+        return None, str(error)
+    return prober, ""
+
+
+def _apart(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], scores: bool, scale: float) -> float:
+    if a.shape != b.shape:
+        return math.nan
+    with np.errstate(all="ignore"):
+        difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    difference[np.isnan(difference)] = np.inf
+    if scores:
+        return float(np.minimum(0.5 * difference.sum(axis=1), 1.0).mean())
+    return float(np.minimum(difference / scale, 1.0).mean())
+
+
+def _scale(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    """At which distance outputs count as quite different: three medians of that between the first function and the last."""
+    if a.shape != b.shape:
+        return 1.0
+    with np.errstate(all="ignore"):
+        difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    moving = difference[np.isfinite(difference) & (difference > 0)]
+    return 3.0 * float(np.median(moving)) if moving.size else 1.0

@@ -1,0 +1,132 @@
+"""What a segment contributed, measured where it cannot be bought cheaply.
+
+A trajectory is looked at by its distance to the end and from the start, in weights and in function space, and each of three
+ways is counted in which a jump must show: nearer to the end than ever before, back from farther than ever again, and
+farther from the start than ever before. A single one can be led astray (by going away and coming back, or by one step into a
+worthless place); whoever leaves and returns shows in the others.
+
+Weights are looked at where they come to rest (momentum spent, decay taken out), tensor by tensor, with each coordinate's distance
+clipped at three medians of the largest excursions, so that no coordinate decides. Tensors are pooled into few groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from proof_of_learning.verifier.dynamics import coasting
+from proof_of_learning.verifier.sampling import Trained
+
+CLIP = 3.0  # medians of the coordinates' largest excursions
+MATRICES, VECTORS = 5, 3  # groups of tensors at most
+# Of what a measure shows, how much may be forged and missed with 1 %. What hides in one group, or in an excursion, may be larger: a
+# whole jump shows in each of them.
+MAIN, SINGLE = 0.10, 0.30
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Shares of one kind of progress by segment, [N], which add up to 1 (all 0: nothing to be shared), and what may be missed."""
+
+    name: str
+    shares: Array
+    missed: float
+
+
+def shares(to_end: Array, from_start: Array) -> tuple[Array, Array, Array]:
+    """Of N segments the shares of: coming nearer to the end than before, back from farther than later, farther from the start.
+
+    to_end, from_start: [N+1] distances of the states; one that is not a number counts as the farthest.
+    """
+    to_end, from_start = _finite(to_end), _finite(from_start)
+    nearest = np.minimum.accumulate(to_end)
+    farthest_ahead = np.maximum.accumulate(to_end[::-1])[::-1]
+    farthest = np.maximum.accumulate(from_start)
+    return (
+        _share(nearest[:-1] - nearest[1:]),
+        _share(farthest_ahead[:-1] - farthest_ahead[1:]),
+        _share(np.diff(farthest)),
+    )
+
+
+def weight_measures(trained: Mapping[str, Trained]) -> list[Measure]:
+    """The measures in weights; empty where nothing was trained or states are missing."""
+    groups = _groups(trained)
+    found, nearer = [], []
+    for name, members in groups.items():
+        to_end, from_start = (
+            sum(distances) for distances in zip(*(_distances(trained[m]) for m in members), strict=True)
+        )
+        parts = shares(np.asarray(to_end), np.asarray(from_start))
+        nearer.append(parts[0])
+        found += [
+            Measure(f"{name}: {way}", part, SINGLE) for way, part in zip(("nearer", "back", "away"), parts, strict=True)
+        ]
+    alive = [part for part in nearer if part.any()]
+    if alive:
+        found.insert(0, Measure("weights", np.mean(alive, axis=0), MAIN))
+    return found
+
+
+def importance(measures: Sequence[Measure], segments: int) -> Array:
+    """[N] the largest of each segment's shares, over what may be missed of it: what draws are weighted by."""
+    weight = np.zeros(segments)
+    for measure in measures:
+        weight = np.maximum(weight, measure.shares / measure.missed)
+    return weight
+
+
+def on_grid(positions: Sequence[int], to_end: Array, from_start: Array, segments: int) -> tuple[Array, Array, Array]:
+    """:func:`shares` of states known at some positions only: each segment between two of them gets the whole of their share.
+
+    So the shares may add up to more than 1: whichever of the segments made the progress, it is weighted by all of it.
+    """
+    coarse = shares(to_end, from_start)
+    place = np.searchsorted(np.asarray(positions), np.arange(segments), side="right") - 1
+    return coarse[0][place], coarse[1][place], coarse[2][place]
+
+
+def _groups(trained: Mapping[str, Trained]) -> dict[str, list[str]]:
+    """Matrices and vectors, each in the order of the optimizer (about that of depth) cut into a few runs."""
+    found: dict[str, list[str]] = {}
+    for kind, most, members in (
+        ("matrices", MATRICES, [name for name, item in trained.items() if item.dimensions > 1]),
+        ("vectors", VECTORS, [name for name, item in trained.items() if item.dimensions <= 1]),
+    ):
+        count = min(most, len(members))
+        for number in range(count):
+            part = members[len(members) * number // count : len(members) * (number + 1) // count]
+            found[part[0].split("/", 2)[2] if len(part) == 1 else f"{kind} {number + 1} of {count}"] = part
+    return found
+
+
+def _distances(item: Trained) -> tuple[Array, Array]:
+    """[N+1] of one tensor: clipped l1 distances to the end and from the start, in elements that are as far as they may be."""
+    places = coasting(item.course)
+    with np.errstate(all="ignore"):
+        found = []
+        for goal in (places[-1], places[0]):
+            apart = np.abs(places - goal)
+            apart[np.isnan(apart)] = np.inf
+            largest = apart.max(axis=0)
+            moving = largest[(largest > 0) & np.isfinite(largest)]
+            clip = CLIP * float(np.median(moving)) if moving.size else 1.0
+            found.append(item.elements * (np.minimum(apart, clip) / clip).mean(axis=1))
+    return found[0], found[1]
+
+
+def _finite(distances: Array) -> Array:
+    known = distances[np.isfinite(distances)]
+    return np.where(np.isfinite(distances), distances, known.max() if known.size else 0.0)
+
+
+def _share(gains: Array) -> Array:
+    gains = np.maximum(gains, 0.0)
+    total = float(gains.sum())
+    return gains / total if total > 0 and math.isfinite(total) else np.zeros_like(gains)

@@ -1,0 +1,178 @@
+"""What every state holds at some coordinates that follow from the nonce, so that nobody could know them while training.
+
+Small tensors are taken whole. Weights and what the optimizer keeps for them are looked at in the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from proof_of_learning.errors import FormatError
+from proof_of_learning.replay.measure import WEIGHTS
+from proof_of_learning.training import randomness
+from proof_of_learning.training.state import State, decode_tree
+from proof_of_learning.verifier.dynamics import Course, Rule, rates_by_part, read_rule
+
+COORDINATES = 512  # of each tensor at most
+FEWEST = 16
+MAX_VALUES = 1 << 26  # in memory, all states and tensors together
+
+Array = npt.NDArray[np.float64]
+Values = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One tensor of weights that an optimizer trains: what it went through, how many elements it has, and which part trains it."""
+
+    course: Course
+    elements: int
+    dimensions: int
+    part: str
+
+
+class Sampler:
+    """Collects, state by state. ``states``: how many there will be; ``seed``: what the coordinates follow from."""
+
+    def __init__(self, states: int, seed: int) -> None:
+        self._states, self._seed = states, seed
+        self._places: dict[int, Tensor | None] = {}
+        self._values: dict[str, Values] = {}
+        self._shapes: dict[str, torch.Size] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._groups: dict[str, list[Any]] = {}
+        self._most = COORDINATES
+        self.seen = 0
+
+    def add(self, position: int, state: State) -> None:
+        """Take note of the state at ``position``."""
+        if not self.seen:
+            kept = sum(_followed(name, tensor) for name, tensor in state.tensors.items())
+            # Momenta appear with the first step: of each tensor there may be three more.
+            self._most = max(FEWEST, min(COORDINATES, MAX_VALUES // (self._states * max(1, 4 * kept))))
+        self.seen += 1
+        for name, tensor in state.tensors.items():
+            if _followed(name, tensor):
+                self._take(position, name, tensor)
+        for part, groups in _groups(state).items():
+            self._groups.setdefault(part, [None] * self._states)[position] = groups
+
+    def _take(self, position: int, name: str, tensor: Tensor) -> None:
+        if name not in self._values:
+            columns = 1 if tensor.ndim == 0 else min(tensor.numel(), self._most)
+            wide = tensor.dtype == torch.float64
+            self._values[name] = np.full((self._states, columns), np.nan, dtype=np.float64 if wide else np.float32)
+            self._shapes[name], self._dtypes[name] = tensor.shape, tensor.dtype
+        if tensor.shape != self._shapes[name] or tensor.dtype != self._dtypes[name]:
+            return  # stays not a number, which nothing passes for progress
+        flat, places = tensor.reshape(-1), self._at(tensor.numel())
+        chosen = flat if places is None else flat.index_select(0, places)
+        self._values[name][position] = chosen.to(torch.float64).numpy()
+
+    def _at(self, elements: int) -> Tensor | None:
+        """The coordinates of a tensor of so many elements; None for all of them."""
+        if elements not in self._places:
+            seed = randomness.derive(self._seed.to_bytes(randomness.KEY_BYTES, "little"), "places", elements)
+            if elements <= self._most:
+                self._places[elements] = None
+            else:
+                # Of very many, twice as many are drawn with replacement, for a permutation of all would take longer than the rest.
+                few = elements <= 8 * self._most
+                among = (
+                    randomness.permutation(seed, elements)
+                    if few
+                    else np.unique((randomness.uniforms(seed, 2 * self._most) * elements).astype(np.int64))
+                )
+                picked = among if few else among[randomness.permutation(seed, len(among))]
+                self._places[elements] = torch.from_numpy(np.sort(picked[: self._most]))
+        return self._places[elements]
+
+    def trained(self, members: Mapping[str, str], rates: Array, bounds: npt.NDArray[np.int64]) -> dict[str, Trained]:
+        """By the weights' name, in the order in which optimizers hold them; empty where states are missing.
+
+        members: of each entry of an optimizer's state the weights that it belongs to.
+        rates: [steps, groups of all optimizers], as recorded. bounds: [T+1] steps at which states stand.
+        """
+        if self.seen < self._states:
+            return {}
+        own = {part: _held_rates(groups) for part, groups in self._groups.items()}
+        by_part = rates_by_part(rates, bounds, own) if all(held.size for held in own.values()) else None
+        found: dict[str, Trained] = {}
+        rules: dict[tuple[str, int, tuple[str, ...]], Rule | None] = {}
+        for entry, weight in members.items():
+            part, _, number = entry.rpartition("/state/")
+            if weight not in self._values or part not in self._groups or not number.isdecimal():
+                continue
+            group = _group_of(self._groups[part][0], int(number))
+            prefix = f"{entry}/"
+            entries = {name[len(prefix) :]: values for name, values in self._values.items() if name.startswith(prefix)}
+            entries = {name: v[:, 0] if name == "step" else v for name, v in entries.items() if "/" not in name}
+            entries = {n: v for n, v in entries.items() if n == "step" or v.shape == self._values[weight].shape}
+            if group is None or by_part is None or part not in by_part:
+                rule, used = None, np.full(len(rates), np.nan)
+            else:
+                key = (part, group, tuple(sorted(entries)))
+                if key not in rules:
+                    rules[key] = read_rule([held[group] for held in self._groups[part]], set(entries))
+                rule, used = rules[key], by_part[part][:, group]
+            course = Course(self._values[weight], entries, rule, used, bounds, _name(self._dtypes[weight]))
+            shape = self._shapes[weight]
+            found[weight] = Trained(course, shape.numel(), len(shape), part)
+        return found
+
+
+def _followed(name: str, tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return False
+    return name.startswith(f"{WEIGHTS}/") or (name.startswith("optimizer") and "/state/" in name)
+
+
+def _groups(state: State) -> dict[str, Any]:
+    """The parameter groups of each optimizer, by its part; none of what is not laid out as ours are."""
+    found: dict[str, Any] = {}
+    for key, node in state.tree["d"]:
+        part = key[2:]
+        if part.split(".")[0] == "optimizer" and isinstance(node, dict) and set(node) == {"d"}:
+            for name, body in node["d"]:
+                if name == "s:groups":
+                    try:
+                        groups = decode_tree(body, state.tensors)
+                    except FormatError:
+                        continue
+                    if isinstance(groups, list) and all(isinstance(group, dict) for group in groups):
+                        found[part] = groups
+    return found
+
+
+def _held_rates(groups: list[Any]) -> Array:
+    """[T+1, groups] the rates that the states of one optimizer hold; empty where their number changes."""
+    counts = {len(held) for held in groups if held is not None}
+    if len(counts) != 1 or None in groups:
+        return np.empty((0, 0))
+    return np.array([[_rate(group) for group in held] for held in groups], dtype=np.float64)
+
+
+def _rate(group: Any) -> float:
+    try:
+        return float(group["lr"])
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
+        return float("nan")
+
+
+def _group_of(groups: Any, number: int) -> int | None:
+    for position, group in enumerate(groups or ()):
+        members = group.get("params")
+        if isinstance(members, list) and number in members:
+            return position
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

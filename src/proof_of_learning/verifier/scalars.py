@@ -1,0 +1,159 @@
+"""The numbers in a state that no distance measures: scalars, and tensors of one element, of the scaler and of custom parts.
+
+A replay takes them from the state that it starts from. One falsified in one segment (a loss scale that is not a number, a
+counter that switches a loss off) would hold from there on, and every later segment would replay bit for bit. What they should
+be does not follow from the task; but a value that breaks, or changes in a way that is rare in its own history, points to the
+segment that changed it, and that one is replayed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor
+
+from proof_of_learning import canonical
+from proof_of_learning.training.state import DTYPE_NAMES, State, escaped
+
+Value = int | float | str
+MAX_PATHS, MAX_RATES, MAX_KEPT = 4096, 8, 32
+RARE_SHARE = 0.01  # a change is rare if it is seen in no more than this share of the segments, or in one
+SCALER = {"scaler/scale", "scaler/_growth_tracker"}
+# What is compared with the task's own settings, says where in the run the state stands, or is trained.
+_ELSEWHERE: dict[str, tuple[str, ...] | None] = {
+    "model": ("s:frozen", "s:parameters"), "optimizer": ("s:groups",), "scheduler": None, "progress": None,
+}  # fmt: skip
+
+
+@dataclass
+class _Path:
+    """What is known of one number: its last value, and by kind of change in how many segments it was seen, and the first of them."""
+
+    last: Value | None = None
+    counts: dict[Any, int] = field(default_factory=dict)
+    where: dict[Any, list[int]] = field(default_factory=dict)
+
+    def see(self, kind: Any, segment: int) -> None:
+        if kind not in self.counts and len(self.counts) >= MAX_RATES:
+            kind = "changed"
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        kept = self.where.setdefault(kind, [])
+        if len(kept) < MAX_KEPT:
+            kept.append(segment)
+
+
+@dataclass
+class Scalars:
+    """Filled by one pass over all states in order; its size is bounded, whatever the states hold.
+
+    broken: segments at whose end a number is not finite that was finite before, with the number's name.
+    unsound: the first state (by position) whose scaler cannot scale anything, and why.
+    """
+
+    broken: dict[int, str] = field(default_factory=dict)
+    unsound: tuple[int, str] | None = None
+    _paths: dict[str, _Path] = field(default_factory=dict)
+    _held: int = -1
+
+    def add(self, position: int, state: State | None, steps: int) -> None:
+        """The state after ``position`` segments, the last of them of so many steps; None where its bytes are missing."""
+        if state is None:
+            return
+        follows, self._held = self._held == position - 1 and position > 0, position
+        for path, value in _numbers(state):
+            if self.unsound is None and position > 0 and path in SCALER:
+                self.unsound = None if _sound(path, value) else (position, f"{path} is {value!r}")
+            known = self._paths.get(path)
+            if known is None:
+                if len(self._paths) < MAX_PATHS:
+                    self._paths[path] = _Path(value)
+                elif not _finite(value) and len(self.broken) < MAX_KEPT and follows:
+                    self.broken.setdefault(position - 1, path)
+                continue
+            before, known.last = known.last, value
+            if not follows or before is None:
+                continue
+            if not _finite(value) and _finite(before) and len(self.broken) < MAX_KEPT:
+                self.broken.setdefault(position - 1, path)
+            if path not in SCALER:
+                known.see(_change(before, value, steps), position - 1)
+
+    def rare(self, most: int) -> dict[int, str]:
+        """Up to ``most`` segments in which a number changed (or did not) in a way that its history hardly knows, rarest first."""
+        found: list[tuple[int, int, str]] = []
+        for path, known in self._paths.items():
+            total = sum(known.counts.values())
+            usual = max(known.counts.values(), default=0)
+            for kind, count in known.counts.items():
+                if count <= max(1, RARE_SHARE * total) and count < usual:
+                    found += [(count, segment, path) for segment in known.where[kind]]
+        chosen: dict[int, str] = {}
+        for _, segment, path in sorted(found):
+            if len(chosen) < most:
+                chosen.setdefault(segment, path)
+        return dict(sorted(chosen.items()))
+
+
+def _change(before: Value, after: Value, steps: int) -> Any:
+    """The kind of a change: none, a whole number's rate per step, or any other."""
+    if before == after or (before != before and after != after):
+        return "same"
+    if steps > 0 and _whole(before) and _whole(after):
+        return Fraction(int(after) - int(before), steps)
+    return "changed"
+
+
+def _whole(value: Value) -> bool:
+    return not isinstance(value, str) and math.isfinite(value) and value == int(value) and abs(value) < 2**63
+
+
+def _finite(value: Value) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _sound(path: str, value: Value) -> bool:
+    if isinstance(value, str):
+        return False
+    return value >= 0 if path.endswith("_growth_tracker") else math.isfinite(value) and value > 0
+
+
+def _numbers(state: State) -> Iterator[tuple[str, Value]]:
+    """Every number by its path; texts and truth values by digest, for they can change as well. Weights are not among them."""
+    for key, node in state.tree["d"]:
+        name = key[2:]
+        left_out = _ELSEWHERE.get(name.split(".")[0], ())
+        if left_out is None:
+            continue
+        if left_out and isinstance(node, dict):
+            node = {"d": [item for item in node.get("d", []) if item[0] not in left_out]}
+        yield from _walk(node, escaped(name), state.tensors)
+
+
+def _walk(node: Any, path: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Value]]:
+    if not isinstance(node, dict):
+        yield path, canonical.sha256(repr(node).encode())[7:23]
+        return
+    ((tag, body),) = node.items()
+    if tag == "t":
+        tensor = tensors.get(body)
+        if tensor is None or tensor.numel() != 1:
+            return
+        name = DTYPE_NAMES.get(tensor.dtype, "")
+        if not tensor.dtype.is_complex and not name.startswith("float8"):
+            value = tensor.item()
+            yield path, value if isinstance(value, float) else int(value)
+    elif tag == "i":
+        # Digits cost time that grows with their square: what is longer than any counter is a text.
+        yield path, int(body) if len(body) < 24 else canonical.sha256(body.encode())[7:23]
+    elif tag == "f":
+        yield path, float.fromhex(body)
+    elif tag in ("l", "u"):
+        for position, item in enumerate(body):
+            yield from _walk(item, f"{path}/{position}", tensors)
+    else:
+        for key, item in body:
+            yield from _walk(item, f"{path}/{escaped(key[2:])}", tensors)
