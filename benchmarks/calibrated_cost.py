@@ -1,7 +1,8 @@
 """What calibrated verification costs over the exact one, on the same segments of the same proof.
 
-The proof is recorded in an environment that this machine can reproduce (one thread, ATen limited to AVX2). Verifications
-alternate: exact, in that environment, and calibrated, as a machine without it would have to.
+The proof is recorded in an environment that this machine can reproduce (one thread, and ATen limited to AVX2, where AVX-512 is
+there, else to its default code paths). Verifications alternate: exact, in that environment, and calibrated, as a machine without
+it would have to.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from common import benchmark, fashion, ratio, timed, walls
 
 import proof_of_learning as pol
@@ -30,23 +32,24 @@ def prove(task: TaskReference, path: Path) -> None:
         "pol.prove(pol.TaskReference(target, settings), path, interval=k, threads=1)\n"
     )
     arguments = json.dumps([task.target, dict(task.settings), str(path), INTERVAL])
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    older = "avx2" if "512" in torch.backends.cpu.get_cpu_capability() else "default"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": older, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code, arguments], env=environment, check=True)
 
 
 def main() -> None:
     with benchmark(__doc__) as run, tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
-        task, path, verdicts = fashion(steps=60 if run.quick else 300), Path(scratch) / "proof", {}
+        task, path, verdicts = fashion(steps=run.size.of(300, 60, 10)), Path(scratch) / "proof", {}
         prove(task, path)
 
         def verify(calibrated: bool) -> None:
             verdicts[calibrated] = pol.verify(
-                path, task, nonce=NONCE, accept_nonce=True, random=20 if run.quick else 60, sandbox="off",
+                path, task, nonce=NONCE, accept_nonce=True, random=run.size.of(60, 20, 1), sandbox="off",
                 reproduce=not calibrated, allow_calibrated=calibrated,
             )  # fmt: skip
 
         exact, calibrated = [], []
-        for _ in range(2 if run.quick else 6):
+        for _ in range(run.size.of(6, 2, 1)):
             exact.append(timed(lambda: verify(False)))
             calibrated.append(timed(lambda: verify(True)))
         assert verdicts[False].exactness == "exact" and verdicts[True].exactness == "calibrated", verdicts[True].reason

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,32 @@ from proof_of_learning import TaskReference
 SCHEMA = "pol/benchmark/v1"
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 FASHION = "fashion_mnist.npz"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a program computes: all of it, ``--quick``, or ``--tiny``, which goes through every part and measures nothing."""
+
+    name: str = "full"
+
+    @property
+    def full(self) -> bool:
+        return self.name == "full"
+
+    def of(self, full: T, quick: T, tiny: T) -> T:
+        return {"full": full, "quick": quick, "tiny": tiny}[self.name]
+
+
+def size_options(parser: argparse.ArgumentParser, quick: str) -> None:
+    """Add ``--quick`` (its help: ``quick``) and ``--tiny``; what was chosen is the option ``size``."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--quick", dest="size", action="store_const", const=Size("quick"), default=Size(), help=quick)
+    chosen.add_argument(
+        "--tiny", dest="size", action="store_const", const=Size("tiny"),
+        help="seconds: shows that the program works, and no more",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,7 +75,7 @@ class Result:
 class Benchmark:
     """The run of one benchmark program: its options, and the results as they come in."""
 
-    quick: bool
+    size: Size
     seed: int
     json: str
     data: str | None
@@ -82,7 +108,8 @@ class Benchmark:
             "schema": SCHEMA,
             "results": [asdict(result) for result in self.results],
             "notes": self.notes,
-            "quick": self.quick,
+            "quick": not self.size.full,
+            "size": self.size.name,
             "machine": machine(),
             "versions": versions(),
             "seed": self.seed,
@@ -98,7 +125,7 @@ def benchmark(description: str, **numbers: int) -> Iterator[Benchmark]:
     ``numbers``: further options of the program and their defaults; what was chosen is in :attr:`Benchmark.numbers`.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks: under two minutes on two cores")
+    size_options(parser, "fewer and shorter blocks: under two minutes on two cores")
     parser.add_argument("--data", default=os.environ.get("POL_DATA"), help=f"folder that holds {FASHION}")
     parser.add_argument("--json", required=True, help="file for the results, or - for standard output")
     parser.add_argument("--seed", type=int, default=0)
@@ -108,13 +135,14 @@ def benchmark(description: str, **numbers: int) -> Iterator[Benchmark]:
     torch.manual_seed(options.seed)
     np.random.seed(options.seed)
     run = Benchmark(
-        options.quick, options.seed, options.json, options.data, {name: getattr(options, name) for name in numbers}
+        options.size, options.seed, options.json, options.data, {name: getattr(options, name) for name in numbers}
     )
     with tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
         if not options.data or not (Path(options.data) / FASHION).is_file():
-            run.data = synthetic(Path(scratch), options.seed)
+            counts = options.size.of((60_000, 10_000), (60_000, 10_000), (512, 64))
+            run.data = synthetic(Path(scratch), options.seed, *counts)
             run.note(
-                f"no {FASHION} was found (--data DIR or POL_DATA): synthetic images of the same number and shape take its "
+                f"no {FASHION} was found (--data DIR or POL_DATA): synthetic images of the same shape take its "
                 "place, so that times are comparable and accuracies mean nothing"
             )
         assert run.data is not None
@@ -123,12 +151,12 @@ def benchmark(description: str, **numbers: int) -> Iterator[Benchmark]:
     run.write()
 
 
-def synthetic(folder: Path, seed: int) -> str:
+def synthetic(folder: Path, seed: int, train: int = 60_000, test: int = 10_000) -> str:
     """A file with the names, shapes and types of Fashion-MNIST and random content; returns its folder."""
     generator = np.random.default_rng(seed)
     arrays = {
         f"{part}_{name}": generator.integers(0, high, size, dtype=np.uint8)
-        for part, count in (("train", 60_000), ("test", 10_000))
+        for part, count in (("train", train), ("test", test))
         for name, high, size in (("x", 256, (count, 28, 28)), ("y", 10, (count,)))
     }
     np.savez(folder / FASHION, **arrays)

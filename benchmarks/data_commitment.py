@@ -25,7 +25,7 @@ def main() -> None:
                 hasher.update(tensor_bytes(column))
 
         modes = {"commit": lambda: timed(lambda: commit(data)), "floor": lambda: timed(floor)}
-        costs: dict[str, list[Cost]] = alternate(modes, 5 if run.quick else 20)
+        costs: dict[str, list[Cost]] = alternate(modes, run.size.of(20, 5, 1))
         seconds = walls(costs["commit"])
         run.add(f"commitment to {len(data):,} images", min(seconds), "s", target=TARGET, spread=middle_half(seconds))
         run.add("commitment, CPU time", min(cost.cpu for cost in costs["commit"]), "s")

@@ -88,7 +88,7 @@ def measure(mode: str, task: TaskReference, path: Path) -> tuple[int, int]:
 
 def main() -> None:
     with benchmark(__doc__) as run, tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
-        width, lengths = (1536, (5, 15)) if run.quick else (2048, (10, 40))
+        width, lengths = run.size.of((2048, (10, 40)), (1536, (5, 15)), (64, (2,)))
         target = f"{Path(__file__).with_name('mlp.py')}:task"
         paths = {steps: Path(scratch) / f"{steps}.pol" for steps in lengths}
         tasks = {steps: TaskReference(target, {"steps": steps, "width": width}) for steps in lengths}
@@ -113,8 +113,13 @@ def main() -> None:
             beyond = (together - trained - idle) / state
             run.add(f"verifying beyond training, {steps} checkpoints", beyond, "states", target=TARGET)
         for name in ("recording", "verifying"):
-            first, last = (result.value for result in run.results if result.name.startswith(name))
-            run.add(f"{name}: growth from {lengths[0]} to {lengths[1]} checkpoints", last - first, "states", target=0.1)
+            values = [result.value for result in run.results if result.name.startswith(name)]
+            run.add(
+                f"{name}: growth from {lengths[0]} to {lengths[-1]} checkpoints",
+                values[-1] - values[0],
+                "states",
+                target=0.1,
+            )
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ FULL = (
     Plan(469, 469, 3, (("raw", False), ("quantised", False))),
 )
 QUICK = (Plan(1, 20, 3), Plan(10, 20, 4, EVERY_WAY))
+TINY = (Plan(2, 2, 1, EVERY_WAY),)
 LARGE = Plan(10, 10, 2, (("raw", False), ("quantised", False)))
 
 
@@ -112,10 +113,10 @@ def measure(run: Benchmark, plan: Plan, network: str, target: Callable[[int], Ta
 def main() -> None:
     with benchmark(__doc__, interval=0) as run:
         only = run.numbers["interval"]
-        for plan in QUICK if run.quick else FULL:
+        for plan in run.size.of(FULL, QUICK, TINY):
             if only in (0, plan.interval):
                 measure(run, plan, "Fashion-MNIST CNN", lambda steps: fashion(steps=steps))
-        if not run.quick and not only:
+        if run.size.full and not only:
             large = f"{Path(__file__).with_name('resnet18.py')}:task"
             measure(run, LARGE, "ResNet-18", lambda steps: TaskReference(large, {"steps": steps}))
         run.note(

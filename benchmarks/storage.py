@@ -28,7 +28,6 @@ from proof_of_learning.training.environment import current
 from proof_of_learning.training.state import State
 
 TARGETS = {("sgd", "lossless"): 6.0, ("sgd", "quantised"): 0.5, ("adamw", "quantised"): 0.9}
-LONG = 1_000_000  # steps
 EPOCHS = 5  # as the example trains
 
 
@@ -131,7 +130,7 @@ def thinned(run: Benchmark, folder: Path, segments: int) -> None:
     run.add("thinned: log and blocks", (total - kept * whole / (segments + 1)) / segments, "B a segment")
 
 
-def long_log(run: Benchmark, folder: Path, interval: int, target: float | None) -> None:
+def long_log(run: Benchmark, folder: Path, steps: int, interval: int, target: float | None) -> None:
     path = folder / f"long-{interval}.pol"
     state = State({"d": [["s:model", {"d": [["s:parameters", {"d": [["s:w", {"t": "model/parameters/w"}]]}]]}]]},
                   {"model/parameters/w": torch.zeros(4)})  # fmt: skip
@@ -143,7 +142,7 @@ def long_log(run: Benchmark, folder: Path, interval: int, target: float | None) 
 
     data = DataCommitment(root="sha256:" + "0" * 64, samples=60000, salted=False)
     header = make_header(short, Session(short, randomness.key_from_seed(0)), [0] * 60000, data_commitment=data)
-    training = format.Training(LONG, interval, 469)
+    training = format.Training(steps, interval, 469)
     header = format.msgspec.structs.replace(header, training=training)
     environment, loss = current(), np.ones(interval)
     with ProofWriter.create(path, header, keep_every=1 << 40) as writer:
@@ -163,25 +162,25 @@ def long_log(run: Benchmark, folder: Path, interval: int, target: float | None) 
     )
     out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     seconds, memory = (float(line) for line in out.stdout.split())
-    label = f"a log of {LONG:,} steps in {header.segments():,} segments"
+    label = f"a log of {steps:,} steps in {header.segments():,} segments"
     run.add(f"{label}: opening", seconds, "s", target=target)
     run.add(f"{label}: memory beyond PyTorch", memory, "MiB", target=None if target is None else 200.0)
 
 
 def main() -> None:
     with benchmark(__doc__) as run, tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
-        folder = Path(scratch)
-        paths = sizes(run, folder, "sgd", 160 if run.quick else EPOCHS * 469, 10)
+        folder, k = Path(scratch), run.size.of(10, 10, 2)
+        paths = sizes(run, folder, "sgd", run.size.of(EPOCHS * 469, 160, 8), k)
         for codec in codecs.NAMES:
-            speeds(run, paths[codec], codec, 5 if run.quick else 30)
+            speeds(run, paths[codec], codec, run.size.of(30, 5, 1))
             one_checkpoint(run, paths[codec], codec)
-        for interval in (1, 2, 5):  # what momenta predict depends on it
-            sizes(run, folder, "sgd", (16 if run.quick else 64) * interval, interval, ("lossless",))
-        sizes(run, folder, "adamw", 160 if run.quick else 640, 10)
-        thinned(run, folder, 200 if run.quick else 5000)
-        long_log(run, folder, 1000, 1.0)
-        if not run.quick:
-            long_log(run, folder, 10, None)
+        for interval in run.size.of((1, 2, 5), (1, 2, 5), (1,)):  # what momenta predict depends on it
+            sizes(run, folder, "sgd", run.size.of(64, 16, 2) * interval, interval, ("lossless",))
+        sizes(run, folder, "adamw", run.size.of(640, 160, 8), k)
+        thinned(run, folder, run.size.of(5000, 200, 4))
+        long_log(run, folder, run.size.of(1_000_000, 1_000_000, 4000), 1000, 1.0)
+        if run.size.full:
+            long_log(run, folder, 1_000_000, 10, None)
         run.note(f"peak memory of this program {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
 
 

@@ -93,10 +93,9 @@ def replay(run: Benchmark, folder: Path, interval: int, steps: int, random: int,
             run.add(f"once: {name}", min(seconds), "s", spread=middle_half(seconds))
 
 
-def against_the_original(run: Benchmark, folder: Path, repeats: int) -> None:
-    """One epoch at k = 12, verified by the command: three segments and the last (37 steps; the original replays 36), then
-    the default challenge."""
-    epoch = 469
+def against_the_original(run: Benchmark, folder: Path, epoch: int, repeats: int) -> None:
+    """One epoch (that many steps) at k = 12, verified by the command: three segments and the last (37 steps; the original
+    replays 36), then the default challenge."""
     task, path = fashion(steps=epoch), folder / "k12"
     pol.prove(task, path, interval=12)
     command = [sys.executable, "-c", "from proof_of_learning.cli.main import run; run()"]
@@ -135,10 +134,12 @@ def against_the_original(run: Benchmark, folder: Path, repeats: int) -> None:
 
 def main() -> None:
     with benchmark(__doc__) as run, tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
-        folder, quick = Path(scratch), run.quick
-        replay(run, folder, 50, 200 if quick else 400, 2, 2 if quick else 10, 1.05)
-        replay(run, folder, 1, 60 if quick else 300, 20 if quick else 100, 2 if quick else 10, 1.5)
-        against_the_original(run, folder, 1 if quick else 3)
+        folder, size = Path(scratch), run.size
+        blocks = size.of(10, 2, 1)
+        replay(run, folder, size.of(50, 50, 2), size.of(400, 200, 6), size.of(2, 2, 1), blocks, 1.05)
+        if size.name != "tiny":
+            replay(run, folder, 1, size.of(300, 60, 60), size.of(100, 20, 20), blocks, 1.5)
+        against_the_original(run, folder, size.of(469, 469, 24), size.of(3, 1, 1))
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
 SEGMENTS, CODEC = 5000, "quantised"
-QUICK = 100
+QUICK, TINY = 100, 3
 
 
 def main() -> None:
     with benchmark(__doc__, interval=20) as run, tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
-        segments = QUICK if run.quick else SEGMENTS
-        interval = run.numbers["interval"]
+        segments = run.size.of(SEGMENTS, QUICK, TINY)
+        interval = run.size.of(run.numbers["interval"], run.numbers["interval"], 2)
         steps, path = segments * interval, Path(scratch) / "proof"
         target = fashion(steps=steps)
         task = load_task(target)
@@ -48,7 +48,9 @@ def main() -> None:
                     for result in session.run(session.progress.step + count, feed, order):
                         recorder.step(result.loss, result.rates)
                     recorded += time.perf_counter() - begun
-                    if session.progress.step % 1000 == 0 or run.quick:  # a tenth is enough to know what a step costs
+                    if (
+                        session.progress.step % 1000 == 0 or not run.size.full
+                    ):  # a tenth is enough to know what a step costs
                         begun = time.perf_counter()
                         loop.run(count)
                         plain, plain_steps = plain + time.perf_counter() - begun, plain_steps + count

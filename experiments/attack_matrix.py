@@ -1,6 +1,6 @@
 """Attacks × checks × (derived, observed) × (exact, calibrated): what the verifier makes of every registered attack.
 
-    python experiments/attack_matrix.py [--quick] [--data DIR] [--output DIR] [--seeds N] [--attacks A,B] --json FILE
+    python experiments/attack_matrix.py [--quick | --tiny] [--data DIR] [--output DIR] [--seeds N] [--attacks A,B] --json FILE
 
 Every attack of the registry is forged against an honest target, in every variant that it declares (else in every combination of
 its parameters' choices), and judged with all checks. *Derived*: all randomness follows from a key, as under a registered
@@ -77,6 +77,7 @@ class Target:
 
 DIGITS = f"{EXAMPLES / 'digits.py'}:task"
 QUICK = (Target("digits", DIGITS, {"steps": 80}, 2),)
+TINY = (Target("digits", DIGITS, {"steps": 8}, 2, comparisons=("exact",), attacks=("concatenation",)),)
 VARIANTS, FASHION = f"{HERE / 'variants.py'}:task", f"{EXAMPLES / 'fashion_mnist.py'}:task"
 # Calibrated judgements take twice the replays, or several processes each: shorter runs, fewer variants.
 DEAR = ("inverse-gradient", "synthetic-data")  # ten to ninety honest trainings each
@@ -129,7 +130,7 @@ def variants(attack: type[Attack]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
-def cases(targets: tuple[Target, ...], names: list[str], quick: bool) -> Iterator[Case]:
+def cases(targets: tuple[Target, ...], names: list[str], quick: bool = False) -> Iterator[Case]:
     runs = [(target, seed) for target in targets for seed in range(target.seeds)]
     for (target, seed), comparison in ((run, comparison) for run in runs for comparison in run[0].comparisons):
         for name in (None, *(n for n in names if n in (target.attacks or names) and n not in target.without)):
@@ -304,28 +305,30 @@ def main(arguments: list[str] | None = None) -> None:
 
         return compute_one
 
-    todo = {case.name: cell(case) for case in cases(targets, names, options.quick)}
-    label = json.loads(json.dumps({"quick": options.quick, "targets": [asdict(target) for target in targets]}))
+    todo = {case.name: cell(case) for case in cases(targets, names, not options.size.full)}
+    label = json.loads(json.dumps({"size": options.size.name, "targets": [asdict(target) for target in targets]}))
     done = compute(todo, part_of(options.json), label)
-    matrix = Matrix(done, NONCES, options.quick)
+    matrix = Matrix(done, NONCES, not options.size.full)
     if options.output is not None:
         write_page(matrix, Path(options.output))
     print(matrix.closest())
-    write(options.json, matrix.results(), quick=options.quick, rows=matrix.rows, checks=matrix.unique(),
+    write(options.json, matrix.results(), size=options.size, rows=matrix.rows, checks=matrix.unique(),
           not_applicable=matrix.not_applicable, errors=matrix.errors)  # fmt: skip
     shutil.rmtree(work, ignore_errors=True)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     made = parser(__doc__, "the digits task, one seed, in this process")
-    made.add_argument("--output", help="folder for the page and its picture (default: docs/evidence; none if --quick)")
+    made.add_argument(
+        "--output", help="folder for the page and its picture (default: docs/evidence; none if --quick or --tiny)"
+    )
     made.add_argument("--seeds", type=int, help="targets of each task (default: 1; of digits in exact comparison 3)")
     made.add_argument("--attacks", help="names, separated by commas (default: all)")
     made.add_argument("--tasks", help="names of the built-in tasks to measure on (default: all)")
     made.add_argument("--task", help="measure on this task instead: path.py:function")
     made.add_argument("--interval", type=int, default=2, help="k, with --task")
     options = made.parse_args(arguments)
-    if options.output is None and not options.quick:
+    if options.output is None and options.size.full:
         options.output = str(HERE.parent / "docs" / "evidence")
     return options
 
@@ -334,7 +337,7 @@ def _targets(options: argparse.Namespace) -> tuple[Target, ...]:
     if options.task:
         return (Target(Path(options.task.split(":")[0]).stem, options.task, {}, options.interval, options.seeds or 1),)
     found = []
-    for target in QUICK if options.quick else FULL:
+    for target in options.size.of(FULL, QUICK, TINY):
         if options.tasks and target.name not in options.tasks.split(","):
             continue
         if target.needs and not (options.data and (Path(options.data) / target.needs).is_file()):

@@ -22,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent / "examples"
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
-from common import SCHEMA, Result, machine, versions  # noqa: E402
+from common import SCHEMA, Result, Size, machine, size_options, versions  # noqa: E402
 
 Cell = dict[str, Any]
 
@@ -42,7 +42,7 @@ PINNED = {"OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_C
 def parser(description: str | None, quick: str = "under two minutes on two cores") -> argparse.ArgumentParser:
     """The options that every experiment has."""
     made = argparse.ArgumentParser(description=(description or "").strip().split("\n")[0])
-    made.add_argument("--quick", action="store_true", help=quick)
+    size_options(made, quick)
     made.add_argument("--data", default=os.environ.get("POL_DATA"), help="folder with the data of the larger examples")
     made.add_argument("--json", required=True, help="file for the results")
     return made
@@ -130,14 +130,14 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def write(
-    path: str, results: Sequence[Result], *, quick: bool, seed: int = 0, keep: bool = False, **details: Any
+    path: str, results: Sequence[Result], *, size: Size, seed: int = 0, keep: bool = False, **details: Any
 ) -> None:
     """Write the results (schema ``pol/benchmark/v1``), with further ``details``; unless ``keep``, remove what was kept for resuming.
 
     Numbers that are not finite become null.
     """
     document = {
-        "schema": SCHEMA, "results": [asdict(result) for result in results], **details, "quick": quick,
+        "schema": SCHEMA, "results": [asdict(result) for result in results], **details, "quick": not size.full, "size": size.name,
         "machine": machine(), "versions": versions(), "seed": seed,
     }  # fmt: skip
     text = json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

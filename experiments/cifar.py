@@ -51,7 +51,7 @@ def stand_in(folder: Path, seed: int, images: int = 5000) -> str:
     generator = np.random.default_rng(seed)
     patterns = generator.integers(64, 192, (10, 3, 32, 32))
     arrays = {}
-    for part, count in (("train", images), ("test", MEASURED_ON)):
+    for part, count in (("train", images), ("test", min(MEASURED_ON, images))):
         labels = generator.integers(0, 10, count, dtype=np.uint8)
         noisy = patterns[labels] + generator.normal(0, 40, (count, 3, 32, 32))
         arrays |= {f"{part}_x": noisy.clip(0, 255).astype(np.uint8), f"{part}_y": labels}

@@ -1,6 +1,6 @@
 """What rounding in the loop costs: final accuracy with and without it, over seeds and tasks, and the bytes it saves.
 
-    python experiments/codecs.py [--quick] [--data DIR] --json FILE
+    python experiments/codecs.py [--quick | --tiny] [--data DIR] --json FILE
 
 Every run trains the same task from the same seed, once as it is and once with each codec in the loop, every ten steps.
 The difference is taken seed by seed. Resumes: finished runs are kept beside FILE (FILE.part) until all are there.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import variants
-from cells import EXAMPLES, Cell, Result, compute, parser, part_of, write
+from cells import EXAMPLES, Cell, Result, Size, compute, parser, part_of, write
 
 from proof_of_learning import Task, load_task
 from proof_of_learning.proof.codecs import get_codec
@@ -36,14 +36,14 @@ def fashion(optimizer: str, steps: int, data: str) -> Task:
     return replace(task, reference=None)
 
 
-def tasks(quick: bool, data: str | None) -> dict[str, tuple[Task, int]]:
+def tasks(size: Size, data: str | None) -> dict[str, tuple[Task, int]]:
     """By name: the task, and over how many seeds."""
-    steps = 100 if quick else 400
+    steps = size.of(400, 100, 12)
     found = {
-        f"digits, {optimizer}": (variants.task(optimizer, steps=steps), 3 if quick else 10)
-        for optimizer in ("momentum", "adamw", "rmsprop")
+        f"digits, {optimizer}": (variants.task(optimizer, steps=steps), size.of(10, 3, 2))
+        for optimizer in ("momentum", "adamw", "rmsprop")[: size.of(3, 3, 1)]
     }
-    if data and (Path(data) / "fashion_mnist.npz").is_file() and not quick:
+    if data and (Path(data) / "fashion_mnist.npz").is_file() and size.full:
         found |= {f"Fashion-MNIST CNN, {name}": (fashion(name, 300, data), 5) for name in ("momentum", "adamw")}
     return found
 
@@ -74,12 +74,12 @@ def main() -> None:
     torch.set_num_threads(1)
     todo: dict[str, Callable[[], Cell]] = {
         f"{name}; seed {seed}; {codec}": partial(train, task, seed, codec)
-        for name, (task, seeds) in tasks(options.quick, options.data).items()
+        for name, (task, seeds) in tasks(options.size, options.data).items()
         for seed in range(seeds)
         for codec in CODECS
     }
-    done = compute(todo, part_of(options.json), {"quick": options.quick})
-    write(options.json, results(done), quick=options.quick, runs=done)
+    done = compute(todo, part_of(options.json), {"size": options.size.name})
+    write(options.json, results(done), size=options.size, runs=done)
 
 
 def results(done: Mapping[str, Cell]) -> list[Result]:

@@ -1,6 +1,6 @@
 """Is d_ref known from one run's weights alone? The estimate against the distance of independently seeded runs, task by task.
 
-python experiments/d_ref.py [--quick] [--data DIR] --json FILE
+python experiments/d_ref.py [--quick | --tiny] [--data DIR] --json FILE
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def measure(name: str, steps: int, runs: int, data: str | None) -> Cell:
 def main() -> None:
     options = parser(__doc__).parse_args()
     torch.set_num_threads(1)
-    names = ["digits"] if options.quick or not options.data else list(TASKS)
-    steps = {name: 60 if options.quick else TASKS[name] for name in names}
+    names = ["digits"] if not (options.size.full and options.data) else list(TASKS)
+    steps = {name: options.size.of(TASKS[name], 60, 2) for name in names}
     todo: dict[str, Callable[[], Cell]] = {
         f"d_ref/{name}": lambda name=name: measure(name, steps[name], RUNS, options.data) for name in names
     }
-    done = compute(todo, part_of(options.json), {"quick": options.quick})
+    done = compute(todo, part_of(options.json), {"size": options.size.name})
     results = [Result(f"{cell}: estimate over measured", done[cell]["ratio"], "ratio", "lower") for cell in done]
-    write(options.json, results, quick=options.quick, runs=done)
+    write(options.json, results, size=options.size, runs=done)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Are honest proofs rejected? Many honest runs that differ in all that users vary, each judged at the verifier's defaults.
 
-    python experiments/honest.py [--quick] [--output DIR] [--runs N] --json FILE
+    python experiments/honest.py [--quick | --tiny] [--output DIR] [--runs N] --json FILE
 
 Task, optimizer, schedule, seed, batch size, length, interval, codec, threads and CPU capability are drawn at random from a fixed
 seed. A run is judged in one of three ways: ``same`` (the environment it was recorded in), ``reproduced`` (by a verifier in
@@ -47,7 +47,8 @@ from scipy import stats
 
 CODECS = ("raw", "lossless", "float16", "quantised")
 WAYS = {"same": 0.7, "reproduced": 0.12, "calibrated": 0.18}
-RUNS, QUICK_RUNS = 220, 8
+RUNS, QUICK_RUNS, TINY_RUNS = 220, 8, 2
+STEPS = (20, 33, 50, 64)
 INTERVALS = {"same": (1, 2, 3, 5, 7, 10, 20), "reproduced": (1, 3, 10), "calibrated": (1, 2, 5)}
 VARIANTS = f"{HERE / 'variants.py'}:task"
 
@@ -76,7 +77,7 @@ class Case:
         return VARIANTS if self.task.startswith("digits-") else f"{EXAMPLES / self.task}.py:task"
 
 
-def cases(runs: int, seed: int) -> list[Case]:
+def cases(runs: int, seed: int, steps: Sequence[int] = STEPS) -> list[Case]:
     from variants import MODELS, OPTIMIZERS, SCHEDULES
 
     rng = np.random.default_rng(seed)
@@ -89,7 +90,7 @@ def cases(runs: int, seed: int) -> list[Case]:
         # Spread evenly, so that a shorter run has all ways too.
         way = list(WAYS)[int(np.searchsorted(np.cumsum(list(WAYS.values())), (number * 0.618) % 1.0, side="right"))]
         task = one(["digits", "custom_step", *[f"digits-{model}" for model in MODELS] * 3])
-        settings: dict[str, Any] = {"steps": one((20, 33, 50, 64)), "seed": int(rng.integers(2**63))}
+        settings: dict[str, Any] = {"steps": one(steps), "seed": int(rng.integers(2**63))}
         if task.startswith("digits-"):
             settings |= {"model": task.removeprefix("digits-"), "optimizer": one(list(OPTIMIZERS))}
             settings |= {"schedule": one(["none", *SCHEDULES]), "batch_size": one((8, 16, 32, 64))}
@@ -276,18 +277,19 @@ def main() -> None:
     made.add_argument("--runs", type=int, help=f"number of runs (default: {RUNS})")
     made.add_argument("--jobs", type=int, default=1, help="runs at a time")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--output", help="folder for the page (default: docs/evidence; none if --quick)")
+    made.add_argument("--output", help="folder for the page (default: docs/evidence; none if --quick or --tiny)")
     options = made.parse_args()
-    runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
+    runs = options.runs or options.size.of(RUNS, QUICK_RUNS, TINY_RUNS)
     with ExitStack() as opened:
         servers = Servers(opened)
-        todo = {case.name: lambda case=case: servers.run(case) for case in cases(runs, options.seed)}
+        drawn = cases(runs, options.seed, options.size.of(STEPS, STEPS, (6,)))
+        todo = {case.name: lambda case=case: servers.run(case) for case in drawn}
         done = compute(todo, part_of(options.json), {"seed": options.seed}, jobs=options.jobs)
     rows = [{**row, "settings": {**row["settings"], "seed": str(row["settings"]["seed"])}} for row in done.values()]
-    output = options.output or (None if options.quick else str(HERE.parent / "docs" / "evidence"))
+    output = options.output or (str(HERE.parent / "docs" / "evidence") if options.size.full else None)
     if output is not None:
         write_page(Path(output) / "honest.md", page(rows, options.seed))
-    write(options.json, results(rows), quick=options.quick, seed=options.seed, runs=rows)
+    write(options.json, results(rows), size=options.size, seed=options.seed, runs=rows)
 
 
 if __name__ == "__main__":

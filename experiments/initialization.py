@@ -1,6 +1,6 @@
 """The test of a recorded initialization: how often it rejects honest draws, and what it notices.
 
-    python experiments/initialization.py [--quick] [--data DIR] [--seed N] --json FILE
+    python experiments/initialization.py [--quick | --tiny] [--data DIR] [--seed N] --json FILE
 
 Prints its tables as Markdown and writes the numbers to FILE. Every finished cell is kept in ``FILE.part``, so that an
 interrupted run goes on where it stopped. ``--data`` names a folder with ``cifar10.npz`` (``train_x``, ``train_y``) for
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 import torch
-from cells import Cell, Result, compute, parser, part_of, write
+from cells import Cell, Result, Size, compute, parser, part_of, write
 from initial_weights import (
     accuracy,
     build,
@@ -174,31 +174,31 @@ POWER = [
 VICTIMS = [(model, scheme) for model in ("mlp", "cnn") for scheme in ("default", "kaiming_normal")]
 
 
-def cells(quick: bool, data: str | None) -> dict[str, Callable[[], Cell]]:
+def cells(size: Size, data: str | None) -> dict[str, Callable[[], Cell]]:
     """All parts of the run by name; each can be computed alone."""
-    draws, chunk, seeds = (30, 30, 1) if quick else (1000, 100, 20)
-    marks = MARKS[:6] if quick else MARKS
+    draws, chunk, seeds = size.of((1000, 100, 20), (30, 30, 1), (2, 2, 1))
+    marks = size.of(MARKS, MARKS[:6], MARKS[:1])
     found: dict[str, Callable[[], Cell]] = {}
-    for row in HONEST:
+    for row in size.of(HONEST, HONEST, HONEST[:2]):
         for first in range(0, min(draws, 600) if row[0] == "resnet20" else draws, chunk):
             found[f"honest/{'/'.join(row)}/{first}"] = lambda r=row, f=first: honest(*r, range(f, f + chunk))
-    for case in POWER[::3] if quick else POWER:
+    for case in size.of(POWER, POWER[::3], POWER[:1]):
         for first in range(0, seeds, 5):
             some = range(first, min(first + 5, seeds))
             found[f"power/{'/'.join(case)}/{first}"] = lambda c=case, s=some: noticed(*c, marks, s, None)
     if data and (Path(data) / "cifar10.npz").is_file():
-        few = [m for m in marks if m <= (10 if quick else 200)]
-        for seed in range(1 if quick else 5):
+        few = [m for m in marks if m <= size.of(200, 10, 1)]
+        for seed in range(size.of(5, 1, 1)):
             found[f"power/resnet20/kaiming_normal/sgd/{seed}"] = lambda s=seed: noticed(
                 "resnet20", "kaiming_normal", "sgd", few, range(s, s + 1), data
             )
-    for victim in VICTIMS[::2] if quick else VICTIMS:
+    number = size.of(5_000_000, 200_000, 200_000)
+    for victim in size.of(VICTIMS, VICTIMS[::2], VICTIMS[:1]):
         for first in range(0, max(1, seeds // 2), 2):
             some = range(first, min(first + 2, max(1, seeds // 2)))
-            found[f"forged/{'/'.join(victim)}/{first}"] = lambda v=victim, s=some: forged(*v, s, 100 if quick else 500)
-    for sides in SIDES[:4] if quick else SIDES:
-        size = 200_000 if quick else 5_000_000
-        found[f"tail/{sides[0]}/{sides[1]}"] = lambda s=sides, n=size: spectrum_tail(*s, n, 0)
+            found[f"forged/{'/'.join(victim)}/{first}"] = lambda v=victim, s=some: forged(*v, s, size.of(500, 100, 10))
+    for sides in size.of(SIDES, SIDES[:4], SIDES[:1]):
+        found[f"tail/{sides[0]}/{sides[1]}"] = lambda s=sides, n=number: spectrum_tail(*s, n, 0)
     return found
 
 
@@ -296,13 +296,13 @@ def main() -> None:
     options = parser(__doc__, "few draws and runs: under two minutes on two cores").parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    done = compute(cells(options.quick, options.data), part_of(options.json), {"quick": options.quick})
+    done = compute(cells(options.size, options.data), part_of(options.json), {"size": options.size.name})
     seeds = {
-        name: len(parts) if name.startswith("resnet20") else (1 if options.quick else 20)
+        name: len(parts) if name.startswith("resnet20") else options.size.of(20, 1, 1)
         for name, parts in grouped(done, "power").items()
     }
     results = [*report_honest(done), *report_power(done, seeds), *report_forged(done), *report_tail(done)]
-    write(options.json, results, quick=options.quick, scipy=scipy.__version__)
+    write(options.json, results, size=options.size, scipy=scipy.__version__)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ For every task, interval (1, 5, 20, and what `pol calibrate` recommends) and pai
 `inconclusive` only where the interval is too long; the worst honest error stays three times below its limit, and the
 attacks' errors three times above.
 
-    python experiments/other_environments.py [--quick] [--data DIR] [--jobs N] [--only TASKS] [--so-far] --json FILE
+    python experiments/other_environments.py [--quick | --tiny] [--data DIR] [--jobs N] [--only TASKS] [--so-far] --json FILE
 
 Resumes: finished runs are kept beside FILE (FILE.part) until all are there. Also writes `other-environments.md`.
 """
@@ -26,6 +26,7 @@ from cells import (
     EXAMPLES,
     HERE,
     Result,
+    Size,
     compute,
     kept,
     parser,
@@ -66,13 +67,14 @@ class Case:
         return f"{self.task} k={self.k or 'recommended'} {self.prover} -> {self.verifier}{what}"
 
 
-def cases(quick: bool, data: str | None) -> Iterator[Case]:
+def cases(size: Size, data: str | None) -> Iterator[Case]:
+    quick, short = not size.full, f"steps={size.of(200, 200, 6)}"
     tasks: list[tuple[str, str, tuple[str, ...]]] = [
-        (f"digits-{name}", f"{HERE / 'variants.py'}:task", (f"optimizer={name}", "steps=200")) for name in OPTIMIZERS
+        (f"digits-{name}", f"{HERE / 'variants.py'}:task", (f"optimizer={name}", short)) for name in OPTIMIZERS
     ]
     tasks += [
-        ("digits", f"{EXAMPLES / 'digits.py'}:task", ("steps=200",)),
-        ("custom-step", f"{EXAMPLES / 'custom_step.py'}:task", ("steps=200",)),
+        ("digits", f"{EXAMPLES / 'digits.py'}:task", (short,)),
+        ("custom-step", f"{EXAMPLES / 'custom_step.py'}:task", (short,)),
     ]
     for name, file, steps in (
         ("fashion", "fashion_mnist", 100), ("cifar10-resnet20", "cifar10_resnet20", 60), ("char-transformer", "char_transformer", 60)
@@ -84,12 +86,13 @@ def cases(quick: bool, data: str | None) -> Iterator[Case]:
     for task, target, settings in tasks[1:2] if quick else tasks:
         for k in (2,) if quick else (1, 5, 20):
             small = task.startswith("digits") or task == "custom-step"
-            chosen = pairs[:2] if quick else pairs if k == 5 or not small else pairs[:: 2 if k == 1 else 3]
+            few = size.of(len(pairs), 2, 1)
+            chosen = pairs[:few] if quick else pairs if k == 5 or not small else pairs[:: 2 if k == 1 else 3]
             for prover, verifier in chosen if small else chosen[1:4]:
                 yield Case(task, target, settings, k, prover, verifier)
         for prover, verifier in [] if quick else pairs[1:3]:
             yield Case(task, target, settings, None, prover, verifier)
-        for attack in ATTACKS:
+        for attack in ATTACKS[: size.of(2, 2, 0)]:
             if task != "custom-step":
                 yield Case(task, target, settings, 2 if quick else 5, "ATen AVX2", "1 thread", attack)
 
@@ -246,10 +249,10 @@ def main() -> None:
         "--only", default="", help="names of tasks, separated by commas, or `recommended` (default: everything)"
     )
     options_.add_argument("--so-far", action="store_true", help="run nothing more; write what the runs so far say")
-    options_.add_argument("--output", help="folder for the page (default: docs/evidence; none if --quick)")
+    options_.add_argument("--output", help="folder for the page (default: docs/evidence; none if --quick or --tiny)")
     options = options_.parse_args()
     only = [name for name in options.only.split(",") if name]
-    everything = {case.name: case for case in cases(options.quick, options.data)}
+    everything = {case.name: case for case in cases(options.size, options.data)}
     part = part_of(options.json)
     if options.so_far:
         there = kept(part, {})
@@ -262,10 +265,10 @@ def main() -> None:
         }
     work = {name: lambda case=case: {**described(case), **run(case, options.data)} for name, case in todo.items()}
     rows = list(compute(work, part, {}, jobs=options.jobs).values())
-    output = options.output or (None if options.quick else str(HERE.parent / "docs" / "evidence"))
+    output = options.output or (str(HERE.parent / "docs" / "evidence") if options.size.full else None)
     if output is not None:
         write_page(Path(output) / "other-environments.md", page(rows, len(everything)))
-    write(options.json, results(rows), quick=options.quick, keep=options.so_far, runs=rows)
+    write(options.json, results(rows), size=options.size, keep=options.so_far, runs=rows)
 
 
 if __name__ == "__main__":

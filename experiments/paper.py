@@ -1,6 +1,6 @@
 """The evidence of the Proof-of-Learning paper, measured again: CIFAR-10 with ResNet-20, each result beside the paper's figure.
 
-    python experiments/paper.py [--quick | --full] [--data DIR] [--output DIR] --json FILE
+    python experiments/paper.py [--quick | --tiny | --full] [--data DIR] [--output DIR] --json FILE
 
 Reproduction error by k, metric and numeric environment (the layout of its Table I); spoofs by inverted gradients (Table III) and
 the KS test of their initial weights; the discontinuity of concatenated proofs (Figure 5); float16 checkpoints; the cost of
@@ -174,13 +174,13 @@ def main() -> None:
     made.add_argument("--output", help="folder for the page and its pictures (default: docs/evidence)")
     made.add_argument("--seed", type=int, default=0)
     options = made.parse_args()
-    if options.quick and options.full:
-        made.error("--quick and --full exclude each other")
+    if options.full and not options.size.full:
+        made.error("--full is neither --quick nor --tiny")
     if options.full and not torch.cuda.is_available():
         made.error("--full trains 78,000 steps three times and needs a GPU, and this PyTorch sees none")
-    scale = QUICK if options.quick else FULL if options.full else REDUCED
+    scale = options.size.of(FULL if options.full else REDUCED, QUICK, TINY)
     # A quick run's page would say nothing: it is written only where it is asked for.
-    output = options.output or (None if options.quick else str(HERE.parent / "docs" / "evidence"))
+    output = options.output or (str(HERE.parent / "docs" / "evidence") if options.size.full else None)
     work = Path("paper.work" if options.json == "-" else f"{options.json}.work") / scale.name
     work.mkdir(parents=True, exist_ok=True)
     real = bool(options.data) and (Path(options.data) / FILE).is_file()
@@ -196,7 +196,7 @@ def main() -> None:
     if output is not None:
         write_page(found, Path(output))
     cells_ = {name: {key: value for key, value in cell.items() if key != "shown"} for name, cell in done.items()}
-    write(options.json, results, quick=options.quick, seed=options.seed, notes=found.notes, scale=asdict(scale),
+    write(options.json, results, size=options.size, seed=options.seed, notes=found.notes, scale=asdict(scale),
           real_data=real, cells=cells_)  # fmt: skip
     shutil.rmtree(work.parent, ignore_errors=True)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
 
 import tasks
 from proof_of_learning import Task
@@ -21,22 +24,27 @@ def rounded(gradient: Tensor) -> Tensor:
     return gradient + NOISE * torch.from_numpy(noise)
 
 
-def network() -> nn.Module:
+def network(norm: bool) -> nn.Module:
     """A bias before a BatchNorm has no gradient but noise, of which Adam makes steps of full size."""
-    made = nn.Sequential(
-        nn.Linear(tasks.FEATURES, 256), nn.BatchNorm1d(256), nn.Tanh(), nn.Linear(256, tasks.CLASSES)
-    )  # fmt: skip
+    between = nn.BatchNorm1d(256) if norm else nn.Identity()
+    made = nn.Sequential(nn.Linear(tasks.FEATURES, 256), between, nn.Tanh(), nn.Linear(256, tasks.CLASSES))
     for parameter in made.parameters():
         parameter.register_hook(rounded)
     return made
 
 
-def task(steps: int = 72) -> Task:
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "momentum": lambda p: SGD(p, lr=0.1, momentum=0.9),
+    "adamw": lambda p: AdamW(p, lr=1e-3, weight_decay=0.01),
+}
+
+
+def task(optimizer: str = "momentum", norm: bool = False, steps: int = 60) -> Task:
     return Task(
         name="noisy",
-        model=network,
+        model=lambda: network(norm),
         data=tasks.data,
-        optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01),
+        optimizer=lambda model: OPTIMIZERS[optimizer](model.parameters()),
         loss=tasks.loss,
         evaluate=tasks.accuracy,
         batch_size=32,

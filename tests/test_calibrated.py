@@ -47,22 +47,28 @@ from proof_of_learning.verifier.strays import Strays
 from support_forging import rewrite
 from support_proofs import smallest
 
-HERE = Path(__file__).parent
+NOISY = f"{Path(__file__).parent / 'support_noise.py'}:task"
 
 
 @pytest.fixture(scope="module")
-def elsewhere(digits: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def noisy() -> TaskReference:
+    """A task whose noise follows from the number of threads, and is there on every processor."""
+    return TaskReference(NOISY, {})
+
+
+@pytest.fixture(scope="module")
+def elsewhere(noisy: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A proof made with another thread count than this process has. Read only."""
-    return prove(digits, tmp_path_factory.mktemp("elsewhere") / "run.pol", interval=3, threads=3).path
+    return prove(noisy, tmp_path_factory.mktemp("elsewhere") / "run.pol", interval=3, threads=3).path
 
 
 def test_an_honest_proof_of_another_environment_is_valid_only_if_that_is_allowed(
-    digits: TaskReference, elsewhere: Path
+    noisy: TaskReference, elsewhere: Path
 ) -> None:
-    strict = verify(elsewhere, digits, reproduce=False, random=4)
+    strict = verify(elsewhere, noisy, reproduce=False, random=4)
     assert strict.verdict == "inconclusive"
     assert any("threads: recorded 3, here 1" in line for line in strict.unreproduced)
-    allowed = verify(elsewhere, digits, reproduce=False, random=4, allow_calibrated=True)
+    allowed = verify(elsewhere, noisy, reproduce=False, random=4, allow_calibrated=True)
     assert (allowed.verdict, allowed.exactness) == ("valid", "calibrated"), allowed.reason
     assert allowed.check("drift").status == "pass"
     assert allowed.check("drift").evidence["momentum_null_cosine"] > 0  # momenta were looked at
@@ -72,9 +78,9 @@ def test_an_honest_proof_of_another_environment_is_valid_only_if_that_is_allowed
 
 
 def test_a_calibrated_verification_in_this_process_leaves_its_threads_alone(
-    digits: TaskReference, elsewhere: Path
+    noisy: TaskReference, elsewhere: Path
 ) -> None:
-    task = replace(load_task(digits), reference=None)
+    task = replace(load_task(noisy), reference=None)
     before = torch.get_num_threads()
     verdict = verify(elsewhere, task, reproduce=False, random=2, top_q=0, allow_calibrated=True)
     assert any(segment.limit_share is not None for segment in verdict.segments)  # there was a second worker
@@ -87,7 +93,7 @@ def test_honest_noise_that_leads_to_its_own_errors_is_no_drift(tmp_path: Path) -
     The noise is the task's own, so that it is the same on every processor: with the bias, the errors' direction is 2.5 times
     beyond its limit, and what they explain is a fifth of what something could be gained from.
     """
-    task = TaskReference(f"{HERE / 'support_noise.py'}:task", {})
+    task = TaskReference(NOISY, {"optimizer": "adamw", "norm": True, "steps": 72})
     prove(task, tmp_path / "run.pol", interval=3, threads=3)
     verdict = verify(tmp_path / "run.pol", task, reproduce=False, random=24, allow_calibrated=True, sandbox="off")
     check = verdict.check("drift")
@@ -99,19 +105,19 @@ def test_honest_noise_that_leads_to_its_own_errors_is_no_drift(tmp_path: Path) -
     assert 0 < check.evidence["everything"]["progress_explained"] < MATERIAL
 
 
-def test_exact_replay_can_be_required(digits: TaskReference, elsewhere: Path) -> None:
+def test_exact_replay_can_be_required(noisy: TaskReference, elsewhere: Path) -> None:
     options = {"allow_calibrated": True, "random": 0, "top_q": 0}
-    verdict = verify(elsewhere, digits, reproduce=False, require="exact", **options)  # type: ignore[arg-type]
+    verdict = verify(elsewhere, noisy, reproduce=False, require="exact", **options)  # type: ignore[arg-type]
     assert verdict.verdict == "inconclusive"
-    assert verify(elsewhere, digits, require="exact", random=0, top_q=0).verdict == "valid"
+    assert verify(elsewhere, noisy, require="exact", random=0, top_q=0).verdict == "valid"
 
 
 @pytest.mark.parametrize("name", ["concatenation", "infinitesimal-update"])
 def test_attacks_are_rejected_within_tolerance_too(
-    digits: TaskReference, elsewhere: Path, tmp_path: Path, name: str
+    noisy: TaskReference, elsewhere: Path, tmp_path: Path, name: str
 ) -> None:
-    ATTACKS[name]().forge(Proof.open(elsewhere), load_task(digits), tmp_path / "forged.pol")
-    verdict = verify(tmp_path / "forged.pol", digits, reproduce=False, allow_calibrated=True, random=6, keep_going=True)
+    ATTACKS[name]().forge(Proof.open(elsewhere), load_task(noisy), tmp_path / "forged.pol")
+    verdict = verify(tmp_path / "forged.pol", noisy, reproduce=False, allow_calibrated=True, random=6, keep_going=True)
     assert verdict.verdict == "invalid"
     assert verdict.check("trajectory").status == "fail"
     assert all(s.limit_share is None or s.limit_share > 3 for s in verdict.segments if s.status == "fail")
@@ -121,7 +127,7 @@ def test_attacks_are_rejected_within_tolerance_too(
     ("factor", "here", "elsewhere"),
     [(1.0, "valid", "valid"), (1 + 1e-7, "invalid", "valid"), (1 + 1e-4, "invalid", "invalid")],
 )
-def test_a_loss_may_differ_in_its_last_digits_in_another_environment(
+def test_a_loss_may_differ_in_its_last_noisy_in_another_environment(
     factor: float, here: str, elsewhere: str, tmp_path: Path
 ) -> None:
     task = smallest()  # too small for threads to matter: every environment arrives at the same bits

@@ -214,7 +214,9 @@ def test_results_are_written_in_the_schema_and_end_the_run(tmp_path: Path) -> No
     out = str(tmp_path / "out.json")
     cells.compute({"a": dict}, cells.part_of(out), {})
     assert cells.part_of(out).exists()
-    cells.write(out, [cells.Result("x", 1.0, "s", "lower", None)], quick=True, seed=3, rows=[float("inf")])
+    cells.write(
+        out, [cells.Result("x", 1.0, "s", "lower", None)], size=cells.Size("quick"), seed=3, rows=[float("inf")]
+    )
     document = json.loads(Path(out).read_text())
     assert document["schema"] == "pol/benchmark/v1"
     assert document["results"] == [
