@@ -59,7 +59,9 @@ def register(
             threads=threads, owner_key=owner_key, start_from=start_from, codec=codec, progress=progress,
         )  # fmt: skip
     claim = made.claim
-    common.say(f"{out}: {claim.name}, {claim.steps:,} steps in segments of {claim.interval}, {claim.data.samples:,} samples")
+    common.say(
+        f"{out}: {claim.name}, {claim.steps:,} steps in segments of {claim.interval}, {claim.data.samples:,} samples"
+    )
     common.say(f"claim {claim.digest()}")
     common.say(f"task {claim.task}")
     common.say(f"sources {describe(loaded).sources_digest() or 'not available in full'}")
