@@ -125,7 +125,9 @@ def put(session: Session, goal: Weights, memory: Weights | None = None) -> None:
 
 
 @torch.no_grad()
-def false_gradient(before: State, session: Session, goal: Weights, moves: int, rates: npt.NDArray[np.float64]) -> None:
+def false_gradient(
+    before: State, session: Session, goal: Weights, moves: float, rates: npt.NDArray[np.float64]
+) -> None:
     """One step from ``before`` by a gradient that leads to ``goal`` in so many equal steps; 0: one that stops all movement.
 
     rates: those of the step, by group. Raises AttackError for an optimizer that is not SGD with momentum.
@@ -178,7 +180,7 @@ def way(
 
         return jump
 
-    def pushed(left: int) -> Jump:
+    def pushed(left: float) -> Jump:
         def jump(before: State, session: Session) -> None:
             false_gradient(before, session, wanted(session), left, rates[session.progress.step - 1])
 
@@ -188,6 +190,7 @@ def way(
         ahead = rates[(first + 1) * interval :]
         return {first: lambda before, session: false_momentum(session, wanted(session), ahead)}
     if how == "gradient":
-        moves = max(parts - 1, 1)
-        return {first + i: pushed(moves - i) for i in range(moves + 1)}
+        # The momentum rises and falls evenly, so that no segment changes it much; in the last one it is 0.
+        pace = [min(i + 1, max(parts, 2) - 1 - i) for i in range(max(parts, 2))]
+        return {first + i: pushed(sum(pace[i:]) / moved if moved else 0.0) for i, moved in enumerate(pace)}
     return {first + i: nearer(parts - i) for i in range(parts)}
