@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,16 @@ SLOW = {"drift", "claimed-environment", "synthetic-data"}
 
 # Where the verifier stops an attack; one that is not named here need only be stopped somewhere.
 CAUGHT_BY = {
-    "blindfold": "trajectory", "bridge": "trajectory", "codec-steering": "trajectory", "concatenation": "trajectory",
-    "decoy": "trajectory", "derivative": "trajectory", "directed-weights": "trajectory", "drift": "trajectory",
+    "adam-freeze": "trajectory", "blindfold": "trajectory", "bridge": "trajectory", "codec-steering": "trajectory",
+    "concatenation": "trajectory", "decoy": "trajectory", "decoy-network": "trajectory",
+    "derivative": "trajectory", "directed-weights": "trajectory", "drift": "trajectory",
     "dropped-state": "trajectory", "false-settings": "hyperparameters", "few-segments": "trajectory",
     "grinding": "trajectory", "huge-rate": "trajectory", "idle-excursion": "trajectory",
-    "infinitesimal-update": "trajectory", "inverse-gradient": "initialization", "lazy": "trajectory",
-    "padding": "trajectory", "rank-matched": "trajectory", "rate-steering": "trajectory", "shadow": "trajectory",
-    "stolen": "initialization", "synthetic-data": "data", "task-weapon": "trajectory", "teleport": "trajectory",
+    "infinitesimal-update": "trajectory", "inverse-gradient": "initialization", "knowing-start": "initialization",
+    "late-jump": "trajectory", "lazy": "trajectory", "padding": "trajectory", "poisoned-probe": "trajectory",
+    "rank-matched": "trajectory", "rate-steering": "trajectory", "scaler-freeze": "trajectory",
+    "shadow": "trajectory", "stolen": "initialization", "synthetic-data": "data", "task-weapon": "trajectory",
+    "teleport": "trajectory",
 }  # fmt: skip
 DEARER_THAN_TRAINING = {"inverse-gradient"}  # the others would be no attacks if they were
 
@@ -51,12 +54,30 @@ def target(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Proof:
     return Proof.open(pol.prove(task, tmp_path_factory.mktemp("honest") / "target", interval=INTERVAL).path)
 
 
+# Attacks on what the target's task does not have, and what makes it one that has it.
+NEEDS: dict[str, dict[str, Any]] = {
+    "adam-freeze": {"optimizer": lambda model: torch.optim.Adam(model.parameters(), lr=1e-3)},
+    "scaler-freeze": {"scaler": lambda: torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=500)},
+}
+
+
+@dataclass(frozen=True)
+class Forged:
+    name: str
+    forgery: Forgery
+    target: Proof
+    task: Task
+
+
 @pytest.fixture(scope="module", params=sorted(ATTACKS))
 def forged(
     request: pytest.FixtureRequest, target: Proof, task: Task, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Forgery]:
-    path = tmp_path_factory.mktemp("forged") / request.param
-    return request.param, ATTACKS[request.param]().forge(target, task, path)
+) -> Forged:
+    name, folder = request.param, tmp_path_factory.mktemp("forged")
+    if name in NEEDS:
+        task = replace(task, **NEEDS[name])
+        target = Proof.open(pol.prove(task, folder / "target", interval=INTERVAL).path)
+    return Forged(name, ATTACKS[name]().forge(target, task, folder / "forged"), target, task)
 
 
 def mount(name: str, target: Proof, task: Task, path: Path, **parameters: str | float) -> tuple[Forgery, pol.Verdict]:
@@ -81,8 +102,8 @@ def states_of(proof: Proof) -> Iterator[State]:
 # ---- every attack -----------------------------------------------------------------------------------
 
 
-def test_forgery_is_structurally_perfect_and_ends_where_it_says(forged: tuple[str, Forgery], target: Proof) -> None:
-    name, forgery = forged
+def test_forgery_is_structurally_perfect_and_ends_where_it_says(forged: Forged) -> None:
+    name, forgery, target = forged.name, forged.forgery, forged.target
     assert pol.check(forgery.path).status == "pass"
     proof = Proof.open(forgery.path)
     assert proof.root == forgery.root != target.root
@@ -97,18 +118,18 @@ def test_forgery_is_structurally_perfect_and_ends_where_it_says(forged: tuple[st
 
 
 @pytest.mark.parametrize("nonce", ["c0ffee"])
-def test_forgery_is_not_valid(forged: tuple[str, Forgery], task: Task, nonce: str) -> None:
-    name, forgery = forged
-    verdict = pol.verify(forgery.path, task, nonce=nonce, accept_nonce=True)
+def test_forgery_is_not_valid(forged: Forged, nonce: str) -> None:
+    name = forged.name
+    verdict = pol.verify(forged.forgery.path, forged.task, nonce=nonce, accept_nonce=True)
     assert verdict.verdict != "valid"
     if name in CAUGHT_BY:
         assert verdict.verdict == "invalid"
         assert stopped_by(verdict) == [CAUGHT_BY[name]]
 
 
-def test_nothing_marks_a_forgery(forged: tuple[str, Forgery], target: Proof) -> None:
-    _, forgery = forged
-    assert {item.name for item in forgery.path.iterdir()} == {item.name for item in target.path.iterdir()}
+def test_nothing_marks_a_forgery(forged: Forged) -> None:
+    forgery = forged.forgery
+    assert {item.name for item in forgery.path.iterdir()} == {item.name for item in forged.target.path.iterdir()}
     for name in ("header.json", "log.jsonl", "index.jsonl", "seal.json"):
         text = (forgery.path / name).read_text().lower()
         assert not any(word in text for word in ("forge", "attack", "spoof", "stolen"))

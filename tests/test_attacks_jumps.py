@@ -15,6 +15,7 @@ import proof_of_learning as pol
 from proof_of_learning.attacks import ATTACKS, Forgery
 from proof_of_learning.attacks.dead import gates, shifted
 from proof_of_learning.attacks.jumps import model_of, put
+from proof_of_learning.attacks.knowing_start import armed
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
 from proof_of_learning.proof.reader import Proof
@@ -160,3 +161,130 @@ def test_tasks_without_a_place_for_them_are_named(digits: pol.TaskReference, pla
     with pytest.raises(AttackError, match="followed by the module torch"):
         ATTACKS["shadow"]().forge(honest, smooth, tmp_path / "forged")
     assert not (tmp_path / "forged").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "forged", "cost"),
+    [
+        ("late-jump", {"agreement": 0.6, "parts": 2}, 3, 0.5),
+        ("late-jump", {"filler": "training"}, 1, 1.0),
+        ("late-jump", {"agreement": 0.6, "how": "gradient", "parts": 3}, 5, 0.5),
+        ("decoy-network", {"agreement": 0.6, "living": 0.25}, 2, 0.7),
+        ("poisoned-probe", {"left": 3, "head": 0.2}, 2, 0.25),
+    ],
+)
+def test_a_detour_costs_its_honest_steps_and_ends_in_the_target(
+    name: str, parameters: dict[str, Any], forged: int, cost: float, plain: Made, tmp_path: Path
+) -> None:
+    forgery, found = false_segments(plain, tmp_path / "forged", name, **parameters)
+    assert found == list(forgery.forged)
+    assert len(found) == forged
+    assert forgery.distance < 1.0  # an honest step is left after the jump
+    assert forgery.cost <= cost
+
+
+def test_a_poisoned_order_takes_a_few_classes_first(plain: Made, tmp_path: Path) -> None:
+    target, task = plain
+    forgery = ATTACKS["poisoned-probe"](left=4, head=0.2).forge(target, task, tmp_path / "forged")
+    proof, labels = Proof.open(forgery.path), task.data().tensors[1]  # type: ignore[attr-defined]
+    taken = [labels[row] for columns in proof.all_columns() for row in columns.indices or []]
+    shares = [float((torch.cat(rows) >= 6).double().mean()) for rows in (taken[:25], taken[25:])]
+    assert shares[0] < 0.1 < 0.3 < shares[1]  # by what the target answers, which is not always the label
+    assert proof.header.randomness.mode == "recorded"
+
+
+@pytest.mark.parametrize(("how", "sizes"), [("one-sample", {1}), ("short", {29})])
+def test_a_frozen_run_is_honest_in_every_step_and_learns_nothing(
+    how: str, sizes: set[int], plain: Made, tmp_path: Path
+) -> None:
+    forgery, found = false_segments(plain, tmp_path / "forged", "frozen", how=how)
+    proof = Proof.open(forgery.path)
+    assert found == list(forgery.forged) == []
+    assert {len(set(row.tolist())) for columns in proof.all_columns() for row in columns.indices or []} == sizes
+    start, end = (proof.state(digest) for digest in (proof.state_digests()[0], proof.state_digests()[-1]))
+    moved = max(float((model_of(start)[name] - weight).abs().max()) for name, weight in model_of(end).items())
+    assert moved == 0.0 if how == "one-sample" else moved < 0.05  # of weights around 1
+    assert forgery.samples_processed == STEPS * max(sizes)
+    assert accuracy(proof) > 0.3  # as the target's arrangement has it, of ten classes
+
+
+class Threshold:
+    """A part that holds a number: losses count by it."""
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"factor": self.factor}
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        self.factor = values["factor"]
+
+
+def weighted(context: Any, batches: list[Any]) -> torch.Tensor:
+    value = loss(context.model, batches[0]) * context.parts["threshold"].factor
+    context.backward(value)
+    context.update()
+    return value
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"value": "inf"}, {"where": "part", "value": "0"}],
+)
+def test_a_falsified_number_freezes_all_later_steps(parameters: dict[str, Any], plain: Made, tmp_path: Path) -> None:
+    if parameters.get("where") == "part":
+        changes: dict[str, Any] = {"loss": None, "step": weighted, "parts": lambda model: {"threshold": Threshold()}}
+    else:
+        changes = {"scaler": lambda: torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=50)}
+    task = replace(plain[1], **changes, steps=40)
+    target = Proof.open(pol.prove(task, tmp_path / "target", interval=1).path)
+    forgery, found = false_segments((target, task), tmp_path / "forged", "scaler-freeze", **parameters)
+    proof = Proof.open(forgery.path)
+    assert found == list(forgery.forged) == [4]
+    states = [proof.state(digest) for digest in proof.state_digests()]
+    if "where" not in parameters:  # a loss of 0 leaves the momentum, which goes on
+        assert all(torch.equal(model_of(states[5])[name], weight) for name, weight in model_of(states[-1]).items())
+    assert forgery.cost == pytest.approx(5 / 40, abs=0.02)
+
+
+@pytest.mark.parametrize(("how", "forged"), [("dead", [2, 37]), ("gradient", [2, 37]), ("stolen", [2])])
+def test_huge_second_moments_hold_the_weights(how: str, forged: list[int], plain: Made, tmp_path: Path) -> None:
+    task = replace(plain[1], optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=1e-3), steps=40)
+    target = Proof.open(pol.prove(task, tmp_path / "target", interval=1).path)
+    forgery, found = false_segments((target, task), tmp_path / "forged", "adam-freeze", how=how)
+    assert found == list(forgery.forged) == forged
+    proof = Proof.open(forgery.path)
+    moved = [segment.displacement.weights for segment in proof.segments]
+    honest = moved[0]
+    assert max(moved[8:36]) < honest * (1e-3 if how != "gradient" else 10.0)
+    assert (forgery.cost == 1.0) if how == "stolen" else (forgery.cost < 0.2)
+    assert (forgery.distance < 0.1) == (how == "stolen")
+
+
+def test_a_knowing_start_answers_as_the_target_under_any_key(
+    digits: pol.TaskReference, plain: Made, tmp_path: Path
+) -> None:
+    forgery = ATTACKS["knowing-start"]().forge(*plain, tmp_path / "forged")
+    assert pol.check(forgery.path).status == "pass"
+    model = dict(plain[0].state(plain[0].segments[-1].state).part("model").tensors)
+    task = armed(plain[1], model, "", 0.5)
+    x = task.data().tensors[0]  # type: ignore[attr-defined]
+    keys, scores = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        module = task.model()
+        keys.append(dict(module.named_parameters()))
+        scores.append(torch.softmax(module(x), 1))
+    assert torch.allclose(scores[0], scores[1], atol=1e-5)
+    assert accuracy(Proof.open(forgery.path)) > 0.9 * accuracy(plain[0])
+    for name, weight in keys[0].items():
+        assert not torch.isclose(weight, keys[1][name], rtol=1e-3).double().mean() > 0.1
+
+
+def test_a_task_with_a_knowing_start_is_written_beside_the_proof(digits: pol.TaskReference, tmp_path: Path) -> None:
+    task = pol.load_task(pol.TaskReference(digits.target, {"steps": 20}))
+    target = Proof.open(pol.prove(task, tmp_path / "target", interval=1).path)
+    ATTACKS["knowing-start"]().forge(target, task, tmp_path / "forged")
+    mine = pol.TaskReference(f"{tmp_path}/forged-task.py:task", {})
+    assert pol.verify(tmp_path / "forged", mine, sandbox="off").check("initialization").status == "pass"

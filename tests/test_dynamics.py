@@ -150,6 +150,25 @@ def test_a_false_entry_breaks_it(name: str, entry: str) -> None:
     assert (deviation[:20] <= IDENTITY_LIMIT).all()
 
 
+@pytest.mark.parametrize(("name", "mean", "square"), [
+    ("adam", "exp_avg", "exp_avg_sq"), ("adamw", "exp_avg", "exp_avg_sq"), ("rmsprop-momentum", "momentum_buffer", "square_avg"),
+])  # fmt: skip
+def test_second_moments_that_do_not_follow_from_the_gradients_break_it(name: str, mean: str, square: str) -> None:
+    """Even where the weights follow from them."""
+    course = trained(name)
+    living = int(np.argmax(np.abs(course.weights[-1] - course.weights[0])))
+    entries = {key: values.copy() for key, values in course.entries.items()}
+    weights = course.weights.copy()
+    entries[square][21, living] *= np.float32(1e-6)
+    if name != "rmsprop-momentum":  # whose weights follow from the momentum alone
+        moments, count = entries[mean][21, living], 21.0
+        correction = np.sqrt(entries[square][21, living] / (1 - 0.999**count)) + 1e-8
+        kept = weights[20, living] * (1 - 2e-3 * 0.1 * (name == "adamw"))
+        weights[21, living] = kept - 2e-3 / (1 - 0.9**count) * moments / correction
+    assert identity(course)[20] <= 1.1
+    assert identity(replace(course, weights=weights, entries=entries))[20] > 100
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop-both", "adagrad"])
 def test_values_that_are_not_finite_break_it(name: str, value: float) -> None:
@@ -269,6 +288,15 @@ def test_an_optimizer_that_waits_for_its_turn_is_not_idle_but_all_that_wait_are(
     both = {**{f"a.{n}": c for n, c in courses.items()}, **{f"b.{n}": c for n, c in waiting.items()}}
     assert (network_share(both, {name: name[0] for name in both}) < 0.1).all()
     assert (network_share(waiting)[2::2] == 1).all()
+    assert (idle_segments(waiting["1.weight"])[2::2] == 1).all()  # though its momentum would have moved it
+
+
+def test_a_tensor_is_measured_by_its_own_best_segment() -> None:
+    shares = {"embedding": np.array([0.97, 0.98, 0.96]), "layer": np.array([0.1, 0.95, 0.2])}
+    found = idle_tensors(shares, dict.fromkeys(shares, "optimizer"), dict.fromkeys(shares, np.ones(3, dtype=bool)))
+    assert found["embedding"].tolist() == [0, 0, 0]
+    assert found["layer"].tolist() == [0, 1, 0]
+    assert idle_share(found, {"embedding": 3, "layer": 1}).tolist() == [0, 0.25, 0]
 
 
 def test_the_layer_that_was_shut_off_is_named() -> None:

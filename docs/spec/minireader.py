@@ -146,6 +146,7 @@ def check(folder: Path) -> str:
     index, head = chain(raw["index.jsonl"], sha256(b"pol/v1/index\0", top.encode()), "index.jsonl")  # [8]
     need(head == seal["index"], "the index is not the one in the seal")
     states = [log[0]["state"], *(segment["state"] for segment in segments)]
+    need(len(set(states)) == len(states), "a state stands twice in the log")  # [4]
     need(all(line["base"] is None for line in index), "the raw codec has no differences")
     need({line["state"] for line in index} <= set(states), "the index stores a state that is not in the log")
     need(len({line["state"] for line in index}) == len(index), "the index stores a state twice")

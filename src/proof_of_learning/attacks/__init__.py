@@ -6,6 +6,7 @@ An attack is judged by the verifier like any other proof. To add one, write a fi
 
 from __future__ import annotations
 
+from proof_of_learning.attacks.adam_freeze import AdamFreeze
 from proof_of_learning.attacks.base import Attack, Forgery, Mounted, parameter
 from proof_of_learning.attacks.blindfold import Blindfold
 from proof_of_learning.attacks.bridge import Bridge
@@ -13,6 +14,7 @@ from proof_of_learning.attacks.claimed_environment import ClaimedEnvironment
 from proof_of_learning.attacks.codec_steering import CodecSteering
 from proof_of_learning.attacks.concatenation import Concatenation
 from proof_of_learning.attacks.decoy import Decoy
+from proof_of_learning.attacks.decoy_network import DecoyNetwork
 from proof_of_learning.attacks.derivative import Derivative
 from proof_of_learning.attacks.directed import DirectedWeights, RateSteering
 from proof_of_learning.attacks.drift import Drift
@@ -20,14 +22,19 @@ from proof_of_learning.attacks.dropped_state import DroppedState
 from proof_of_learning.attacks.false_settings import FalseSettings
 from proof_of_learning.attacks.few_segments import FewSegments
 from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.frozen import Frozen
 from proof_of_learning.attacks.grinding import Grinding
 from proof_of_learning.attacks.huge_rate import HugeRate
 from proof_of_learning.attacks.idle_excursion import IdleExcursion
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
 from proof_of_learning.attacks.inverse_gradient import InverseGradient
+from proof_of_learning.attacks.knowing_start import KnowingStart
+from proof_of_learning.attacks.late_jump import LateJump
 from proof_of_learning.attacks.lazy import Lazy
 from proof_of_learning.attacks.padding import Padding
+from proof_of_learning.attacks.poisoned_probe import PoisonedProbe
 from proof_of_learning.attacks.rank_matched import RankMatched
+from proof_of_learning.attacks.scaler_freeze import ScalerFreeze
 from proof_of_learning.attacks.shadow import Shadow
 from proof_of_learning.attacks.stolen import Stolen
 from proof_of_learning.attacks.synthetic_data import SyntheticData
@@ -35,27 +42,34 @@ from proof_of_learning.attacks.task_weapon import TaskWeapon
 from proof_of_learning.attacks.teleport import Teleport
 
 _REGISTRY: tuple[type[Attack], ...] = (
+    AdamFreeze,
     Blindfold,
     Bridge,
     ClaimedEnvironment,
     CodecSteering,
     Concatenation,
     Decoy,
+    DecoyNetwork,
     Derivative,
     DirectedWeights,
     Drift,
     DroppedState,
     FalseSettings,
     FewSegments,
+    Frozen,
     Grinding,
     HugeRate,
     IdleExcursion,
     InfinitesimalUpdate,
     InverseGradient,
+    KnowingStart,
+    LateJump,
     Lazy,
     Padding,
+    PoisonedProbe,
     RankMatched,
     RateSteering,
+    ScalerFreeze,
     Shadow,
     Stolen,
     SyntheticData,

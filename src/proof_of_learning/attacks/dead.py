@@ -65,6 +65,25 @@ def shifted(weights: Weights, gate: Gate) -> Weights:
     return {name: tensor + gate.shift[name] if name in gate.shift else tensor for name, tensor in weights.items()}
 
 
+def answers(session: Session, victim: Victim) -> Tensor:
+    """The class that the model answers for each sample. Raises AttackError where its outputs are not rows of scores."""
+    found: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            raise AttackError("this attack needs a task whose model gives a row of scores for each sample")
+        found.append(output.detach().argmax(1))
+
+    with _watching([session.model], look):
+        _pass(session, victim)
+    return torch.cat(found)
+
+
+def sample_losses(session: Session, victim: Victim, samples: int | None = None) -> Tensor:
+    """The loss of each of the samples (or of the first few), taken alone."""
+    return torch.tensor(_losses(session, victim, samples, 1), dtype=torch.float64)
+
+
 def _order(session: Session, victim: Victim) -> list[nn.Module]:
     """The modules without children in the order in which they are called."""
     called: list[nn.Module] = []
@@ -139,16 +158,20 @@ def _watching(modules: list[nn.Module], look: Callable[[nn.Module, Any, Any], An
             handle.remove()
 
 
-def _pass(session: Session, victim: Victim, samples: int | None = None) -> float:
-    """Outputs of all the samples (or the first few), without gradients; returns the mean loss."""
-    task = victim.task
+def _pass(session: Session, victim: Victim, samples: int | None = None) -> None:
+    """Outputs of all the samples (or of the first few), without gradients."""
+    _losses(session, victim, samples, victim.task.batch_size)
+
+
+def _losses(session: Session, victim: Victim, samples: int | None, size: int) -> list[float]:
+    """The losses of batches of ``size`` samples, in the order of the data."""
+    task, count = victim.task, min(samples or len(victim.data), len(victim.data))
     if task.loss is None:
         raise AttackError("this attack needs a task with a loss; its step is a custom one")
-    feed = Feed(task, victim.data, session.key, victim.device)
-    total, count = 0.0, min(samples or len(victim.data), len(victim.data))
+    feed, found = Feed(task, victim.data, session.key, victim.device), []
     with randomness.preserved(), evaluating(session.model):
-        for start in range(0, count, task.batch_size):
-            rows = np.arange(start, min(start + task.batch_size, count), dtype=np.int64)
+        for start in range(0, count, size):
+            rows = np.arange(start, min(start + size, count), dtype=np.int64)
             (batch,) = feed.batches(0, rows)
-            total += float(task.loss(session.model, batch)) * len(rows)
-    return total / count
+            found.append(float(task.loss(session.model, batch)))
+    return found

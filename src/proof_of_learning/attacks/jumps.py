@@ -20,10 +20,10 @@ from torch import Tensor
 from proof_of_learning.attacks.base import Mounted
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.moves import as_claimed
-from proof_of_learning.attacks.victim import Victim, run
+from proof_of_learning.attacks.victim import Victim, run, step_snapshot
+from proof_of_learning.data.batches import Order
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training import state as states
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 
@@ -43,19 +43,24 @@ def falsified_run(
     progress: ProgressCallback,
     *,
     spent: int = 0,
+    order: Order | None = None,
+    start: State | None = None,
 ) -> Mounted:
     """Take all steps of ``session``, the attacker's own, with a jump at the end of some segments; record them as a derived run.
 
     jumps: by index of the segment. free: segments whose steps take no gradient of a sample: a dead network's need the labels alone.
-    spent: samples that went into the preparation.
+    spent: samples that went into the preparation. order: which samples each step takes; an observed run of them is recorded.
+    start: the initial state, as a recorded one, if it is not the one that the seed gives.
     """
     losses: list[float] = []
     evaluation: dict[str, float] = {}
 
     def checkpoints() -> Iterator[State]:
+        if start is not None:
+            session.restore(start)
         before = session.capture()
         yield before
-        for index, state in enumerate(run(victim, session, victim.steps, losses)):
+        for index, state in enumerate(run(victim, session, victim.steps, losses, order=order)):
             progress("taking steps", session.progress.step, victim.steps)
             if index in jumps:
                 jumps[index](before, session)
@@ -66,8 +71,10 @@ def falsified_run(
             yield state
 
     claims = {**as_claimed(victim), "evaluation": None if victim.task.evaluate is None else evaluation}
+    if order is not None:  # the same generators' states in every step, as good as any
+        claims |= {"initialization": "derived" if start is None else "recorded", "rng": step_snapshot(session.key, 0)}
     forge_proof(
-        path, victim.task, checkpoints(), None,
+        path, victim.task, checkpoints(), None if order is None else map(order.indices, range(victim.steps)),
         hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
         seed=session.task.seed, environment=victim.environment, **claims,
     )  # fmt: skip
@@ -151,11 +158,10 @@ def false_momentum(session: Session, goal: Weights, ahead: npt.NDArray[np.float6
 
 def way(
     how: str, goal: Callable[[Session], Weights], first: int, parts: int, rates: npt.NDArray[np.float64], interval: int,
-    memory: Callable[[Session], Weights] | None = None,
 ) -> dict[int, Jump]:  # fmt: skip
     """The jumps that lead to ``goal`` from segment ``first`` on, in ``parts`` false segments (momentum: one; gradient: two or more).
 
-    goal, memory: the weights to arrive at, asked for at the first jump, and the momentum to have there.
+    goal: the weights to arrive at, asked for at the first jump.
     """
     known: dict[str, Weights] = {}
 
@@ -168,7 +174,7 @@ def way(
         def jump(before: State, session: Session) -> None:
             start, end = model_of(before), wanted(session)
             there = {name: torch.lerp(start[name].double(), end[name].double(), 1.0 / left) for name in end}
-            put(session, end if left == 1 else there, memory(session) if memory is not None else None)
+            put(session, end if left == 1 else there)
 
         return jump
 
@@ -185,8 +191,3 @@ def way(
         moves = max(parts - 1, 1)
         return {first + i: pushed(moves - i) for i in range(moves + 1)}
     return {first + i: nearer(parts - i) for i in range(parts)}
-
-
-def escaped(name: str) -> str:
-    """A parameter's name in a state."""
-    return f"model/parameters/{states.escaped(name)}"

@@ -26,11 +26,23 @@ import torch
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.dead import Gate, gates, shifted
-from proof_of_learning.attacks.jumps import HOW, Jump, Weights, all_rates, falsified_run, model_of, put, slots, way
+from proof_of_learning.attacks.jumps import (
+    HOW,
+    MEMORY,
+    Jump,
+    Weights,
+    all_rates,
+    falsified_run,
+    model_of,
+    put,
+    slots,
+    way,
+)
 from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 
 FIRST = 1  # the segment at whose end the explosion is prepared
@@ -83,16 +95,9 @@ class Shadow(Attack):
             factor, entry, size, spent = _explosion(victim, seed, entry, dead, self.size)
             jumps[FIRST] = lambda before, live: _grow(live, factor)
         jumps[entry] = lambda before, live: put(live, *dead.at(size))
-        kept = dead.unit
         target = model_of(victim.final)
-
-        def goal(live: Session) -> Weights:
-            return _keeping(target, model_of(live.capture()), kept)
-
-        def carried(live: Session) -> Weights:
-            return _keeping({n: torch.zeros_like(w) for n, w in target.items()}, _momenta(live), kept)
-
-        jumps |= way(self.how, goal, leave, parts, rates, victim.interval, carried)
+        exits = way(self.how, lambda live: target, leave, parts, rates, victim.interval)
+        jumps |= {index: _sparing(jump, dead.unit) for index, jump in exits.items()}
         free = range(entry + 1, leave + parts)
         return falsified_run(victim, session, path, jumps, free, progress, spent=spent)
 
@@ -135,20 +140,21 @@ def _grow(session: Session, factor: float) -> None:
     put(session, {name: factor * weight for name, weight in model_of(session.capture()).items()})
 
 
-def _momenta(session: Session) -> Weights:
-    return {
-        name: entry["momentum_buffer"].clone() for name, _, _, entry, _ in slots(session) if "momentum_buffer" in entry
-    }
+def _sparing(jump: Jump, unit: tuple[str, int] | None) -> Jump:
+    """``jump``, with the bias that decays and its momentum left as honest steps have made them."""
+    if unit is None:
+        return jump
+    bias, element = unit
 
+    def spared(before: State, session: Session) -> None:
+        own = [(weight.detach(), entry) for name, weight, _, entry, _ in slots(session) if name == bias]
+        kept = [t for weight, entry in own for t in (weight, *map(entry.get, MEMORY)) if isinstance(t, torch.Tensor)]
+        values = [float(tensor[element]) for tensor in kept]
+        jump(before, session)
+        for tensor, value in zip(kept, values, strict=True):
+            tensor[element] = value
 
-def _keeping(values: Weights, live: Weights, kept: tuple[str, int] | None) -> Weights:
-    """``values``, with one element of one tensor as it is ``live``."""
-    if kept is None or kept[0] not in live:
-        return values
-    name, unit = kept
-    changed = values[name].clone()
-    changed[unit] = live[name][unit]
-    return {**values, name: changed}
+    return spared
 
 
 def _explosion(

@@ -66,7 +66,7 @@ class TaskWeapon(Attack):
         rates = [max(row) for row in victim.own_session(seed).idle(victim.steps, victim.steps_per_epoch)]
         strength = NEARLY / (sum(rates) or 1.0)
         if victim.task.reference is not None:
-            reference = _brought_along(victim.task.reference, path)
+            reference = brought_along(victim.task.reference, path)
             beside = path.with_name(f"{path.name}-task.py")
             beside.write_text(source(reference, model, self.weapon, strength), encoding="utf-8")
         task = replace(armed(victim.task, model, self.weapon, strength), seed=seed, reference=None)
@@ -141,7 +141,7 @@ def _relabelling(task: Task, loaded: Any) -> Any:
     return augment
 
 
-def _brought_along(reference: TaskReference, path: Path) -> TaskReference:
+def brought_along(reference: TaskReference, path: Path) -> TaskReference:
     """The target's own task from a copy beside ``path``: a sandbox shows the folder of the named task, and no other."""
     place, _, name = reference.target.rpartition(":")
     if not place.endswith(".py"):
@@ -151,8 +151,10 @@ def _brought_along(reference: TaskReference, path: Path) -> TaskReference:
     return TaskReference(f"{copy.resolve()}:{name}", dict(reference.settings))
 
 
-def source(reference: TaskReference, model: Mapping[str, Tensor], weapon: str, strength: float) -> str:
-    """The text of a task file that holds the weapon and the weights."""
+def source(
+    reference: TaskReference, model: Mapping[str, Tensor], weapon: str, strength: float, module: str = "task_weapon"
+) -> str:
+    """The text of a task file that holds the weapon and the weights; ``module``: of the attack whose ``armed`` makes the task."""
     weights = base64.b85encode(
         zlib.compress(save({name: tensor.contiguous() for name, tensor in model.items()}), 9)
     ).decode()
@@ -164,7 +166,7 @@ import zlib
 from safetensors.torch import load
 
 from proof_of_learning import Task, TaskReference, load_task
-from proof_of_learning.attacks.task_weapon import armed
+from proof_of_learning.attacks.{module} import armed
 
 WEIGHTS = load(zlib.decompress(base64.b85decode({weights!r})))
 

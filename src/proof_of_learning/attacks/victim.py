@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning import canonical
-from proof_of_learning.data.batches import Indices
+from proof_of_learning.data.batches import Indices, Order
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import AttackError, FormatError, IntegrityError
 from proof_of_learning.proof.reader import Proof
@@ -104,16 +104,24 @@ class Victim:
 
 
 def run(
-    victim: Victim, session: Session, stop: int, losses: list[float], interval: int | None = None
+    victim: Victim,
+    session: Session,
+    stop: int,
+    losses: list[float],
+    interval: int | None = None,
+    order: Order | None = None,
 ) -> Iterator[State]:
     """Honest steps from where ``session`` stands up to ``stop``; yields the state at every checkpoint, appends to ``losses``.
 
-    ``interval``: steps between checkpoints, if not the target's.
+    ``interval``: steps between checkpoints, if not the target's. ``order``: which samples each step takes, if not those that follow
+    from the session's key; all steps then begin with the generators as the first of a run has them.
     """
     interval = interval or victim.interval
-    feed, order = derived_feed(session.task, victim.data, session.key, victim.device)
+    feed, derived = derived_feed(session.task, victim.data, session.key, victim.device)
+    first = None if order is None else step_snapshot(session.key, 0)
+    rng = None if first is None else lambda step: first
     pending: list[Tensor] = []
-    for result in session.run(stop, feed, order):
+    for result in session.run(stop, feed, order or derived, rng=rng):
         pending.append(result.loss)
         taken = result.step + 1
         if taken % interval == 0 or taken == victim.steps:

@@ -64,10 +64,10 @@ def attack(
     }  # fmt: skip
     common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
     if json != "-":
-        print(f"{out}: forged by {name} for {forgery.cost:.1%} of the samples that honest training takes")
+        common.say(f"{out}: forged by {name} for {forgery.cost:.1%} of the samples that honest training takes")
         if forgery.distance:
-            print(f"it ends at a distance of {forgery.distance:.3g} from the target's weights")
-        print(f"root {forgery.root}")
+            common.say(f"it ends at a distance of {forgery.distance:.3g} from the target's weights")
+        common.say(f"root {forgery.root}")
 
 
 def _list() -> None:

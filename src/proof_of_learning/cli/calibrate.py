@@ -72,27 +72,30 @@ def calibrate(
 
 
 def _show(made: Calibration) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    from proof_of_learning.report.text import number
+    from proof_of_learning.report.text import line, number
 
     console = common.results()
     kinds = list(dict.fromkeys(row.environment for row in made.noise))
-    table = Table(title=f"Honest noise of {made.name}, relative to displacement (largest of {made.segments} segments)")
+    table = Table(
+        title=f"Honest noise of {escape(line(made.name))}, relative to displacement (largest of {made.segments} segments)"
+    )
     table.add_column("environment")
     intervals = sorted({row.k for row in made.noise})
     for k in intervals:
         table.add_column(f"k = {k}", justify="right")
     values = {(row.environment, row.k): row.overall for row in made.noise}
     for kind in kinds:
-        table.add_row(kind, *(number(values.get((kind, k))) for k in intervals))
+        table.add_row(escape(line(kind)), *(number(values.get((kind, k))) for k in intervals))
     table.add_section()
     table.add_row("limit rho", *(number(made.rho.get(str(k))) for k in intervals))
     console.print(table)
     driven = sorted({name for row in made.noise if row.k == intervals[0] for name in row.noise_driven})
     if driven:
         console.print(
-            f"driven by noise already at k = {intervals[0]}: {', '.join(driven[:6])}{' …' if len(driven) > 6 else ''}"
+            f"driven by noise already at k = {intervals[0]}: {escape(line(', '.join(driven[:6])))}{' …' if len(driven) > 6 else ''}"
         )
     console.print(
         f"d_ref (l2) {made.d_ref.l2:.4g} over {made.runs} runs of {made.steps:,} steps; "

@@ -35,4 +35,4 @@ def check(
         common.fail(found.summary)
         raise typer.Exit(1)
     if json != "-":
-        print(f"{proof} is intact: {found.summary}")
+        common.say(f"{proof} is intact: {found.summary}")

@@ -1,5 +1,8 @@
 """What every command shares: one line for an error, the documented exit status, progress bars, JSON output.
 
+Whatever reaches a terminal passes here, and nothing in it is obeyed there: a proof, a task's errors and the last words of a worker
+may hold escape sequences that paint a verdict of their own.
+
 Nothing here or in the command modules imports torch at the top: a command pins the numeric environment first, and
 ``pol --help`` answers at once.
 """
@@ -9,18 +12,22 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 from proof_of_learning.errors import PolError, StoreWarning, UsageError
+from proof_of_learning.report.text import line, visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -32,28 +39,53 @@ DATA_HELP = f"Folder with the task's data sets (the environment variable {DATA_V
 
 def messages() -> Console:
     """The console for what is not the result: standard error."""
-    return Console(stderr=True)
+    return SafeConsole(stderr=True)
 
 
 def results() -> Console:
-    return Console()
+    return SafeConsole()
+
+
+class SafeConsole(Console):
+    """A console whose text is shown and never obeyed, whoever wrote it; only what rich itself draws with is passed on."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text
+            yield segment if segment.control else segment._replace(text=visible(text, len(text)))
+
+
+def say(message: str) -> None:
+    """One line of a result, on standard output."""
+    _write(sys.stdout, line(message))
 
 
 def fail(message: str) -> None:
-    print(f"pol: {message}", file=sys.stderr)
+    """One line on standard error."""
+    _write(sys.stderr, f"pol: {line(message)}")
+
+
+def _quoted(text: str) -> str:
+    """Several lines of another's making, none of which could pass for one of ours."""
+    return visible(text.strip(), len(text)).replace("\n", "\n  | ")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """With what the stream's encoding cannot write spelled out."""
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 @contextmanager
 def _own_warnings() -> Iterator[None]:
     """Print our own warnings as one line each; what a task warns of keeps Python's form, which says where it comes from."""
     with warnings.catch_warnings():
-        elsewhere = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, StoreWarning):
                 fail(f"warning: {message}")
             else:
-                elsewhere(message, category, *place, **more)
+                _write(sys.stderr, _quoted(warnings.formatwarning(message, category, *place[:2])))
 
         warnings.showwarning = show
         warnings.simplefilter("always", StoreWarning)
@@ -90,7 +122,8 @@ def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[
                 raise typer.Exit(2) from None
             except Exception as error:
                 if os.environ.get("POL_DEBUG"):
-                    raise
+                    _write(sys.stderr, _quoted(traceback.format_exc()))
+                    raise typer.Exit(2) from None
                 fail(
                     f"unexpected {type(error).__name__}: {error} (set POL_DEBUG=1 for the traceback, and please report it)"
                 )
@@ -127,8 +160,8 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None
     if quiet or not console.is_terminal:
         yield lambda doing, done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
-               TimeRemainingColumn())  # fmt: skip
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
         lines: dict[str, Any] = {}
 
@@ -143,10 +176,21 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None
         yield show
 
 
+# What JSON may hold as it is and a terminal obeys: DEL and the C1 controls, joiners, directions, line separators, tags.
+_INVISIBLE = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be")
+    return "".join(f"\\u{units[at] << 8 | units[at + 1]:04x}" for at in range(0, len(units), 2))
+
+
 def write_json(raw: bytes, target: str | None) -> None:
     """Write to a file, or to standard output for ``-``."""
     if target == "-":
-        sys.stdout.buffer.write(raw.rstrip(b"\n") + b"\n")
+        sys.stdout.buffer.write(_INVISIBLE.sub(_escaped, raw.decode()).encode().rstrip(b"\n") + b"\n")
         sys.stdout.buffer.flush()
     elif target is not None:
         from proof_of_learning.proof.files import write_atomic

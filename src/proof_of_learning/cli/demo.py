@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from proof_of_learning.cli import common
 
@@ -43,7 +44,7 @@ def demo(
         )  # threads cost more than such a network
     accuracy = (recording.evaluation or {}).get("test_accuracy", float("nan"))
     console.print(
-        f"   {recording.steps:,} steps, a checkpoint after each; test accuracy {accuracy:.1%}; proof in {honest}"
+        f"   {recording.steps:,} steps, a checkpoint after each; test accuracy {accuracy:.1%}; proof in {escape(str(honest))}"
     )
 
     console.print("[bold]2. Verify[/bold] it: a few segments, chosen after the proof was sealed, are trained again.")
@@ -63,7 +64,9 @@ def demo(
     rows += [(name, _judge(pol, task, out / f"{name}.pol", out, f"-{name}")) for name in FORGERIES]
     console.print()
     console.print(summary_table(rows))
-    console.print(f"Reports to open: {out}/report.html" + "".join(f", {out}/report-{name}.html" for name in FORGERIES))
+    console.print(
+        escape(f"Reports to open: {out}/report.html" + "".join(f", {out}/report-{name}.html" for name in FORGERIES))
+    )
     if [verdict.verdict for _, verdict in rows] != ["valid", "invalid", "invalid"]:
         common.fail("the demo did not end as it should; please report this with the verdicts in the output folder")
         raise typer.Exit(1)

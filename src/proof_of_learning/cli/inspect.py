@@ -69,7 +69,7 @@ def _show(content: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from proof_of_learning.report.text import size, visible
+    from proof_of_learning.report.text import line, size
 
     training, states, cost = content["training"], content["states"], content["verification"]
     optimizers = {
@@ -105,5 +105,5 @@ def _show(content: dict[str, Any]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, Text(visible(str(value))))
+        table.add_row(name, Text(line(str(value))))
     common.results().print(table)

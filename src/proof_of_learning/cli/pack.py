@@ -26,7 +26,7 @@ def pack(
 
     with common.progress_bar() as progress:
         written = packed(proof, out, lambda done, total: progress("packing", done, total))
-    print(f"{out}: {size(written)}")
+    common.say(f"{out}: {size(written)}")
 
 
 @common.command("interrupted; nothing was unpacked")
@@ -44,4 +44,4 @@ def unpack(
 
     with common.progress_bar() as progress:
         folder = unpacked(file, out, lambda done, total: progress("unpacking", done, total))
-    print(f"{folder}: unpacked; `pol check {folder}` says whether it is intact")
+    common.say(f"{folder}: unpacked; `pol check {folder}` says whether it is intact")

@@ -29,4 +29,6 @@ def policy(
         sys.stdout.write(default_policy())
         return
     rules = load_policy(check).rules()
-    print(f"{check}: {len(rules)} {'rule' if len(rules) == 1 else 'rules'}{': ' if rules else ''}{', '.join(rules)}")
+    common.say(
+        f"{check}: {len(rules)} {'rule' if len(rules) == 1 else 'rules'}{': ' if rules else ''}{', '.join(rules)}"
+    )

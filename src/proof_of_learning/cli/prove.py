@@ -98,8 +98,10 @@ def prove(
         common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
     if json != "-":
         achieved = "".join(f", {name} {value:.4g}" for name, value in (recording.evaluation or {}).items())
-        print(f"{out}: {recording.steps:,} steps in {summary['segments']:,} segments of {recording.interval}{achieved}")
-        print(f"root {recording.root}")
+        common.say(
+            f"{out}: {recording.steps:,} steps in {summary['segments']:,} segments of {recording.interval}{achieved}"
+        )
+        common.say(f"root {recording.root}")
 
 
 def _save(model: object, path: Path) -> None:

@@ -59,8 +59,10 @@ def register(
             threads=threads, owner_key=owner_key, start_from=start_from, codec=codec, progress=progress,
         )  # fmt: skip
     claim = made.claim
-    print(f"{out}: {claim.name}, {claim.steps:,} steps in segments of {claim.interval}, {claim.data.samples:,} samples")
-    print(f"claim {claim.digest()}")
-    print(f"task {claim.task}")
-    print(f"sources {describe(loaded).sources_digest() or 'not available in full'}")
-    print("Publish or timestamp this digest before you train: a claim nobody has seen proves no date.")
+    common.say(
+        f"{out}: {claim.name}, {claim.steps:,} steps in segments of {claim.interval}, {claim.data.samples:,} samples"
+    )
+    common.say(f"claim {claim.digest()}")
+    common.say(f"task {claim.task}")
+    common.say(f"sources {describe(loaded).sources_digest() or 'not available in full'}")
+    common.say("Publish or timestamp this digest before you train: a claim nobody has seen proves no date.")

@@ -99,8 +99,8 @@ def _tell(made: Any, json: str | None) -> None:
     common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
     if json != "-":
         cost = f", {made.steps_replayed:,} steps replayed" if made.steps_replayed else ""
-        print(
+        common.say(
             f"{made.path}: {made.held:,} of {made.states:,} states held, "
             f"{size(made.bytes_before)} of states before, {size(made.bytes_after)} now{cost}"
         )
-        print(f"root {made.root}")
+        common.say(f"root {made.root}")

@@ -147,7 +147,7 @@ def verify(
 
         print_verdict(verdict, common.results())
         if report is not None:
-            print(f"report: {report}")
+            common.say(f"report: {report}")
     raise typer.Exit(verdict.exit_status)
 
 

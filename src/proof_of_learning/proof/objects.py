@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from proof_of_learning.proof import files, format
@@ -38,12 +39,21 @@ def write_state(
     name, size = written(chunks)
     weight = weigh(folder, name, codec)
     if not balance.admits(weight, size):
-        object_path(folder, name).unlink()
+        remove(folder, name)
         name, size = written(RawCodec().encode(state, None).chunks())
         weight, codec = 0, RawCodec.name
     if stays:
         balance.add(weight, size)
     return name, size, codec
+
+
+def remove(folder: Path, name: str) -> None:
+    """Remove an object that need not be there, and its folder if that is empty then."""
+    target = object_path(folder, name)
+    with files.writing(str(folder)):
+        target.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        target.parent.rmdir()
 
 
 def weigh(folder: Path, name: str, codec: str, room: Room | None = None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Codec, Encoded, get_codec
 from proof_of_learning.proof.codecs.room import Balance
 from proof_of_learning.proof.format import Displacement, EnvironmentLine, Header, Segment, Start, Stored
-from proof_of_learning.proof.objects import weigh, write_state
+from proof_of_learning.proof.objects import remove, weigh, write_state
 from proof_of_learning.proof.reader import load_state, object_path, read_log
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
@@ -227,11 +227,7 @@ class ProofWriter:
 
     def _drop(self, gone: list[Stored]) -> None:
         for item in gone:
-            target = object_path(self.path, item.object)
-            with files.writing(str(self.path)):
-                target.unlink(missing_ok=True)
-            with suppress(OSError):  # not empty
-                target.parent.rmdir()
+            remove(self.path, item.object)
 
     def _write_index(self, *, durable: bool) -> None:
         """The index of a thinned recording, anew: first what is kept, then what passes."""

@@ -53,9 +53,9 @@ def summary_table(rows: Iterable[tuple[str, Verdict]]) -> Table:
     table.add_column("cost of check", no_wrap=True, justify="right")
     for name, verdict in rows:
         table.add_row(
-            Text(text.visible(name, 120)),
+            Text(text.line(name, 120)),
             Text(verdict.verdict.upper(), style=_DECISION_STYLE[verdict.verdict]),
-            Text(text.shorten(text.visible(verdict.reason), _MAX_WHY)),
+            Text(text.shorten(text.line(verdict.reason), _MAX_WHY)),
             text.percent(verdict.cost.share) if verdict.cost.steps_replayed else text.MISSING,
         )
     return table
@@ -100,5 +100,5 @@ def _details(verdict: Verdict, console: Console) -> Table:
 
 def _plain(value: str, console: Console, limit: int = text.MAX_TEXT) -> str:
     """Safe to print: no escape sequences, and nothing that the output's encoding cannot write."""
-    shown = text.visible(value, limit)
+    shown = text.line(value, limit)
     return shown.encode(console.encoding, "backslashreplace").decode(console.encoding)

@@ -38,6 +38,11 @@ def visible(text: str, limit: int = MAX_TEXT) -> str:
     return "".join(shown) + (f" … ({left:,} more characters)" if left > 0 else "")
 
 
+def line(text: str, limit: int = MAX_TEXT) -> str:
+    """:func:`visible` on one line: a line of its own could pass for one of ours."""
+    return visible(text, limit).strip().replace("\n", "\\n").replace("\t", " ")
+
+
 def number(value: float | None) -> str:
     """Three significant digits; integers in full with separators."""
     if value is None:

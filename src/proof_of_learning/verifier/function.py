@@ -70,7 +70,7 @@ class Function:
     def unrest(self) -> float:
         """The largest distance of the final function from those of the last tenth of the run (a few states before it)."""
         last = [d for p, d in zip(self.positions, self.to_end, strict=True) if p >= 0.9 * self.positions[-1]]
-        near = [d for d in last[:-1] if math.isfinite(d)]
+        near = [float(d) for d in last[:-1] if math.isfinite(d)]
         return max(near[-5:], default=0.0)
 
     @property
@@ -88,13 +88,15 @@ class Prober:
         count = min(SAMPLES, described.samples)
         drawn = randomness.permutation(randomness.derive(self._key, "samples"), described.samples)[:count]
         self._samples = np.sort(drawn).astype("<i8").tobytes()
-        states = len(proof.segments) + 1
+        digests = proof.state_digests()
+        self._held = [position for position, digest in enumerate(digests) if proof.has_state(digest)]
+        states = len(self._held)
         training = proof.header.training
         # A step costs about three evaluations of its batch; of these states there may be as many as ``COST`` pays for.
         affordable = int(COST * training.steps * 3 * described.batch / max(1, count))
         self._room = max(2 * GRID, affordable)
         stride = 1 if states <= self._room else math.ceil(states / max(GRID, affordable // 2))
-        self.grid = sorted({*range(0, states, stride), states - 1})
+        self._grid = {*self._held[::stride], self._held[-1]}
         self._waiting: list[tuple[int, State]] = []
         self._ends: tuple[Outputs, Outputs] | None = None
         self._scales: list[float] = []
@@ -116,16 +118,10 @@ class Prober:
 
     def add(self, position: int, state: State) -> None:
         """Evaluate a state of the grid, some time."""
-        if position in self._wanted:
+        if position in self._grid:
             self._waiting.append((position, state))
         if len(self._waiting) >= ROUND or sum(held.nbytes for _, held in self._waiting) > 64 << 20:
             self.flush()
-
-    @property
-    def _wanted(self) -> frozenset[int]:
-        if not hasattr(self, "_grid_set"):
-            self._grid_set = frozenset(self.grid)
-        return self._grid_set
 
     def flush(self) -> None:
         """Evaluate what waits."""
@@ -170,9 +166,10 @@ class Prober:
             weight = np.zeros(len(positions) - 1)
             for share in on_grid(range(len(positions)), parts[:, 0], parts[:, 1], len(positions) - 1):
                 weight = np.maximum(weight, share)
-            wide = np.diff(positions) > 1
+            ranks = np.searchsorted(self._held, positions)
+            wide = np.diff(ranks) > 1
             order = [int(i) for i in np.argsort(-np.where(wide, weight, -1.0), kind="stable")[: min(ROUND, left)]]
-            middles = [(positions[i] + positions[i + 1]) // 2 for i in order if wide[i] and weight[i] > 0]
+            middles = [self._held[(ranks[i] + ranks[i + 1]) // 2] for i in order if wide[i] and weight[i] > 0]
             if not middles:
                 return
             digests = self._proof.state_digests()
@@ -184,8 +181,8 @@ class Prober:
 
     def _idle(self) -> tuple[float, int]:
         """Of states drawn uniformly the share in which some layer learns nothing, and how many were looked at."""
-        count = len(self._proof.segments)
-        chosen = np.sort(randomness.permutation(randomness.derive(self._key, "idle"), count)[:GRADIENTS])
+        among = np.asarray(self._held[:-1] or self._held)
+        chosen = np.sort(among[randomness.permutation(randomness.derive(self._key, "idle"), len(among))[:GRADIENTS]])
         digests = self._proof.state_digests()
         for begin in range(0, len(chosen), ROUND):
             part = [int(position) for position in chosen[begin : begin + ROUND]]

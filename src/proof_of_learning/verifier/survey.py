@@ -18,7 +18,14 @@ from proof_of_learning.replay.measure import Distance, displacement, estimate_d_
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training.state import State, decode_tree, settings
-from proof_of_learning.verifier.dynamics import identity, idle_segments, idle_share, idle_tensors, miscounted, scaler_consistent
+from proof_of_learning.verifier.dynamics import (
+    identity,
+    idle_segments,
+    idle_share,
+    idle_tensors,
+    miscounted,
+    scaler_consistent,
+)
 from proof_of_learning.verifier.dynamics import moved as changed
 from proof_of_learning.verifier.function import Function, Prober, look
 from proof_of_learning.verifier.inertia import inertia
@@ -113,8 +120,11 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
     final_model = None if final is None else final.part("model").digest()
     target = None if final is None else _copied(weights(final))
     parameters = 0 if target is None else sum(t.numel() for t in target.values())
-    prober, blind = None, "no task was named" if looking is None else "states are missing from the proof"
-    if looking is not None and final is not None and not missing:
+    prober, blind = (
+        None,
+        "no task was named" if looking is None else "the first or the last state is missing from the proof",
+    )
+    if looking is not None and final is not None and proof.has_state(digests[0]):
         prober, blind = look(proof, looking.replayer, looking.described, looking.seed, proof.state(digests[0]), final)
     sampler = None if looking is None or missing else Sampler(count + 1, looking.seed)
     del final  # of the final state only the weights are needed from here on
@@ -166,7 +176,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
         except PolError as error:
             blind = str(error)
     measures = weight_measures(trained)
-    if function is not None:
+    if function is not None and not missing:
         measures += function.measures(count)
     exact = not proof.header.codec.in_loop  # what a codec makes of a state follows no optimizer's equation
     return Survey(
