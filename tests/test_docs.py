@@ -19,6 +19,7 @@ from proof_of_learning.cli.main import app
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "proof_of_learning"
 README = (ROOT / "README.md").read_text()
+GUIDES = [path.read_text() for path in sorted((ROOT / "docs" / "guide").glob("*.md"))]
 DOCUMENTS = [
     path for path in ROOT.rglob("*.md") if not {part for part in path.relative_to(ROOT).parts if part[0] == "."}
 ]
@@ -52,7 +53,7 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 
 def command(name: str) -> Any:
     found = COMMANDS.get(name)
-    assert found is not None, f"README names the command {name!r}, which does not exist"
+    assert found is not None, f"a document names the command {name!r}, which does not exist"
     return found
 
 
@@ -62,7 +63,7 @@ def options(of: Any) -> set[str]:
 
 def written_commands() -> list[str]:
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    inline = re.findall(r"`(pol [a-z][^`]*)`", README)
+    inline = re.findall(r"`(pol [a-z][^`]*)`", "\n".join([README, *GUIDES]))
     return [line for line in (*lines, *inline) if line.startswith("pol ")]
 
 
