@@ -38,7 +38,7 @@ from matrix_page import Matrix, write_page
 
 from proof_of_learning import Proof, Task, TaskReference, Verdict, load_task, prove, verify
 from proof_of_learning.attacks import ATTACKS, Attack, Forgery, forge_proof
-from proof_of_learning.attacks.gamble import fixed_nonces, odds
+from proof_of_learning.attacks.gamble import fixed_nonces, odds, surveyed
 from proof_of_learning.attacks.victim import step_snapshot
 from proof_of_learning.data.batches import DerivedOrder
 from proof_of_learning.errors import AttackError, PolError, WorkerError
@@ -251,7 +251,8 @@ def judge(case: Case, mode: str, path: Path, forgery: Forgery, task: Task, refer
         **summary(verdict),
     }  # fmt: skip
     if forgery.forged:
-        row["odds"] = asdict(odds(Proof.open(path), forgery.forged, fixed_nonces(NONCES)))
+        proof = Proof.open(path)
+        row["odds"] = asdict(odds(proof, forgery.forged, fixed_nonces(NONCES), found=surveyed(proof, task)))
     return row
 
 

@@ -30,7 +30,9 @@ from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 from proof_of_learning.verifier.initialization.judge import judge_initialization
+from proof_of_learning.verifier.options import Draw
 from proof_of_learning.verifier.plan import challenge, make_nonce
+from proof_of_learning.verifier.progress import MAIN, Measure
 from proof_of_learning.verifier.survey import Survey
 
 Report = Callable[[int, int], None]
@@ -285,9 +287,11 @@ def challenged_share(header: Header, steps: int, per_epoch: int, k: int, q: int,
     moved, inert, progress = (rng.lognormal(0.0, 0.5, count) for _ in range(3))
     found = Survey(
         displacement=moved, weights=moved, inertia=inert, progress=progress, trivial=np.zeros(count, dtype=bool),
-        distance=np.zeros(count + 1), settings=[], loss=[], missing=0, parameters=0, bytes=0, final_model=None, d_ref=None,
+        idle=np.zeros(count), identity=np.zeros(count), distance=np.zeros(count + 1), settings=[], loss=[], jumps=[],
+        irregular={}, measures=[Measure("weights", progress / progress.sum(), MAIN)], function=None, blind="", missing=0,
+        parameters=0, bytes=0, final_model=None, d_ref=None,
     )  # fmt: skip
-    picked = challenge(header, "sha256:" + "00" * 32, found, make_nonce(f"{seed:08x}"), top_q=q)
+    picked = challenge(header, "sha256:" + "00" * 32, found, make_nonce(f"{seed:08x}"), Draw(top_q=q))
     return sum(min(k, steps - index * k) for index in picked.segments) / steps
 
 

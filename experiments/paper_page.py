@@ -372,13 +372,14 @@ def _cost(found: Findings) -> str:
     return f"""## What verification costs, by Q and k
 
 Share of all steps that is replayed in a run of the paper's size (200 epochs of 390 steps). The paper replays the Q largest updates
-of each epoch, E·Q·k steps. This project replays the Q largest displacements and the Q largest inertias of each epoch with their
-predecessors, the first and the last segment, and enough random segments for both guarantees (10 %, missed with 1 %). Counted
-with the verifier's own challenge on made-up displacements, of which the number hardly depends.
+of each epoch, E·Q·k steps. This project replays the Q largest displacements and the Q largest inertias of each tenth of the run, the
+predecessors of the largest of all, the first and the last segment, and enough random segments for its guarantees (10 %, missed
+with 1 %). Counted with the verifier's own challenge on made-up displacements and one made-up measure of progress; several kinds of
+progress, which a real run has, take more draws.
 
 {table(head, rows)}
-The cost grows with Q and k as the paper's does until every segment is replayed. At Q = 1 and k = {ks[0]} it is {times:.1f} times the
-paper's: two segments and their predecessors an epoch instead of one, and the random draws, which the paper does not have.
+At Q = 1 and k = {ks[0]} it is {times:.2g} times the paper's. The paper's cost grows with the number of epochs; here the random draws,
+which the paper does not have, are most of it, and their number hardly grows with the run.
 """
 
 

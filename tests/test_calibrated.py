@@ -95,7 +95,7 @@ def test_honest_noise_that_leads_to_its_own_errors_is_no_drift(tmp_path: Path) -
     """
     task = TaskReference(NOISY, {"optimizer": "adamw", "norm": True, "steps": 72})
     prove(task, tmp_path / "run.pol", interval=3, threads=3)
-    verdict = verify(tmp_path / "run.pol", task, reproduce=False, random=24, allow_calibrated=True, sandbox="off")
+    verdict = verify(tmp_path / "run.pol", task, reproduce=False, everything=True, allow_calibrated=True, sandbox="off")
     check = verdict.check("drift")
     assert check.status == "pass", check.summary
     assert check.evidence["segments"] == 24

@@ -74,7 +74,7 @@ def odds(proof: Proof, forged: Sequence[int], nonces: Sequence[str], *, found: S
     found = found or survey(proof)
     picked = challenge(proof.header, proof.root, found, make_nonce(nonces[0]), Draw())
     conspicuous = tuple(i for i in forged if any(why not in DRAWN for why in picked.segments.get(i, ())))
-    weight = np.where(found.trivial, 0.0, importance(found.measures, len(proof.segments)))
+    weight = importance(found.measures, len(proof.segments))
     real, hidden = np.flatnonzero(~found.trivial), [i for i in forged if not found.trivial[i]]
     share = float(weight[list(forged)].sum() / weight.sum()) if weight.any() else 0.0
     draws = picked.guarantee

@@ -94,6 +94,7 @@ class WorkerProcess:
             stderr=self._errors,
             bufsize=0,  # so that `select` sees all there is to read
             env=variables,
+            start_new_session=True,  # no terminal that it could write to
         )
 
     @property

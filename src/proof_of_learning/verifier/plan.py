@@ -73,7 +73,7 @@ def challenge(header: Header, root: str, found: Survey, nonce: Nonce, draw: Draw
         for index, why in _conspicuous(found, windows, draw.top_q):
             add(index, why)
     real = np.flatnonzero(~found.trivial).tolist()
-    weight = importance(found.measures, count)  # at rate 0 too: what comes nearer to the end there was not trained
+    weight = importance(found.measures, count)  # of trivial ones too: what they contribute must be nothing
     total = float(weight.sum())
     if draw.everything:
         uniform, weighted = len(real), int((weight > 0).sum())

@@ -43,10 +43,10 @@ class DriftCheck:
         strays = Strays(evidence, answers)
         pairs = [(error, strays.own[index]) for index, error in strays.errors.items()]
         if not pairs:
-            exact = not any(evidence.differences.values())
-            if exact or not evidence.options.comparison.allow_calibrated:
+            calibrated = any(evidence.calibrates(index) for index in evidence.challenge.segments)
+            if not calibrated:
                 return result(
-                    self, "skipped", "replay was exact: there are no errors that could drift", mandatory=False
+                    self, "skipped", "comparison is exact: an error is a failure, however small", mandatory=False
                 )
             return result(self, "pass", "every replay gave the recorded bits: there are no errors that could drift")
         noisy = [strays.limits[index].noisy for index in strays.errors]

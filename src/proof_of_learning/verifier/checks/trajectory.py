@@ -86,7 +86,10 @@ class TrajectoryCheck:
             lines = sorted({line for s in open_ for line in evidence.unreproduced(s.index)})
             why = open_[0].note
             if lines and not evidence.options.comparison.allow_calibrated:
-                why = f"the recorded numeric environment is not reproduced here ({'; '.join(lines)})"
+                why = (
+                    f"the recorded numeric environment is not reproduced here ({'; '.join(lines)}); --allow-calibrated judges "
+                    "within this machine's own noise"
+                )
             return result(
                 self, "inconclusive", f"{len(open_)} of {len(segments)} challenged segments could not be judged: {why}",
                 open=[s.index for s in open_], unreproduced=lines, **details,
