@@ -35,7 +35,7 @@ CAUGHT_BY = {
     "grinding": "trajectory", "huge-rate": "trajectory", "idle-excursion": "trajectory",
     "infinitesimal-update": "trajectory", "inverse-gradient": "initialization", "knowing-start": "initialization",
     "late-jump": "trajectory", "lazy": "trajectory", "padding": "trajectory", "poisoned-probe": "trajectory",
-    "rank-matched": "trajectory", "rate-steering": "trajectory", "scaler-freeze": "trajectory",
+    "rank-matched": "trajectory", "rate-steering": "trajectory", "scaler-freeze": "hyperparameters",
     "shadow": "trajectory", "stolen": "initialization", "synthetic-data": "data", "task-weapon": "trajectory",
     "teleport": "trajectory",
 }  # fmt: skip
@@ -131,8 +131,8 @@ def test_nothing_marks_a_forgery(forged: Forged) -> None:
     forgery = forged.forgery
     assert {item.name for item in forgery.path.iterdir()} == {item.name for item in forged.target.path.iterdir()}
     for name in ("header.json", "log.jsonl", "index.jsonl", "seal.json"):
-        text = (forgery.path / name).read_text().lower()
-        assert not any(word in text for word in ("forge", "attack", "spoof", "stolen"))
+        text, honest = ((path / name).read_text().lower() for path in (forgery.path, forged.target.path))
+        assert not any(word in text and word not in honest for word in ("forge", "attack", "spoof", "stolen"))
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from proof_of_learning.errors import UsageError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.verifier import guarantee
+from proof_of_learning.verifier.options import Draw
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce
+from proof_of_learning.verifier.progress import MAIN, Measure
 from proof_of_learning.verifier.survey import Survey, survey
 
 WEIGHTS = st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=7)
@@ -147,7 +149,8 @@ def test_uniform_draws_come_equally_often() -> None:
 
 # ---- the challenge -------------------------------------------------------------------------------------
 
-COUNT, INTERVAL, EPOCH = 200, 10, 500  # 2000 steps: windows of 100 steps, that is of 10 segments
+COUNT, INTERVAL, EPOCH = 200, 10, 500  # 2000 steps: windows of 200 steps, that is of 20 segments
+WINDOW = 20
 
 
 def header(proof: Proof) -> Any:
@@ -157,15 +160,27 @@ def header(proof: Proof) -> Any:
     return msgspec.structs.replace(proof.header, training=training)
 
 
+def measures(weights: Any, function: Any = None) -> list[Measure]:
+    """What the survey measures where weights and function came nearer to the end by so much."""
+    rest = weights if function is None else function
+    return [
+        Measure(name, np.asarray(gains, float) / max(float(np.sum(gains)), 1e-300), missed)
+        for name, gains, missed in (("weights", weights, MAIN), ("function: nearer", rest, MAIN))
+    ]
+
+
 @cache
 def arrays() -> dict[str, Any]:
     rng = np.random.default_rng(3)
     drawn = {name: rng.uniform(1, 2, COUNT) for name in ("displacement", "weights", "inertia")}
     return {
         **drawn,
-        "progress": rng.uniform(-0.1, 1, COUNT),
+        "measures": measures(rng.uniform(0, 1, COUNT), rng.uniform(0, 1, COUNT)),
         "trivial": np.zeros(COUNT, bool),
         "distance": np.ones(COUNT + 1),
+        "identity": np.full(COUNT, np.nan),
+        "irregular": {},
+        "jumps": [],
     }
 
 
@@ -182,7 +197,7 @@ def pick(tiny_proof: Path, measured: Any) -> Any:
     def picked(
         found: Survey | None = None, root: str = "sha256:00", nonce: str | None = "00", **options: Any
     ) -> Challenge:
-        return challenge(claims, root, found or measured(), make_nonce(nonce), **options)
+        return challenge(claims, root, found or measured(), make_nonce(nonce), Draw(**options))
 
     return picked
 
@@ -220,13 +235,14 @@ def test_the_first_the_last_and_the_largest_are_always_challenged(pick: Any, mea
     assert because(chosen, "first") == {0}
     assert because(chosen, "last") == {COUNT - 1}
     for why, values in (("top-q", found.displacement), ("inertia", found.inertia)):
-        largest = {start + int(np.argmax(values[start : start + 10])) for start in range(0, COUNT, 10)}
+        largest = {start + int(np.argmax(values[start : start + WINDOW])) for start in range(0, COUNT, WINDOW)}
         assert because(chosen, why) == largest
-        assert {index - 1 for index in largest if index} <= because(chosen, "predecessor")
+        of_all = set(np.argsort(-values)[:3].tolist())
+        assert {index - 1 for index in of_all if index} <= because(chosen, "predecessor")
     assert because(chosen, "uniform") == because(chosen, "progress") == set()
     two = pick(found, random=0, top_q=2)
     assert because(two, "top-q") > because(chosen, "top-q")
-    assert len(because(two, "top-q")) == 40
+    assert len(because(two, "top-q")) == 20
     assert set(pick(found, random=0, top_q=0).segments) == {0, COUNT - 1}
     assert list(chosen.segments) == sorted(chosen.segments)
 
@@ -248,6 +264,10 @@ def test_random_draws_are_as_many_as_the_guarantee_needs(pick: Any) -> None:
     assert promise.uniform_draws == guarantee.uniform_draws_needed(COUNT)
     assert promise.forged_fraction <= 0.1
     assert promise.progress_fraction <= 0.1
+    assert promise.function_fraction <= 0.1
+    assert promise.group_fraction <= 0.3
+    assert promise.excursion_fraction <= 0.3
+    assert not promise.missing
     few = pick(random=9)
     assert (few.guarantee.uniform_draws, few.guarantee.progress_draws) == (5, 4)
     assert few.guarantee.forged_fraction == guarantee.forgeable_segments(COUNT, 5) / COUNT
@@ -260,38 +280,94 @@ def test_random_draws_are_as_many_as_the_guarantee_needs(pick: Any) -> None:
     assert len(pick(random=10_000).segments) == COUNT
 
 
+@settings(max_examples=15)
+@given(st.integers(0, 2**32), st.sampled_from(["weights", "function: nearer"]), st.integers(10, 80))
+def test_what_escapes_the_draws_is_no_larger_than_promised(
+    pick: Any, measured: Any, seed: int, name: str, draws: int
+) -> None:
+    """Whoever forges a set of segments with more than the promised share of a measure is missed as rarely as promised."""
+    rng = np.random.default_rng(seed)
+    found = measured(measures=measures(rng.pareto(1, COUNT), rng.pareto(1, COUNT)))
+    promise = pick(found, random=draws).guarantee
+    share = {"weights": promise.progress_fraction, "function: nearer": promise.function_fraction}[name]
+    shares = next(measure.shares for measure in found.measures if measure.name == name)
+    # The forger's best choice: the segments that bring most of this measure for their weight.
+    weight = np.max([measure.shares / measure.missed for measure in found.measures], axis=0)
+    best = np.argsort(-shares / weight)
+    size = int(np.searchsorted(np.cumsum(shares[best]), share)) + 1
+    if size <= COUNT:
+        forged = float(weight[best[:size]].sum() / weight.sum())
+        assert guarantee.progress_miss(weight, forged, draws // 2) <= guarantee.MISS_PROBABILITY + 1e-9
+
+
+def test_each_guarantee_stands_or_falls_by_itself(pick: Any, measured: Any) -> None:
+    """A task that shows no outputs: nothing is promised about its function, and what is missing is named."""
+    blind = pick(measured(measures=measured().measures[:1])).guarantee
+    assert blind.missing == ["function"]
+    assert blind.progress_fraction <= 0.1
+    assert pick(measured(measures=[])).guarantee.missing == ["weights", "function"]
+    assert not pick(measured(measures=[]), everything=True).guarantee.missing
+
+
+def test_what_moves_in_one_measure_alone_is_drawn(pick: Any, measured: Any) -> None:
+    """The function jumps where the weights hardly move, and the other way round."""
+    weights, function = np.ones(COUNT), np.ones(COUNT)
+    weights[40], function[120] = 100, 100
+    chosen = pick(measured(measures=measures(weights, function)))
+    assert {40, 120} <= because(chosen, "progress")
+
+
 def test_trivial_segments_do_not_dilute_the_draws_and_are_drawn_beside_them(pick: Any, measured: Any) -> None:
     """Segments at rate 0 count as no work, but a state may be falsified in one."""
     trivial = np.arange(COUNT) % 10 != 3
     progress = np.where(trivial, 0.0, 1.0)
-    chosen = pick(measured(trivial=trivial, progress=progress))
+    chosen = pick(measured(trivial=trivial, measures=measures(progress)))
     assert because(chosen, "uniform") | because(chosen, "progress") <= set(range(3, COUNT, 10))
     assert len(because(chosen, "trivial")) == guarantee.uniform_draws_needed(180)
     assert because(chosen, "trivial") <= set(np.flatnonzero(trivial))
-    few = pick(measured(trivial=trivial, progress=progress), random=8)
+    few = pick(measured(trivial=trivial, measures=measures(progress)), random=8)
     assert len(because(few, "trivial")) == 4
     assert chosen.guarantee.uniform_draws == guarantee.uniform_draws_needed(20)
     assert chosen.guarantee.forged_fraction <= 0.1
-    jump = pick(measured(trivial=trivial, progress=np.where(np.arange(COUNT) == 50, 1.0, 0.0)))
+    jump = pick(measured(trivial=trivial, measures=measures(np.arange(COUNT) == 50)))
     assert because(jump, "progress") == {50}  # at rate 0, and yet nearer to the end
-    nothing = pick(measured(trivial=np.ones(COUNT, bool), progress=np.zeros(COUNT)))
+    nothing = pick(measured(trivial=np.ones(COUNT, bool), measures=measures(np.zeros(COUNT))))
     assert nothing.guarantee.forged_fraction is nothing.guarantee.progress_fraction is None
 
 
-def test_progress_that_goes_backward_is_not_drawn(pick: Any, measured: Any) -> None:
-    progress = np.full(COUNT, -1.0)
-    progress[[5, 50]] = 1.0
-    chosen = pick(measured(progress=progress))
+def test_segments_without_progress_are_not_drawn_for_it(pick: Any, measured: Any) -> None:
+    gains = np.zeros(COUNT)
+    gains[[5, 50]] = 1.0
+    chosen = pick(measured(measures=measures(gains)))
     assert because(chosen, "progress") == {5, 50}
 
 
 def test_a_thinned_proof_gets_no_promise_about_progress(pick: Any, measured: Any) -> None:
     unknown = measured().displacement.copy()
     unknown[::2] = np.nan
-    chosen = pick(measured(displacement=unknown, missing=100))
-    assert chosen.guarantee.progress_fraction is None
-    assert "thinned" in chosen.notes[0]
+    chosen = pick(measured(displacement=unknown, missing=100, measures=[]))
+    assert chosen.guarantee.missing == ["weights", "function"]
+    assert "only uniform draws protect" in chosen.notes[0]
     assert because(chosen, "top-q") <= set(range(1, COUNT, 2))
+
+
+def test_neighbours_of_missing_states_are_replayed(pick: Any, measured: Any) -> None:
+    """Around a gap: whoever dropped the states that show a jump kept those before and after it."""
+    unknown = measured().displacement.copy()
+    unknown[60:70] = np.nan
+    chosen = pick(measured(displacement=unknown, missing=9, measures=[]), random=0)
+    assert because(chosen, "missing") == {59, 70}
+
+
+def test_broken_identities_counters_and_jumps_of_the_loss_are_replayed(pick: Any, measured: Any) -> None:
+    broken = np.zeros(COUNT)
+    broken[[31, 33]] = np.inf
+    chosen = pick(measured(identity=broken, irregular={77: "its counter"}, jumps=[90, 91]), random=0)
+    assert because(chosen, "identity") == {31, 33}
+    assert because(chosen, "counter") == {77}
+    assert because(chosen, "loss") == {90, 91}
+    everywhere = pick(measured(identity=np.full(COUNT, np.inf)), random=0)
+    assert len(because(everywhere, "identity")) == 8  # a step of the task's own: it says nothing about any segment
 
 
 def test_a_real_proof_is_surveyed_to_the_same_numbers(tiny_proof: Path) -> None:

@@ -19,7 +19,7 @@ from proof_of_learning.cli.main import app
 from proof_of_learning.errors import UsageError
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import Replay
-from proof_of_learning.verifier import verify as verifying
+from proof_of_learning.verifier.options import Options
 from proof_of_learning.verifier.policy import SECTIONS, Policy, default_policy, load_policy
 from tasks import Net
 
@@ -50,7 +50,8 @@ def test_without_a_policy_there_is_nothing_to_satisfy(task: Task, tiny_proof: Pa
     found = verdict.check("policy")
     assert (verdict.verdict, found.status, found.mandatory) == ("valid", "pass", True)
     assert found.summary == "the built-in defaults are kept"
-    assert list(found.evidence) == ["defaults"] and list(found.evidence["defaults"]) == ["drawn_nonce"]
+    assert list(found.evidence) == ["defaults"]
+    assert list(found.evidence["defaults"]) == ["drawn_nonce", "every_guarantee"]
 
 
 def test_a_nonce_that_was_handed_in_needs_to_be_accepted(judge: Judge, task: Task, tiny_proof: Path) -> None:
@@ -84,7 +85,7 @@ def test_an_honest_proof_satisfies_the_default_policy(judge: Judge) -> None:
     assert found.evidence["digest"] == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
     assert list(found.evidence["rules"]) == [
         "training.max_trivial_share", "training.min_trained_share", "trust.assurance",
-        "guarantee.forged_fraction", "guarantee.progress_fraction",
+        "guarantee.forged_fraction", "guarantee.progress_fraction", "guarantee.function_fraction",
     ]  # fmt: skip
 
 
@@ -131,7 +132,12 @@ def test_the_default_policy_shows_every_rule(tmp_path: Path) -> None:
         (
             "[guarantee]\nprogress_fraction = 0.5",
             "inconclusive",
-            "guarantee.progress_fraction: expected at most 0.5, found 0.99",
+            "guarantee.progress_fraction: expected at most 0.5, found 1",
+        ),
+        (
+            "[guarantee]\nfunction_fraction = 0.5",
+            "inconclusive",
+            "guarantee.function_fraction: expected at most 0.5, found 1",
         ),
     ],
 )
@@ -149,7 +155,7 @@ def test_every_kept_rule_is_kept_at_its_limit(judge: Judge, task: Task, tiny_pro
         f"""
         accept = {{tasks = ["{OTHER}", "{conditions.task}"], data = ["{conditions.data}"]}}
         trust = {{assurance = "seed-derived", exact = true}}
-        guarantee = {{forged_fraction = 0.0, progress_fraction = 0.0}}
+        guarantee = {{forged_fraction = 0.0, progress_fraction = 0.0, function_fraction = 0.0}}
         cost = {{max_share = 1.0, max_seconds = 600}}
         [training]
         min_interval = 5
@@ -163,7 +169,7 @@ def test_every_kept_rule_is_kept_at_its_limit(judge: Judge, task: Task, tiny_pro
         everything=True,
     )
     assert verdict.verdict == "valid", verdict.reason
-    assert "the 12 rules of policy.toml that apply are kept" in verdict.check("policy").summary
+    assert "the 13 rules of policy.toml that apply are kept" in verdict.check("policy").summary
 
 
 def test_a_rule_of_the_proof_weighs_more_than_one_of_the_verification(judge: Judge) -> None:
@@ -208,7 +214,8 @@ def test_rules_about_what_was_trained(
 ) -> None:
     other = replace(task, evaluate=None, **changes)
     path = prove(other, tmp_path / "run.pol", interval=5).path
-    verdict = judge(text, path, other, random=0, top_q=0)
+    # Where nothing moves, no progress can be promised.
+    verdict = judge(text, path, other, random=0, top_q=0, accept_uniform=True)
     assert verdict.check("policy").summary == f"policy.toml: {summary}"
     assert verdict.check("policy").status == "fail"
 
@@ -221,18 +228,45 @@ def test_a_policy_can_approve_fixed_tensors(judge: Judge, task: Task, tmp_path: 
     assert judge(text, path, other, random=0, top_q=0).verdict == "valid"
 
 
-def test_a_policy_can_require_exact_replay(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
-    plain = verifying.Options
-
-    def options(**values: Any) -> verifying.Options:
-        seen.append(values["require_exact"])
-        return plain(**values)
-
-    monkeypatch.setattr(verifying, "Options", options)
+def test_a_policy_can_require_exact_replay(tmp_path: Path) -> None:
+    path, seen = tmp_path / "policy.toml", list[bool]()
     for text in ("", "[trust]\nexact = false", "[trust]\nexact = true"):
-        judge(text, random=0, top_q=0)
+        path.write_text(text)
+        seen.append(Options.of({"policy": path}).comparison.exact)
     assert seen == [False, False, True]
+    assert Options.of({"require": "exact"}).comparison.exact
+
+
+class Hidden(Net):
+    """What it computes is no module's output: its step calls a method of its own."""
+
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x @ self.first.weight.T) @ self.last.weight.T
+
+
+def silent(model: torch.nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    assert isinstance(model, Hidden)
+    return torch.nn.functional.cross_entropy(model.scores(batch[0]), batch[1])
+
+
+def test_a_task_that_shows_no_outputs_needs_uniform_draws_to_be_accepted(
+    judge: Judge, task: Task, tmp_path: Path
+) -> None:
+    other = replace(task, model=Hidden, loss=silent, evaluate=None)
+    path = prove(other, tmp_path / "run.pol", interval=5).path
+    verdict = judge("", path, other)
+    found = verdict.check("policy")
+    assert (verdict.verdict, found.status) == ("inconclusive", "inconclusive")
+    assert "every_guarantee" in found.summary and "none over function" in found.summary
+    assert "should call its modules (`model(x)`" in found.summary  # what to do
+    assert "--accept-uniform" in found.summary and "guarantee.uniform_only" in found.summary
+    assert verdict.guarantee.missing == ["function"]
+    # The draws by the weights are made all the same.
+    assert verdict.guarantee.progress_fraction is not None and verdict.guarantee.progress_draws > 0
+    assert verify(path, other, accept_uniform=True).verdict == "valid"
+    assert judge("[guarantee]\nuniform_only = true", path, other).verdict == "valid"
+    # A rule about the function's guarantee is another matter: none was given.
+    assert judge("[guarantee]\nuniform_only = true\nfunction_fraction = 0.5", path, other).verdict == "inconclusive"
 
 
 # ---- cost -------------------------------------------------------------------------------------------
@@ -252,17 +286,17 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return indices
 
 
-def test_too_large_a_challenge_does_not_begin(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_a_challenge_does_not_begin(judge: Judge, replayed: list[int]) -> None:
     """First and last segment are 9 of 24 steps."""
     assert judge("[cost]\nmax_share = 0.375", random=0, top_q=0).verdict == "valid"
-    monkeypatch.setattr(verifying.Replayer, "ask", None)  # nothing may be asked of a worker
-    monkeypatch.setattr(verifying.Replayer, "differences", None)
+    replayed.clear()
     with pytest.raises(UsageError) as caught:
         judge("[cost]\nmax_share = 0.37", random=0, top_q=0)
     assert str(caught.value) == (
         "policy.toml: cost.max_share: the challenge replays 9 of 24 steps (0.375), the policy allows 0.37; "
         "ask for fewer segments (--random, --top-q), or raise the limit"
     )
+    assert not replayed
 
 
 def test_too_long_a_challenge_ends_after_two_segments(judge: Judge, replayed: list[int]) -> None:

@@ -113,7 +113,7 @@ def test_one_keeps_all_and_many_only_the_ends(keep_every: int, whole: dict[str, 
         assert contents(made.path) == contents(whole["raw"])
     else:
         assert held(made.path) == [0, SEGMENTS]
-        assert pol.verify(made.path, tasks.task(), everything=True).verdict == "valid"
+        assert pol.verify(made.path, tasks.task(), everything=True).verdict == "valid"  # nothing is left to promise
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -152,17 +152,33 @@ def test_draws_are_uniform_and_the_way_there_is_counted(thinned: dict[str, Path]
     proof = Proof.open(thinned["raw"])
     reasons, ways = set(), set()
     for number in range(6):
-        verdict = pol.verify(proof.path, tasks.task(), top_q=3, random=4, nonce=f"{number:02x}", accept_nonce=True)
+        nonce = f"{number:02x}"
+        granted = {"nonce": nonce, "accept_nonce": True, "accept_uniform": True}
+        verdict = pol.verify(proof.path, tasks.task(), top_q=number % 2, random=4, **granted)
         chosen = [segment.index for segment in verdict.segments]
         assert verdict.verdict == "valid"
         assert verdict.cost.steps_replayed == planned_steps(proof, chosen) == way(chosen)
-        assert verdict.guarantee.progress_fraction is None
+        assert verdict.guarantee.missing == ["weights", "function"]
         assert verdict.guarantee.forged_fraction is not None
-        assert "thinned" in str(verdict.checks)
+        assert "only uniform draws protect" in str(verdict.check("trajectory").evidence)
+        # What is left of it is looked at: the function learned.
+        assert verdict.check("learning").status == "pass"
+        assert verdict.check("learning").evidence["evaluated_states"] == len(KEPT)
         reasons |= {why for segment in verdict.segments for why in segment.why}
         ways.add(verdict.cost.steps_replayed)
-    assert reasons == {"first", "last", "uniform"}
+    assert reasons >= {"first", "last", "uniform"}
+    assert not reasons & {"progress", "top-q"}  # no two states in succession are held
     assert len(ways) > 1
+
+
+def test_uniform_draws_alone_have_to_be_accepted(thinned: dict[str, Path]) -> None:
+    """A jump that a thinned proof hides is one segment of many, which uniform draws seldom meet."""
+    verdict = pol.verify(thinned["raw"], tasks.task(), random=4)
+    found = verdict.check("policy")
+    assert (verdict.verdict, found.status) == ("inconclusive", "inconclusive")
+    assert "9 states are not in the proof" in found.summary
+    assert "pol regenerate" in found.summary and "--accept-uniform" in found.summary
+    assert verdict.check("trajectory").status == "pass"
 
 
 def way(chosen: list[int]) -> int:
