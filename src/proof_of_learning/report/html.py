@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from proof_of_learning._version import __version__
 from proof_of_learning.proof.files import write_atomic
-from proof_of_learning.report import plots, text, words
+from proof_of_learning.report import figures, svg, text, words
 from proof_of_learning.verifier.verdict import CheckResult, SegmentResult, Verdict
 
 MAX_SEGMENTS = 1000
@@ -28,8 +28,8 @@ def render_html(verdict: Verdict) -> str:
         words=words,
         version=__version__,
         checks=[_CheckView(check, text.evidence_rows(check.evidence)) for check in verdict.checks],
-        figures=plots.draw(verdict),
-        marks=plots.MARKS,
+        figures=figures.draw(verdict),
+        marks=svg.MARKS,
         segments=shown,
         segments_left_out=left_out,
         segments_open=len(verdict.segments) <= OPEN_SEGMENTS,
