@@ -22,7 +22,8 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 
-AT_ONCE = 3  # environments that have a worker at the same time
+AT_ONCE = 3  # environments that have workers at the same time
+LOOKING, TAKING = "looking", "taking"  # see LocalPool
 MAX_DEATHS = 8  # after so many no worker that ended by itself is started again
 
 
@@ -62,7 +63,11 @@ class Pool(Protocol):
 
 
 class LocalPool:
-    """Workers on this machine: processes of their own, or this process for a task that has no reference."""
+    """Workers on this machine: processes of their own, or this process for a task that has no reference.
+
+    Each environment has two processes: one takes steps, another does all else. What looks at states (probes, evaluations) is shown
+    many of them, also those that segments end in, so it must have no way to tell, be it through a file, what takes the steps.
+    """
 
     def __init__(self, job: Job, timeout: float = DEFAULT_TIMEOUT, sandbox: Sandbox | None = None) -> None:
         self._job, self._timeout, self._sandbox = job, timeout, sandbox
@@ -75,11 +80,12 @@ class LocalPool:
     def begin(self, environment: Environment) -> None:
         """Start the process for an environment, so that it loads while something else is done."""
         if self._job.reference is not None:
-            self._launch(environment)
+            for role in (LOOKING, TAKING):
+                self._launch(environment, role)
 
     def have(self, environment: Environment, given: bool = False) -> Environment:
-        self._worker(environment, given)
-        return self._open[environment.digest()]
+        self._worker(environment, LOOKING, given)
+        return self._open[self._name(environment, LOOKING)]
 
     def ask(
         self,
@@ -90,17 +96,22 @@ class LocalPool:
         *,
         given: bool = False,
     ) -> Reply:
-        return self._worker(environment, given).ask(request, states, on_work)
+        role = TAKING if isinstance(request, protocol.Take) else LOOKING
+        return self._worker(environment, role, given).ask(request, states, on_work)
 
     def close(self) -> None:
         for worker in self._launched.values():
             worker.close()
         self._exit.close()
 
-    def _worker(self, environment: Environment, given: bool) -> AnyWorker:
+    def _name(self, environment: Environment, role: str) -> str:
+        """What a worker is kept under; a task that is an object has one for everything."""
+        return environment.digest() if self._job.reference is None else f"{environment.digest()} {role}"
+
+    def _worker(self, environment: Environment, role: str, given: bool) -> AnyWorker:
         """A worker that was told the task."""
-        name, begun = environment.digest(), time.perf_counter()
-        worker = self._launch(environment, given)
+        name, begun = self._name(environment, role), time.perf_counter()
+        worker = self._launch(environment, role, given)
         if name not in self._open:
             reference = self._job.reference
             request = protocol.Open(
@@ -117,9 +128,9 @@ class LocalPool:
             self.start_seconds += time.perf_counter() - begun
         return worker
 
-    def _launch(self, environment: Environment, given: bool = False) -> AnyWorker:
+    def _launch(self, environment: Environment, role: str, given: bool = False) -> AnyWorker:
         """The worker for an environment: the one that is there, or a new one in place of another, but where the caller chose it."""
-        name = environment.digest()
+        name = self._name(environment, role)
         if name in self._launched and (self._launched[name].died or self._launched[name].spent):
             self._deaths += self._launched[name].died
             self._end(name)
@@ -127,7 +138,8 @@ class LocalPool:
         if worker is None:
             if self._deaths > MAX_DEATHS:
                 raise WorkerError(f"the replay worker ended unexpectedly {self._deaths} times; it is not started again")
-            while len(self._launched) >= AT_ONCE and not given:
+            most = AT_ONCE * (1 if self._job.reference is None else 2)
+            while len(self._launched) >= most and not given:
                 self._end(next(iter(self._launched)))
             worker = self._new(environment)
         self._launched[name] = worker

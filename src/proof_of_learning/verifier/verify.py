@@ -27,10 +27,10 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.chain import Link, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import CHECKS, REGISTRATION, STRUCTURE
-from proof_of_learning.verifier.checks.initialization import second_start
 from proof_of_learning.verifier.checks.performance import chosen
 from proof_of_learning.verifier.conclude import NO_TASK, SKIPPED, Clock, broken, conclude, refused
 from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.initialization.start import second_start
 from proof_of_learning.verifier.options import Choices, Options
 from proof_of_learning.verifier.plan import Challenge, challenge, challenge_seed, make_nonce, planned_steps
 from proof_of_learning.verifier.survey import Looking, survey

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from proof_of_learning import canonical
 from proof_of_learning.replay.measure import measured
 from proof_of_learning.replay.protocol import TensorOrigin
-from proof_of_learning.replay.requests import Initialize, Initialized
+from proof_of_learning.replay.requests import Initialized
 from proof_of_learning.training.state import State, escaped
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.initialization.parts import independent, is_standard, modules
-from proof_of_learning.verifier.verdict import CheckResult, Nonce
+from proof_of_learning.verifier.initialization.start import second_start, suspicious, trained_share
+from proof_of_learning.verifier.verdict import CheckResult
 
 ROUNDING = 1e-4  # of a tensor's norm: far below one step of training, far above the rounding of a derived draw
-
-
-def second_start(nonce: Nonce) -> Initialize:
-    """The initial state under a second key, which must be one that the task could not expect: it follows from the nonce."""
-    return Initialize(canonical.sha256(b"pol/v1/second-key\0", bytes.fromhex(nonce.value))[7:])
 
 
 class InitializationCheck:
@@ -211,27 +205,6 @@ def _rounded_alike(answer: Initialized) -> bool:
     CPU capabilities, and orthogonal ones between thread counts)."""
     equal = answer.comparison is not None and not answer.comparison.unequal
     return equal and all(error <= ROUNDING for error in answer.relative.values())
-
-
-def trained_share(tensors: list[TensorOrigin]) -> float:
-    """The share of the model's parameters that training may change."""
-    elements = sum(t.elements for t in tensors if t.name.startswith("model/parameters/"))
-    return sum(t.elements for t in tensors if t.trainable) / elements if elements else 0.0
-
-
-def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[list[TensorOrigin], list[TensorOrigin]]:
-    """Trainable tensors that the key does not (fully) decide, and floating-point tables that are the same under every key.
-
-    Integer and boolean tensors that do not change with the key (masks, index tables) carry no weights.
-    """
-    open_ = [
-        t
-        for t in tensors
-        if t.origin in ("fixed", "partly-fixed", "rearranged")
-        and t.floating
-        and not any(fnmatch.fnmatch(t.name, p) for p in approved)
-    ]
-    return [t for t in open_ if t.trainable], [t for t in open_ if not t.trainable]
 
 
 def _line(tensor: TensorOrigin) -> str:

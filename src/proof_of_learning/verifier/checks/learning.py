@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from proof_of_learning.replay.protocol import Describe
+from proof_of_learning.replay.requests import Initialized
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.function import Function
+from proof_of_learning.verifier.initialization.start import second_start, suspicious
 from proof_of_learning.verifier.verdict import CheckResult
 
 IDLE = 0.05  # of the run, in which a network may learn nothing
@@ -34,7 +36,7 @@ class LearningCheck:
     )
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        return [[Describe()]]
+        return [[Describe(), second_start(evidence.challenge.nonce)]]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         found, claims = evidence.survey, evidence.options.claims
@@ -63,7 +65,7 @@ class LearningCheck:
                 f"gradient (at most {most:.0%}; a policy may allow more, training.max_idle_share)",
                 **details,
             )  # fmt: skip
-        excepted = _declared(evidence)
+        excepted = _declared(evidence, answers)
         why = "" if excepted else _nothing_learned(evidence, function)
         if why:
             return result(self, "inconclusive", why, **details)
@@ -95,12 +97,15 @@ def told(function: Function, evidence: Evidence) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _declared(evidence: Evidence) -> str:
+def _declared(evidence: Evidence, answers: Answers) -> str:
     """Why the start may know something: the verifier knows that it does."""
     if evidence.proof.header.initialization.kind == "linked":
         return "the run starts from another proof's model"
-    if evidence.options.claims.approve_fixed:
-        return "the verifier approved pretrained tensors"
+    started = answers.get(second_start(evidence.challenge.nonce), Initialized)
+    trained = [tensor for tensor in started.tensors if tensor.trainable]
+    open_, _ = suspicious(trained, ())
+    if open_ and not suspicious(trained, evidence.options.claims.approve_fixed)[0]:
+        return f"the verifier approved {len(open_)} pretrained tensors"
     return ""
 
 

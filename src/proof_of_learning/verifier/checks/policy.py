@@ -15,9 +15,9 @@ from proof_of_learning import sources
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.requests import AnyCheckRequest, Initialize, Initialized, Replay, Replayed
 from proof_of_learning.verifier.chain import ASSURANCE, assurance
-from proof_of_learning.verifier.checks.initialization import InitializationCheck, trained_share
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.initialization.start import second_start, trained_share
 from proof_of_learning.verifier.policy import Policy
 from proof_of_learning.verifier.verdict import CheckResult
 
@@ -53,7 +53,7 @@ class PolicyCheck:
         if policy.accept.sources is not None:
             yield [Describe()]
         if policy.training.min_trained_share is not None:
-            yield from InitializationCheck().plan(evidence, answers)
+            yield [second_start(evidence.challenge.nonce)]
         if policy.cost.max_seconds is not None:
             yield _timed(evidence, answers)
 
@@ -103,13 +103,13 @@ def _defaults(evidence: Evidence) -> Iterator[Rule]:
             remedy="leave out --nonce, or accept it (--accept-nonce; in a policy, trust.chosen_nonce = true)",
         )  # fmt: skip
 
-    missing = evidence.challenge.guarantee.missing
+    missing, thinned = evidence.challenge.guarantee.missing, evidence.survey.missing > 0
     if not evidence.options.claims.accept_uniform:
         yield Rule(
             "every_guarantee", "guarantees over segments, weights and function",
             f"none over {' and '.join(missing)} ({_why_missing(evidence)})" if missing else "all of them",
             kept=not missing, of_proof=False,
-            remedy=("have the missing states regenerated (`pol regenerate`), or " if evidence.survey.missing else "")
+            remedy=("regenerate the missing states (`pol regenerate`), replay everything (--all), or " if thinned else "")
             + "accept uniform draws alone (--accept-uniform; in a policy, guarantee.uniform_only = true)",
         )  # fmt: skip
 
