@@ -42,20 +42,32 @@ def probe(
         session.restore(state)
         batches = feed.batches(0, indices)
         randomness.seed_everything(randomness.derive(key, randomness.STEP))
-        glimpses.append(_glimpse(session, batches, request))
+        glimpses.append(_glimpse(session, state, batches, request))
     return Probed(glimpses)
 
 
-def _glimpse(session: Session, batches: list[Any], request: Probe) -> Glimpse:
+def _steps(session: Session, state: State, batches: list[Any]) -> float:
+    """The loss of steps from one state over all batches: a step of the task's own looks at as many as it trains with."""
+    each = session.task.accumulate if session.task.step is not None else len(batches)
+    losses = []
+    for start in range(0, len(batches), each):
+        if start:
+            session.restore(state)
+        losses.append(float(session.take(session.progress.step, batches[start : start + each], False).loss))
+    return sum(losses) / len(losses)
+
+
+def _glimpse(session: Session, state: State, batches: list[Any], request: Probe) -> Glimpse:
     with watched(session.parts, request.gradients) as seen, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch on schedulers that are ahead of the optimizer
         if session.task.step is None and not request.gradients:
             assert session.task.loss is not None
-            with torch.no_grad(), task_code("evaluating its loss on the verifier's samples"):
+            # With gradients at hand, for a loss may ask for some of its own.
+            with torch.enable_grad(), task_code("evaluating its loss on the verifier's samples"):
                 losses = [session.task.loss(session.model, batch).detach() for batch in batches]
                 loss = float(torch.stack([value.reshape(()) for value in losses]).double().mean())
         else:
-            loss = float(session.take(session.progress.step, batches, False).loss)
+            loss = _steps(session, state, batches)
     labelled = any(_integers(batch) for batch in batches)
     heads = [_head(name, outputs, labelled, request.seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
     if not heads:

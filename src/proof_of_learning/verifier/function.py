@@ -28,6 +28,7 @@ ROUND = 16  # states that are evaluated together
 GRADIENTS = 64  # states in which is looked at how far gradients reach
 LIVING = 0.1  # share of a layer's outputs that a gradient reaches, below which it learns nothing
 SHUFFLES = 16
+LAST, NEAR = 0.01, 5  # of the run, and states: how far the final function moves at the end
 
 Array = npt.NDArray[np.float64]
 Outputs = list[npt.NDArray[np.float32]]
@@ -68,10 +69,10 @@ class Function:
 
     @property
     def unrest(self) -> float:
-        """The largest distance of the final function from those of the last tenth of the run (a few states before it)."""
-        last = [d for p, d in zip(self.positions, self.to_end, strict=True) if p >= 0.9 * self.positions[-1]]
-        near = [float(d) for d in last[:-1] if math.isfinite(d)]
-        return max(near[-5:], default=0.0)
+        """The largest distance of the final function from those just before it: of the last hundredth of the run, one at least."""
+        close = [p >= (1 - LAST) * self.positions[-1] for p in self.positions[:-1]]
+        near = self.to_end[:-1][-min(NEAR, max(1, sum(close))) :]
+        return max((float(distance) for distance in near if math.isfinite(distance)), default=0.0)
 
     @property
     def settled(self) -> int:
@@ -99,7 +100,7 @@ class Prober:
         self._grid = {*self._held[::stride], self._held[-1]}
         self._waiting: list[tuple[int, State]] = []
         self._ends: tuple[Outputs, Outputs] | None = None
-        self._scales: list[float] = []
+        self._scales: list[Array] = []
         self._found: dict[int, tuple[float, float]] = {}
         self._heads: list[tuple[str, bool]] = []
         self._living: dict[int, dict[str, float]] = {}
@@ -231,7 +232,7 @@ class Prober:
     def _distance(self, a: Outputs, b: Outputs) -> float:
         found = [
             _apart(x, y, scores, scale)
-            for x, y, (_, scores), scale in zip(a, b, self._heads, self._scales or [1.0] * len(a), strict=True)
+            for x, y, (_, scores), scale in zip(a, b, self._heads, self._scales, strict=True)
         ]
         return float(np.mean(found))
 
@@ -260,7 +261,7 @@ def look(
     return prober, ""
 
 
-def _apart(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], scores: bool, scale: float) -> float:
+def _apart(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], scores: bool, scale: Array) -> float:
     if a.shape != b.shape:
         return math.nan
     with np.errstate(all="ignore"):
@@ -271,11 +272,18 @@ def _apart(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], scores: bool,
     return float(np.minimum(difference / scale, 1.0).mean())
 
 
-def _scale(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    """At which distance outputs count as quite different: three medians of that between the first function and the last."""
+def _scale(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> Array:
+    """[columns] at which distance outputs count as quite different: three medians of that between the first function and the last.
+
+    Each output by itself, for they may be in units of their own; one that does not move is measured by all of them.
+    """
     if a.shape != b.shape:
-        return 1.0
+        return np.ones(1)
     with np.errstate(all="ignore"):
         difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
-    moving = difference[np.isfinite(difference) & (difference > 0)]
-    return 3.0 * float(np.median(moving)) if moving.size else 1.0
+    moving = np.where(np.isfinite(difference) & (difference > 0), difference, np.nan)
+    if np.isnan(moving).all():
+        return np.ones(1)
+    still = np.isnan(moving).all(axis=0)
+    moving[:, still] = np.nanmedian(moving)
+    return 3.0 * np.nanmedian(moving, axis=0)
