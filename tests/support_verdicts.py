@@ -49,7 +49,9 @@ def trajectory(count: int, jump: int | None = None) -> Trajectory:
     progress -= 0.05 * progress.mean() * rng.random(count)
     steps = np.arange(0, count * INTERVAL, max(1, count * INTERVAL // 2000))
     loss = 0.12 + 2.2 * np.exp(-5.5 * steps / (count * INTERVAL)) * rng.lognormal(0, 0.16, len(steps))
+    apart = np.exp(-4.0 * np.linspace(0, 1, 65)) - np.exp(-4.0)
     return Trajectory(
+        function=[(round(place * count / 64) * INTERVAL, 0.8 * float(d / apart[0])) for place, d in enumerate(apart)],
         displacement=(1.35 * weights + 0.01 * rng.random(count)).tolist(),
         weights=weights.tolist(),
         distance=(7.5 * np.sqrt(np.cumsum(np.abs(progress)) / np.abs(progress).sum())).tolist(),
@@ -130,6 +132,27 @@ def checks(**changes: CheckResult) -> list[CheckResult]:
             limits="Without a timestamp the claim, and so the key, could have been tried several times.",
         ),
         CheckResult(
+            name="learning",
+            status="pass",
+            summary="the function moved by 0.8 (0 to 1), 95 % of it within the first 32,000 steps; gradients reached the network in "
+            "98% of 64 states",
+            evidence={
+                "idle_segments": 0.002,
+                "first_to_final": 0.8,
+                "final_unrest": 0.01,
+                "known_at_start": -0.01,
+                "known_under_a_fresh_key": 0.012,
+                "idle_states": 0.015625,
+                "states_looked_at": 64,
+                "settled_step": 640,
+                "outputs": ["model"],
+                "compared": "distributions",
+                "evaluated_states": 65,
+            },
+            meaning="The first function is not the final one.",
+            limits="It looks at outputs on a few samples.",
+        ),
+        CheckResult(
             name="trajectory",
             status="pass",
             summary="all challenged segments were replayed and gave the recorded bits",
@@ -168,7 +191,8 @@ def verdict_of(run: Trajectory, segments: list[SegmentResult], results: list[Che
         "checks": results,
         "segments": segments,
         "guarantee": Guarantee(
-            forged_fraction=0.0777, progress_fraction=0.1015, uniform_draws=57, progress_draws=43
+            forged_fraction=0.0777, progress_fraction=0.1015, function_fraction=0.0993, group_fraction=0.298,
+            excursion_fraction=0.297, uniform_draws=57, progress_draws=43,
         ),
         "nonce": Nonce(value=digest(6)[7:], origin="drawn"),
         "cost": Cost(

@@ -76,8 +76,11 @@ def test_the_page_says_what_was_decided_on_what_grounds_and_at_what_cost() -> No
     for expected in (
         "VALID", "Every mandatory check passed.", digest(1), digest(2), "which the verifier named", verdict.nonce.value,
         "Seed-derived", "Derived", "Exact", "9,750 of 50,000 steps replayed", "19.5 %", "3 min 23 s",
-        "Had more than 7.8 % of the non-trivial segments been forged, the 57 segments drawn uniformly",
-        "Had more than 10.2 % of the progress", "at least 99 %", digest(4), digest(5), "examples/digits.py:task",
+        "Had more than 7.8 % of the segments been forged, a forged segment would have been among the 57 drawn uniformly",
+        "Had more than 9.9 % of the progress from what the first model computes",
+        "Had more than 10.2 % of the progress from the first",
+        "Had more than 29.8 % of the progress that one group", "Had more than 29.7 % of an excursion", "at least 99 %",
+        "What was learned", "0.8", "step 640", "1.6 %", "What to do next", digest(4), digest(5), "examples/digits.py:task",
         "How to read this report",
     ):  # fmt: skip
         assert expected in page
@@ -332,9 +335,16 @@ def test_the_terminal_shows_checks_verdict_and_conditions_within_80_columns(make
 
 def test_the_terminal_says_what_the_draws_promise_and_what_it_cost() -> None:
     flat = re.sub(r"\s+", " ", printed(valid()))
-    assert "more than 7.8 % of the non-trivial segments" in flat and "more than 10.2 % of the progress" in flat
+    for share in (
+        "7.8 % of the segments",
+        "9.9 % of the progress of what",
+        "10.2 % of the progress of its weights",
+        "29.8 %",
+    ):
+        assert share in flat
+    assert "first to final: 0.8, 95 % of the way: step 640" in flat
     assert "9,750 of 50,000 steps replayed (19.5 %), in 3 min 23 s" in flat
-    assert "forged, the" not in printed(invalid())
+    assert "forgery is hit" in flat and "forgery is hit" not in printed(invalid())
     assert "threads: recorded 8, here 2" in printed(inconclusive())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from proof_of_learning.report import svg
-from proof_of_learning.report.svg import CURVE, GRID, MARKS, MAX_POINTS, MUTED, Margins, Numbers, Plot
+from proof_of_learning.report.svg import CURVE, GRID, INK, MARKS, MAX_POINTS, MUTED, Margins, Numbers, Plot
 from proof_of_learning.report.text import number, plural
 from proof_of_learning.verifier.verdict import SegmentResult, Status, Verdict
 
@@ -174,35 +175,65 @@ def _loss(verdict: Verdict) -> Plot | None:
 
 
 def _journey(verdict: Verdict) -> Plot | None:
-    distance, progress = svg.array(verdict.trajectory.distance), svg.array(verdict.trajectory.progress)
+    run, segments = verdict.trajectory, verdict.proof.segments
+    distance, weights = svg.array(run.distance), 100 * svg.array(run.progress)
+    where, function = _function(verdict)
     series = [
-        ("Distance of the weights from the start (l2)", "Weights' distance from the start", distance, svg.plain_tick),
-        ("Share of the way to the final weights", "Share of the way covered", 100 * progress, lambda v, _: f"{v:g} %"),
+        ("of the weights", CURVE, svg.positions(len(weights), segments), weights),
+        ("of what the model computes", MARKS["pass"].colour, where, function),
     ]
-    drawn = [entry for entry in series if np.isfinite(entry[2]).any()]
-    if not drawn:
+    covered = [entry for entry in series if np.isfinite(entry[3]).any()]
+    far = bool(np.isfinite(distance).any())
+    if not (far or covered):
         return None
 
     def paint(figure: Figure, margins: Margins) -> None:
-        panels = margins.panels(figure, [130.0] * len(drawn))
-        for axes, (title, short, values, tick) in zip(panels, drawn, strict=True):
-            axes.set_title(short if margins.narrow else title)
-            where = svg.positions(len(values), verdict.proof.segments)
-            axes.plot(*svg.thinned(where, values), color=MARKS["pass"].colour, linewidth=1.8)
-            finite = values[np.isfinite(values)]
-            if finite.min() > 0:
-                axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-            axes.yaxis.set_major_formatter(FuncFormatter(tick))
-        _segment_axis(panels[-1], where, [])
+        panels = margins.panels(figure, [*([150.0] if covered else []), *([110.0] if far else [])])
+        if covered:
+            axes = panels[0]
+            axes.set_title(
+                "Share of the way covered" if margins.narrow else "Share of the way to the final model that is covered"
+            )
+            for label, colour, at, values in covered:
+                axes.plot(*svg.thinned(at, values), color=colour, linewidth=1.8, label=label)
+            _ticks(axes, np.concatenate([values for _, _, _, values in covered]), lambda value, _: f"{value:g} %")
+            axes.legend(loc="lower right", frameon=False, fontsize=11, labelcolor=INK)
+        if far:
+            axes = panels[-1]
+            at = svg.positions(len(distance), segments)
+            axes.set_title(
+                "Weights' distance from the start" if margins.narrow else "Distance of the weights from the start (l2)"
+            )
+            axes.plot(*svg.thinned(at, distance), color=CURVE, linewidth=1.8)
+            _ticks(axes, distance, svg.plain_tick)
+        _segment_axis(panels[-1], svg.array([*where, *svg.positions(len(distance) or len(weights), segments)]), [])
 
-    text = "How the weights left their initial values"
-    if np.isfinite(distance).any():
-        text += f" (they end {number(float(distance[np.isfinite(distance)][-1]))} away from them)"
-    text += (
-        " and came nearer to the final ones. Training advances in many small steps; a jump is a reason to look closer."
-    )
-    return svg.plot("journey", "The way to the final weights", text, paint)
+    text = "How the model came nearer to the final one"
+    if len(covered) == 2:
+        text += ": its weights, and what it computes on the samples that the verifier drew. The two need not go side by side"
+    text += "; training advances in many small steps, and a jump in either is a reason to look closer."
+    if far:
+        text += f" The weights end {number(float(distance[np.isfinite(distance)][-1]))} away from where they began."
+    return svg.plot("journey", "The way to the final model", text, paint)
+
+
+def _function(verdict: Verdict) -> tuple[Numbers, Numbers]:
+    """Where the states were evaluated (in segments, counted from the first one's start), and how much of the way was covered, in %."""
+    points = verdict.trajectory.function
+    apart = svg.array(distance for _, distance in points)
+    if len(points) < 2 or not apart[0] > 0 or verdict.proof.interval < 1:
+        return svg.array([]), svg.array([])
+    # The value of a segment is that of its end; so the state after the first segment belongs to segment 0.
+    where = svg.array(step for step, _ in points) / verdict.proof.interval - 1
+    return where, 100 * (1 - apart / apart[0])
+
+
+def _ticks(axes: Axes, values: Numbers, tick: Callable[[float, int], str]) -> None:
+    finite = values[np.isfinite(values)]
+    if finite.min() > 0:
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick))
 
 
 def _performance(verdict: Verdict) -> Plot | None:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from proof_of_learning._version import __version__
 from proof_of_learning.proof.files import write_atomic
-from proof_of_learning.report import figures, svg, text, words
+from proof_of_learning.report import advice, figures, svg, text, words
 from proof_of_learning.verifier.verdict import CheckResult, SegmentResult, Verdict
 
 MAX_SEGMENTS = 1000
@@ -35,6 +35,8 @@ def render_html(verdict: Verdict) -> str:
         segments_open=len(verdict.segments) <= OPEN_SEGMENTS,
         reasons=Counter(words.why(reason) for segment in verdict.segments for reason in segment.why).most_common(),
         guarantees=words.guarantees(verdict),
+        learned=words.learned(verdict),
+        next_steps=advice.next_steps(verdict),
         markup=Markup,
     )  # fmt: skip
 
@@ -75,6 +77,8 @@ def _environment() -> Environment:
         plural=text.plural,
         sentence=text.sentence,
         shorten=text.shorten,
+        typed=_typed,
+        unbroken=_unbroken(str),
     )
     return environment
 
@@ -82,6 +86,12 @@ def _environment() -> Environment:
 def _unbroken(form: Callable[[Any], str]) -> Callable[[Any], str]:
     """The same text, but never broken between a number and its unit."""
     return lambda value: form(value).replace(" ", "\u00a0")
+
+
+def _typed(sentence: str) -> Markup:
+    """One of our own sentences, in which what is between backquotes is code."""
+    parts = sentence.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if number % 2 else p for number, p in enumerate(parts))
 
 
 def _finalize(value: Any) -> Any:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from proof_of_learning.report import text, words
+from proof_of_learning.report import advice, text, words
 from proof_of_learning.verifier.verdict import Decision, Status, Verdict
 
 _STATUS_STYLE: dict[Status, str] = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skipped": "dim"}
@@ -16,6 +16,7 @@ _DECISION_STYLE: dict[Decision, str] = {"valid": "bold green", "invalid": "bold 
 _MAX_REASON = 600
 _MAX_WHY = 120
 _MAX_LISTED = 12
+_MAX_NEXT = 2
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
@@ -82,20 +83,38 @@ def _details(verdict: Verdict, console: Console) -> Table:
     table.add_column(overflow="fold")
     task, data = verdict.conditions.task, verdict.conditions.data
     lines = [
-        *(("promise", line) for line in words.guarantees(verdict) if verdict.verdict != "invalid"),
+        *(("promise", line) for line in _promises(verdict)),
+        *(("learned", line) for line in words.learned_briefly(verdict)),
         ("cost", f"{words.cost(verdict)}, in {text.seconds(verdict.cost.seconds)}"),
         ("kind", f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"),
         ("task", words.condition(task)),
-        ("sources", words.sources(verdict)),
+        *(("sources", line) for line in words.sources(verdict) if line),
         ("data", words.condition(data)),
     ]
     if task and data:
         lines.append(("", "The verdict holds for this task and this data, which the verifier named."))
+    lines += [("next", step) for step in advice.next_steps(verdict)[:_MAX_NEXT]]
     before = None
     for label, value in lines:
         table.add_row(Text("" if label == before else label), Text(_plain(value, console)))
         before = label
     return table
+
+
+def _promises(verdict: Verdict) -> list[str]:
+    """The promises, shorter than in the report: one line each, under what they have in common."""
+    if verdict.verdict == "invalid":
+        return []
+    found = words.guarantees(verdict)
+    if not found:
+        return ["none: no segment was drawn at random"]
+    kept = [promise for promise in found if promise.share]
+    missed = max(verdict.guarantee.miss_probability, verdict.guarantee.progress_miss_probability)
+    lines = [promise.text for promise in found if not promise.share]
+    if kept:
+        lines.append(f"With a probability of at least {text.percent(1 - missed)} a forgery is hit that makes more than")
+        lines += [f"- {text.percent(promise.share)} {promise.brief}" for promise in kept]
+    return lines
 
 
 def _plain(value: str, console: Console, limit: int = text.MAX_TEXT) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
-from proof_of_learning.report.text import percent, plural
+from proof_of_learning.report.text import number, percent, plural
 from proof_of_learning.verifier.verdict import Decision, Status, Verdict
 
 DECISION: dict[Decision, str] = {
@@ -44,8 +45,12 @@ _WHY = {
     "inertia": "largest inertia",
     "predecessor": "predecessor",
     "uniform": "random, uniform",
-    "progress": "random, by progress",
+    "progress": "random, by contribution",
     "trivial": "random, rate 0",
+    "identity": "not the optimizer's own equation",
+    "counter": "counter or scaler that does not fit",
+    "loss": "beside a jump of the loss",
+    "missing": "beside a missing state",
     "all": "all",
 }
 
@@ -60,9 +65,13 @@ GLOSSARY = [
      "Training is recorded as checkpoints; the steps between two of them are a segment. The verifier picks segments, loads the "
      "state at their start, repeats the training steps and compares the result with the recorded state at their end."),
     ("Why a segment was challenged",
-     "The first and the last; those with the largest displacement (they moved the state furthest) or the largest inertia (the "
-     "optimizer's memory alone would move it furthest); the predecessor of each; and random ones, drawn uniformly or in "
-     "proportion to the progress towards the final weights that they made."),
+     "The first and the last. Random ones, drawn uniformly or in proportion to what they contributed to the final model: only these "
+     "count for the promises. And those that stick out: the largest displacement (they moved the state furthest) or inertia (the "
+     "optimizer's memory alone would move it furthest) with the ones before them; those whose ends do not satisfy the optimizer's "
+     "own equation, or whose counters do not fit their steps; those beside a jump of the loss or a missing state."),
+    ("What the model computes",
+     "Weights can be moved without any effect, and a model can be exchanged by a small change in the right place. So the verifier "
+     "also looks at the answers that the recorded states give, on a few samples that nobody could know while training."),
     ("Errors",
      "l2 is the distance between the replayed and the recorded state. The relative error divides it by the segment's own "
      "displacement: 0 is the same state, 1 means the replay says nothing about the record."),
@@ -80,52 +89,133 @@ def why(reason: str) -> str:
 WEIGHTED = "in proportion to what they contributed"
 
 
-def guarantees(verdict: Verdict) -> list[str]:
-    """What the random draws promise, in plain words: by number of segments, in function and in weights."""
+class Promise(NamedTuple):
+    """What random draws promise of one kind of share: ``share`` is the largest that may be forged unseen, None for no promise.
+
+    ``brief`` names the kind, ``text`` says it in full.
+    """
+
+    about: str
+    share: float | None
+    brief: str
+    text: str
+
+
+def guarantees(verdict: Verdict) -> list[Promise]:
+    """What the random draws promise, one by one and in plain words; empty where no segment was drawn at random."""
     given = verdict.guarantee
-    if (
-        given.forged_fraction is None
-        and given.progress_fraction is None
-        and not (given.uniform_draws or given.progress_draws)
-    ):
-        return ["No promise: no segment was drawn at random."]
-    found = [
-        _guarantee(
-            given.forged_fraction, given.miss_probability, given.uniform_draws,
-            "of the non-trivial segments", "uniformly",
-        ),
-        _guarantee(
-            given.function_fraction, given.function_miss_probability, given.progress_draws,
-            "of the progress towards what the final model computes", WEIGHTED,
-        ),
-        _guarantee(
-            given.progress_fraction, given.progress_miss_probability, given.progress_draws,
-            "of the progress towards the final weights", WEIGHTED,
-        ),
+    missed, progress_missed = given.miss_probability, given.progress_miss_probability
+    uniform, weighted = given.uniform_draws, given.progress_draws
+    shares = (given.forged_fraction, given.function_fraction, given.progress_fraction)
+    if not (uniform or weighted) and all(share is None for share in shares):
+        return []
+    function_missed = given.function_miss_probability
+    kinds = [
+        ("The segments", given.forged_fraction, missed, uniform, "of the segments", "of the segments"),
+        ("What the model computes", given.function_fraction, function_missed, weighted, "of the progress of what the model computes",
+         "of the progress from what the first model computes to what the final one does"),
+        ("Its weights", given.progress_fraction, progress_missed, weighted, "of the progress of its weights",
+         "of the progress from the first weights to the final ones (the mean over groups of tensors)"),
     ]  # fmt: skip
     if given.group_fraction is not None:
-        found.append(
-            _guarantee(
-                given.group_fraction,
-                given.progress_miss_probability,
-                given.progress_draws,
-                "of a single group of tensors' way, or of an excursion away and back",
-                WEIGHTED,
-            )
-        )
+        kinds.append(
+            ("A single group", given.group_fraction, progress_missed, weighted, "of the progress of a single group of tensors",
+             "of the progress that one group of tensors made alone")
+        )  # fmt: skip
+    if given.excursion_fraction is not None:
+        kinds.append(
+            ("An excursion", given.excursion_fraction, progress_missed, weighted, "of an excursion away and back",
+             "of an excursion, in which the model went away from its course and came back,")
+        )  # fmt: skip
+    return [_promise(*kind) for kind in kinds]
+
+
+def _promise(about: str, share: float | None, missed: float, draws: int, brief: str, what: str) -> Promise:
+    how = "uniformly" if about == "The segments" else WEIGHTED
+    if share is None or not math.isfinite(share) or share >= 1.0:
+        found = f"{plural(draws, 'segment')} drawn {how}: too few" if draws else f"no segment was drawn {how}"
+        if draws and share is None:
+            found = "it could not be measured"
+        return Promise(about, None, brief, f"No promise about a forged share {what.rstrip(',')} ({found}).")
+    if share <= 0.0:
+        return Promise(about, 0.0, brief, f"No share {what} could be forged unseen: every segment was challenged.")
+    text = (
+        f"Had more than {percent(share)} {what} been forged, a forged segment would have been among the {draws:,} drawn {how}, "
+        f"with a probability of at least {percent(1 - missed)}."
+    )
+    return Promise(about, share, brief, text)
+
+
+class Fact(NamedTuple):
+    """A number with its name, and what it means."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+def learned(verdict: Verdict) -> list[Fact]:
+    """What the training taught, as far as the verifier looked at it; empty where it did not."""
+    evidence = next((check.evidence for check in verdict.checks if check.name == "learning"), {})
+    seen = {
+        key: float(value) for key, value in evidence.items() if type(value) in (int, float) and math.isfinite(value)
+    }
+    found: list[Fact] = []
+    if "first_to_final" in seen:
+        found.append(_moved(seen, evidence.get("compared") == "values"))
+    if "settled_step" in seen and verdict.proof.steps:
+        step, steps = seen["settled_step"], verdict.proof.steps
+        found.append(Fact(
+            "95 % of the way", f"step {step:,.0f}",
+            f"By then 95 % of the way to what the final model computes was covered, after {percent(step / steps)} of the "
+            f"{plural(steps, 'step')}.",
+        ))  # fmt: skip
+    if "idle_states" in seen:
+        looked = int(seen.get("states_looked_at", 0))
+        found.append(Fact(
+            "Idle states", percent(seen["idle_states"]),
+            f"Of {plural(looked, 'state')} drawn at random, those in which some layer passed no gradient, so that nothing was learned "
+            "before it.",
+        ))  # fmt: skip
+    if "idle_segments" in seen:
+        found.append(Fact(
+            "Idle segments", percent(seen["idle_segments"]),
+            "Segments in which a large part of the weights was moved by decay and momentum alone, and by no gradient.",
+        ))  # fmt: skip
+    if "known_under_a_fresh_key" in seen:
+        found.append(Fact(
+            "Known without training", percent(max(0.0, seen["known_under_a_fresh_key"])),
+            "How much of what the final model computes a start with fresh random numbers gets right beyond chance. An honest task "
+            "brings along nothing of it.",
+        ))  # fmt: skip
     return found
 
 
-def _guarantee(fraction: float | None, missed: float, draws: int, of_what: str, how: str) -> str:
-    if fraction is None or not math.isfinite(fraction) or fraction >= 1.0:
-        found = f"{plural(draws, 'segment')} drawn {how}: too few" if draws else f"no segment was drawn {how}"
-        return f"No promise about a forged share {of_what} ({found})."
-    if fraction <= 0.0:
-        return f"No share {of_what} could be forged unseen: every segment was challenged."
-    return (
-        f"Had more than {percent(fraction)} {of_what} been forged, the {plural(draws, 'segment')} drawn {how} would have hit a "
-        f"forged one with a probability of at least {percent(1 - missed)}."
-    )
+def learned_briefly(verdict: Verdict) -> list[str]:
+    """:func:`learned` on a line, for the terminal."""
+    facts = {fact.name: fact.value for fact in learned(verdict)}
+    shown = [f"{name.lower()}: {facts[name]}" for name in facts if name != "Known without training"]
+    return [", ".join(shown)] if shown else []
+
+
+def _moved(seen: dict[str, float], values: bool) -> Fact:
+    moved, unrest = seen["first_to_final"], seen.get("final_unrest", 0.0)
+    if not values:
+        return Fact(
+            "First to final", number(moved),
+            "How different the answers of the first and of the final model are, on samples that the verifier drew: 0 the same, "
+            "1 as different as they can be.",
+        )  # fmt: skip
+    if unrest > 0 and moved <= 1000 * unrest:
+        ratio = moved / unrest
+        times = f"{ratio:.1f} times" if ratio < 10 else f"{ratio:,.0f} times"
+    else:
+        times = "over 1,000 times"
+    return Fact(
+        "First to final", times if moved else "the same",
+        "How much farther the first model's outputs are from the final ones than the outputs shortly before the end are, on samples "
+        "that the verifier drew.",
+    )  # fmt: skip
 
 
 def cost(verdict: Verdict) -> str:
@@ -136,16 +226,16 @@ def cost(verdict: Verdict) -> str:
     return f"{spent.steps_replayed:,} of {plural(spent.steps_total, 'step')} replayed ({percent(spent.share)})"
 
 
-def sources(verdict: Verdict) -> str:
-    """What is known of the task's sources: their digest, and whether a policy named it."""
+def sources(verdict: Verdict) -> tuple[str, str]:
+    """The digest of the task's sources ("" where there is none), and what is to be said of it."""
     named = verdict.conditions
     if named.task is None:
-        return condition(None)
+        return "", condition(None)
     if named.sources is None:
-        return "not available in full: the verdict rests on the task's description alone"
+        return "", "not available in full: the verdict rests on the task's description alone"
     if named.sources_pinned:
-        return f"{named.sources}, as the policy says"
-    return f"{named.sources}, pinned by no policy: the task's program is what the verifier happened to hold"
+        return named.sources, "as the policy says"
+    return named.sources, "pinned by no policy: the task's program is what the verifier happened to hold"
 
 
 def condition(digest: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from proof_of_learning import sources
@@ -14,7 +15,6 @@ from proof_of_learning.verifier.checks.performance import performance
 from proof_of_learning.verifier.checks.trajectory import segment_results
 from proof_of_learning.verifier.evidence import Answers, Evidence, result
 from proof_of_learning.verifier.strays import Strays
-from proof_of_learning.verifier.survey import Survey
 from proof_of_learning.verifier.verdict import (
     CheckResult,
     Conditions,
@@ -95,7 +95,7 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
             seconds=time.perf_counter() - clock.begun,
             phases={**clock.phases, "replayed steps": steps},
         ),
-        trajectory=_trajectory(found, performance(evidence, answers) if named else []),
+        trajectory=_trajectory(evidence, performance(evidence, answers) if named else []),
         unreproduced=sorted({line for lines in evidence.differences.values() for line in lines}),
         warnings=[] if evidence.isolation is None else evidence.isolation.warnings,
         chain=evidence.chain,
@@ -127,7 +127,11 @@ def broken(message: str) -> CheckResult:
     return result(STRUCTURE, "fail", message)
 
 
-def _trajectory(found: Survey, points: list[PerformancePoint]) -> Trajectory:
+def _trajectory(evidence: Evidence, points: list[PerformancePoint]) -> Trajectory:
+    found, seen = evidence.survey, evidence.survey.function
+    bounds = [0, *(segment.stop for segment in evidence.proof.segments)]
+    places = () if seen is None else zip(seen.positions, seen.to_end.tolist(), strict=True)
+    function = [(bounds[position], apart) for position, apart in places if math.isfinite(apart)]
     return Trajectory(
         displacement=found.displacement.tolist(),
         weights=found.weights.tolist(),
@@ -135,4 +139,5 @@ def _trajectory(found: Survey, points: list[PerformancePoint]) -> Trajectory:
         progress=found.progress_share(),
         loss=found.loss,
         performance=points,
+        function=function,
     )

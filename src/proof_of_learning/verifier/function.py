@@ -42,7 +42,8 @@ class Function:
     known: how much of the final function the start knew already: 1 less the distance of the outputs, over that with the samples
         shuffled. ``fresh_known``: the same of a start under a key that nobody could know.
     idle: of the states that were looked at for it (``looked``), the share in which a layer passes no gradient.
-    heads: the outputs that were looked at.
+    heads: the outputs that were looked at; ``scored``: whether all of them are scores of classes, so that distances are those of
+        distributions. Those of other outputs are in units of what moved between the first function and the final one.
     """
 
     positions: list[int]
@@ -54,6 +55,7 @@ class Function:
     looked: int
     heads: list[str]
     layers: dict[str, float] = field(default_factory=dict)
+    scored: bool = True
 
     def measures(self, segments: int) -> list[Measure]:
         """The three measures of progress, by segment."""
@@ -155,6 +157,7 @@ class Prober:
             looked=looked,
             heads=[name for name, _ in self._heads],
             layers=self._layers(),
+            scored=all(scores for _, scores in self._heads),
         )
 
     # ---- parts ---------------------------------------------------------------------------------------

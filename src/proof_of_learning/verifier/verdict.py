@@ -39,8 +39,8 @@ class CheckResult(_Value, frozen=True):
 class SegmentResult(_Value, frozen=True):
     """One challenged segment (steps ``start`` up to ``stop``).
 
-    ``why``: ``first``, ``last``, ``uniform``, ``progress``, ``trivial``, ``all``; ``top-q``, ``inertia``, ``predecessor``,
-    ``identity``, ``counter``, ``loss``, ``missing``.
+    ``why``: ``first``, ``last``; drawn: ``uniform``, ``progress``, ``trivial``; what sticks out: ``top-q``, ``inertia``,
+    ``predecessor``, ``identity``, ``counter``, ``loss``, ``missing``; or ``all``.
     ``error`` is the distance of the replayed from the recorded full state; ``kinds`` the same by kind of state;
     ``normalised`` is it over d_ref, ``relative`` over ``displacement``, metric by metric (x/0 and other non-finite values
     are null in JSON). ``exact``: the same bits. ``limit_share``: in calibrated comparison, the largest error over its limit.
@@ -173,7 +173,8 @@ class Trajectory(_Value, frozen=True):
 
     displacement: l2 of the full state; weights: l2 of the parameters; distance: of the weights from the start, at each
     segment's end; progress: cumulative share of the way to the final weights (may be negative); loss: [step, loss] pairs as
-    recorded; performance: the evaluations that were repeated.
+    recorded; performance: the evaluations that were repeated; function: [step, distance] of the states that were evaluated, the
+    distance of their outputs from the final ones (0 to 1).
     """
 
     displacement: list[float] = []
@@ -182,6 +183,7 @@ class Trajectory(_Value, frozen=True):
     progress: list[float] = []
     loss: list[tuple[int, float]] = []
     performance: list[PerformancePoint] = []
+    function: list[tuple[int, float]] = []
 
 
 class Verdict(_Value, frozen=True):

@@ -74,8 +74,8 @@ class LearningCheck:
         start = f"{excepted}; " if excepted else ""
         return result(
             self, "pass",
-            f"{start}the function moved by {function.moved:.2g} (0 to 1), 95 % of it within the first {where:,} steps; gradients "
-            f"reached the network in {1 - function.idle:.0%} of {function.looked} states",
+            f"{start}{_moved(function)}, 95 % of it within the first {where:,} steps; gradients reached the network in "
+            f"{1 - function.idle:.0%} of {function.looked} states",
             **details,
         )  # fmt: skip
 
@@ -94,8 +94,20 @@ def told(function: Function, evidence: Evidence) -> dict[str, Any]:
         "first_to_final": function.moved, "final_unrest": function.unrest, "known_at_start": function.known,
         "known_under_a_fresh_key": function.fresh_known, "idle_states": function.idle, "states_looked_at": function.looked,
         "settled_step": evidence.proof.segments[max(function.settled - 1, 0)].stop,
-        "outputs": function.heads, "evaluated_states": len(function.positions),
+        "outputs": function.heads, "compared": "distributions" if function.scored else "values",
+        "evaluated_states": len(function.positions),
     }  # fmt: skip
+
+
+def _moved(function: Function) -> str:
+    """How far the function moved. Where outputs have no scale of their own, as a multiple of what still moves at the end."""
+    if function.scored:
+        return f"the function moved by {function.moved:.2g} (0 to 1)"
+    if function.moved == 0.0:
+        return "the function did not move"
+    if function.moved > 1000 * function.unrest:
+        return "the function moved, and came to rest"
+    return f"the function moved {function.moved / function.unrest:.2g} times as far as it still does at the end"
 
 
 def _declared(evidence: Evidence, answers: Answers) -> str:
