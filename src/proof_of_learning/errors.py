@@ -71,3 +71,7 @@ class AttackError(PolError):
 
 class StoreWarning(RuntimeWarning):
     """What is recorded cannot be copied to its store just now; recording goes on."""
+
+
+class EvaluationWarning(RuntimeWarning):
+    """The task's evaluation failed after training began; the recording goes on without a claim of what the model achieves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,12 +13,14 @@ import torch
 
 from proof_of_learning import registration as registrations
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit
+from proof_of_learning.errors import EvaluationWarning, TaskError, TrainingError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.recorder import Recorder, make_header
-from proof_of_learning.task import Description, Task, TaskReference, load_task, task_code
+from proof_of_learning.proof.writer import begun, remember
+from proof_of_learning.recorder import Recorder, finite, make_header
+from proof_of_learning.task import Description, Task, TaskReference, load_task, resumable, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
@@ -39,13 +42,16 @@ class Recording:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What proving and registering share: the data, the environment, and the header of the run made from the task's seed."""
+    """What proving and registering share: the data, the environment, the header of the run made from the task's seed, and the fresh
+    session that it describes, whose objects never train: what is tried out on them leaves no trace in the run.
+    """
 
     task: Task
     data: Dataset
     environment: Environment
     header: Header
     base: State | None
+    trial: Session
 
 
 @contextmanager
@@ -82,7 +88,7 @@ def _prepared(
         header = make_header(
             task, session, data, interval=interval, data_commitment=commitment, start_root=root, codec=codec
         )
-        yield _Prepared(task, data, environment, header, base)
+        yield _Prepared(task, data, environment, header, base, session)
 
 
 def prove(
@@ -130,6 +136,10 @@ def prove(
     )  # fmt: skip
     with remote.recording(path) as (folder, copy), prepared as ready:
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
+        identity = resumable(ready.task)
+        header = begun(folder, header, identity)
+        if not (folder / format.SEAL_FILE).exists():
+            _rehearse_evaluation(ready.trial)
         if registration is not None:
             resuming = (folder / format.HEADER_FILE).exists()
             registrations.begin(Path(registration), header, resuming)
@@ -142,14 +152,15 @@ def prove(
         ) as recorder:
             if recorder.complete:
                 return _finished(session, folder, path)
+            remember(folder, identity)
             feed, order = derived_feed(ready.task, ready.data, session.key, device)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
                 due = every and recorder.closes_segment() and (result.step // header.training.interval + 1) % every == 0
-                if recorder.step(result.loss, result.rates, evaluation=session.evaluate() if due else None):
+                if recorder.step(result.loss, result.rates, evaluation=_evaluated(session) if due else None):
                     copy()
                 progress("training", recorder.steps_done, steps)
-            evaluation = session.evaluate()
+            evaluation = _evaluated(session)
             root = recorder.close(evaluation)
     if registration is not None:
         registrations.finish(Path(registration), header, root)
@@ -188,6 +199,27 @@ def describe(task: Task | str | TaskReference) -> Description:
     loaded = load_task(task)
     with randomness.preserved():
         return Session(loaded, randomness.key_from_seed(loaded.seed)).describe()
+
+
+def _rehearse_evaluation(trial: Session) -> None:
+    """Evaluate an untrained model: what fails here would fail after all the training. Raises TaskError or TrainingError."""
+    try:
+        finite(trial.evaluate() or {})
+    except (TaskError, TrainingError) as error:
+        raise type(error)(f"{error}; it was tried on the untrained model, nothing was recorded") from error
+
+
+def _evaluated(session: Session) -> dict[str, float] | None:
+    """What the model achieves; None, with a warning, where the task cannot say: no training is lost to that."""
+    try:
+        return finite(values) if (values := session.evaluate()) is not None else None
+    except (TaskError, TrainingError) as error:
+        warnings.warn(
+            f"{error}; the recording goes on, without a claim of what the model achieves after step {session.progress.step}",
+            EvaluationWarning,
+            stacklevel=3,
+        )
+        return None
 
 
 def _finished(session: Session, folder: Path, path: str | os.PathLike[str]) -> Recording:

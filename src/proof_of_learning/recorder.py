@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from proof_of_learning import limits
 from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
-from proof_of_learning.errors import RecordingError, TrainingError, UsageError
+from proof_of_learning.errors import EvaluationWarning, RecordingError, TrainingError, UsageError
 from proof_of_learning.proof import codecs, files, format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Encoded
@@ -200,7 +201,16 @@ class Recorder:
         self._finish_pending()
         if self._behind is not None:
             self._behind.join()
-        root = self._writer.seal(None if evaluation is None else _finite(evaluation))
+        try:
+            claimed = None if evaluation is None else finite(evaluation)
+        except TrainingError as error:
+            claimed = None
+            warnings.warn(
+                f"{error}; training is complete and sealed without a claim of what the model achieves",
+                EvaluationWarning,
+                stacklevel=2,
+            )
+        root = self._writer.seal(claimed)
         self._writer.close()
         return root
 
@@ -300,7 +310,7 @@ class Recorder:
         observed = self.header.randomness.mode == "recorded"
         write = functools.partial(
             self._write, state, encoded, digest, losses, rates, list(self._indices) if observed else None,
-            list(self._rng) if observed else None, None if evaluation is None else _finite(evaluation), self.steps_done,
+            list(self._rng) if observed else None, None if evaluation is None else finite(evaluation), self.steps_done,
         )  # fmt: skip
         for rows in (self._losses, self._rates, self._indices, self._rng):
             rows.clear()
@@ -346,7 +356,8 @@ class Recorder:
             raise RecordingError(f"{self.path} holds the finished proof of another run; choose another path")
 
 
-def _finite(evaluation: Mapping[str, float]) -> dict[str, float]:
+def finite(evaluation: Mapping[str, float]) -> dict[str, float]:
+    """The same numbers; TrainingError where one is not finite."""
     if not all(math.isfinite(value) for value in evaluation.values()):
         raise TrainingError(f"the evaluation of the model is not finite: {dict(evaluation)}")
     return dict(evaluation)

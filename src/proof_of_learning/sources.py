@@ -11,8 +11,10 @@ import functools
 import importlib.machinery
 import inspect
 import os
+import re
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -61,6 +63,49 @@ def of_function(function: Any) -> str:
 def of_modules(functions: Iterable[Any], root: ModuleType | None = None) -> dict[str, str]:
     """``{"module:NAME": sha256 of the file}`` for the modules that the functions come from and the local ones those import.
 
+    See :func:`_module_texts` for the names.
+    """
+    texts = _module_texts(functions, root)
+    return {MODULE + name: UNAVAILABLE if raw is None else canonical.sha256(raw) for name, (raw, _) in texts.items()}
+
+
+def decisive(
+    functions: Iterable[Any], aside: Any, keyword: str, root: ModuleType | None = None, entry: str | None = None
+) -> dict[str, str]:
+    """:func:`of_modules` by meaning (syntax trees, not texts), without the function ``aside``, the argument ``keyword`` of ``Task``
+    that names it, and the definitions and imports that nothing but these mentions.
+
+    ``entry``: the function by which all is entered; with it, functions that nothing mentions at all are left out, too.
+    """
+    trees: dict[str, ast.Module | None] = {}
+    found: dict[str, str] = {}
+    dropped: list[ast.AST] = []
+    for name, (raw, path) in _module_texts(functions, root).items():
+        found[MODULE + name] = UNAVAILABLE if raw is None else canonical.sha256(raw)
+        if raw is not None and (tree := _parsed(raw)) is not None:
+            trees[name] = tree
+            dropped += [node for node in ast.walk(tree) if _is_definition(node, aside, path)]
+            for call in ast.walk(tree):
+                if isinstance(call, ast.Call) and _last_name(call.func) == "Task":
+                    dropped += [k for k in call.keywords if k.arg == keyword]
+    whole = [tree for tree in trees.values() if tree is not None]
+    for node in dropped:
+        _cut(whole, node)
+    wanted = {name for node in dropped for name in _mentions(node)}
+    dynamic = any(name in _DYNAMIC for tree in whole for name in _mentions(tree))
+    while unused := _unused(whole, wanted, None if dynamic else entry):
+        for node in unused:
+            _cut(whole, node)
+            wanted.update(_mentions(node))
+    for name, tree in trees.items():
+        if tree is not None:
+            found[MODULE + name] = canonical.sha256(ast.dump(tree).encode())
+    return found
+
+
+def _module_texts(functions: Iterable[Any], root: ModuleType | None) -> dict[str, tuple[bytes | None, Path | None]]:
+    """By name, the source texts (None: unavailable) and files of the modules of ``functions`` and of the local ones those import.
+
     ``root`` is the module that the task was loaded from; it is called ``task``, however it was loaded, and so is the only home
     of all functions where there is no root. Local is what belongs neither to Python nor to an installed package.
     """
@@ -69,19 +114,19 @@ def of_modules(functions: Iterable[Any], root: ModuleType | None = None) -> dict
         dict.fromkeys(m for m in modules if m is not None and m is not root and _foreign(m.__name__, _file(m)))
     )
     lonely = root is None and len(homes) == 1
-    queue = [] if root is None else [(ROOT, root.__name__, _file(root))]
+    queue: list[tuple[str, str, Path | None]] = [] if root is None else [(ROOT, root.__name__, _file(root))]
     for module in homes:
         named = lonely or module.__name__.startswith("pol_task_")
         queue.append((ROOT if named else _name(module), module.__name__, _file(module)))
-    found, seen = dict[str, str](), set[str]()
+    found, seen = dict[str, tuple[bytes | None, Path | None]](), set[str]()
     while queue:
         label, name, path = queue.pop(0)
         key = str(path)
-        if MODULE + label in found or (path is not None and key in seen):
+        if label in found or (path is not None and key in seen):
             continue
         seen.add(key)
         raw = None if path is None or len(found) >= MAX_MODULES else _read(path)
-        found[MODULE + label] = UNAVAILABLE if raw is None else canonical.sha256(raw)
+        found[label] = raw, path
         if len(found) > MAX_MODULES:
             break
         if raw is not None and path is not None and path.suffix == ".py":
@@ -137,11 +182,90 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
+def _parsed(raw: bytes) -> ast.Module | None:
+    try:
+        return ast.parse(raw)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+# By these, a definition is reached that nothing mentions.
+_DYNAMIC = {
+    "globals",
+    "locals",
+    "vars",
+    "getattr",
+    "eval",
+    "exec",
+    "import_module",
+    "__import__",
+    "__dict__",
+    "modules",
+}
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _is_definition(node: ast.AST, function: Any, path: Path | None) -> bool:
+    """Whether ``node`` of the file ``path`` defines ``function`` (or, of an object, its class)."""
+    plain = _plain_function(function)
+    try:
+        if not isinstance(node, _DEFINITIONS) or path is None or Path(inspect.getfile(plain)).resolve() != path:
+            return False
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        return node.name == plain.__name__ and first == inspect.getsourcelines(plain)[1]
+    except (OSError, TypeError):
+        return False
+
+
+def _last_name(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _mentions(node: ast.AST) -> Iterator[str]:
+    """Every name that may lead to a definition: variables, attributes, imported names, parts of texts."""
+    for below in ast.walk(node):
+        if isinstance(below, (ast.Name, ast.Attribute)):
+            yield _last_name(below)
+        elif isinstance(below, ast.alias):
+            yield from below.name.split(".")
+        elif isinstance(below, ast.Constant) and isinstance(below.value, str):
+            yield from re.findall(r"\w+", below.value)
+
+
+def _unused(trees: list[ast.Module], wanted: set[str], entry: str | None) -> list[ast.AST]:
+    """The definitions and imports of names in ``wanted`` that nothing mentions but they themselves; with ``entry``, undecorated
+    functions of any other name, too.
+    """
+    total = Counter(name for tree in trees for name in _mentions(tree))
+    found: list[ast.AST] = []
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    # A method may be called by whoever knows its class's base.
+    methods = {id(below) for node in nodes if isinstance(node, ast.ClassDef) for below in node.body}
+    for node in nodes:
+        name = node.name if isinstance(node, _DEFINITIONS) and id(node) not in methods else None
+        if isinstance(node, ast.alias):
+            name = node.asname or node.name.split(".")[0]
+        free = entry is not None and name != entry and isinstance(node, ast.FunctionDef) and not node.decorator_list
+        if name is not None and (name in wanted or free) and total[name] == Counter(_mentions(node))[name]:
+            found.append(node)
+    return found
+
+
+def _cut(trees: list[ast.Module], gone: ast.AST) -> None:
+    """Take one node out of whichever list of the trees holds it; an import of nothing goes with its last name."""
+    for holder in (node for tree in trees for node in ast.walk(tree)):
+        for _, items in ast.iter_fields(holder):
+            if isinstance(items, list) and any(item is gone for item in items):
+                items[:] = [item for item in items if item is not gone]
+                if isinstance(holder, (ast.Import, ast.ImportFrom)) and not items:
+                    _cut(trees, holder)
+                return
+
+
 def _local_imports(raw: bytes, name: str, package: bool) -> Iterator[tuple[str, Path]]:
     """Local modules that the source text imports anywhere, packages around them included, by name and file."""
-    try:
-        tree = ast.parse(raw)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = _parsed(raw)
+    if tree is None:
         return
     home = name if package else name.rpartition(".")[0]
     for wanted in sorted({full for node in ast.walk(tree) for full in _imported(node, home)}):

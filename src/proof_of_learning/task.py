@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -319,15 +320,34 @@ def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedu
 
 def _sources(task: Task) -> dict[str, str]:
     given = {name: getattr(task, name) for name in _SOURCES if getattr(task, name) is not None}
-    root = None if task.reference is None else sys.modules.get(_module_name(_split(task.reference.target)[0]))
     every = given if task.scaler is None else {**given, "scaler": task.scaler}
     # Data are committed to by themselves, and where they and an evaluation's lie is a matter of the machine.
     steps = {name: function for name, function in every.items() if name not in ("data", "evaluate")}
     return {
         **{name: sources.of_function(function) for name, function in given.items()},
-        **sources.of_modules(every.values(), root),
+        **sources.of_modules(every.values(), _root(task)),
         sources.VALUES: sources.of_values(steps),
     }
+
+
+def resumable(task: Task) -> str:
+    """A digest of the functions and local modules that decide a run's numbers: all but the task's ``evaluate``. Two tasks that
+    share it, and a header but for its sources, are the same run.
+    """
+    given = {name: getattr(task, name) for name in _SOURCES if getattr(task, name) is not None and name != "evaluate"}
+    given = given if task.scaler is None else {**given, "scaler": task.scaler}
+    steps = {name: function for name, function in given.items() if name != "data"}
+    entry = None if task.reference is None else _split(task.reference.target)[1]
+    content = {
+        **{name: sources.of_function(function) for name, function in given.items()},
+        **sources.decisive(given.values(), task.evaluate, "evaluate", _root(task), entry),
+        sources.VALUES: sources.of_values(steps),
+    }
+    return canonical.sha256(b"pol/resumable\0", canonical.encode(content))
+
+
+def _root(task: Task) -> ModuleType | None:
+    return None if task.reference is None else sys.modules.get(_module_name(_split(task.reference.target)[0]))
 
 
 _SOURCES = ("model", "data", "optimizer", "loss", "step", "scheduler", "parts", "augment", "collate", "evaluate")

@@ -26,7 +26,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from proof_of_learning.errors import PolError, StoreWarning, UsageError
+from proof_of_learning.errors import EvaluationWarning, PolError, StoreWarning, UsageError
 from proof_of_learning.report.text import line, visible
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,13 +82,14 @@ def _own_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
 
         def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, StoreWarning):
+            if issubclass(category, (EvaluationWarning, StoreWarning)):
                 fail(f"warning: {message}")
             else:
                 _write(sys.stderr, _quoted(warnings.formatwarning(message, category, *place[:2])))
 
         warnings.showwarning = show
         warnings.simplefilter("always", StoreWarning)
+        warnings.simplefilter("always", EvaluationWarning)
         yield
 
 

@@ -27,6 +27,9 @@ from proof_of_learning.proof.reader import load_state, object_path, read_log
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 
+# What decides an unfinished run's numbers; not part of the proof, and gone with the seal.
+_IDENTITY = files.TEMPORARY + "identity"
+
 # By codec: a whole state after so many objects. A difference is small beside a whole state only if it is a coarse one.
 KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64}
 
@@ -168,6 +171,7 @@ class ProofWriter:
         with files.writing(str(self.path)):
             for descriptor in (self._log, self._blocks, self._index):
                 os.fsync(descriptor)
+            (self.path / _IDENTITY).unlink(missing_ok=True)
         files.write_atomic(self.path / format.SEAL_FILE, [canonical.encode(seal)], durable=True)
         return root
 
@@ -378,7 +382,28 @@ def _unknown(entry: Path) -> bool:
 def _remove_temporaries(path: Path) -> None:
     """Remove the files that a killed process was writing."""
     for stray in path.glob(files.TEMPORARY + "*"):
-        stray.unlink()
+        if stray.name != _IDENTITY:
+            stray.unlink()
+
+
+def begun(path: Path, header: Header, identity: str) -> Header:
+    """The header of the unfinished recording in ``path`` if that is the same run as ``header``: all but its sources is equal, and
+    so is the ``identity`` of what decides its numbers. ``header`` itself otherwise, and where nothing was recorded.
+    """
+    try:
+        if bytes(files.read_bounded(path / _IDENTITY, limits.MAX_LINE)).decode() != identity:
+            return header
+        found = format.parse_header(bytes(files.read_bounded(path / format.HEADER_FILE, limits.MAX_HEADER)))
+    except (FormatError, IntegrityError, UnicodeDecodeError):
+        return header
+    task = msgspec.structs.replace(header.task, sources=found.task.sources)
+    return found if msgspec.structs.replace(header, task=task) == found else header
+
+
+def remember(path: Path, identity: str) -> None:
+    """Write beside an unfinished recording what :func:`begun` compares."""
+    with files.writing(str(path)):
+        files.write_atomic(path / _IDENTITY, [identity.encode()])
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, TaskError
+from proof_of_learning.training.modules import restore_buffers, restore_parameters
 
 Node = Any  # canonical JSON; see encode_tree
 
@@ -115,7 +116,17 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().reshape(-1)
     if flat.stride(0) != 1:  # a single element counts as contiguous whatever its stride
         flat = flat.as_strided(flat.shape, (1,))
-    return flat.view(torch.uint8).numpy().data.cast("B")
+    # Not `numpy()`, after which PyTorch lets nobody resize the storage: these may be the tensors that are trained.
+    return np.asarray(_Bytes(flat)).data if flat.numel() else memoryview(b"")
+
+
+class _Bytes:
+    """The bytes of a contiguous CPU tensor, which lives as long as an array over them does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        place, size = (tensor.data_ptr(), False), tensor.nbytes
+        self.__array_interface__ = {"data": place, "shape": (size,), "typestr": "|u1", "version": 3}
 
 
 def kind_of(name: str) -> str:
@@ -408,24 +419,8 @@ def _extra_state(module: nn.Module) -> dict[str, Any]:
 
 
 def _restore_module(part: str, module: nn.Module, values: dict[str, Any]) -> None:
-    live: dict[str, dict[str, Tensor]] = {
-        "parameters": dict(module.named_parameters()),
-        "buffers": dict(module.named_buffers()),
-    }
-    for group, tensors in live.items():
-        given = values[group]
-        if set(given) != set(tensors):
-            odd = sorted(set(given) ^ set(tensors))[0]
-            raise FormatError(f"{part}/{group}: {odd!r} is in only one of the state and the task's model")
-        for name, tensor in tensors.items():
-            source = given[name]
-            if source.shape != tensor.shape or source.dtype != tensor.dtype:
-                raise FormatError(
-                    f"{part}/{group}/{name}: the task's model has {tensor.dtype} {tuple(tensor.shape)}, "
-                    f"the state has {source.dtype} {tuple(source.shape)}"
-                )
-            with torch.no_grad():
-                tensor.copy_(source)
+    restore_parameters(part, module, values["parameters"])
+    restore_buffers(part, module, values["buffers"])
     frozen = set(values["frozen"])
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)

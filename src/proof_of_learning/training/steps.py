@@ -21,6 +21,7 @@ from proof_of_learning.errors import FormatError, TaskError
 from proof_of_learning.task import Description, Task, describe, task_code
 from proof_of_learning.training import randomness
 from proof_of_learning.training import state as states
+from proof_of_learning.training.modules import BufferSnapshot
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State
 
@@ -247,7 +248,10 @@ class Session:
             return None
         randomness.seed_everything(randomness.derive(self.key, randomness.EVALUATION, self.progress.step))
         with evaluating(self.model), task_code("evaluating the model"):
-            return {str(name): float(value) for name, value in self.task.evaluate(self.model).items()}
+            values = self.task.evaluate(self.model)
+            if not isinstance(values, Mapping):
+                raise TaskError(f"evaluate must return a mapping of names to numbers, not {type(values).__name__}")
+            return {str(name): float(value) for name, value in values.items()}
 
 
 def feed_epoch_end(feed: Feed, step: int) -> bool:
@@ -257,9 +261,9 @@ def feed_epoch_end(feed: Feed, step: int) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode, and what its buffers held, is put back."""
+    """Evaluation mode without gradients; every module's own mode, and what its buffers were, is put back."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = BufferSnapshot(model)  # some modules count, cache or make a buffer, training or not
     model.eval()
     try:
         with torch.no_grad():
@@ -267,8 +271,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-        for name, buffer in model.named_buffers():  # some modules count or cache in a buffer, training or not
-            buffer.copy_(buffers[name])
+        buffers.put_back()
 
 
 def derived_feed(task: Task, data: Dataset, key: bytes, device: str) -> tuple[Feed, DerivedOrder]:

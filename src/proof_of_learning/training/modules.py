@@ -1,0 +1,138 @@
+"""Putting values back into a live module: in place where they fit, so that ties stay, and as fresh tensors where they do not.
+
+Buffers may be made by the first forward pass, change their shape, vanish, or be expanded views, into which nothing can be copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proof_of_learning.errors import FormatError
+
+
+def restore_parameters(part: str, module: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Copy ``given`` into the module's parameters; FormatError where names, shapes or dtypes differ."""
+    live = dict(module.named_parameters())
+    if set(given) != set(live):
+        odd = sorted(set(given) ^ set(live))[0]
+        raise FormatError(f"{part}/parameters: {odd!r} is in only one of the state and the task's model")
+    for name, parameter in live.items():
+        source = given[name]
+        if source.shape != parameter.shape or source.dtype != parameter.dtype:
+            raise FormatError(
+                f"{part}/parameters/{name}: the task's model has {parameter.dtype} {tuple(parameter.shape)}, "
+                f"the state has {source.dtype} {tuple(source.shape)}"
+            )
+        with torch.no_grad():
+            if _expanded(parameter):
+                parameter.data = _like(parameter, source)
+            else:
+                parameter.copy_(source)
+
+
+def restore_buffers(part: str, module: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Give the module's buffers the values of ``given``, and it no others: those not in it become None.
+
+    FormatError where a buffer belongs to a module that is not there, or has another dtype.
+    """
+    modules = dict(module.named_modules())
+    live = dict(module.named_buffers())
+    for name in set(live) - set(given):
+        for owner, key in _places(module, live[name]):
+            owner._buffers[key] = None
+    for name, source in given.items():
+        tensor = live.get(name)
+        if tensor is None:
+            home, _, key = name.rpartition(".")
+            if home not in modules or key in modules[home]._parameters or key in modules[home]._modules:
+                raise FormatError(f"{part}/buffers: {name!r} is in only one of the state and the task's model")
+            _set(modules[home], key, source.to(_device(module), copy=True))
+            continue
+        if source.dtype != tensor.dtype:
+            raise FormatError(
+                f"{part}/buffers/{name}: the task's model has {tensor.dtype}, the state has {source.dtype}"
+            )
+        with torch.no_grad():
+            if source.shape == tensor.shape and not _expanded(tensor):
+                tensor.copy_(source)
+            else:
+                fresh = _like(tensor, source)
+                for owner, key in _places(module, tensor):
+                    owner._buffers[key] = fresh
+
+
+class BufferSnapshot:
+    """What a module's buffers are now, which :meth:`put_back` makes them again: the same objects with the same values."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._slots = [
+            (owner, dict(owner._buffers), set(owner._non_persistent_buffers_set)) for owner in module.modules()
+        ]
+        self._values = {id(t): t.clone() for _, slots, _ in self._slots for t in slots.values() if t is not None}
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            for owner, slots, passing in self._slots:
+                for key, tensor in slots.items():
+                    if tensor is None:
+                        continue
+                    value = self._values[id(tensor)]
+                    if tensor.shape != value.shape:
+                        tensor.set_(value)  # type: ignore[call-overload]
+                    elif not _expanded(tensor):
+                        tensor.copy_(value)
+                    elif not _same(tensor, value):
+                        slots[key] = value
+                owner._buffers.clear()
+                owner._buffers.update(slots)
+                owner._non_persistent_buffers_set.clear()
+                owner._non_persistent_buffers_set.update(passing)
+
+
+def _places(module: nn.Module, tensor: Tensor) -> Iterator[tuple[nn.Module, str]]:
+    """Every module and name under which ``tensor`` is a buffer."""
+    for owner in module.modules():
+        for key, buffer in list(owner._buffers.items()):
+            if buffer is tensor:
+                yield owner, key
+
+
+def _set(owner: nn.Module, key: str, value: Tensor) -> None:
+    if key in owner._buffers:  # declared, and None so far; it stays persistent or not
+        owner._buffers[key] = value
+        return
+    owner.__dict__.pop(key, None)
+    try:
+        owner.register_buffer(key, value)
+    except KeyError as error:
+        raise FormatError(f"the task's model cannot have a buffer {key!r}: {error}") from error
+
+
+def _device(module: nn.Module) -> torch.device:
+    tensor: Any = next(module.parameters(), None)
+    tensor = next(module.buffers(), None) if tensor is None else tensor
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _expanded(tensor: Tensor) -> bool:
+    """Whether several elements lie at one place in memory, as far as strides of 0 tell."""
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _like(tensor: Tensor, source: Tensor) -> Tensor:
+    """A fresh copy of ``source`` on the device of ``tensor``, expanded as that is where the values allow it."""
+    if source.shape == tensor.shape and _expanded(tensor):
+        base = source
+        for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            base = base.narrow(axis, 0, 1) if size > 1 and stride == 0 else base
+        if _same(base.expand(source.shape), source):
+            return base.to(tensor.device, copy=True).expand(source.shape)
+    return source.to(tensor.device, copy=True)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | ((a != a) & (b != b))).all())

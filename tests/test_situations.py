@@ -1,0 +1,183 @@
+"""Situations from public bug reports, each as a tiny task: it is recorded, and valid under every draw, or refused before training."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import proof_of_learning as pol
+import tasks
+from proof_of_learning import Task
+from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError
+from support_proofs import contents
+
+
+def judged(path: Path | str, task: Task | str) -> None:
+    """Every segment replays to the bit, under either draw. (Whether a run this short learned anything is another question.)"""
+    for options in ({"everything": True}, {"random": 2, "top_q": 0}):
+        verdict = pol.verify(path, task, keep_going=True, **options)  # type: ignore[arg-type]
+        assert verdict.verdict != "invalid", verdict.reason
+        assert verdict.check("trajectory").status == "pass", verdict.check("trajectory").summary
+
+
+class StopError(Exception):
+    """Ends a recording as a kill would."""
+
+
+def interrupted(task: Task, path: Path, after: int, **options: Any) -> None:
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "training" and done == after:
+            raise StopError
+
+    with pytest.raises(StopError):
+        pol.prove(task, path, progress=progress, **options)
+
+
+def survives(task: Task, folder: Path) -> None:
+    """Recorded, valid under every draw, and resumed to the root of an undisturbed run."""
+    whole = pol.prove(task, folder / "whole.pol", interval=2)
+    judged(whole.path, task)
+    interrupted(task, folder / "killed.pol", 7, interval=2)
+    assert pol.prove(task, folder / "killed.pol", interval=2).root == whole.root
+
+
+# ---- evaluation -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "words"),
+    [
+        (lambda model: None, "evaluate must return a mapping of names to numbers, not NoneType"),
+        (lambda model: {"loss": math.nan}, "not finite.*untrained model, nothing was recorded"),
+        (lambda model: {"loss": 1 / 0}, "evaluating the model: ZeroDivisionError"),
+    ],
+)
+def test_an_evaluation_that_cannot_work_is_found_before_training(
+    evaluate: Callable[[nn.Module], Any], words: str, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        steps.append(1)
+        return tasks.loss(model, batch)
+
+    with pytest.raises((TaskError, TrainingError), match=words):
+        pol.prove(replace(tasks.task(steps=4), evaluate=evaluate, loss=loss), tmp_path / "run.pol")
+    assert not steps and not (tmp_path / "run.pol" / "header.json").exists()
+
+
+@pytest.mark.parametrize("result", [None, {"loss": math.nan}, {"loss": 1}])
+def test_an_evaluation_that_fails_later_loses_no_training(result: Any, tmp_path: Path) -> None:
+    def evaluate(model: Any) -> Any:
+        if float(model.calls[0]) < 4:
+            return {"loss": 0.5}
+        if isinstance(result, dict) and result["loss"] == 1:
+            raise ValueError("too well trained")
+        return result
+
+    task = replace(tasks.task(steps=8), evaluate=evaluate)
+    with pytest.warns(EvaluationWarning, match="without a claim of what the model achieves after step 8"):
+        recording = pol.prove(task, tmp_path / "run.pol", interval=2, evaluations=4)
+    assert recording.evaluation is None
+    claims = [segment.evaluation for segment in pol.Proof.open(recording.path).segments]
+    assert claims[0] == {"loss": 0.5} and claims[-1] is None
+    judged(recording.path, task)
+
+
+def test_the_rehearsed_evaluation_changes_no_bit(tmp_path: Path) -> None:
+    def evaluate(model: Any) -> dict[str, float]:
+        torch.rand(7)
+        model.calls += 3
+        if "made" not in model._buffers:
+            model.register_buffer("made", torch.ones(2))
+        return {"loss": 0.5}
+
+    one = pol.prove(replace(tasks.task(steps=4), evaluate=evaluate), tmp_path / "one.pol", interval=2)
+    two = pol.prove(replace(tasks.task(steps=4), evaluate=None), tmp_path / "two.pol", interval=2)
+    states = [[segment.state for segment in pol.Proof.open(r.path).segments] for r in (one, two)]
+    assert states[0] == states[1]
+    judged(one.path, replace(tasks.task(steps=4), evaluate=evaluate))
+
+
+PROGRAM = """
+import os
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from proof_of_learning import Task
+
+SCALE = 0.5
+
+def helped(model):
+    return {helper}
+
+def better(model):
+    return {{"loss": {body}}}
+
+def loss(model, batch):
+    return SCALE * nn.functional.mse_loss(model(batch[0]), batch[1])
+
+def task():
+    x = torch.arange(16.0).reshape(8, 2) / 16
+    return Task(
+        name="edited",
+        model=lambda: nn.Linear(2, 1),
+        data=lambda: TensorDataset(x, x.sum(1, keepdim=True)),
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        loss=loss,
+        evaluate={evaluate},
+        batch_size=2,
+        steps=8,
+    )
+"""
+
+
+BETTER = 'def better(model):\n    return {"loss": helped(model)}'
+
+
+def edited(file: Path, helper: str = "1.0", body: str = "helped(model)", evaluate: str = "better", **other: str) -> str:
+    text = PROGRAM.format(helper=helper, body=body, evaluate=evaluate)
+    for old, new in other.items():
+        text = text.replace(old, new)
+    file.write_text(textwrap.dedent(text))
+    return f"{file}:task"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"helper": "2.0"},
+        {"body": "helped(model) + 1"},
+        {"evaluate": 'lambda model: {"loss": 3.0}', "def helped(model):\n    return 1.0": "", BETTER: ""},
+        {"import os\n": "import os\nimport math  # a comment\n", "body": "math.pi"},
+    ],
+)
+def test_a_corrected_evaluation_does_not_bar_resuming(change: dict[str, str], tmp_path: Path) -> None:
+    first = pol.load_task(edited(tmp_path / "one.py"))
+    interrupted(first, tmp_path / "run.pol", 5, interval=2)
+    corrected = pol.load_task(edited(tmp_path / "two.py", **change))
+    resumed = pol.prove(corrected, tmp_path / "run.pol", interval=2)
+    whole = pol.prove(corrected, tmp_path / "whole.pol", interval=2)
+    one, two = (pol.Proof.open(recording.path) for recording in (resumed, whole))
+    assert one.header.task.digest == two.header.task.digest
+    assert [s.state for s in one.segments] == [s.state for s in two.segments]
+    assert one.end.evaluation == two.end.evaluation
+    assert not [name for name in contents(Path(resumed.path)) if name.startswith(".")]
+    judged(resumed.path, corrected)
+
+
+@pytest.mark.parametrize(
+    "change", [{"SCALE = 0.5": "SCALE = 0.6"}, {"SCALE *": "2 * SCALE *"}, {"lr=0.1": "lr=0.1 + 0.0"}]
+)
+def test_a_change_of_what_is_trained_still_does(change: dict[str, str], tmp_path: Path) -> None:
+    interrupted(pol.load_task(edited(tmp_path / "one.py")), tmp_path / "run.pol", 5, interval=2)
+    with pytest.raises(RecordingError, match=r"the source text of the task's .* has changed since"):
+        pol.prove(pol.load_task(edited(tmp_path / "two.py", helper="2.0", **change)), tmp_path / "run.pol", interval=2)
