@@ -12,17 +12,19 @@ clipped at three medians of the largest excursions, so that no coordinate decide
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from proof_of_learning.verifier.dynamics import coasting
-from proof_of_learning.verifier.sampling import Trained
+from proof_of_learning.verifier.sampling import Memory, Trained
 
 CLIP = 3.0  # medians of the coordinates' largest excursions
 MATRICES, VECTORS = 5, 3  # groups of tensors at most
+KINDS = 4  # of what else states hold
+WAYS = ("nearer", "back", "away")
 # Of what a measure shows, how much may be forged and missed with 1 %. What hides in one group, or in an excursion, may be larger: a
 # whole jump shows in each of them.
 MAIN, SINGLE = 0.10, 0.30
@@ -55,19 +57,19 @@ def shares(to_end: Array, from_start: Array) -> tuple[Array, Array, Array]:
     )
 
 
-def weight_measures(trained: Mapping[str, Trained]) -> list[Measure]:
-    """The measures in weights; empty where nothing was trained or states are missing."""
-    groups = _groups(trained)
+def weight_measures(trained: Mapping[str, Trained], memory: Sequence[Memory] = ()) -> list[Measure]:
+    """The measures in weights, and in what else states hold; empty where nothing was trained or states are missing."""
     found, nearer = [], []
-    for name, members in groups.items():
-        to_end, from_start = (
-            sum(distances) for distances in zip(*(_distances(trained[m]) for m in members), strict=True)
-        )
-        parts = shares(np.asarray(to_end), np.asarray(from_start))
+    for name, members in _groups(trained).items():
+        to_end, from_start = _together(_distances(coasting(trained[m].course), trained[m].elements) for m in members)
+        parts = shares(to_end, from_start)
         nearer.append(parts[0])
-        found += [
-            Measure(f"{name}: {way}", part, SINGLE) for way, part in zip(("nearer", "back", "away"), parts, strict=True)
-        ]
+        found += [Measure(f"{name}: {way}", part, SINGLE) for way, part in zip(WAYS, parts, strict=True)]
+    for kind, items in _kinds(memory).items():
+        # Where it ends says nothing, for it is led elsewhere with every step.
+        to_end, from_start = _together(_distances(item.values.astype(np.float64), item.elements) for item in items)
+        parts = shares(to_end, from_start)
+        found += [Measure(f"{kind}: {way}", part, SINGLE) for way, part in zip(WAYS[1:], parts[1:], strict=True)]
     alive = [part for part in nearer if part.any()]
     if alive:
         found.insert(0, Measure("weights", np.mean(alive, axis=0), MAIN))
@@ -106,9 +108,27 @@ def _groups(trained: Mapping[str, Trained]) -> dict[str, list[str]]:
     return found
 
 
-def _distances(item: Trained) -> tuple[Array, Array]:
-    """[N+1] of one tensor: clipped l1 distances to the end and from the start, in elements that are as far as they may be."""
-    places = coasting(item.course)
+def _kinds(memory: Sequence[Memory]) -> dict[str, list[Memory]]:
+    """By kind of state, the largest few kinds by themselves."""
+    found: dict[str, list[Memory]] = {}
+    for item in memory:
+        found.setdefault(item.kind, []).append(item)
+    order = sorted(found, key=lambda kind: -sum(item.elements for item in found[kind]))
+    kept = {kind: found[kind] for kind in order[: KINDS - 1]}
+    rest = [item for kind in order[KINDS - 1 :] for item in found[kind]]
+    return {**kept, "other state": rest} if rest else kept
+
+
+def _together(distances: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:
+    pairs = list(distances)
+    return np.sum([pair[0] for pair in pairs], axis=0), np.sum([pair[1] for pair in pairs], axis=0)
+
+
+def _distances(places: Array, elements: int) -> tuple[Array, Array]:
+    """[N+1] of one tensor: clipped l1 distances to the end and from the start, in elements that are as far as they may be.
+
+    places: [N+1, m].
+    """
     with np.errstate(all="ignore"):
         found = []
         for goal in (places[-1], places[0]):
@@ -117,7 +137,7 @@ def _distances(item: Trained) -> tuple[Array, Array]:
             largest = apart.max(axis=0)
             moving = largest[(largest > 0) & np.isfinite(largest)]
             clip = CLIP * float(np.median(moving)) if moving.size else 1.0
-            found.append(item.elements * (np.minimum(apart, clip) / clip).mean(axis=1))
+            found.append(elements * (np.minimum(apart, clip) / clip).mean(axis=1))
     return found[0], found[1]
 
 

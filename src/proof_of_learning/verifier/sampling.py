@@ -1,6 +1,8 @@
 """What every state holds at some coordinates that follow from the nonce, so that nobody could know them while training.
 
-Small tensors are taken whole. Weights and what the optimizer keeps for them are looked at in the same places.
+Small tensors are taken whole. Weights and what the optimizer keeps for them are looked at in the same places. Everything is looked
+at that the next step may start from: what no rule explains (the memory of an unknown optimizer, averages, buffers) could carry a
+jump into weights that only honest steps seem to move.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
-from proof_of_learning.replay.measure import WEIGHTS
 from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State, decode_tree
+from proof_of_learning.training.state import State, decode_tree, kind_of
 from proof_of_learning.verifier.dynamics import Course, Rule, rates_by_part, read_rule
 
 COORDINATES = 512  # of each tensor at most
 FEWEST = 16
+EXPLAINED = ("momentum_buffer", "exp_avg")  # by where the weights come to rest
 MAX_VALUES = 1 << 26  # in memory, all states and tensors together
 
 Array = npt.NDArray[np.float64]
@@ -38,6 +40,15 @@ class Trained:
     part: str
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a state holds beside trained weights and what their optimizer's rule explains: [T+1, m] values of one tensor."""
+
+    kind: str
+    values: Values
+    elements: int
+
+
 class Sampler:
     """Collects, state by state. ``states``: how many there will be; ``seed``: what the coordinates follow from."""
 
@@ -49,6 +60,7 @@ class Sampler:
         self._dtypes: dict[str, torch.dtype] = {}
         self._groups: dict[str, list[Any]] = {}
         self._most = COORDINATES
+        self._explained: set[str] = set()
         self.seen = 0
 
     def add(self, position: int, state: State) -> None:
@@ -94,6 +106,16 @@ class Sampler:
                 self._places[elements] = torch.from_numpy(np.sort(picked[: self._most]))
         return self._places[elements]
 
+    def memory(self) -> list[Memory]:
+        """What :meth:`trained` left unexplained; empty where states are missing."""
+        if self.seen < self._states:
+            return []
+        return [
+            Memory(kind_of(name), _settled(values), self._shapes[name].numel())
+            for name, values in self._values.items()
+            if name not in self._explained and not name.endswith("/step")
+        ]
+
     def trained(self, members: Mapping[str, str], rates: Array, bounds: npt.NDArray[np.int64]) -> dict[str, Trained]:
         """By the weights' name, in the order in which optimizers hold them; empty where states are missing.
 
@@ -123,15 +145,26 @@ class Sampler:
                     rules[key] = read_rule([held[group] for held in self._groups[part]], set(entries))
                 rule, used = rules[key], by_part[part][:, group]
             course = Course(self._values[weight], entries, rule, used, bounds, _name(self._dtypes[weight]))
+            if rule is not None:
+                self._explained |= {f"{prefix}{name}" for name in EXPLAINED if name in entries}
+            self._explained.add(weight)
             shape = self._shapes[weight]
             found[weight] = Trained(course, shape.numel(), len(shape), part)
         return found
 
 
 def _followed(name: str, tensor: Tensor) -> bool:
-    if not tensor.is_floating_point():
-        return False
-    return name.startswith(f"{WEIGHTS}/") or (name.startswith("optimizer") and "/state/" in name)
+    return tensor.is_floating_point()
+
+
+def _settled(values: Values) -> Values:
+    """What is not there yet counts as nothing."""
+    absent = np.isnan(values).all(axis=1)
+    if not absent.any():
+        return values
+    filled = values.copy()
+    filled[absent] = 0.0
+    return filled
 
 
 def _groups(state: State) -> dict[str, Any]:

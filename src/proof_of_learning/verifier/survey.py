@@ -175,7 +175,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
             function = prober.finish(looking.other(), on_segment)
         except PolError as error:
             blind = str(error)
-    measures = weight_measures(trained)
+    measures = weight_measures(trained, sampler.memory() if sampler is not None else ())
     if function is not None and not missing:
         measures += function.measures(count)
     exact = not proof.header.codec.in_loop  # what a codec makes of a state follows no optimizer's equation
