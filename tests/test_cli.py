@@ -73,6 +73,9 @@ def test_json_on_standard_output_is_alone_there(target: str, tiny_proof: Path) -
     fields = ("assurance", "randomness", "exactness", "conditions", "proof", "checks", "segments", "thresholds")
     assert {*fields, "guarantee", "nonce", "cost"} <= set(verdict)
     assert verdict["guarantee"]["forged_fraction"] == 0.0  # all segments were replayed
+    seen = verdict["trajectory"]["function"]
+    assert [seen[0][0], seen[-1][0]] == [0, verdict["proof"]["steps"]]
+    assert seen[0][1] > 0 and seen[-1][1] == 0
 
 
 def test_without_a_task_nothing_is_run_and_the_verdict_is_open(tiny_proof: Path) -> None:
