@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from proof_of_learning import Proof, TaskReference, Verdict
+from proof_of_learning._version import __version__
 from proof_of_learning.cli.main import app
 from proof_of_learning.proof.format import HEADER_FILE, LOG_FILE
 
@@ -72,6 +73,9 @@ def test_json_on_standard_output_is_alone_there(target: str, tiny_proof: Path) -
     fields = ("assurance", "randomness", "exactness", "conditions", "proof", "checks", "segments", "thresholds")
     assert {*fields, "guarantee", "nonce", "cost"} <= set(verdict)
     assert verdict["guarantee"]["forged_fraction"] == 0.0  # all segments were replayed
+    seen = verdict["trajectory"]["function"]
+    assert [seen[0][0], seen[-1][0]] == [0, verdict["proof"]["steps"]]
+    assert seen[0][1] > 0 and seen[-1][1] == 0
 
 
 def test_without_a_task_nothing_is_run_and_the_verdict_is_open(tiny_proof: Path) -> None:
@@ -111,6 +115,9 @@ def test_a_nonce_that_was_handed_in_is_marked(target: str, tiny_proof: Path) -> 
         (("verify", "{proof}", "--task", "{task}", "--nonce", "xyz"), "hex digits"),
         (("verify", "{proof}", "--task", "{task}", "--require", "calibrated"), "takes 'exact'"),
         (("verify", "{proof}", "--task", "{task}", "--report", "{out}/none/r.html"), "there is no folder"),
+        (("verify", "{proof}", "--task", "{task}", "--report", "{proof}"), "is a folder"),
+        (("verify", "{proof}", "--task", "{task}", "--json", "{out}/none/v.json"), "there is no folder"),
+        (("prove", "{task}", "-o", "{out}", "--json", "{proof}"), "is a folder"),
         (("verify", "{proof}", "--task", "{task}", "--chain", "{proof}={task}"), "not part of the chain"),
         (("verify", "{proof}", "--task", "{task}", "--model", "{proof}/header.json", "--sandbox", "off"), "safetensors"),
         (("check", "{proof}/log.jsonl"), "is not a directory"),
@@ -131,6 +138,12 @@ def test_wrong_input_is_one_line_and_changes_nothing(
     assert text in line
     assert sorted(tiny_proof.rglob("*")) == before
     assert not (tmp_path / "out" / HEADER_FILE).exists()
+
+
+def test_the_package_is_the_command_too() -> None:
+    for command in (["-m", "proof_of_learning", "-V"], ["-m", "proof_of_learning", "--version"]):
+        told = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+        assert told.stdout == f"proof-of-learning {__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["prove", "verify", "check", "inspect", "register", "calibrate"])

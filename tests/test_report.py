@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from proof_of_learning.replay.measure import Distance
-from proof_of_learning.report import print_verdict, render_html, summary_table, write_html
+from proof_of_learning.report import advice, print_verdict, render_html, summary_table, words, write_html
 from proof_of_learning.report.text import evidence_rows, number, percent, seconds, visible
 from proof_of_learning.verifier.verdict import (
     CheckResult,
@@ -371,6 +371,53 @@ def test_the_summary_table_is_short_and_aligned() -> None:
     assert re.search(r"honest\.pol +VALID +every mandatory check passed +19\.5 %", stream.getvalue())
     assert "spoof [red].pol" in stream.getvalue() and "INCONCLUSIVE" in stream.getvalue()
     assert len(lines) < 20
+
+
+# --- Promises, learning and advice -------------------------------------------------------------------------------------
+
+
+def test_a_promise_that_could_not_be_made_is_said_and_not_left_out() -> None:
+    given = Guarantee(forged_fraction=0.1, uniform_draws=43)
+    promises = {
+        promise.about: promise
+        for promise in words.guarantees(verdict_of(trajectory(20), [], checks(), guarantee=given))
+    }
+    assert promises["The segments"].share == 0.1
+    assert (
+        promises["What the model computes"].share is None and "No promise" in promises["What the model computes"].text
+    )
+    assert promises["Its weights"].share is None
+
+
+def test_outputs_without_a_scale_are_told_as_a_multiple_of_their_unrest() -> None:
+    evidence = {"first_to_final": 0.33, "final_unrest": 0.11, "compared": "values"}
+    check = CheckResult(name="learning", status="pass", summary="s", evidence=evidence)
+    (fact,) = words.learned(verdict_of(trajectory(20), [], [check]))
+    assert fact.value == "3.0 times"
+    hostile = CheckResult(
+        name="learning", status="pass", summary="s", evidence={"first_to_final": "<b>", "idle_states": math.nan}
+    )
+    assert words.learned(verdict_of(trajectory(20), [], [hostile])) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "expected"),
+    [
+        (CheckResult(name="policy", status="inconclusive", summary="", evidence={"broken": ["drawn_nonce"]}), "without `--nonce`"),
+        (CheckResult(name="policy", status="inconclusive", summary="", evidence={"broken": ["every_guarantee"]}), "`pol regenerate`"),
+        (CheckResult(name="policy", status="inconclusive", summary="", evidence={"broken": 7}), "verify again"),
+        (CheckResult(name="learning", status="skipped", summary=""), "call its networks as modules"),
+        (CheckResult(name="learning", status="inconclusive", summary=""), "`training.max_idle_share`"),
+        (CheckResult(name="order", status="inconclusive", summary=""), "`--accept-order`"),
+        (CheckResult(name="task", status="fail", summary=""), "`--set`"),
+        (CheckResult(name="trajectory", status="fail", summary=""), "Do not accept"),
+    ],
+)  # fmt: skip
+def test_each_reason_has_its_advice(check: CheckResult, expected: str) -> None:
+    verdict = verdict_of(trajectory(20), [], [check])
+    steps = advice.next_steps(verdict)
+    assert any(expected in step for step in steps) and len(steps) <= advice.MAX_STEPS
+    assert "<code>" in render_html(verdict) or not any("`" in step for step in steps)
 
 
 # --- Numbers and words -------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_a_task_that_pulls_towards_stolen_weights_is_told_apart(tmp_path: Path) 
     blind = judged(pulled, weapon, tasks=(honest.digest(),))  # the description alone does not tell
     assert blind.verdict == "valid"
     assert "the task's sources were not pinned (accept.sources)" in blind.check("policy").summary
-    assert not blind.conditions.sources_pinned and "pinned by no policy" in told(blind)
+    assert not blind.conditions.sources_pinned and "pinned by no policy" in told(blind)[1]
     assert "pinned by no policy" in render_html(blind) and pins in render_html(one)
     both = judged(plain, reference, tasks=(honest.digest(),), sources=(pins,))
     assert both.verdict == "valid" and "not pinned" not in both.check("policy").summary
@@ -167,7 +167,7 @@ def test_what_is_unavailable_matches_nothing(tmp_path: Path) -> None:
     verdict = pol.verify(tmp_path / "run.pol", task, policy=Policy(accept=Accept(sources=(forged,))))
     assert verdict.check("policy").status == "inconclusive"
     assert "not available in full" in verdict.check("policy").summary
-    assert verdict.conditions.sources is None and "not available in full" in told(verdict)
+    assert verdict.conditions.sources is None and "not available in full" in told(verdict)[1]
     assert "loss differ or are unavailable" in verdict.check("task").summary
 
 

@@ -177,6 +177,17 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None
         yield show
 
 
+def writable(option: str, target: str | Path | None) -> None:
+    """Refuse a file that could not be written, before the work is done that it is for."""
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder; name a file")
+
+
 # What JSON may hold as it is and a terminal obeys: DEL and the C1 controls, joiners, directions, line separators, tags.
 _INVISIBLE = re.compile(
     "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
@@ -196,7 +207,5 @@ def write_json(raw: bytes, target: str | None) -> None:
     elif target is not None:
         from proof_of_learning.proof.files import write_atomic
 
-        parent = Path(target).parent
-        if not parent.is_dir():
-            raise UsageError(f"--json {target}: there is no folder {parent}")
+        writable("--json", target)
         write_atomic(Path(target), [raw.rstrip(b"\n") + b"\n"])

@@ -90,7 +90,7 @@ def _show(content: dict[str, Any]) -> None:
         "randomness": f"{content['randomness']['mode']}, {source}",
         "states": f"{states['held']:,} of {states['of']:,} held, {size(states['bytes'])}, codec {content['codec']['name']}",
         "to verify": f"{cost['uniform_draws']:,} uniform draws replay about {cost['steps']:,} steps ({cost['share']:.1%}); "
-        + ("directed choices come on top" if states["held"] == states["of"] else "thinned: they are all there is"),
+        + ("weighted draws and what sticks out come on top" if states["held"] == states["of"] else "thinned: they are all there is"),
         "final model": content["final"]["weights"],
         "claims": ", ".join(f"{n} {v:.4g}" for n, v in (content["final"]["evaluation"] or {}).items()) or "nothing",
     }  # fmt: skip

@@ -28,7 +28,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version and end.")
     ] = False,
 ) -> None:
     """Prove that a PyTorch model was trained the way its owner says, and check it for a few percent of the cost.
@@ -53,5 +53,5 @@ app.command("attack")(attack.attack)
 
 
 def run() -> None:
-    """Entry point."""
-    app()
+    """Entry point, by either of its names."""
+    app(prog_name="pol")

@@ -74,6 +74,8 @@ def prove(
     from proof_of_learning.training import environment
 
     common.use_data(data)
+    common.writable("--save-model", save_model)
+    common.writable("--json", json)
     # Before torch is imported: it reads these variables once.
     environment.pin_process(portable=portable, device=device, threads=threads)
 

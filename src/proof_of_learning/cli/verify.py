@@ -119,11 +119,9 @@ def verify(
 
     `pol verify run.pol --task examples/digits.py:task --all --json -`
     """
-    from proof_of_learning.errors import UsageError
-
     common.use_data(data)
-    if report is not None and not report.parent.is_dir():
-        raise UsageError(f"--report {report}: there is no folder {report.parent}")
+    common.writable("--report", report)
+    common.writable("--json", json)
 
     import proof_of_learning as pol
     from proof_of_learning.task import TaskReference
