@@ -17,6 +17,8 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning import Task
 from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError
+from proof_of_learning.replay.measure import displacement
+from proof_of_learning.training.state import capture, restore, tensor_bytes
 from support_proofs import contents
 
 
@@ -181,3 +183,103 @@ def test_a_change_of_what_is_trained_still_does(change: dict[str, str], tmp_path
     interrupted(pol.load_task(edited(tmp_path / "one.py")), tmp_path / "run.pol", 5, interval=2)
     with pytest.raises(RecordingError, match=r"the source text of the task's .* has changed since"):
         pol.prove(pol.load_task(edited(tmp_path / "two.py", helper="2.0", **change)), tmp_path / "run.pol", interval=2)
+
+
+# ---- buffers ----------------------------------------------------------------------------------------
+
+
+class Buffered(nn.Module):
+    """The tiny network with a buffer of one awkward kind, which its output depends on."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.net = kind, tasks.Net()
+        start: dict[str, Tensor | None] = {
+            "none": None,
+            "extremes": torch.tensor([math.inf, -math.inf]),
+            "resized": torch.ones(1),
+            "vanishing": torch.ones(3),
+            "expanded": torch.ones(1, 1).expand(2, 3),
+        }
+        if kind in start:
+            self.register_buffer("held", start[kind], persistent=kind != "none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = getattr(self, f"_{self.kind}")(x.detach())
+        return self.net(x) * (1.0 + 1e-3 * scale)
+
+    def _none(self, x: Tensor) -> Tensor:
+        self.held = x.mean(0) if self.held is None else 0.9 * self.held + 0.1 * x.mean(0)
+        return self.held.sum()
+
+    def _appearing(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "held"):
+            self.register_buffer("held", torch.zeros(x.shape[1]), persistent=False)
+        self.held += x.mean(0)
+        return self.held.sum()
+
+    def _extremes(self, x: Tensor) -> Tensor:
+        self.held.copy_(torch.stack([torch.minimum(self.held[0], x.min()), torch.maximum(self.held[1], x.max())]))
+        return self.held.sum()
+
+    def _resized(self, x: Tensor) -> Tensor:
+        if len(self.held) < 5:
+            self.held.resize_(len(self.held) + 1)
+            self.held.copy_(torch.arange(len(self.held)) * x.mean())
+        return self.held.sum()
+
+    def _vanishing(self, x: Tensor) -> Tensor:
+        if self.held is not None:
+            self.held = self.held + 1 if self.held[0] < 4 else None
+        return torch.zeros(()) if self.held is None else self.held.sum()
+
+    def _expanded(self, x: Tensor) -> Tensor:
+        self.held = (self.held[:1, :1] + x.mean()).expand(2, 3)
+        return self.held.sum()
+
+
+BUFFERS = ["none", "appearing", "extremes", "resized", "vanishing", "expanded"]
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_buffers_of_every_kind_are_recorded_replayed_and_resumed(kind: str, tmp_path: Path) -> None:
+    survives(replace(tasks.task(steps=12), model=lambda: Buffered(kind), evaluate=tasks.accuracy), tmp_path)
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+@pytest.mark.parametrize("after", [0, 2, 9])
+def test_any_state_of_a_module_fits_any_other(kind: str, after: int) -> None:
+    """Also back to the state before a buffer was made; a buffer stays persistent or not."""
+    first, second = Buffered(kind), Buffered(kind)
+    x = torch.rand(4, tasks.FEATURES)
+    for _ in range(4):
+        first(x)
+    for _ in range(after):
+        second(x)
+    state = capture({"model": first})
+    restore({"model": second}, state)
+    assert capture({"model": second}).digest() == state.digest()
+    assert set(second.state_dict()) == set(first.state_dict()) or kind == "appearing"
+    assert torch.equal(first(x), second(x))
+
+
+def test_hashing_leaves_a_storage_resizable() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)
+    raw = tensor_bytes(tensor)
+    assert bytes(raw) == tensor.numpy().tobytes() and raw.format == "B"
+    live = torch.ones(2)
+    tensor_bytes(live)
+    assert live.resize_(400).shape == (400,)
+    raw, tensor = tensor_bytes(torch.full((1 << 16,), 7.0)), torch.zeros(1 << 16)
+    assert bytes(raw[:4]) == b"\0\0\xe0\x40"  # the bytes outlive the name of their tensor
+
+
+def test_a_displacement_from_infinity_counts_nothing_and_one_to_it_everything() -> None:
+    a, b = (capture({"model": Buffered("extremes")}) for _ in range(2))
+    b.tensors["model/buffers/held"].copy_(torch.tensor([1.0, 2.0]))
+    for name in a.tensors:
+        if name != "model/buffers/held":
+            b.tensors[name].copy_(a.tensors[name])
+    b.tensors["model/buffers/net.calls"] += 3
+    assert displacement(a, b).state == pytest.approx(math.sqrt(18))
+    assert displacement(b, a).state == math.inf
