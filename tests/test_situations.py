@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import OrderedDict, UserDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 import proof_of_learning as pol
 import tasks
 from proof_of_learning import Task
-from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError
+from proof_of_learning.data.batches import to_device
+from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.training.state import capture, restore, tensor_bytes
 from support_proofs import contents
@@ -283,3 +285,107 @@ def test_a_displacement_from_infinity_counts_nothing_and_one_to_it_everything() 
     b.tensors["model/buffers/net.calls"] += 3
     assert displacement(a, b).state == pytest.approx(math.sqrt(18))
     assert displacement(b, a).state == math.inf
+
+
+# ---- state that lies elsewhere ----------------------------------------------------------------------
+
+
+class Global(torch.optim.SGD):
+    """Keeps a count and a mean that belong to no parameter, and steps by them. Its ``zero_grad`` takes no argument."""
+
+    def zero_grad(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None if parameter.grad is None else parameter.grad.zero_()
+
+    def step(self, closure: Any = None) -> Any:
+        held = self.state["global"]  # type: ignore[index]
+        held["count"] = held.get("count", 0) + 1
+        held["mean"] = held.get("mean", torch.zeros(2)) + 1.0 / held["count"]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.mul_(1.0 + held["mean"][0] / held["count"])
+        return super().step(closure)
+
+
+def test_an_optimizers_state_that_belongs_to_no_parameter_is_recorded(tmp_path: Path) -> None:
+    survives(replace(tasks.task(steps=12), optimizer=lambda model: Global(model.parameters(), lr=0.05)), tmp_path)
+
+
+def test_an_optimizers_state_for_a_stranger_is_refused() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[torch.zeros(1)] = {"momentum_buffer": torch.zeros(1)}
+    with pytest.raises(TaskError, match="neither one of its parameters nor a name"):
+        capture({"model": model, "optimizer": optimizer})
+
+
+def test_parameters_that_no_part_holds_are_refused_before_training(tmp_path: Path) -> None:
+    outside = nn.Linear(tasks.CLASSES, 1)
+
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([*model.parameters(), *outside.parameters()], lr=0.05)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return tasks.loss(model, batch) + 0.01 * outside(model(batch[0])).square().mean()
+
+    task = replace(tasks.task(steps=4), optimizer=optimizer, loss=loss)
+    with pytest.raises(
+        TaskError, match="parameter 6 of 'optimizer' belongs neither to the model nor to a further part"
+    ):
+        pol.prove(task, tmp_path / "run.pol")
+    assert not (tmp_path / "run.pol").exists()
+    pol.prove(replace(task, parts=lambda model: {"outside": outside}), tmp_path / "run.pol")
+
+
+def stepper(clear: str, every: int = 1) -> Callable[[Any, list[Any]], Tensor]:
+    def step(context: Any, batches: list[Any]) -> Tensor:
+        if clear == "first":
+            context.optimizer.zero_grad()
+        loss = tasks.loss(context.model, batches[0])
+        loss.backward()
+        if (context.step + 1) % every == 0:
+            context.optimizer.step()
+            if clear == "last":
+                context.optimizer.zero_grad()
+        return loss
+
+    return step
+
+
+def test_gradients_left_for_the_next_step_are_refused_before_training(tmp_path: Path) -> None:
+    task = replace(tasks.task(steps=12), loss=None, step=stepper("last", every=4))
+    with pytest.raises(TaskError, match="adds to gradients that the step before it left"):
+        pol.prove(task, tmp_path / "run.pol")
+    assert not (tmp_path / "run.pol" / "header.json").exists()
+    for clear in ("first", "last"):
+        (tmp_path / clear).mkdir()
+        survives(replace(task, step=stepper(clear)), tmp_path / clear)
+
+
+# ---- batches ----------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: Any
+
+
+def test_batches_of_any_container_reach_a_device() -> None:
+    batch = Pair(torch.ones(2), UserDict(a=torch.ones(3), b=[OrderedDict(c=(torch.ones(1), "text"))]))
+    moved = to_device(batch, "meta")
+    assert type(moved) is Pair and type(moved.y) is UserDict and type(moved.y["b"][0]) is OrderedDict
+    found = [moved.x, moved.y["a"], moved.y["b"][0]["c"][0]]
+    assert [tensor.device.type for tensor in found] == ["meta"] * 3
+    assert batch.y["a"].device.type == "cpu" and moved.y["b"][0]["c"][1] == "text"
+
+
+@pytest.mark.parametrize(("scheme", "advised"), [("s3", True), ("gs", False)])
+def test_the_extra_for_s3_is_advised_for_s3(scheme: str, advised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(address: str) -> Any:
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", absent)
+    with pytest.raises(UsageError, match=f"writes {scheme}:// is not installed") as raised:
+        pol.prove(tasks.task(steps=2), f"{scheme}://bucket/run.pol")
+    assert ("[s3]" in str(raised.value)) == advised

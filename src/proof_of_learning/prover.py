@@ -140,6 +140,7 @@ def prove(
         header = begun(folder, header, identity)
         if not (folder / format.SEAL_FILE).exists():
             _rehearse_evaluation(ready.trial)
+            _rehearse_gradients(ready.trial, ready.data)
         if registration is not None:
             resuming = (folder / format.HEADER_FILE).exists()
             registrations.begin(Path(registration), header, resuming)
@@ -207,6 +208,36 @@ def _rehearse_evaluation(trial: Session) -> None:
         finite(trial.evaluate() or {})
     except (TaskError, TrainingError) as error:
         raise type(error)(f"{error}; it was tried on the untrained model, nothing was recorded") from error
+
+
+def _rehearse_gradients(trial: Session, data: Dataset) -> None:
+    """Where a custom step leaves gradients behind, see that the next one does not build on them: a state holds none.
+
+    The trial takes a step, and another one twice: with what the first left, and from its state alone. Raises TaskError.
+    """
+    if trial.task.step is None or trial.task.total_steps(len(data)) < 2:
+        return
+
+    def gradients() -> list[torch.Tensor | None]:
+        return [None if p.grad is None else p.grad.clone() for p in trial.model.parameters()]
+
+    feed, order = derived_feed(trial.task, data, trial.key, trial.device)
+    list(trial.run(1, feed, order))
+    if not any(gradient is not None and bool(gradient.any()) for gradient in gradients()):
+        return
+    middle = trial.capture()
+    list(trial.run(2, feed, order))
+    kept = gradients()
+    trial.restore(middle)
+    list(trial.run(2, feed, order))
+    if not all(
+        a is b or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(kept, gradients(), strict=True)
+    ):
+        raise TaskError(
+            "a step adds to gradients that the step before it left, which no state holds; let one step take all batches of an "
+            "update (`accumulate`), or clear the gradients when a step begins or ends"
+        )
 
 
 def _evaluated(session: Session) -> dict[str, float] | None:

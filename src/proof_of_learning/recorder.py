@@ -23,7 +23,7 @@ from proof_of_learning import limits
 from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
-from proof_of_learning.errors import EvaluationWarning, RecordingError, TrainingError, UsageError
+from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
 from proof_of_learning.proof import codecs, files, format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Encoded
@@ -35,6 +35,7 @@ from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.modules import stray_parameters
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
 from proof_of_learning.training.steps import Progress, Session
@@ -63,6 +64,11 @@ def make_header(
     if codec not in codecs.NAMES:
         raise UsageError(f"there is no codec {codec[:40]!r}; choose one of {', '.join(codecs.NAMES)}")
     stored = codecs.get_codec(codec)
+    for name, number in stray_parameters(session.parts).items():
+        raise TaskError(
+            f"parameter {number} of {name!r} belongs neither to the model nor to a further part, so no state would hold it; "
+            "make its module part of the model, or name it in the task's `parts`"
+        )
     description = session.describe()
     return Header(
         format=format.FORMAT,

@@ -6,6 +6,7 @@ its first batch, where the generators are seeded from the run's key or, in an ob
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,7 +93,25 @@ class StepContext:
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        clear_gradients(optimizer)
+
+
+def clear_gradients(optimizer: Any) -> None:
+    """Set the gradients of an optimizer's parameters to None, by its own ``zero_grad`` and whatever arguments that takes."""
+    try:
+        options = {"set_to_none": True} if takes_set_to_none(optimizer.zero_grad) else {}
+    except (TypeError, ValueError):  # a signature that cannot be read
+        options = {"set_to_none": True}
+    optimizer.zero_grad(**options)
+    if not options:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+def takes_set_to_none(zero_grad: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(zero_grad).parameters.values()
+    return any(p.name == "set_to_none" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[nn.Module, Any], Tensor]) -> Tensor:
