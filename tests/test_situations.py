@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning import Task
 from proof_of_learning.data.batches import to_device
-from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
+from proof_of_learning.errors import DataError, EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.training.state import capture, restore, tensor_bytes
 from support_proofs import contents
@@ -389,3 +390,43 @@ def test_the_extra_for_s3_is_advised_for_s3(scheme: str, advised: bool, monkeypa
     with pytest.raises(UsageError, match=f"writes {scheme}:// is not installed") as raised:
         pol.prove(tasks.task(steps=2), f"{scheme}://bucket/run.pol")
     assert ("[s3]" in str(raised.value)) == advised
+
+
+# ---- refused in one line ----------------------------------------------------------------------------
+
+
+def test_lazy_layers_are_refused_by_name_unless_the_factory_fills_them(tmp_path: Path) -> None:
+    def lazy() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, tasks.CLASSES))
+
+    def filled() -> nn.Module:
+        model = lazy()
+        model(torch.zeros(1, tasks.FEATURES))
+        return model
+
+    task = replace(tasks.task(steps=12), model=lazy)
+    with pytest.raises(TaskError, match=r"'0.weight' of the model has no shape before the first forward pass"):
+        pol.prove(task, tmp_path / "run.pol")
+    survives(replace(task, model=filled), tmp_path)
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_group_without_a_rate_is_refused_by_name(absent: bool, tmp_path: Path) -> None:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(model.parameters(), lr=0.1)
+        made.param_groups[0].pop("lr") if absent else made.param_groups[0].update(lr=None)
+        return made
+
+    with pytest.raises(TaskError, match="parameter group 0 of the optimizer 'optimizer' has no learning rate"):
+        pol.prove(replace(tasks.task(steps=4), optimizer=optimizer), tmp_path / "run.pol")
+    assert not (tmp_path / "run.pol").exists()
+
+
+@pytest.mark.parametrize("draw", [lambda n: torch.randperm(n), lambda n: torch.from_numpy(np.random.permutation(n))])
+def test_data_that_are_drawn_anew_are_refused(draw: Callable[[int], Tensor], tmp_path: Path) -> None:
+    def data() -> Any:
+        return torch.utils.data.Subset(tasks.data(), draw(tasks.SAMPLES)[:60].tolist())
+
+    with pytest.raises(DataError, match="the data differ each time they are loaded; seed"):
+        pol.prove(replace(tasks.task(steps=4), data=data), tmp_path / "run.pol")
+    assert not (tmp_path / "run.pol").exists()

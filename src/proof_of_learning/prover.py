@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from proof_of_learning import registration as registrations
-from proof_of_learning.data.commit import Dataset, check_deterministic, commit
-from proof_of_learning.errors import EvaluationWarning, TaskError, TrainingError
+from proof_of_learning.data.commit import Dataset, check_deterministic, commit, encode_sample
+from proof_of_learning.errors import DataError, EvaluationWarning, TaskError, TrainingError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
 from proof_of_learning.proof.format import Header
@@ -26,6 +26,8 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
+
+LOOKS = 16  # samples that are compared where data are loaded twice
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def _prepared(
             data = task.data()
             total = len(data)
             check_deterministic(data)
+            _check_loading(task, data)
             commitment = commit(data, progress=lambda done: progress("hashing the data", done, total))
         progress("hashing the data", total, total)
         base = root = None
@@ -200,6 +203,18 @@ def describe(task: Task | str | TaskReference) -> Description:
     loaded = load_task(task)
     with randomness.preserved():
         return Session(loaded, randomness.key_from_seed(loaded.seed)).describe()
+
+
+def _check_loading(task: Task, data: Dataset) -> None:
+    """Load the data once more, with the generators elsewhere; DataError if a few samples differ: a verifier would find other data."""
+    randomness.seed_everything(randomness.derive(bytes(randomness.KEY_BYTES), "loading"))
+    again = task.data()
+    places = sorted({len(data) * part // LOOKS for part in range(LOOKS)} | {len(data) - 1})
+    if len(again) != len(data) or any(encode_sample(data[i]) != encode_sample(again[i]) for i in places):
+        raise DataError(
+            "the data differ each time they are loaded; seed what draws in the task's `data` (split with "
+            "generator=torch.Generator().manual_seed(0), numpy.random.default_rng(0)), so that a verifier finds the same"
+        )
 
 
 def _rehearse_evaluation(trial: Session) -> None:

@@ -38,7 +38,7 @@ from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.modules import stray_parameters
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
-from proof_of_learning.training.steps import Progress, Session
+from proof_of_learning.training.steps import Progress, Session, rates_of
 
 
 def make_header(
@@ -64,6 +64,7 @@ def make_header(
     if codec not in codecs.NAMES:
         raise UsageError(f"there is no codec {codec[:40]!r}; choose one of {', '.join(codecs.NAMES)}")
     stored = codecs.get_codec(codec)
+    session.rates()  # there is one for every group
     for name, number in stray_parameters(session.parts).items():
         raise TaskError(
             f"parameter {number} of {name!r} belongs neither to the model nor to a further part, so no state would hold it; "
@@ -291,8 +292,8 @@ class Recorder:
     # ---- inside --------------------------------------------------------------------------------------
 
     def _live_rates(self) -> list[float]:
-        optimizers = [part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer)]
-        return [float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+        optimizers = {name: part for name, part in self.parts.items() if isinstance(part, torch.optim.Optimizer)}
+        return [rate for name, optimizer in optimizers.items() for rate in rates_of(name, optimizer)]
 
     def _capture(self) -> State:
         with task_code("capturing the state"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order
 from proof_of_learning.data.commit import Dataset
@@ -96,6 +97,17 @@ class StepContext:
         clear_gradients(optimizer)
 
 
+def rates_of(name: str, optimizer: Any) -> list[float]:
+    """The learning rates of an optimizer's groups; TaskError where one has none."""
+    for number, group in enumerate(optimizer.param_groups):
+        if group.get("lr") is None:
+            raise TaskError(
+                f"parameter group {number} of the optimizer {name!r} has no learning rate (lr), which a proof records at every "
+                "step; give it one (Adafactor: lr=1e-3, relative_step=False)"
+            )
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
 def clear_gradients(optimizer: Any) -> None:
     """Set the gradients of an optimizer's parameters to None, by its own ``zero_grad`` and whatever arguments that takes."""
     try:
@@ -137,6 +149,13 @@ class Session:
             self.model = task.model().to(device)
             if not isinstance(self.model, nn.Module):
                 raise TaskError("the task's model factory must return a torch.nn.Module")
+            lazy = [n for n, p in self.model.named_parameters() if is_lazy(p)]
+            lazy += [n for n, b in self.model.named_buffers() if is_lazy(b)]
+            if lazy:
+                raise TaskError(
+                    f"{lazy[0]!r} of the model has no shape before the first forward pass (a lazy layer); call the model once on a "
+                    "sample inside the task's `model` factory, or give the layer its sizes"
+                )
             self.linked = [] if base is None else states.overlay(self.model, base)
             if base is not None and not self.linked:
                 raise TaskError("the proof to start from shares no tensor with the task's model")
@@ -244,7 +263,7 @@ class Session:
 
     def rates(self) -> list[float]:
         """The learning rates in force, by optimizer and group."""
-        return [float(group["lr"]) for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        return [rate for name, optimizer in self.optimizers.items() for rate in rates_of(name, optimizer)]
 
     def step_schedulers(self) -> None:
         for scheduler in self.schedulers.values():
