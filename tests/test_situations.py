@@ -105,7 +105,7 @@ def test_the_rehearsed_evaluation_changes_no_bit(tmp_path: Path) -> None:
             model.register_buffer("made", torch.ones(2))
         return {"loss": 0.5}
 
-    one = pol.prove(replace(tasks.task(steps=4), evaluate=evaluate), tmp_path / "one.pol", interval=2)
+    one = pol.prove(replace(tasks.task(steps=4), evaluate=evaluate), tmp_path / "one.pol", interval=2, evaluations=2)
     two = pol.prove(replace(tasks.task(steps=4), evaluate=None), tmp_path / "two.pol", interval=2)
     states = [[segment.state for segment in pol.Proof.open(r.path).segments] for r in (one, two)]
     assert states[0] == states[1]
