@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from proof_of_learning import registration as registrations
-from proof_of_learning.data.commit import Dataset, check_deterministic, commit
-from proof_of_learning.errors import EvaluationWarning, TaskError, TrainingError
+from proof_of_learning.data.commit import Dataset, check_deterministic, commit, encode_sample
+from proof_of_learning.errors import DataError, EvaluationWarning, TaskError, TrainingError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
 from proof_of_learning.proof.format import Header
@@ -26,6 +26,8 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
+
+LOOKS = 16  # samples that are compared where data are loaded twice
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def _prepared(
             data = task.data()
             total = len(data)
             check_deterministic(data)
+            _check_loading(task, data)
             commitment = commit(data, progress=lambda done: progress("hashing the data", done, total))
         progress("hashing the data", total, total)
         base = root = None
@@ -140,6 +143,7 @@ def prove(
         header = begun(folder, header, identity)
         if not (folder / format.SEAL_FILE).exists():
             _rehearse_evaluation(ready.trial)
+            _rehearse_gradients(ready.trial, ready.data)
         if registration is not None:
             resuming = (folder / format.HEADER_FILE).exists()
             registrations.begin(Path(registration), header, resuming)
@@ -201,12 +205,54 @@ def describe(task: Task | str | TaskReference) -> Description:
         return Session(loaded, randomness.key_from_seed(loaded.seed)).describe()
 
 
+def _check_loading(task: Task, data: Dataset) -> None:
+    """Load the data once more, with the generators elsewhere; DataError if a few samples differ: a verifier would find other data."""
+    randomness.seed_everything(randomness.derive(bytes(randomness.KEY_BYTES), "loading"))
+    again = task.data()
+    places = sorted({len(data) * part // LOOKS for part in range(LOOKS)} | {len(data) - 1})
+    if len(again) != len(data) or any(encode_sample(data[i]) != encode_sample(again[i]) for i in places):
+        raise DataError(
+            "the data differ each time they are loaded; seed what draws in the task's `data` (split with "
+            "generator=torch.Generator().manual_seed(0), numpy.random.default_rng(0)), so that a verifier finds the same"
+        )
+
+
 def _rehearse_evaluation(trial: Session) -> None:
     """Evaluate an untrained model: what fails here would fail after all the training. Raises TaskError or TrainingError."""
     try:
         finite(trial.evaluate() or {})
     except (TaskError, TrainingError) as error:
         raise type(error)(f"{error}; it was tried on the untrained model, nothing was recorded") from error
+
+
+def _rehearse_gradients(trial: Session, data: Dataset) -> None:
+    """Where a custom step leaves gradients behind, see that the next one does not build on them: a state holds none.
+
+    The trial takes a step, and another one twice: with what the first left, and from its state alone. Raises TaskError.
+    """
+    if trial.task.step is None or trial.task.total_steps(len(data)) < 2:
+        return
+
+    def gradients() -> list[torch.Tensor | None]:
+        return [None if p.grad is None else p.grad.clone() for p in trial.model.parameters()]
+
+    feed, order = derived_feed(trial.task, data, trial.key, trial.device)
+    list(trial.run(1, feed, order))
+    if not any(gradient is not None and bool(gradient.any()) for gradient in gradients()):
+        return
+    middle = trial.capture()
+    list(trial.run(2, feed, order))
+    kept = gradients()
+    trial.restore(middle)
+    list(trial.run(2, feed, order))
+    if not all(
+        a is b or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(kept, gradients(), strict=True)
+    ):
+        raise TaskError(
+            "a step adds to gradients that the step before it left, which no state holds; let one step take all batches of an "
+            "update (`accumulate`), or clear the gradients when a step begins or ends"
+        )
 
 
 def _evaluated(session: Session) -> dict[str, float] | None:

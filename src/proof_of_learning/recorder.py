@@ -23,7 +23,7 @@ from proof_of_learning import limits
 from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
-from proof_of_learning.errors import EvaluationWarning, RecordingError, TrainingError, UsageError
+from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
 from proof_of_learning.proof import codecs, files, format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Encoded
@@ -35,9 +35,10 @@ from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.modules import stray_parameters
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
-from proof_of_learning.training.steps import Progress, Session
+from proof_of_learning.training.steps import Progress, Session, rates_of
 
 
 def make_header(
@@ -63,6 +64,12 @@ def make_header(
     if codec not in codecs.NAMES:
         raise UsageError(f"there is no codec {codec[:40]!r}; choose one of {', '.join(codecs.NAMES)}")
     stored = codecs.get_codec(codec)
+    session.rates()  # there is one for every group
+    for name, number in stray_parameters(session.parts).items():
+        raise TaskError(
+            f"parameter {number} of {name!r} belongs neither to the model nor to a further part, so no state would hold it; "
+            "make its module part of the model, or name it in the task's `parts`"
+        )
     description = session.describe()
     return Header(
         format=format.FORMAT,
@@ -285,8 +292,8 @@ class Recorder:
     # ---- inside --------------------------------------------------------------------------------------
 
     def _live_rates(self) -> list[float]:
-        optimizers = [part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer)]
-        return [float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+        optimizers = {name: part for name, part in self.parts.items() if isinstance(part, torch.optim.Optimizer)}
+        return [rate for name, optimizer in optimizers.items() for rate in rates_of(name, optimizer)]
 
     def _capture(self) -> State:
         with task_code("capturing the state"):

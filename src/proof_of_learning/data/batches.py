@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,7 +97,15 @@ def to_device(value: Any, device: str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
+        moved = {key: to_device(item, device) for key, item in value.items()}
+        if not isinstance(value, MutableMapping) or type(value) is dict:
+            return moved
+        alike = copy.copy(value)  # whatever its constructor takes
+        for key, item in moved.items():
+            alike[key] = item
+        return alike
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(item, device) for item in value))
     if isinstance(value, (list, tuple)):
         return type(value)(to_device(item, device) for item in value)
     return value

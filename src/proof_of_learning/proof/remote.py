@@ -290,7 +290,13 @@ def _open(address: str) -> tuple[Any, str]:
     try:
         system, root = fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise UsageError(f"{address}: {error}; `pip install 'proof-of-learning[s3]'` brings what s3:// needs") from None
+        scheme = address.split("://")[0]
+        own = (
+            f"; `pip install 'proof-of-learning[s3]'` brings what {scheme}:// needs" if scheme in ("s3", "s3a") else ""
+        )
+        raise UsageError(
+            f"{address}: the package that reads and writes {scheme}:// is not installed ({error}){own}"
+        ) from None
     except ValueError as error:
         raise UsageError(f"{address}: {error}") from None
     return system, root.rstrip("/")

@@ -93,6 +93,35 @@ class BufferSnapshot:
                 owner._non_persistent_buffers_set.update(passing)
 
 
+def stray_parameters(parts: Mapping[str, Any]) -> dict[str, int]:
+    """By optimizer, the number of the first of its parameters that no part holds, so that no state would have its values."""
+    holders = [part for part in parts.values() if not isinstance(part, torch.optim.Optimizer)]
+    known, places = set[int](), set[int]()
+    for part in holders:
+        if isinstance(part, nn.Module):
+            known |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+        elif hasattr(part, "state_dict"):
+            places |= {tensor.data_ptr() for tensor in _tensors_in(part.state_dict())}
+    found: dict[str, int] = {}
+    for name, part in parts.items():
+        if isinstance(part, torch.optim.Optimizer):
+            for number, parameter in enumerate([p for group in part.param_groups for p in group["params"]]):
+                if id(parameter) not in known and parameter.data_ptr() not in places:
+                    found.setdefault(name, number)
+    return found
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors_in(item)
+
+
 def _places(module: nn.Module, tensor: Tensor) -> Iterator[tuple[nn.Module, str]]:
     """Every module and name under which ``tensor`` is a buffer."""
     for owner in module.modules():

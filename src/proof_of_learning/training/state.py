@@ -389,7 +389,15 @@ def _part_state(part: Any) -> Any:
             {**{k: v for k, v in group.items() if k != "params"}, "params": [index[id(p)] for p in group["params"]]}
             for group in part.param_groups
         ]
-        return {"state": {index[id(p)]: dict(s) for p, s in part.state.items() if id(p) in index}, "groups": groups}
+        state = {index[id(p)]: dict(s) for p, s in part.state.items() if id(p) in index}
+        held: dict[Any, Any] = dict(part.state)
+        shared = {key: value for key, value in held.items() if isinstance(key, str)}
+        if len(state) + len(shared) != len(part.state):
+            raise TaskError(
+                "an optimizer keeps state for something that is neither one of its parameters nor a name, which cannot be "
+                "recorded; key it by a parameter or by a text, as in optimizer.state['global']"
+            )
+        return {"state": state, "groups": groups, **({"shared": shared} if shared else {})}
     return part.state_dict()
 
 
@@ -450,6 +458,8 @@ def _restore_optimizer(part: str, optimizer: torch.optim.Optimizer, values: dict
             name: _fresh(value, None if name == "step" and on_cpu else parameter.device)
             for name, value in entry.items()
         }
+    for key, value in values.get("shared", {}).items():
+        optimizer.state[key] = _fresh(value, parameters[0].device if parameters else None)
 
 
 def _fresh(value: Any, device: torch.device | None = None) -> Any:

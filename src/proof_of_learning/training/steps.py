@@ -6,6 +6,7 @@ its first batch, where the generators are seeded from the run's key or, in an ob
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order
 from proof_of_learning.data.commit import Dataset
@@ -92,7 +94,36 @@ class StepContext:
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        clear_gradients(optimizer)
+
+
+def rates_of(name: str, optimizer: Any) -> list[float]:
+    """The learning rates of an optimizer's groups; TaskError where one has none."""
+    for number, group in enumerate(optimizer.param_groups):
+        if group.get("lr") is None:
+            raise TaskError(
+                f"parameter group {number} of the optimizer {name!r} has no learning rate (lr), which a proof records at every "
+                "step; give it one (Adafactor: lr=1e-3, relative_step=False)"
+            )
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def clear_gradients(optimizer: Any) -> None:
+    """Set the gradients of an optimizer's parameters to None, by its own ``zero_grad`` and whatever arguments that takes."""
+    try:
+        options = {"set_to_none": True} if takes_set_to_none(optimizer.zero_grad) else {}
+    except (TypeError, ValueError):  # a signature that cannot be read
+        options = {"set_to_none": True}
+    optimizer.zero_grad(**options)
+    if not options:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+def takes_set_to_none(zero_grad: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(zero_grad).parameters.values()
+    return any(p.name == "set_to_none" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[nn.Module, Any], Tensor]) -> Tensor:
@@ -118,6 +149,13 @@ class Session:
             self.model = task.model().to(device)
             if not isinstance(self.model, nn.Module):
                 raise TaskError("the task's model factory must return a torch.nn.Module")
+            lazy = [n for n, p in self.model.named_parameters() if is_lazy(p)]
+            lazy += [n for n, b in self.model.named_buffers() if is_lazy(b)]
+            if lazy:
+                raise TaskError(
+                    f"{lazy[0]!r} of the model has no shape before the first forward pass (a lazy layer); call the model once on a "
+                    "sample inside the task's `model` factory, or give the layer its sizes"
+                )
             self.linked = [] if base is None else states.overlay(self.model, base)
             if base is not None and not self.linked:
                 raise TaskError("the proof to start from shares no tensor with the task's model")
@@ -225,7 +263,7 @@ class Session:
 
     def rates(self) -> list[float]:
         """The learning rates in force, by optimizer and group."""
-        return [float(group["lr"]) for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        return [rate for name, optimizer in self.optimizers.items() for rate in rates_of(name, optimizer)]
 
     def step_schedulers(self) -> None:
         for scheduler in self.schedulers.values():
