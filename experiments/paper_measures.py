@@ -288,7 +288,7 @@ def challenged_share(header: Header, steps: int, per_epoch: int, k: int, q: int,
     found = Survey(
         displacement=moved, weights=moved, inertia=inert, progress=progress, trivial=np.zeros(count, dtype=bool),
         idle=np.zeros(count), identity=np.zeros(count), distance=np.zeros(count + 1), settings=[], loss=[], jumps=[],
-        irregular={}, measures=[Measure("weights", progress / progress.sum(), MAIN)], function=None, blind="", missing=0,
+        irregular={}, relaid=[], measures=[Measure("weights", progress / progress.sum(), MAIN)], function=None, blind="", missing=0,
         parameters=0, bytes=0, final_model=None, d_ref=None,
     )  # fmt: skip
     picked = challenge(header, "sha256:" + "00" * 32, found, make_nonce(f"{seed:08x}"), Draw(top_q=q))

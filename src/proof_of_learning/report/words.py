@@ -49,6 +49,7 @@ _WHY = {
     "trivial": "random, rate 0",
     "identity": "not the optimizer's own equation",
     "counter": "counter or scaler that does not fit",
+    "layout": "other tensors than before",
     "loss": "beside a jump of the loss",
     "missing": "beside a missing state",
     "all": "all",

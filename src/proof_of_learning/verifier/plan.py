@@ -56,7 +56,7 @@ def challenge(header: Header, root: str, found: Survey, nonce: Nonce, draw: Draw
 
     Of trivial segments (every rate 0) as many are drawn again as of the others, without counting. Nothing is claimed from
     what sticks out: the largest displacement and inertia in each tenth of the run, with those before the very largest, broken
-    identities, counters and scalers, jumps of the loss, neighbours of missing states.
+    identities, counters and scalers, other tensors than before, jumps of the loss, neighbours of missing states.
     """
     count = header.segments()
     chosen: dict[int, list[str]] = {}
@@ -157,6 +157,9 @@ def _conspicuous(found: Survey, windows: npt.NDArray[np.int64], top_q: int) -> I
         yield index, "identity"
     for index in sorted(found.irregular)[:BROKEN]:
         yield index, "counter"
+    # Tensors that appear with a segment, or change their type, could make an optimizer look like an unknown one.
+    for index in found.relaid[:BROKEN]:
+        yield index, "layout"
     for index in found.jumps:
         yield index, "loss"
     if found.missing:

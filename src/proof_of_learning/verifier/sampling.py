@@ -82,8 +82,9 @@ class Sampler:
             wide = tensor.dtype == torch.float64
             self._values[name] = np.full((self._states, columns), np.nan, dtype=np.float64 if wide else np.float32)
             self._shapes[name], self._dtypes[name] = tensor.shape, tensor.dtype
-        if tensor.shape != self._shapes[name] or tensor.dtype != self._dtypes[name]:
-            return  # stays not a number, which nothing passes for progress
+        if tensor.shape != self._shapes[name]:
+            self._values[name][position] = np.inf  # as far from all others as can be
+            return
         flat, places = tensor.reshape(-1), self._at(tensor.numel())
         chosen = flat if places is None else flat.index_select(0, places)
         self._values[name][position] = chosen.to(torch.float64).numpy()

@@ -48,7 +48,8 @@ class Survey:
     boundary (one more): ``distance`` of the weights from the start, and the ``settings`` that the state holds beside trained values.
     ``missing`` counts states whose bytes the proof no longer holds; then what needs them is not a number (None).
     ``measures``: the kinds of progress that draws are weighted by; ``function``: what was seen of the states' functions, or None with
-    the reason in ``blind``. ``irregular``: segments whose counters or scaler cannot follow from their start, with the reason.
+    the reason in ``blind``. ``irregular``: segments whose counters or scaler cannot follow from their start, with the reason;
+    ``relaid``: segments that end in other tensors than they start from, by name, type or shape.
     ``scalars``: the history of the numbers that no distance measures.
     """
 
@@ -64,6 +65,7 @@ class Survey:
     loss: list[tuple[int, float]]
     jumps: list[int]
     irregular: dict[int, str]
+    relaid: list[int]
     measures: list[Measure]
     function: Function | None
     blind: str
@@ -132,6 +134,8 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
     to_go = math.nan
     held: list[bytes | None] = []
     scalers: list[Any] = []
+    relaid: list[int] = []
+    layout: dict[str, Any] = {}
     scalars = Scalars()
     for position, digest in enumerate(digests):
         state: State | None = proof.state(digest) if proof.has_state(digest) else None
@@ -139,6 +143,10 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
         scalers.append(None if state is None else _scaler(state))
         scalars.add(position, state, _steps(proof, position))
         if state is not None:
+            laid = {name: (tensor.dtype, tensor.shape) for name, tensor in state.tensors.items()}
+            if position and laid != layout:
+                relaid.append(position - 1)
+            layout = laid
             here = weights(state)
             origin = _copied(here) if position == 0 else origin
             distance[position] = weight_distance(origin, here) if origin and _alike(origin, here) else math.nan
@@ -180,10 +188,11 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
         measures += function.measures(count)
     exact = not proof.header.codec.in_loop  # what a codec makes of a state follows no optimizer's equation
     return Survey(
-        moved, moved_weights, inert, progress, steps.trivial, _idle(trained, count),
-        _identity(trained, count) if exact else np.full(count, np.nan), distance, held, steps.loss, steps.jumps,
-        _irregular(proof, trained, scalers), measures, function, "" if function is not None else blind, missing, parameters, stored,
-        final_model, d_ref, scalars,
+        displacement=moved, weights=moved_weights, inertia=inert, progress=progress, trivial=steps.trivial,
+        idle=_idle(trained, count), identity=_identity(trained, count) if exact else np.full(count, np.nan), distance=distance,
+        settings=held, loss=steps.loss, jumps=steps.jumps, irregular=_irregular(proof, trained, scalers), relaid=relaid,
+        measures=measures, function=function, blind="" if function is not None else blind, missing=missing, parameters=parameters,
+        bytes=stored, final_model=final_model, d_ref=d_ref, scalars=scalars,
     )  # fmt: skip
 
 

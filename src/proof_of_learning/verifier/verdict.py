@@ -40,7 +40,7 @@ class SegmentResult(_Value, frozen=True):
     """One challenged segment (steps ``start`` up to ``stop``).
 
     ``why``: ``first``, ``last``; drawn: ``uniform``, ``progress``, ``trivial``; what sticks out: ``top-q``, ``inertia``,
-    ``predecessor``, ``identity``, ``counter``, ``loss``, ``missing``; or ``all``.
+    ``predecessor``, ``identity``, ``counter``, ``layout``, ``loss``, ``missing``; or ``all``.
     ``error`` is the distance of the replayed from the recorded full state; ``kinds`` the same by kind of state;
     ``normalised`` is it over d_ref, ``relative`` over ``displacement``, metric by metric (x/0 and other non-finite values
     are null in JSON). ``exact``: the same bits. ``limit_share``: in calibrated comparison, the largest error over its limit.

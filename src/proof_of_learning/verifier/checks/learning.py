@@ -6,7 +6,6 @@ or a network through which no gradient passes, makes honest steps that cost noth
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ IDLE = 0.05  # of the run, in which a network may learn nothing
 WHOLE = 0.25  # of the trained parameters that decay and momentum alone moved, from which on a segment is idle
 KNOWN = 0.3  # of the final function, that a start under a fresh key may know; honest ones know 0 but for chance (64 samples)
 STARTED = 0.5  # the same of a recorded start, which shares its draw with the final state
-STILL = 3.0  # times the unrest at the end that the whole run has to lead away, at most (see _far)
 FEWEST = 10  # functions, by which unrest can be told from learning
 
 
@@ -143,11 +141,8 @@ def _nothing_learned(evidence: Evidence, function: Function) -> str:
 
 
 def _far(function: Function) -> float:
-    """How many times the unrest at the end the first of N functions has to be away from the final one.
+    """How many times the unrest at the end the first function has to be away from the final one: more than once.
 
-    Functions that jitter about one place are 1 away, an aimless walk leads √N away; half way between the two (in factors), at most
-    ``STILL``: in a run of few segments the last of them is a part of the learning itself. Of fewer than ``FEWEST`` nothing is said.
+    Of fewer than ``FEWEST`` functions nothing is said: in a run of few segments the last of them is a part of the learning itself.
     """
-    if len(function.positions) < FEWEST:
-        return 0.0
-    return min(STILL, math.sqrt(math.sqrt(len(function.positions))))
+    return 0.0 if len(function.positions) < FEWEST else 1.0
