@@ -251,7 +251,8 @@ def _plain(state: State) -> Any:
 def displacement(before: State, after: State) -> Displacement:
     """l2 distance of the full state and of the weights; infinite where a value became not finite.
 
-    What was infinite and became finite does not count: a running minimum starts at infinity, and no length tells how far it came.
+    Of a buffer, what was infinite and became finite does not count: a running minimum starts at infinity, and no length tells how
+    far it came.
     """
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, left in before.tensors.items():
@@ -261,7 +262,7 @@ def displacement(before: State, after: State) -> Displacement:
         pairs.setdefault(kind_of(name), []).append((left, right))
     squares = {kind: _together(found) ** 2 for kind, found in pairs.items()}
     for kind, square in squares.items():
-        if not math.isfinite(square):
+        if not math.isfinite(square) and kind.endswith("/buffers"):
             begun = [(torch.where(a.isinf() & b.isfinite(), b, a), b) for a, b in pairs[kind]]
             squares[kind] = _together(begun) ** 2
     return Displacement(math.sqrt(sum(squares.values())), math.sqrt(squares.get(WEIGHTS, 0.0)))

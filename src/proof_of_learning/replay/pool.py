@@ -131,8 +131,11 @@ class LocalPool:
     def _launch(self, environment: Environment, role: str, given: bool = False) -> AnyWorker:
         """The worker for an environment: the one that is there, or a new one in place of another, but where the caller chose it."""
         name = self._name(environment, role)
-        if name in self._launched and (self._launched[name].died or self._launched[name].spent):
-            self._deaths += self._launched[name].died
+        there = self._launched.get(name)
+        # A step that hangs would hang again; that a look at some state hung says nothing of what is asked next.
+        hung = there is not None and role == LOOKING and there.silent
+        if there is not None and (there.died or there.spent or hung):
+            self._deaths += there.died or hung
             self._end(name)
         worker = self._launched.pop(name, None)
         if worker is None:

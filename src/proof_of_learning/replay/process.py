@@ -32,12 +32,17 @@ def idle(done: int, total: int) -> None:
 
 
 class AnyWorker(Protocol):
-    """What carries out requests. ``died``: whether it ended by itself; ``spent``: whether it can take no further segment."""
+    """What carries out requests.
+
+    ``died``: whether it ended by itself; ``spent``: whether it can take no further segment; ``silent``: whether it hung.
+    """
 
     @property
     def died(self) -> bool: ...
     @property
     def spent(self) -> bool: ...
+    @property
+    def silent(self) -> bool: ...
     def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply: ...
     def close(self) -> None: ...
 
@@ -47,6 +52,7 @@ class LocalWorker:
 
     died = False
     spent = False
+    silent = False
 
     def __init__(self, task: Task, environment: Environment) -> None:
         from proof_of_learning.replay.worker import Worker
@@ -101,6 +107,11 @@ class WorkerProcess:
     def died(self) -> bool:
         """Whether it ended by itself: a replay may take more memory than there is, or end it in another way."""
         return not self._silent and self._process.poll() is not None
+
+    @property
+    def silent(self) -> bool:
+        """Whether it was given up because it gave no sign of life."""
+        return bool(self._silent)
 
     def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply:
         """The answer to ``request``; raises what the worker raised, or WorkerError if it died or fell silent."""

@@ -99,7 +99,9 @@ class Prober:
         affordable = int(COST * training.steps * 3 * described.batch / max(1, count))
         self._room = max(2 * GRID, affordable)
         stride = 1 if states <= self._room else math.ceil(states / max(GRID, affordable // 2))
-        self._grid = {*self._held[::stride], self._held[-1]}
+        # Where it begins nobody could know: a false segment could else be the last before each of its states.
+        offset = randomness.derive(self._key, "grid") % stride
+        self._grid = {self._held[0], *self._held[offset::stride], self._held[-1]}
         self._waiting: list[tuple[int, State]] = []
         self._ends: tuple[Outputs, Outputs] | None = None
         self._scales: list[Array] = []

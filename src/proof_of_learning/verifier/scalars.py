@@ -21,6 +21,7 @@ from proof_of_learning.training.state import DTYPE_NAMES, State, escaped
 
 Value = int | float | str
 MAX_PATHS, MAX_RATES, MAX_KEPT = 4096, 8, 32
+LONGEST = 300  # characters of a name
 RARE_SHARE = 0.01  # a change is rare if it is seen in no more than this share of the segments, or in one
 SCALER = {"scaler/scale", "scaler/_growth_tracker"}
 # What is compared with the task's own settings, says where in the run the state stands, or is trained.
@@ -46,6 +47,13 @@ class _Path:
             kept.append(segment)
 
 
+def _short(path: str) -> str:
+    """A name that may be kept: a hostile tree has thousands of names as long as itself."""
+    return (
+        path if len(path) <= LONGEST else f"{path[:LONGEST]}… {canonical.sha256(path.encode(errors='surrogatepass'))}"
+    )
+
+
 @dataclass
 class Scalars:
     """Filled by one pass over all states in order; its size is bounded, whatever the states hold.
@@ -65,6 +73,7 @@ class Scalars:
             return
         follows, self._held = self._held == position - 1 and position > 0, position
         for path, value in _numbers(state):
+            path = _short(path)
             if self.unsound is None and position > 0 and path in SCALER:
                 self.unsound = None if _sound(path, value) else (position, f"{path} is {value!r}")
             known = self._paths.get(path)

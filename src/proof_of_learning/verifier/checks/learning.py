@@ -132,7 +132,8 @@ def _nothing_learned(evidence: Evidence, function: Function) -> str:
             f"a start under a fresh key knows {function.fresh_known:.0%} of the final function already: the task brings along "
             "what training should teach"
         )
-    if evidence.proof.header.initialization.kind == "recorded" and not function.known <= STARTED:
+    recorded = evidence.proof.header.initialization.kind == "recorded" and len(function.positions) >= FEWEST
+    if recorded and not function.known <= STARTED:
         return (
             f"the recorded start knows {function.known:.0%} of the final function already; if that is meant, have the run start "
             "from a proof of its own (--chain)"
