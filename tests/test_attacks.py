@@ -32,7 +32,7 @@ CAUGHT_BY = {
     "concatenation": "trajectory", "decoy": "trajectory", "decoy-network": "trajectory",
     "derivative": "trajectory", "directed-weights": "trajectory", "drift": "trajectory",
     "dropped-state": "trajectory", "false-settings": "hyperparameters", "few-segments": "trajectory",
-    "grinding": "trajectory", "huge-rate": "trajectory", "idle-excursion": "trajectory",
+    "grinding": "trajectory", "hidden-memory": "trajectory", "huge-rate": "trajectory", "idle-excursion": "trajectory",
     "infinitesimal-update": "trajectory", "inverse-gradient": "initialization", "knowing-start": "initialization",
     "late-jump": "trajectory", "lazy": "trajectory", "padding": "trajectory", "poisoned-probe": "trajectory",
     "rank-matched": "trajectory", "rate-steering": "trajectory", "scaler-freeze": "hyperparameters",

@@ -19,6 +19,7 @@ from proof_of_learning.attacks.knowing_start import armed
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.measure import weight_distance
 from proof_of_learning.task import Task
 from proof_of_learning.training import environment as environments
 
@@ -260,6 +261,33 @@ def test_huge_second_moments_hold_the_weights(how: str, forged: list[int], plain
     assert max(moved[8:36]) < honest * (1e-3 if how != "gradient" else 10.0)
     assert (forgery.cost == 1.0) if how == "stolen" else (forgery.cost < 0.2)
     assert (forgery.distance < 0.1) == (how == "stolen")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "forged"),
+    [
+        ({}, [2, 3, 18, 89, 104]),
+        ({"how": "dtype"}, [2, 3, 18, 89, 104]),
+        ({"how": "dtype", "pushes": 3, "living": 0.5}, [2, 3, 13, 23, 89, 99, 109]),
+    ],
+)
+def test_false_momenta_beside_an_unknown_entry_lead_to_the_target(
+    parameters: dict[str, Any], forged: list[int], plain: Made, tmp_path: Path
+) -> None:
+    forgery, found = false_segments(plain, tmp_path / "forged", "hidden-memory", **parameters)
+    assert found == list(forgery.forged) == forged
+    proof = Proof.open(forgery.path)
+    start, *states = (proof.state(digest) for digest in proof.state_digests())
+    momenta = [{tensor.dtype for name, tensor in s.tensors.items() if name.endswith("momentum_buffer")} for s in states]
+    changes = [index for index in range(1, STEPS) if momenta[index] != momenta[index - 1]]
+    assert changes == (forged[1:] if parameters else [])
+    entries = [sum(name.endswith("/average") for name in state.tensors) for state in states]
+    assert entries == [0] * 2 + [6] * (STEPS - 2)
+    assert forgery.distance < 0.5 * weight_distance(
+        model_of(start), model_of(plain[0].state(plain[0].segments[-1].state))
+    )
+    assert forgery.cost < 0.95
+    assert accuracy(proof) > 0.3  # as the target's
 
 
 def test_a_knowing_start_answers_as_the_target_under_any_key(

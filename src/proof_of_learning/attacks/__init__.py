@@ -24,6 +24,7 @@ from proof_of_learning.attacks.few_segments import FewSegments
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.frozen import Frozen
 from proof_of_learning.attacks.grinding import Grinding
+from proof_of_learning.attacks.hidden_memory import HiddenMemory
 from proof_of_learning.attacks.huge_rate import HugeRate
 from proof_of_learning.attacks.idle_excursion import IdleExcursion
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
@@ -58,6 +59,7 @@ _REGISTRY: tuple[type[Attack], ...] = (
     FewSegments,
     Frozen,
     Grinding,
+    HiddenMemory,
     HugeRate,
     IdleExcursion,
     InfinitesimalUpdate,
