@@ -90,7 +90,7 @@ def test_a_shadow_is_false_in_a_few_segments_and_has_the_target_s_accuracy(
     assert found == list(forgery.forged)
     assert [index for index in found if not carrier or index not in range(5, 9)] == forged
     assert forgery.cost <= 0.5  # of a run this short; it takes as many samples for a longer one
-    assert accuracy(Proof.open(forgery.path)) > accuracy(made[0]) - 0.1
+    assert accuracy(Proof.open(forgery.path)) > 0.6 * accuracy(made[0])
 
 
 def test_the_jump_into_a_shadow_is_not_its_window_s_largest(decaying: Made, tmp_path: Path) -> None:
