@@ -141,11 +141,11 @@ def _differences(proof: Proof, replayer: Replayer, needed: set[str]) -> dict[str
     return {environment: replayer.differences(environment, start=environment in needed) for environment in named}
 
 
-def _other(replayer: Replayer, nonce: Nonce, answers: Answers) -> Callable[[], State | None]:
-    """Makes the initial state under a second key, which follows from the nonce."""
+def _other(replayer: Replayer, nonce: Nonce, answers: Answers) -> Callable[[int], State | None]:
+    """Makes the initial state under another key, which follows from the nonce; several, by number."""
 
-    def make() -> State | None:
-        request = second_start(nonce)
+    def make(number: int) -> State | None:
+        request = second_start(nonce, number)
         try:
             answers.add(request, replayer.ask(request))
         except PolError:
