@@ -18,6 +18,7 @@ from proof_of_learning.errors import WorkerError
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import Replay
 
+pytestmark = pytest.mark.real_workers
 HERE = Path(__file__).parent
 SEGMENTS = support_hidden.STEPS // support_hidden.INTERVAL
 KINDS = ("model", "data", "module")

@@ -27,6 +27,7 @@ from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.report.html import render_html
 from proof_of_learning.report.terminal import print_verdict
 
+pytestmark = pytest.mark.real_workers
 HERE = Path(__file__).parent
 
 HOSTILE = """
