@@ -27,6 +27,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 

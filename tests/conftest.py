@@ -68,7 +68,7 @@ def digits_recording(digits: TaskReference, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def digits_proof(digits_recording: Recording) -> Path:
-    return digits_recording.path
+    return Path(digits_recording.path)
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,7 @@ def tiny() -> TaskReference:
 @pytest.fixture(scope="session")
 def tiny_proof(tiny: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An honest proof of the tiny task: 5 segments, the last one shorter. Read only."""
-    return prove(tiny, tmp_path_factory.mktemp("honest") / "tiny.pol", interval=5).path
+    return Path(prove(tiny, tmp_path_factory.mktemp("honest") / "tiny.pol", interval=5).path)
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,8 @@ def reference(kind: str) -> TaskReference:
 def proofs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Honest runs of tasks of which only the beginning can be replayed."""
     folder = tmp_path_factory.mktemp("hidden")
-    return {kind: pol.prove(reference(kind), folder / kind, interval=support_hidden.INTERVAL).path for kind in KINDS}
+    interval = support_hidden.INTERVAL
+    return {kind: Path(pol.prove(reference(kind), folder / kind, interval=interval).path) for kind in KINDS}
 
 
 def told(verdict: pol.Verdict) -> dict[int, tuple[Any, ...]]:
