@@ -62,7 +62,7 @@ _STYLE: dict[Any, Any] = {
 
 
 class Plot(NamedTuple):
-    """A figure of the report. ``description`` says in words what it shows; ``marks`` are the statuses that occur in it, with their glyphs."""
+    """A figure of the report. ``description`` says what it shows; ``marks`` are the statuses that occur in it, with their glyphs."""
 
     name: str
     title: str
