@@ -127,8 +127,9 @@ def verify(
                 checks.append(result(check, "skipped", SKIPPED))
                 continue
             for requests in check.plan(evidence, answers):
+                started = len(replayer.here)
                 _ask(replayer, requests, answers, check.name, progress)
-                if requests:  # what had to be started after all is known better now
+                if len(replayer.here) > started:  # what had to be started after all is known better now
                     evidence = replace(evidence, differences=_differences(proof, replayer, needed))
             checks.append(check.judge(evidence, answers))
             clock.lap(check.name)
