@@ -37,8 +37,8 @@ test: lint types
 	sh tools/test-tools.sh
 	$(BIN)/pytest -n auto --dist loadfile
 
-docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+docs: $(DOCS_STAMP)  # not --quiet, which would hide from --strict what it counts
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "site/index.html"
 
 wheel: $(STAMP)
