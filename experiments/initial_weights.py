@@ -36,7 +36,8 @@ class ResNet20(nn.Module):
         x = functional.relu(self.norm(self.stem(x)))
         for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
             y = self.norms[2 * i + 1](second(functional.relu(self.norms[2 * i](first(x)))))
-            short = x[:, :, :: first.stride[0], :: first.stride[0]]
+            stride = y.shape[1] // x.shape[1]
+            short = x[:, :, ::stride, ::stride]
             x = functional.relu(y + functional.pad(short, (0, 0, 0, 0, 0, y.shape[1] - x.shape[1])))
         return self.head(x.mean((2, 3)))
 
@@ -77,11 +78,12 @@ def build(model: str, scheme: str, seed: int) -> nn.Module:
     net = MODELS[model]()
     for name, p in net.named_parameters():
         if scheme != "default" and p.ndim >= 2:
-            {
+            redraw: dict[str, Callable[[Tensor], Tensor]] = {
                 "kaiming_normal": nn.init.kaiming_normal_,
                 "orthogonal": nn.init.orthogonal_,
                 "normal": lambda w: nn.init.normal_(w, 0, 0.02),
-            }[scheme](p)
+            }
+            redraw[scheme](p)
         elif scheme != "default" and name.endswith("bias"):
             nn.init.zeros_(p)
     return net

@@ -172,8 +172,9 @@ def imports(path: Path) -> Iterator[str]:
                 elif alias.name.startswith("proof_of_learning."):
                     yield alias.name.removeprefix("proof_of_learning.")
     for node in ast.walk(tree):
-        of_package = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases
-        if of_package and not node.attr.startswith("__"):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+            continue
+        if node.value.id in aliases and not node.attr.startswith("__"):
             yield public(node.attr)
 
 
