@@ -55,6 +55,12 @@ def test_the_tested_set_holds_every_direct_dependency() -> None:
     assert direct <= pinned
 
 
+@pytest.mark.parametrize("path", [path for path in PACKAGE.rglob("*.py") if path.parent.name != "cli"], ids=str)
+def test_only_the_command_prints(path: Path) -> None:
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not [name for name in calls if isinstance(name, ast.Name) and name.id == "print"]
+
+
 def test_the_version_to_cite_is_that_of_the_package() -> None:
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
@@ -64,7 +70,9 @@ def test_the_site_writes_parameters_as_a_list(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.syspath_prepend(ROOT / "tools")
     from site_docstrings import markdown
 
-    written = markdown("Do it.\n\nthis: one thing\n    in two lines; see :func:`that`.\nthat: another\nReturns nothing.")
+    written = markdown(
+        "Do it.\n\nthis: one thing\n    in two lines; see :func:`that`.\nthat: another\nReturns nothing."
+    )
     assert written == (
         "Do it.\n\n\n- **`this`**: one thing\n    in two lines; see `that`.\n- **`that`**: another\n\nReturns nothing."
     )
