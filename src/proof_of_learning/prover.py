@@ -20,6 +20,8 @@ from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import begun, remember
 from proof_of_learning.recorder import Recorder, finite, make_header
+from proof_of_learning.rehearsal import beside as rehearsals
+from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Description, Task, TaskReference, load_task, resumable, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
@@ -109,6 +111,7 @@ def prove(
     codec: str | None = None,
     keep_every: int | None = None,
     asynchronous: bool | None = None,
+    rehearse: bool | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``, a directory or an address that fsspec knows (``s3://…``); go on where an
@@ -126,6 +129,10 @@ def prove(
     keep_every: keep the bytes of only every so many-th state (and the first and last); the digests of all are recorded.
     asynchronous: encode and write beside the training loop (default: where it runs on an accelerator; on CPU cores that training
         keeps busy it gains nothing).
+    rehearse: replay short stretches while training goes on, each from its recorded state alone, and stop with a TaskError that
+        names the cause where the bits differ (default: yes, unless the environment variable ``POL_REHEARSAL`` is ``0``). A task
+        with a reference is replayed in a fresh process. One that is an object is replayed in this process; what it keeps in
+        globals and closures, and what differs from process to process, is then not found.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
@@ -148,16 +155,27 @@ def prove(
             resuming = (folder / format.HEADER_FILE).exists()
             registrations.begin(Path(registration), header, resuming)
         session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
+        feed, order = derived_feed(ready.task, ready.data, session.key, device)
         steps = header.training.steps
+        rehearsal = None
+        if rehearsals.wanted(rehearse):
+            job = Job(ready.task, header.randomness.key, ready.task.seed, ready.base)
+            live = rehearsals.Live(session, ready.data, feed, order)
+            rehearsal = rehearsals.Rehearsal(job, ready.environment, header, session.parts, live)
         beside = device != "cpu" if asynchronous is None else asynchronous
         every = max(1, header.segments() // evaluations) if evaluations > 0 else 0
         with Recorder(
-            folder, header, session.parts, ready.environment, keep_every=keep_every, asynchronous=beside
+            folder,
+            header,
+            session.parts,
+            ready.environment,
+            keep_every=keep_every,
+            asynchronous=beside,
+            rehearsal=rehearsal,
         ) as recorder:
             if recorder.complete:
                 return _finished(session, folder, path)
             remember(folder, identity)
-            feed, order = derived_feed(ready.task, ready.data, session.key, device)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
                 due = every and recorder.closes_segment() and (result.step // header.training.interval + 1) % every == 0
