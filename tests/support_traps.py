@@ -195,6 +195,10 @@ def unseeded_model() -> nn.Module:
     return model
 
 
+def no_evaluation(model: nn.Module) -> Any:
+    """Forgets its return."""
+
+
 def task(trap: str = "") -> Task:
     whole = replace(tasks.task(steps=STEPS), evaluate=None, name=trap or "healthy")
     match trap:
@@ -226,6 +230,10 @@ def task(trap: str = "") -> Task:
             return replace(whole, loss=clocked_loss)
         case "unseeded model":
             return replace(whole, model=unseeded_model)
+        case "many":
+            many = replace(whole, model=lambda: Noisy(np.random.default_rng(1)), data=vocabulary, augment=writing)
+            many = replace(many, optimizer=lambda model: SAM(model.parameters()), evaluate=no_evaluation)
+            return replace(many, loss=trained_loss())
         case "":
             return whole
     raise ValueError(trap)

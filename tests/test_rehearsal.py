@@ -253,7 +253,7 @@ def test_evidence_becomes_a_cause() -> None:
     change = holdings.Change("attribute 'h' of the scheduler", "value", "1 → 2")
 
     def cause(changes: list[holdings.Change] | None = None, rewritten: int | None = None, **found: Any) -> str:
-        return causes.explain(hops.Evidence(difference, **found), changes or [], rewritten).line()
+        return causes.explain(hops.Evidence(difference, **found), changes or [], rewritten)[0].line()
 
     assert "the order of a set" in cause(hashed=True) and "sort what comes from a set" in cause(hashed=True).lower()
     assert "attribute 'h' of the scheduler (1 → 2)" in cause([change], hashed=True)
@@ -261,7 +261,7 @@ def test_evidence_becomes_a_cause() -> None:
     assert "sample 7" in cause([change], 7, data_differ=True)
     assert "cannot be seen" in cause(hashed=False, data_differ=False)
     refused = replace(difference, refused="the state does not fit the task")
-    assert "the state before step 3 cannot be replayed from" in causes.explain(hops.Evidence(refused), []).line()
+    assert "the state before step 3 cannot be replayed from" in causes.explain(hops.Evidence(refused), [])[0].line()
 
 
 def test_a_changed_structure_is_named_by_part() -> None:

@@ -82,7 +82,7 @@ def _prepared(
             data = task.data()
             total = len(data)
             check_deterministic(data)
-            _check_loading(task, data)
+            check_loading(task, data)
             commitment = commit(data, progress=lambda done: progress("hashing the data", done, total))
         progress("hashing the data", total, total)
         base = root = None
@@ -149,8 +149,8 @@ def prove(
         identity = resumable(ready.task)
         header = begun(folder, header, identity)
         if not (folder / format.SEAL_FILE).exists():
-            _rehearse_evaluation(ready.trial)
-            _rehearse_gradients(ready.trial, ready.data)
+            try_evaluation(ready.trial)
+            try_gradients(ready.trial, ready.data)
         if registration is not None:
             resuming = (folder / format.HEADER_FILE).exists()
             registrations.begin(Path(registration), header, resuming)
@@ -223,7 +223,7 @@ def describe(task: Task | str | TaskReference) -> Description:
         return Session(loaded, randomness.key_from_seed(loaded.seed)).describe()
 
 
-def _check_loading(task: Task, data: Dataset) -> None:
+def check_loading(task: Task, data: Dataset) -> None:
     """Load the data once more, with the generators elsewhere; DataError if a few samples differ: a verifier would find other data."""
     randomness.seed_everything(randomness.derive(bytes(randomness.KEY_BYTES), "loading"))
     again = task.data()
@@ -235,7 +235,7 @@ def _check_loading(task: Task, data: Dataset) -> None:
         )
 
 
-def _rehearse_evaluation(trial: Session) -> None:
+def try_evaluation(trial: Session) -> None:
     """Evaluate an untrained model: what fails here would fail after all the training. Raises TaskError or TrainingError."""
     try:
         finite(trial.evaluate() or {})
@@ -243,7 +243,7 @@ def _rehearse_evaluation(trial: Session) -> None:
         raise type(error)(f"{error}; it was tried on the untrained model, nothing was recorded") from error
 
 
-def _rehearse_gradients(trial: Session, data: Dataset) -> None:
+def try_gradients(trial: Session, data: Dataset) -> None:
     """Where a custom step leaves gradients behind, see that the next one does not build on them: a state holds none.
 
     The trial takes a step, and another one twice: with what the first left, and from its state alone. Raises TaskError.

@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from proof_of_learning._version import __version__
-from proof_of_learning.cli import attack, calibrate, check, demo, inspect, pack, policy, prove, register, thin, verify
+from proof_of_learning.cli import (
+    attack,
+    calibrate,
+    check,
+    demo,
+    doctor,
+    inspect,
+    pack,
+    policy,
+    prove,
+    register,
+    thin,
+    verify,
+)
 
 app = typer.Typer(
     name="pol",
@@ -39,6 +52,7 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("register")(register.register)
+app.command("doctor")(doctor.doctor)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -295,16 +295,15 @@ class Rehearsal:
                 module = first_module(self._live.session, fresh, self._live.feed, self._live.order)
         apart = self._job.reference is not None
         loop = self._header.randomness.mode == "recorded"
-        return explain(evidence, changes, self._rewritten(), module, apart=apart, loop=loop)
+        return explain(evidence, changes, self._rewritten(), module, apart=apart, loop=loop)[0]
 
     def _read(self, indices: Any) -> dict[int, bytes]:
         if self._live is None:
             return {}
-        return {int(i): hashlib.sha256(encode_sample(self._live.data[int(i)])).digest() for i in indices}
+        return marks(self._live.data, indices)
 
     def _rewritten(self) -> int | None:
-        now = self._read(self._samples)
-        return next((index for index, mark in self._samples.items() if now[index] != mark), None)
+        return rewritten(self._samples, self._read(self._samples))
 
     def _look_at_samples(self) -> None:
         """A step that writes into its samples shows in no state before they are read again."""
@@ -323,6 +322,16 @@ class Rehearsal:
             if spare < used + (1 << 30):
                 return f"it needs about {used + (1 << 30) >> 20:,} MiB on the accelerator, of which {spare >> 20:,} are free"
         return ""
+
+
+def marks(data: Dataset, indices: Iterable[Any]) -> dict[int, bytes]:
+    """A digest of each of some samples, as the data set gives them now."""
+    return {int(i): hashlib.sha256(encode_sample(data[int(i)])).digest() for i in indices}
+
+
+def rewritten(before: Mapping[int, bytes], now: Mapping[int, bytes]) -> int | None:
+    """The first sample that is not what it was."""
+    return next((index for index, mark in before.items() if now[index] != mark), None)
 
 
 def first_module(one: Session, two: Session, feed: Feed, order: Order) -> str | None:

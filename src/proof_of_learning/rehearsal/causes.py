@@ -42,7 +42,41 @@ GENERATOR_CURE = (
     "draw from PyTorch's, NumPy's or Python's ordinary generators, which are seeded for each step (in `augment`: from the generator "
     "that is handed in), or register its state as a buffer"
 )
+HOLDING_CURES = {
+    "model": "register it as a buffer of its module (self.register_buffer; numbers as tensors), which is recorded, or let each step "
+    "begin anew",
+    "optimizer": "keep it in the optimizer's own `state`, or give the wrapper a state_dict() and a load_state_dict() that hold it, as "
+    "a part of the task's `parts`",
+    "scheduler": "give it back in the scheduler's state_dict(), or compute it from the step",
+    "task": "let the task's `parts` return it (an object with state_dict() and load_state_dict(), or a module), so that it is "
+    "recorded, or compute it from the step",
+}
+UNSTABLE = (
+    "two replays of it in one process differ from each other: something draws from a source without a seed (default_rng(), secrets, a "
+    "clock), or an operation is not deterministic",
+    "seed it from PyTorch's, NumPy's or Python's ordinary generators, which are seeded for each step; for an operation, "
+    "torch.use_deterministic_algorithms(True) names it",
+)
+UNSEEN = (
+    "something that training changes lies where it cannot be seen: in a file, in an extension module, in another process",
+    "keep everything that the next step depends on in the model's buffers, an optimizer's state, or a part with state_dict() that the "
+    "task's `parts` returns",
+)
+LOOP_FORWARD = (
+    "the loop does something else than the task's own step: another loss, another mode, batches that it changes"
+)
+LOOP_UPDATE = (
+    "the loop does something else than the task's own step: clipping, accumulation, rates, or updates in another order"
+)
+LOOP_CURE = "let the task's loss, clip_norm, accumulate, optimizer and scheduler say what the loop does"
 SORT_CURE = "sort what comes from a set or a dict of hashes (sorted(set(…))) wherever its order decides anything"
+
+
+HASHED = (
+    "two fresh processes differ: it depends on the order of a set or of hashes, or on numbers that were drawn without a seed when the "
+    "task was loaded",
+    f"{SORT_CURE}, and draw nothing outside the task's factories",
+)
 
 
 def explain(
@@ -53,8 +87,8 @@ def explain(
     *,
     apart: bool = True,
     loop: bool = False,
-) -> Finding:
-    """Name a difference.
+) -> list[Finding]:
+    """Name a difference: what may have caused it, the likeliest first.
 
     changes: what the task's objects hold beside the recorded state and what has changed while training (see :mod:`holdings`).
     rewritten: a sample of the live data set that is not what it was when training began.
@@ -68,55 +102,25 @@ def explain(
     if found.refused:
         what = f"the state before step {found.start} cannot be replayed from: {found.refused}"
     where = _where(evidence, module)
+    named: list[tuple[str, str]] = []
     if rewritten is not None:
-        return Finding(what, where, *in_place(rewritten))
+        named.append(in_place(rewritten))
     if evidence.data_differ:
-        return Finding(what, where, *data_by_process())
+        named.append(data_by_process())
     if evidence.unstable and (apart or not changes):
-        return Finding(
-            what,
-            where,
-            "two replays of it in one process differ from each other: something draws from a source without a seed (default_rng(), "
-            "secrets, a clock), or an operation is not deterministic",
-            "seed it from PyTorch's, NumPy's or Python's ordinary generators, which are seeded for each step; for an operation, "
-            "torch.use_deterministic_algorithms(True) names it",
-        )
-    if evidence.hashed and not changes:
-        return Finding(
-            what,
-            where,
-            "two fresh processes differ: it depends on the order of a set or of hashes, or on numbers "
-            "that were drawn without a seed when the task was loaded",
-            f"{SORT_CURE}, and draw nothing outside the task's factories",
-        )
+        named.append(UNSTABLE)
     generators = [change.place for change in changes if change.kind == "generator"]
     if generators:
-        return Finding(
-            what, where, f"{_listed(generators)} is a private generator, which no state holds", GENERATOR_CURE
-        )
-    if changes:
-        return Finding(
-            what, where, f"{_changed(changes)} changed while training, and no state holds it", _cure(changes[0])
-        )
-    if loop:
-        return Finding(
-            what,
-            where,
-            "the loop does something else than the task's own step: "
-            + (
-                "another loss, another mode, batches that it changes"
-                if evidence.difference.forward
-                else "clipping, accumulation, rates, or updates in another order"
-            ),
-            "let the task's loss, clip_norm, accumulate, optimizer and scheduler say what the loop does",
-        )
-    return Finding(
-        what,
-        where,
-        "something that training changes lies where it cannot be seen: in a file, in an extension module, in another process",
-        "keep everything that the next step depends on in the model's buffers, an optimizer's state, or a part with "
-        "state_dict() that the task's `parts` returns",
-    )
+        named.append((f"{_listed(generators)} is a private generator, which no state holds", GENERATOR_CURE))
+    for kind in ("model", "optimizer", "scheduler", "task"):
+        held = [change for change in changes if change.kind != "generator" and _owner(change) == kind]
+        if held:
+            named.append((f"{_changed(held)} changed while training, and no state holds it", HOLDING_CURES[kind]))
+    if not named and evidence.hashed:
+        named.append(HASHED)
+    if not named:
+        named.append((LOOP_FORWARD if found.forward else LOOP_UPDATE, LOOP_CURE) if loop else UNSEEN)
+    return [Finding(what, where, *pair) for pair in named]
 
 
 def in_place(sample: int) -> tuple[str, str]:
@@ -160,20 +164,7 @@ def _changed(changes: Sequence[Change]) -> str:
     return _listed([f"{change.place} ({change.how})" if change.how else change.place for change in changes])
 
 
-def _cure(change: Change) -> str:
-    if "of the model" in change.place:
-        return (
-            "register it as a buffer of its module (self.register_buffer; numbers as tensors), which is recorded, or let each step "
-            "begin anew"
-        )
-    if "optimizer" in change.place:
-        return (
-            "keep it in the optimizer's own `state`, or give the wrapper a state_dict() and a load_state_dict() that hold "
-            "it, as a part of the task's `parts`"
-        )
-    if "scheduler" in change.place:
-        return "give it back in the scheduler's state_dict(), or compute it from the step"
-    return (
-        "let the task's `parts` return it (an object with state_dict() and load_state_dict(), or a module), so that it is recorded, "
-        "or compute it from the step"
-    )
+def _owner(change: Change) -> str:
+    """What the changed thing is part of: the model, an optimizer, a scheduler, or something else of the task's."""
+    kinds = (("of the model", "model"), ("optimizer", "optimizer"), ("scheduler", "scheduler"))
+    return next((kind for words, kind in kinds if words in change.place), "task")
