@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proof_of_learning.data import digits as shipped
 from proof_of_learning.verifier.dynamics import Course, read_rule
 
 Snapshot = dict[str, Any]
@@ -36,8 +36,8 @@ VARIANTS: dict[str, Optimizers] = {
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    found = load_digits()
-    return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 16.0, torch.tensor(found.target)
+    x, y = shipped.digits()
+    return torch.tensor(x, dtype=torch.float32).unsqueeze(1) / 16.0, torch.tensor(y)
 
 
 def mlp(width: int = 32) -> nn.Module:

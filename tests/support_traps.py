@@ -60,14 +60,14 @@ class SAM(torch.optim.SGD):
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, lr=0.05)
-        self.last: list[Tensor] = []
+        self._last: list[Tensor] = []
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         mine = [p for group in self.param_groups for p in group["params"]]
-        for p, e in zip(mine, self.last, strict=False):
+        for p, e in zip(mine, self._last, strict=False):
             p.grad.add_(e)
-        self.last = [0.05 * p.grad for p in mine]
+        self._last = [0.05 * p.grad for p in mine]
         return super().step(closure)
 
 

@@ -33,7 +33,7 @@ def test_everything_is_found_at_once_with_cause_and_cure(tmp_path: Path) -> None
         "another process finds other data",
         "the data set is changed in place while training",
         "attribute 'generator' of the model is a private generator",
-        "attribute 'last' of part 'optimizer'",
+        "attribute '_last' of part 'optimizer'",
         "variable 'centres', which the task's loss uses",
     ):
         assert words in text, text

@@ -34,7 +34,7 @@ ORDINARY = "Draw from PyTorch's, NumPy's or Python's ordinary generators"
 # By trap: the place, the cause, the cure.
 TRAPS = {
     "lookahead": ("steps 4 to 5", "attribute 'count' of part 'optimizer' (", "Keep it in the optimizer's own `state`"),
-    "sam": ("after the update of step 1, whose loss agrees", "attribute 'last' of part 'optimizer'", "own `state`"),
+    "sam": ("after the update of step 1, whose loss agrees", "attribute '_last' of part 'optimizer'", "own `state`"),
     "recurrent": ("in the output of module 'rnn' at step 1", "attribute 'hidden' of the model", REGISTER),
     "bank": ("module 'net.first' at step 1", "attribute 'bank' of the model (0 entries", REGISTER),
     "torch generator": ("step 1", "attribute 'generator' of the model is a private generator", ORDINARY),
@@ -185,7 +185,7 @@ def observed(path: Path, task: Task, clip: float | None, rehearse: bool | None =
     random.seed(3)
     model = task.model()
     optimizer = task.optimizer(model)
-    loader = DataLoader(pol.Indexed(task.data()), batch_size=task.batch_size, shuffle=True)
+    loader: DataLoader[Any] = DataLoader(pol.Indexed(task.data()), batch_size=task.batch_size, shuffle=True)  # type: ignore[arg-type]
     parts = {"model": model, "optimizer": optimizer}
     with pol.Recorder.observe(path, task, parts, interval=3, rehearse=rehearse) as recorder:
         while not recorder.finished:
@@ -223,7 +223,8 @@ def test_what_a_session_holds_beside_its_state_is_named() -> None:
     list(session.run(5, feed, order))
     assert not holdings.changed(before, holdings.look(session.parts, task, data))
     assert before  # it did look
-    session.model.first.seen = [1, 2]
+    first: Any = session.model.first
+    first.seen = [1, 2]
     session.extra["shadow"].count = 3
     found = {c.place: c.how for c in holdings.changed(before, holdings.look(session.parts, task, data))}
     assert found == {"attribute 'seen' of module 'first' of the model": "", "attribute 'count' of part 'shadow'": ""}

@@ -13,6 +13,7 @@ from proof_of_learning.cli import (
     check,
     demo,
     doctor,
+    environment,
     inspect,
     pack,
     policy,
@@ -58,6 +59,7 @@ app.command("verify")(verify.verify)
 app.command("check")(check.check)
 app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
+app.command("environment")(environment.environment)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)
 app.command("pack")(pack.pack)

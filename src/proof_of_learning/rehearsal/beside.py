@@ -27,6 +27,7 @@ from proof_of_learning.proof.format import Header
 from proof_of_learning.rehearsal import holdings
 from proof_of_learning.rehearsal.causes import Finding, explain, in_place
 from proof_of_learning.rehearsal.hops import (
+    HASH_SEED,
     Evidence,
     Hop,
     LocalPlayer,
@@ -204,7 +205,9 @@ class Rehearsal:
 
     def _launch(self) -> None:
         if self._job.reference is not None:
-            seed = int.from_bytes(os.urandom(2)) + 1  # another than any that was chosen
+            seed = (
+                3 if os.environ.get(HASH_SEED) == "1" else 1
+            )  # another than ours, which is drawn unless it was chosen
             self._player = ProcessPlayer(self._job, self._environment, seed, TIMEOUT)
         else:
             self._player = LocalPlayer(self._job, self._environment)
@@ -258,7 +261,7 @@ class Rehearsal:
                     return investigate(player, hop, difference, None, None)
                 return investigate(
                     player, hop, difference, self._header.data.root,
-                    lambda: ProcessPlayer(self._job, self._environment, 0, TIMEOUT),
+                    lambda: ProcessPlayer(self._job, self._environment, 2, TIMEOUT),
                 )  # fmt: skip
         return None
 

@@ -166,5 +166,5 @@ def _changed(changes: Sequence[Change]) -> str:
 
 def _owner(change: Change) -> str:
     """What the changed thing is part of: the model, an optimizer, a scheduler, or something else of the task's."""
-    kinds = (("of the model", "model"), ("optimizer", "optimizer"), ("scheduler", "scheduler"))
+    kinds = (("of the model", "model"), ("part 'optimizer", "optimizer"), ("part 'scheduler", "scheduler"))
     return next((kind for words, kind in kinds if words in change.place), "task")

@@ -7,8 +7,10 @@ find. Nothing is judged by it: it names the likely cause of a difference in bits
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import random
+import re
 import sys
 import sysconfig
 import types
@@ -29,11 +31,9 @@ MAX_SAMPLE = 1 << 15  # elements of a large tensor, at its beginning and spread 
 
 _MODULE = frozenset(nn.Module().__dict__) - {"training"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_OPTIMIZER = frozenset(
-    {"state", "param_groups", "step", "_opt_called", "_step_count", "_warned_capturable_if_run_uncaptured"}
-)
 _FOREIGN = ("torch._", "torch.fx", "torch.jit", "torch.cuda", "torch.nn.parallel", "proof_of_learning")
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_ENDS = re.compile(r"[.\[]")  # of the ancestors in a path
 FUNCTIONS = ("loss", "step", "augment", "collate")  # of a task, that take part in a step
 
 
@@ -73,10 +73,14 @@ def look(parts: Mapping[str, Any], task: Any, data: Any = None) -> dict[str, Hel
 def changed(before: Mapping[str, Held], after: Mapping[str, Held]) -> list[Change]:
     """What of ``before`` is not so in ``after``, one for each place; what draws numbers first, then by path."""
     found: dict[str, Change] = {}
+    paths: set[str] = set()
     for path in [*before, *(path for path in after if path not in before)]:
         was, now = before.get(path), after.get(path)
         if was is not None and now is not None and was.mark == now.mark:
             continue
+        if was is None and any(path[: match.start()] in paths for match in _ENDS.finditer(path)):
+            continue  # what is new in something that is named already
+        paths.add(path)
         one = now or was
         assert one is not None
         how = f"{was.shown} → {now.shown}" if was is not None and now is not None and was.shown and now.shown else ""
@@ -184,7 +188,8 @@ class _Walk:
     def _of_object(self, thing: Any, place: str) -> Iterator[tuple[str, str, Any]]:
         passing = set(self._plain.get(id(thing), ()))
         if isinstance(thing, torch.optim.Optimizer):
-            passing |= _OPTIMIZER if id(thing) in self._optimizers else _OPTIMIZER - {"state", "param_groups"}
+            passing |= _of_any_optimizer()
+            passing -= set() if id(thing) in self._optimizers else {"state", "param_groups"}
         held = dict(getattr(thing, "__dict__", None) or {})
         for slot in (name for cls in type(thing).__mro__ for name in _slots(cls)):
             held.setdefault(slot, getattr(thing, slot, None))
@@ -234,6 +239,13 @@ def _of_function(function: types.FunctionType, place: str) -> Iterator[tuple[str
                 f"{place}" if isinstance(value, (types.FunctionType, type)) else f"global {name!r}, which {place} uses"
             )
             yield f"global {name}", named, value
+
+
+@functools.cache
+def _of_any_optimizer() -> frozenset[str]:
+    """The attributes that PyTorch gives every optimizer."""
+    plain = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    return frozenset(vars(plain)) | {"step", "_opt_called", "_step_count", "_warned_capturable_if_run_uncaptured"}
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

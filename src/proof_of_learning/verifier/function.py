@@ -28,6 +28,8 @@ ROUND = 16  # states that are evaluated together
 GRADIENTS = 64  # states in which is looked at how far gradients reach
 LIVING = 0.1  # share of a layer's outputs that a gradient reaches, below which it learns nothing
 SHUFFLES = 16
+KNOWN = 0.3  # of the final function, that a start under a fresh key may know; honest ones know 0 but for chance (64 samples)
+FRESH = 4  # such starts that are tried, until one knows no more: a single one may resemble the end by chance
 LAST, NEAR = 0.01, 5  # of the run, and states: how far the final function moves at the end
 
 Array = npt.NDArray[np.float64]
@@ -40,7 +42,7 @@ class Function:
 
     positions, to_end, from_start: the states that were evaluated, and their distances to the final function and from the first one.
     known: how much of the final function the start knew already: 1 less the distance of the outputs, over that with the samples
-        shuffled. ``fresh_known``: the same of a start under a key that nobody could know.
+        shuffled. ``fresh_known``: the same of starts under keys that nobody could know, the least of a few.
     idle: of the states that were looked at for it (``looked``), the share in which a layer passes no gradient.
     heads: the outputs that were looked at; ``scored``: whether all of them are scores of classes, so that distances are those of
         distributions. Those of other outputs are in units of what moved between the first function and the final one.
@@ -138,23 +140,23 @@ class Prober:
         for position, glimpse in zip(positions, glimpses, strict=True):
             self._found[position] = self._apart(self._outputs(glimpse))
 
-    def finish(self, other_start: State | None, on_work: Callable[[int, int], None]) -> Function:
+    def finish(self, other_start: Callable[[int], State | None], on_work: Callable[[int, int], None]) -> Function:
         """Look more closely where the function moves most, at how far gradients reach, and at what the start knew."""
         self.flush()
         self._refine(on_work)
         assert self._ends is not None
         start, end = self._ends
-        fresh = start
-        if other_start is not None:
-            fresh = self._outputs(self._ask([other_start])[0])
+        known, fresh_known = self._known(start, end), self._fresh_known(other_start, end)
         idle, looked = self._idle()
         positions = sorted(self._found)
         return Function(
             positions=positions,
             to_end=np.array([self._found[p][0] for p in positions]),
             from_start=np.array([self._found[p][1] for p in positions]),
-            known=self._known(start, end),
-            fresh_known=self._known(fresh, end),
+            known=known,
+            fresh_known=known
+            if fresh_known is None
+            else fresh_known,  # the initialization's check says why there is none
             idle=idle,
             looked=looked,
             heads=[name for name, _ in self._heads],
@@ -240,6 +242,19 @@ class Prober:
             for x, y, (_, scores), scale in zip(a, b, self._heads, self._scales, strict=True)
         ]
         return float(np.mean(found))
+
+    def _fresh_known(self, other_start: Callable[[int], State | None], end: Outputs) -> float | None:
+        """The least that a few starts under fresh keys know; one of few outputs may resemble the end by chance."""
+        known: float | None = None
+        for number in range(FRESH):
+            state = other_start(number)
+            if state is None:
+                break
+            found = self._known(self._outputs(self._ask([state])[0]), end)
+            known = found if known is None else min(known, found)
+            if known <= KNOWN:
+                break
+        return known
 
     def _known(self, start: Outputs, end: Outputs) -> float:
         """How much nearer outputs are on the same samples than on others."""

@@ -200,6 +200,11 @@ def challenge_seed(root: str, nonce: Nonce) -> bytes:
     return bytes.fromhex(canonical.sha256(b"pol/v1/challenge\0", root.encode(), b"\0", bytes.fromhex(nonce.value))[7:])
 
 
+def survey_seed(root: str, nonce: Nonce) -> int:
+    """What the survey's samples and coordinates follow from, so that nobody could know them while training."""
+    return randomness.derive(challenge_seed(root, nonce), "survey")
+
+
 def window(header: Header) -> int:
     """Number of steps in each of the parts of the run that have their own largest segments."""
     return max(1, math.ceil(header.training.steps / WINDOWS))

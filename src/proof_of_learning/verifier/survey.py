@@ -86,13 +86,13 @@ class Survey:
 class Looking:
     """What is needed to look beyond single states: who evaluates them, the task's description, and the seed of all that is drawn.
 
-    ``other``: makes the initial state under a key that nobody could know.
+    ``other``: makes the initial state under a key that nobody could know; several, by number.
     """
 
     replayer: Replayer
     described: Described
     seed: int
-    other: Callable[[], State | None] = lambda: None
+    other: Callable[[int], State | None] = lambda number: None
 
 
 def survey(
@@ -180,7 +180,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
     function = None
     if prober is not None and looking is not None:
         try:
-            function = prober.finish(looking.other(), on_segment)
+            function = prober.finish(looking.other, on_segment)
         except PolError as error:
             blind = str(error)
     measures = weight_measures(trained, sampler.memory() if sampler is not None else ())
