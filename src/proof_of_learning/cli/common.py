@@ -27,11 +27,12 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from proof_of_learning.errors import EvaluationWarning, PolError, StoreWarning, UsageError
+from proof_of_learning.errors import EvaluationWarning, PolError, RehearsalWarning, StoreWarning, UsageError
 from proof_of_learning.report.text import line, visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
+OWN_WARNINGS = (EvaluationWarning, RehearsalWarning, StoreWarning)
 DATA_VARIABLE = "POL_DATA"
 
 SET_HELP = "A setting of the task, NAME=VALUE, handed to its function; may be repeated."
@@ -83,14 +84,14 @@ def _own_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
 
         def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, (EvaluationWarning, StoreWarning)):
+            if issubclass(category, OWN_WARNINGS):
                 fail(f"warning: {message}")
             else:
                 _write(sys.stderr, _quoted(warnings.formatwarning(message, category, *place[:2])))
 
         warnings.showwarning = show
-        warnings.simplefilter("always", StoreWarning)
-        warnings.simplefilter("always", EvaluationWarning)
+        for own in OWN_WARNINGS:
+            warnings.simplefilter("always", own)
         yield
 
 

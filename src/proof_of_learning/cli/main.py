@@ -12,6 +12,7 @@ from proof_of_learning.cli import (
     calibrate,
     check,
     demo,
+    doctor,
     environment,
     inspect,
     pack,
@@ -51,6 +52,7 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("register")(register.register)
+app.command("doctor")(doctor.doctor)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)

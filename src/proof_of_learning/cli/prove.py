@@ -57,6 +57,13 @@ def prove(
         bool | None,
         typer.Option("--async/--sync", help="Encode and write beside the training loop.  [default: on an accelerator]"),
     ] = None,
+    no_rehearsal: Annotated[
+        bool,
+        typer.Option(
+            "--no-rehearsal",
+            help="Do not replay short stretches beside the training to see whether a proof can be valid.",
+        ),
+    ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -89,7 +96,7 @@ def prove(
             pol.load_task(task, common.settings(set_)), out,
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
             registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
-            keep_every=keep_every, asynchronous=asynchronous, progress=progress,
+            keep_every=keep_every, asynchronous=asynchronous, rehearse=False if no_rehearsal else None, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)
