@@ -148,9 +148,10 @@ def prove(
             resuming = (folder / format.HEADER_FILE).exists()
             registrations.begin(Path(registration), header, resuming)
         session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
-        steps = header.training.steps
+        steps = header.training.planned
+        assert steps is not None  # a task says how many
         beside = device != "cpu" if asynchronous is None else asynchronous
-        every = max(1, header.segments() // evaluations) if evaluations > 0 else 0
+        every = max(1, -(-steps // header.training.interval) // evaluations) if evaluations > 0 else 0
         with Recorder(
             folder, header, session.parts, ready.environment, keep_every=keep_every, asynchronous=beside
         ) as recorder:
@@ -271,8 +272,8 @@ def _evaluated(session: Session) -> dict[str, float] | None:
 def _finished(session: Session, folder: Path, path: str | os.PathLike[str]) -> Recording:
     proof = Proof.open(folder)
     session.restore(proof.state(proof.segments[-1].state))
-    training = proof.header.training
-    return Recording(_home(path), proof.root, session.model, training.steps, training.interval, proof.end.evaluation)
+    interval = proof.header.training.interval
+    return Recording(_home(path), proof.root, session.model, proof.steps, interval, proof.end.evaluation)
 
 
 def _home(path: str | os.PathLike[str]) -> Path | str:
