@@ -171,7 +171,10 @@ def test_one_object_makes_room_once(tmp_path: Path) -> None:
 def frozen(count: int, size: int) -> list[State]:
     """States in which only the number of steps changes."""
     return [
-        State({"d": [["s:model", {"t": "model"}], ["s:progress", {"d": [["s:step", {"i": str(step)}]]}]]}, {"model": torch.zeros(size)})
+        State(
+            {"d": [["s:model", {"t": "model"}], ["s:progress", {"d": [["s:step", {"i": str(step)}]]}]]},
+            {"model": torch.zeros(size)},
+        )
         for step in range(count)
     ]  # fmt: skip
 
