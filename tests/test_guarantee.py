@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -153,13 +152,6 @@ COUNT, INTERVAL, EPOCH = 200, 10, 500  # 2000 steps: windows of 200 steps, that 
 WINDOW = 20
 
 
-def header(proof: Proof) -> Any:
-    training = msgspec.structs.replace(
-        proof.header.training, steps=COUNT * INTERVAL, interval=INTERVAL, steps_per_epoch=EPOCH
-    )
-    return msgspec.structs.replace(proof.header, training=training)
-
-
 def measures(weights: Any, function: Any = None) -> list[Measure]:
     """What the survey measures where weights and function came nearer to the end by so much."""
     rest = weights if function is None else function
@@ -192,12 +184,11 @@ def measured(tiny_proof: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def pick(tiny_proof: Path, measured: Any) -> Any:
-    claims = header(Proof.open(tiny_proof))
 
     def picked(
         found: Survey | None = None, root: str = "sha256:00", nonce: str | None = "00", **options: Any
     ) -> Challenge:
-        return challenge(claims, root, found or measured(), make_nonce(nonce), Draw(**options))
+        return challenge(COUNT * INTERVAL, INTERVAL, root, found or measured(), make_nonce(nonce), Draw(**options))
 
     return picked
 

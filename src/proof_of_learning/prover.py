@@ -163,14 +163,15 @@ def prove(
             registrations.begin(Path(registration), header, resuming)
         session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
         feed, order = derived_feed(ready.task, ready.data, session.key, device)
-        steps = header.training.steps
+        steps = header.training.planned
+        assert steps is not None  # a task says how many
         rehearsal = None
         if rehearsals.wanted(rehearse):
             job = Job(ready.task, header.randomness.key, ready.task.seed, ready.base)
             live = rehearsals.Live(session, ready.data, feed, order)
             rehearsal = rehearsals.Rehearsal(job, ready.environment, header, session.parts, live)
         beside = device != "cpu" if asynchronous is None else asynchronous
-        every = max(1, header.segments() // evaluations) if evaluations > 0 else 0
+        every = max(1, -(-steps // header.training.interval) // evaluations) if evaluations > 0 else 0
         with Recorder(
             folder,
             header,
@@ -303,7 +304,7 @@ def _finished(session: Session, folder: Path, path: str | os.PathLike[str]) -> R
         _home(path),
         proof.root,
         session.model,
-        training.steps,
+        proof.steps,
         training.interval,
         proof.end.evaluation,
         complete_before=True,

@@ -80,7 +80,7 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         conditions=Conditions(task=named, data=data, sources=made_of, sources_pinned=made_of in accepted),
         proof=ProofSummary(
             root=proof.root,
-            steps=training.steps,
+            steps=proof.steps,
             segments=len(proof.segments),
             interval=training.interval,
             final_weights=proof.end.final_weights,
@@ -94,8 +94,8 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         nonce=evidence.challenge.nonce,
         cost=Cost(
             steps_replayed=replayed,
-            steps_total=training.steps,
-            share=replayed / training.steps,
+            steps_total=proof.steps,
+            share=replayed / proof.steps,
             seconds=time.perf_counter() - clock.begun,
             phases={**clock.phases, "replayed steps": steps},
         ),

@@ -103,9 +103,8 @@ class Prober:
         digests = proof.state_digests()
         self._held = [position for position, digest in enumerate(digests) if proof.has_state(digest)]
         states = len(self._held)
-        training = proof.header.training
         # A step costs about three evaluations of its batch; of these states there may be as many as ``COST`` pays for.
-        affordable = int(COST * training.steps * 3 * described.batch / max(1, count))
+        affordable = int(COST * proof.steps * 3 * described.batch / max(1, count))
         self._room = max(2 * GRID, affordable)
         stride = 1 if states <= self._room else math.ceil(states / max(GRID, affordable // 2))
         # Where it begins nobody could know: a false segment could else be the last before each of its states.

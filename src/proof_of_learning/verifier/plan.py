@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import UsageError
-from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.training import randomness
 from proof_of_learning.verifier import guarantee
@@ -51,15 +50,16 @@ def make_nonce(value: str | None) -> Nonce:
     return Nonce(value=value.lower(), origin="self-chosen")
 
 
-def challenge(header: Header, root: str, found: Survey, nonce: Nonce, draw: Draw) -> Challenge:
-    """Choose segments: first, last, uniform draws, draws weighted by importance, and a few that stick out (or all).
+def challenge(steps: int, interval: int, root: str, found: Survey, nonce: Nonce, draw: Draw) -> Challenge:
+    """Choose segments of a run of ``steps`` steps: first, last, uniform draws, draws weighted by importance, and a few that stick out
+    (or all).
 
     Of trivial segments (every rate 0) as many are drawn again as of the others, without counting. Nothing is claimed from
     what sticks out: the largest displacement and inertia in each tenth of the run, with those before the very largest (``top_q`` of
     each), and two jumps of the loss; and, however many are asked for, broken
     identities, counters and scalers, other tensors than before, neighbours of missing states.
     """
-    count = header.segments()
+    count = -(-steps // interval)
     chosen: dict[int, list[str]] = {}
     notes: list[str] = []
 
@@ -73,7 +73,7 @@ def challenge(header: Header, root: str, found: Survey, nonce: Nonce, draw: Draw
     names = ("uniform", "progress", "trivial", "conspicuous")
     keys = [randomness.uniforms(randomness.derive(seed, name), count) for name in names]
     if draw.top_q > 0:
-        windows = np.arange(count) * header.training.interval // window(header)
+        windows = np.arange(count) * interval // window(steps)
         for index, why in _ranked(found, windows, draw.top_q):
             add(index, why)
     for index, why in _conspicuous(found, keys[3]):
@@ -199,7 +199,7 @@ def expected_steps(proof: Proof) -> tuple[int, int]:
     The draw is one of many, the same each time. What is chosen by displacement, inertia and progress comes on top of it where all
     states are held.
     """
-    count = proof.header.segments()
+    count = len(proof.segments)
     draws = guarantee.uniform_draws_needed(count)
     drawn = guarantee.draw_uniform(list(range(count)), draws, randomness.uniforms(0, count))
     return draws, planned_steps(proof, {0, count - 1, *drawn})
@@ -215,9 +215,9 @@ def survey_seed(root: str, nonce: Nonce) -> int:
     return randomness.derive(challenge_seed(root, nonce), "survey")
 
 
-def window(header: Header) -> int:
+def window(steps: int) -> int:
     """Number of steps in each of the parts of the run that have their own largest segments."""
-    return max(1, math.ceil(header.training.steps / WINDOWS))
+    return max(1, math.ceil(steps / WINDOWS))
 
 
 def _top(values: npt.NDArray[np.float64], windows: npt.NDArray[np.int64], q: int) -> list[int]:

@@ -312,7 +312,7 @@ class _Steps:
 def _columns(proof: Proof) -> _Steps:
     """Every block, once."""
     trivial = np.zeros(len(proof.segments), dtype=bool)
-    every = max(1, proof.header.training.steps // LOSS_POINTS)
+    every = max(1, proof.steps // LOSS_POINTS)
     loss: list[tuple[int, float]] = []
     rates: list[Array] = []
     means: list[float] = []

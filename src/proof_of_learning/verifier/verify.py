@@ -106,7 +106,7 @@ def verify(
             return refused(broken(str(error)), nonce, clock)
         memory.trim()
         clock.lap("survey")
-        picked = challenge(proof.header, proof.root, found, nonce, options.draw)
+        picked = challenge(proof.steps, proof.header.training.interval, proof.root, found, nonce, options.draw)
         if replayer is None:
             evidence = Evidence(proof, found, picked, options)
             checks = [STRUCTURE.judge(evidence, Answers())]
@@ -114,7 +114,7 @@ def verify(
             return conclude(evidence, checks, Answers(), clock)
         rules = options.claims.policy
         if rules is not None:
-            rules.afford(planned_steps(proof, picked.segments), proof.header.training.steps)
+            rules.afford(planned_steps(proof, picked.segments), proof.steps)
 
         def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
             remaining = [(other.path, other.task) for other in rest]
