@@ -231,7 +231,7 @@ def _alive(process: int) -> bool:
 
 
 def test_demo_tells_the_whole_story(tmp_path: Path) -> None:
-    result = pol("demo", "-o", tmp_path / "demo", "--steps", "300")
+    result = pol("demo", "-o", tmp_path / "demo", "--steps", "100")
     assert result.exit_code == 0, result.output
     found = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {
