@@ -361,6 +361,25 @@ def test_broken_identities_counters_and_jumps_of_the_loss_are_replayed(pick: Any
     assert len(because(everywhere, "identity")) == 8  # a step of the task's own: it says nothing about any segment
 
 
+def test_what_no_honest_step_brings_about_is_replayed_without_ranks_too(pick: Any, measured: Any) -> None:
+    """And of very many the nonce draws, so that nobody could put a false one behind the first of them."""
+    unknown = measured().displacement.copy()
+    unknown[60:70] = np.nan
+    broken = np.zeros(COUNT)
+    broken[31] = np.inf
+    odd = {"identity": broken, "irregular": {77: "its counter"}, "relaid": [80], "jumps": [90, 91]}
+    chosen = pick(measured(displacement=unknown, missing=9, measures=[], **odd), random=0, top_q=0)
+    wanted = {"identity": {31}, "counter": {77}, "layout": {80}, "missing": {59, 70}}
+    assert {why: because(chosen, why) for why in wanted} == wanted
+    assert not any(because(chosen, why) for why in ("top-q", "inertia", "predecessor", "loss"))
+    many = measured(relaid=list(range(COUNT)), irregular=dict.fromkeys(range(COUNT), "its counter"))
+    for why in ("layout", "counter"):
+        drawn = [because(pick(many, nonce=nonce, random=0, top_q=0), why) for nonce in ("00", "01")]
+        assert [len(found) for found in drawn] == [64, 64]
+        assert drawn[0] != drawn[1]
+        assert max(max(found) for found in drawn) > 64
+
+
 def test_a_real_proof_is_surveyed_to_the_same_numbers(tiny_proof: Path) -> None:
     proof = Proof.open(tiny_proof)
     found = survey(proof)

@@ -153,7 +153,7 @@ def test_draws_are_uniform_and_the_way_there_is_counted(thinned: dict[str, Path]
     reasons, ways = set(), set()
     for number in range(6):
         nonce = f"{number:02x}"
-        granted = {"nonce": nonce, "accept_nonce": True, "accept_uniform": True}
+        granted: dict[str, Any] = {"nonce": nonce, "accept_nonce": True, "accept_uniform": True}
         verdict = pol.verify(proof.path, tasks.task(), top_q=number % 2, random=4, **granted)
         chosen = [segment.index for segment in verdict.segments]
         assert verdict.verdict == "valid"
@@ -179,6 +179,11 @@ def test_uniform_draws_alone_have_to_be_accepted(thinned: dict[str, Path]) -> No
     assert "9 states are not in the proof" in found.summary
     assert "pol regenerate" in found.summary and "--accept-uniform" in found.summary
     assert verdict.check("trajectory").status == "pass"
+    # What is not known is null in JSON, and comes back as no number.
+    assert b"null" in verdict.to_json()
+    again = pol.Verdict.from_json(verdict.to_json())
+    assert again.to_json() == verdict.to_json()
+    assert [str(value) for value in again.trajectory.displacement] == [str(v) for v in verdict.trajectory.displacement]
 
 
 def way(chosen: list[int]) -> int:

@@ -31,7 +31,10 @@ from proof_of_learning.proof.codecs import Encoded
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
+from proof_of_learning.rehearsal import beside
+from proof_of_learning.rehearsal.beside import Rehearsal
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
@@ -118,9 +121,11 @@ class Recorder:
         *,
         keep_every: int | None = None,
         asynchronous: bool = False,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         """``keep_every``: thin while recording; see :class:`ProofWriter`. ``asynchronous``: the loop waits for a copy of the state
-        alone; measuring, hashing, encoding and writing happen beside it, one checkpoint at a time.
+        alone; measuring, hashing, encoding and writing happen beside it, one checkpoint at a time. ``rehearsal``: what replays
+        short stretches of the run while it goes on.
         """
         if keep_every is not None and keep_every < 1:
             raise UsageError(f"every how many states one is kept must be at least 1, not {keep_every}")
@@ -132,6 +137,7 @@ class Recorder:
         self._pending: _Pending | None = None
         self._behind = Behind() if asynchronous else None
         self._spare: State | None = None  # memory for the next copy
+        self._rehearsal = rehearsal
         self.complete = (self.path / format.SEAL_FILE).exists()
         if self.complete:
             self._check_same_run()
@@ -150,6 +156,8 @@ class Recorder:
             self._writer.close()
             raise
         self.steps_done = self._writer.steps
+        if self._rehearsal is not None:
+            self._rehearsal.begin(self.steps_done)
 
     def __enter__(self) -> Recorder:
         return self
@@ -159,6 +167,8 @@ class Recorder:
             if self._behind is not None and kind is None:
                 self._behind.join()  # a loop that ended without close() learns here what went wrong beside it
         finally:
+            if self._rehearsal is not None:
+                self._rehearsal.close()
             if self._behind is not None:
                 self._behind.close()
             if not self.complete:
@@ -187,11 +197,15 @@ class Recorder:
         if indices is not None and rng is not None:
             self._indices.append(np.asarray(indices, dtype=np.int64))
             self._rng.append(rng)
+        if self._rehearsal is not None:
+            self._rehearsal.after(self.steps_done, loss, indices, rng)
         self.steps_done += 1
-        if not self._at_boundary(self.steps_done):
-            return False
-        self._checkpoint(evaluation)
-        return True
+        boundary = self._at_boundary(self.steps_done)
+        if boundary:
+            self._checkpoint(evaluation)
+        if self._rehearsal is not None:
+            self._rehearsal.before(self.steps_done)
+        return boundary
 
     def closes_segment(self) -> bool:
         """Whether the next step to be recorded is the last of its segment."""
@@ -223,6 +237,8 @@ class Recorder:
             )
         if self._losses:  # a run whose end nobody knew, between two checkpoints
             self._checkpoint(None)
+        if self._rehearsal is not None:
+            self._rehearsal.finish()
         if self._behind is not None:
             self._behind.join()
         try:
@@ -252,11 +268,14 @@ class Recorder:
         codec: str = codecs.DEFAULT,
         keep_every: int | None = None,
         asynchronous: bool = False,
+        rehearse: bool | None = None,
     ) -> Recorder:
         """Record a loop that is not ours (mode ``recorded``): batch indices and generator states are written down.
 
         ``task`` describes the same training, so that a verifier can replay it; ``parts`` are the loop's own live objects under
-        the task's names (``model``, ``optimizer``, ``scheduler`` …). Drive the loop through :meth:`watch`.
+        the task's names (``model``, ``optimizer``, ``scheduler`` …). Drive the loop through :meth:`watch`. ``rehearse``: whether
+        short stretches are replayed by the task while the loop goes on, so that it raises TaskError where the two part (see
+        :func:`proof_of_learning.prove`).
         """
         with randomness.preserved():
             session = Session(task, randomness.key_from_seed(task.seed), device)
@@ -266,7 +285,12 @@ class Recorder:
             header = make_header(task, session, task.data(), interval=interval, mode="recorded", codec=codec)
         parts = {**parts, "progress": Progress()}
         environment = environments.current(device)
-        return cls(path, header, parts, environment, keep_every=keep_every, asynchronous=asynchronous)
+        rehearsal = None
+        if beside.wanted(rehearse):
+            rehearsal = Rehearsal(Job(task, header.randomness.key, task.seed), environment, header, parts)
+        return cls(
+            path, header, parts, environment, keep_every=keep_every, asynchronous=asynchronous, rehearsal=rehearsal
+        )
 
     def watch(self, loader: Iterable[tuple[Any, Any]], batches_per_step: int = 1) -> Iterator[Any]:
         """Yield the loader's batches and record the steps taken between: a step ends with the request for the next one's first batch.
@@ -320,6 +344,8 @@ class Recorder:
         if self._behind is not None:
             self._behind.join()
         arrived = self._capture()
+        if self._rehearsal is not None:
+            self._rehearsal.checkpoint(self.steps_done, arrived)
         encoded = self._writer.encode(arrived, self.steps_done)
         state, digest = arrived, None
         if encoded is not None:

@@ -22,6 +22,7 @@ import msgspec
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError
+from proof_of_learning.limits import MAX_STEPS
 from proof_of_learning.training.environment import Environment
 
 VERSION = 2  # the one that is written
@@ -83,6 +84,11 @@ class Training(_Document, frozen=True):
     planned: int | None
     interval: int
     steps_per_epoch: int
+
+    @property
+    def at_most(self) -> int:
+        """The planned steps, or as many as any run may have."""
+        return MAX_STEPS if self.planned is None else self.planned
 
 
 class Randomness(_Document, frozen=True):
