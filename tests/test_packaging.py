@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from proof_of_learning._version import __version__
+from proof_of_learning.errors import UsageError
+from proof_of_learning.proof import remote
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "proof_of_learning"
@@ -55,6 +57,12 @@ def test_the_tested_set_holds_every_direct_dependency() -> None:
     assert direct <= pinned
 
 
+@pytest.mark.parametrize("path", [path for path in PACKAGE.rglob("*.py") if path.parent.name != "cli"], ids=str)
+def test_only_the_command_prints(path: Path) -> None:
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not [name for name in calls if isinstance(name, ast.Name) and name.id == "print"]
+
+
 def test_the_version_to_cite_is_that_of_the_package() -> None:
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
@@ -64,7 +72,24 @@ def test_the_site_writes_parameters_as_a_list(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.syspath_prepend(ROOT / "tools")
     from site_docstrings import markdown
 
-    written = markdown("Do it.\n\nthis: one thing\n    in two lines; see :func:`that`.\nthat: another\nReturns nothing.")
+    written = markdown(
+        "Do it.\n\nthis: one thing\n    in two lines; see :func:`that`.\nthat: another\nReturns nothing."
+    )
     assert written == (
         "Do it.\n\n\n- **`this`**: one thing\n    in two lines; see `that`.\n- **`that`**: another\n\nReturns nothing."
     )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package"), [("s3", "'proof-of-learning[s3]'"), ("gs", "gcsfs"), ("hdfs", "pyarrow"), ("webhdfs", None)]
+)
+def test_an_address_names_the_package_it_needs(
+    scheme: str, package: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(address: str) -> None:
+        raise ImportError("install something")
+
+    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", missing)
+    with pytest.raises(UsageError) as caught:
+        remote.fetch(f"{scheme}://bucket/run.pol", Path("nowhere"))
+    assert str(caught.value).endswith(f"`pip install {package}`" if package else "install something")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -27,12 +28,17 @@ from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 
+log = logging.getLogger(__name__)
+
 LOOKS = 16  # samples that are compared where data are loaded twice
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A finished recording: where it lies, its root, the trained model and what it achieves."""
+    """A finished recording: where it lies, its root, the trained model and what it achieves.
+
+    ``complete_before``: the proof was there already, and nothing was trained.
+    """
 
     path: Path | str
     root: str
@@ -40,6 +46,7 @@ class Recording:
     steps: int
     interval: int
     evaluation: dict[str, float] | None
+    complete_before: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,8 +162,10 @@ def prove(
             folder, header, session.parts, ready.environment, keep_every=keep_every, asynchronous=beside
         ) as recorder:
             if recorder.complete:
+                log.info("%s is complete already", path)
                 return _finished(session, folder, path)
             remember(folder, identity)
+            log.info("recording into %s from step %d of %d", folder, recorder.steps_done, steps)
             feed, order = derived_feed(ready.task, ready.data, session.key, device)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
@@ -272,7 +281,15 @@ def _finished(session: Session, folder: Path, path: str | os.PathLike[str]) -> R
     proof = Proof.open(folder)
     session.restore(proof.state(proof.segments[-1].state))
     training = proof.header.training
-    return Recording(_home(path), proof.root, session.model, training.steps, training.interval, proof.end.evaluation)
+    return Recording(
+        _home(path),
+        proof.root,
+        session.model,
+        training.steps,
+        training.interval,
+        proof.end.evaluation,
+        complete_before=True,
+    )
 
 
 def _home(path: str | os.PathLike[str]) -> Path | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
@@ -29,6 +30,8 @@ from proof_of_learning.verifier.verdict import (
     decide,
 )
 
+log = logging.getLogger(__name__)
+
 SKIPPED = "not run: an earlier check failed"
 NO_TASK = "not run: no task was named, so nothing of the proof's was executed"
 
@@ -43,6 +46,7 @@ class Clock:
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.phases[name] = self.phases.get(name, 0.0) + now - self._last
+        log.debug("%s took %.3f s", name, now - self._last)
         self._last = now
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from proof_of_learning.errors import PolError
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.process import OnWork
 from proof_of_learning.replay.protocol import Described, Glimpse, Probe
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training import randomness
@@ -123,26 +124,29 @@ class Prober:
         self._ends = start, end
         self._scales = [_scale(a, b) for a, b in zip(start, end, strict=True)]
 
-    def add(self, position: int, state: State) -> None:
+    def add(self, position: int, state: State, on_work: OnWork) -> None:
         """Evaluate a state of the grid, some time."""
         if position in self._grid:
             self._waiting.append((position, state))
         if len(self._waiting) >= ROUND or sum(held.nbytes for _, held in self._waiting) > 64 << 20:
-            self.flush()
+            self.flush(on_work)
 
-    def flush(self) -> None:
+    def flush(self, on_work: OnWork) -> None:
         """Evaluate what waits."""
         if not self._waiting:
             return
+        total = min(self._room, len(self._held))
+        on_work(len(self._found), total)
         positions = [position for position, _ in self._waiting]
         glimpses = self._ask([state for _, state in self._waiting])
         self._waiting = []
         for position, glimpse in zip(positions, glimpses, strict=True):
             self._found[position] = self._apart(self._outputs(glimpse))
+        on_work(len(self._found), total)
 
-    def finish(self, other_start: Callable[[int], State | None], on_work: Callable[[int, int], None]) -> Function:
+    def finish(self, other_start: Callable[[int], State | None], on_work: OnWork) -> Function:
         """Look more closely where the function moves most, at how far gradients reach, and at what the start knew."""
-        self.flush()
+        self.flush(on_work)
         self._refine(on_work)
         assert self._ends is not None
         start, end = self._ends
@@ -166,7 +170,7 @@ class Prober:
 
     # ---- parts ---------------------------------------------------------------------------------------
 
-    def _refine(self, on_work: Callable[[int, int], None]) -> None:
+    def _refine(self, on_work: OnWork) -> None:
         left = self._room - len(self._found)
         while left > 0:
             positions = sorted(self._found)
@@ -183,9 +187,8 @@ class Prober:
             digests = self._proof.state_digests()
             for middle in middles:
                 self._waiting.append((middle, self._proof.state(digests[middle], surveyed=True)))
-            self.flush()
+            self.flush(on_work)
             left -= len(middles)
-            on_work(len(self._found), self._room)
 
     def _idle(self) -> tuple[float, int]:
         """Of states drawn uniformly the share in which some layer learns nothing, and how many were looked at."""

@@ -97,7 +97,11 @@ def verify(
                     survey_seed(proof.root, nonce),
                     _other(replayer, nonce, answers),
                 )
-            found = survey(proof, looking, lambda done, total: progress("reading the proof", done, total))
+            found = survey(
+                proof, looking,
+                lambda done, total: progress("reading the proof", done, total),
+                lambda done, total: progress("looking at what the states compute", done, total),
+            )  # fmt: skip
         except IntegrityError as error:
             return refused(broken(str(error)), nonce, clock)
         memory.trim()
