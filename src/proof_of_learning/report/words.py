@@ -120,12 +120,12 @@ def guarantees(verdict: Verdict) -> list[Promise]:
     ]  # fmt: skip
     if given.group_fraction is not None:
         kinds.append(
-            ("A single group", given.group_fraction, progress_missed, weighted, "of the progress of a single group of tensors",
+            ("One group of tensors", given.group_fraction, progress_missed, weighted, "of the progress of a single group of tensors",
              "of the progress that one group of tensors made alone")
         )  # fmt: skip
     if given.excursion_fraction is not None:
         kinds.append(
-            ("An excursion", given.excursion_fraction, progress_missed, weighted, "of an excursion away and back",
+            ("A way out and back", given.excursion_fraction, progress_missed, weighted, "of an excursion away and back",
              "of an excursion, in which the model went away from its course and came back,")
         )  # fmt: skip
     return [_promise(*kind) for kind in kinds]
