@@ -102,6 +102,7 @@ def test_a_foreign_key_or_entry_means_another_optimizer() -> None:
 # ---- the optimizer's own equation ---------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("options", [PLAIN, {"foreach": True}, {"fused": True}, {"maximize": True}], ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_honest_steps_obey_the_identity(name: str, options: dict[str, Any]) -> None:
