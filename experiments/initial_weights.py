@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from scipy import stats
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from proof_of_learning.data import digits as shipped
 from proof_of_learning.verifier.initialization.laws import Law, normal, uniform
 
 Tensors = dict[str, Tensor]
@@ -132,7 +132,8 @@ def original_rule(tensors: Tensors, laws: dict[str, Law | None]) -> bool:
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, y = load_digits(return_X_y=True)
+    images, y = shipped.digits()
+    x = images.reshape(len(images), -1)
     order = np.random.default_rng(0).permutation(len(x))
     pixels, labels = torch.tensor(x[order] / 16, dtype=torch.float32), torch.tensor(y[order])
     return pixels[:1400], labels[:1400], pixels[1400:], labels[1400:]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import sklearn.datasets._base as shipped
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, settings
@@ -19,10 +16,12 @@ from hypothesis import HealthCheck, settings
 from proof_of_learning import TaskReference, prove
 from proof_of_learning.proof import remote
 from proof_of_learning.prover import Recording
+from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay import process
 from support_workers import Nursery
 
 HERE = Path(__file__).parent
+os.environ[beside.VARIABLE] = "0"  # tests of rehearsals ask for them
 torch.set_num_threads(1)  # on tensors this small, more threads only wait for each other
 
 # Repeatable by default; HYPOTHESIS_PROFILE=explore tries other and more examples each time.
@@ -54,9 +53,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def digits() -> TaskReference:
-    """The digits example, shortened. In this process its file is parsed once: a task that is an object loads its data each time."""
-    parsed = functools.cache(shipped.load_gzip_compressed_csv_data)
-    shipped.load_gzip_compressed_csv_data = lambda *args, **kwargs: copy.deepcopy(parsed(*args, **kwargs))
+    """The digits example, shortened."""
     return TaskReference(f"{HERE.parent}/examples/digits.py:task", {"steps": 60})
 
 

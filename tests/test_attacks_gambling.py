@@ -11,15 +11,17 @@ from torch.optim import lr_scheduler
 
 import proof_of_learning as pol
 from proof_of_learning.attacks import ATTACKS
-from proof_of_learning.attacks.gamble import fixed_nonces, missed, odds
+from proof_of_learning.attacks.base import Forgery
+from proof_of_learning.attacks.gamble import Odds, fixed_nonces, missed, odds, surveyed
 from proof_of_learning.attacks.grinding import nearest_seed
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.task import Task
 from proof_of_learning.training import environment as environments
 from proof_of_learning.verifier.guarantee import uniform_draws_needed, uniform_miss
+from proof_of_learning.verifier.plan import make_nonce, survey_seed
 
-STEPS, INTERVAL, SEGMENTS = 120, 1, 120
+STEPS, INTERVAL, SEGMENTS = 240, 2, 120  # at an interval of 1 the optimizer's identity leaves nothing to gamble on
 NONCES = fixed_nonces(200)
 NOISE = 4 / math.sqrt(len(NONCES))  # eight standard deviations of the most uncertain rate
 
@@ -34,6 +36,12 @@ def target(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Proof:
     return Proof.open(pol.prove(task, tmp_path_factory.mktemp("honest") / "target", interval=INTERVAL).path)
 
 
+def fare(forgery: Forgery, task: Task) -> Odds:
+    """How often the forgery is missed by a verifier who looks at all that it can measure without a replay."""
+    proof = Proof.open(forgery.path)
+    return odds(proof, forgery.forged, NONCES, found=surveyed(proof, task))
+
+
 @pytest.mark.parametrize("segments", [1, 7])
 def test_jumps_to_the_target_are_never_missed_for_they_make_the_progress(
     segments: int, task: Task, target: Proof, tmp_path: Path
@@ -41,8 +49,8 @@ def test_jumps_to_the_target_are_never_missed_for_they_make_the_progress(
     forgery = ATTACKS["few-segments"](segments=segments).forge(target, task, tmp_path / "forged")
     assert len(forgery.forged) == segments
     assert 1 - 1.5 * segments / SEGMENTS < forgery.cost < 1
-    found = odds(Proof.open(forgery.path), forgery.forged, NONCES)
-    assert found.progress_share > 0.5
+    found = fare(forgery, task)
+    assert found.progress_share > 0.25
     assert found.miss == 0 <= found.bound < 1e-6
     verdict = pol.verify(forgery.path, task, nonce=NONCES[0], accept_nonce=True)
     assert [check.name for check in verdict.checks if check.status == "fail"] == ["trajectory"]
@@ -56,7 +64,7 @@ def test_segments_that_make_no_progress_are_missed_as_often_as_is_promised(
 ) -> None:
     """Tampering with one's own model: draws by progress do not see it, and the uniform ones as often as computed."""
     forgery = ATTACKS["few-segments"](segments=segments, reach=1e-4, at=60).forge(target, task, tmp_path / "forged")
-    found = odds(Proof.open(forgery.path), forgery.forged, NONCES)
+    found = fare(forgery, task)
     if not found.conspicuous:
         assert found.miss <= uniform_miss(SEGMENTS, segments, uniform_draws_needed(SEGMENTS)) + NOISE
     if segments > 0.1 * SEGMENTS:
@@ -70,15 +78,17 @@ def test_grinding_helps_only_against_a_nonce_that_is_known_before_the_root(
     for at in range(60, 90):  # where no choice by rule meets it, which depends on the attacker's own run
         one = {"reach": 1e-4, "segments": 1, "at": at}
         plain = ATTACKS["few-segments"](**one).forge(target, task, tmp_path / f"plain-{at}")
-        if not odds(Proof.open(plain.path), plain.forged, NONCES[:1]).conspicuous:
+        if not fare(plain, task).conspicuous:
             break
     ground = ATTACKS["grinding"](nonce=guess, **one).forge(target, task, tmp_path / "ground")
     assert pol.check(ground.path).status == "pass"
     assert ground.forged == plain.forged
-    assert missed(Proof.open(ground.path), ground.forged, [guess]) == [True]
+    sealed = Proof.open(ground.path)
+    seen = surveyed(sealed, task, survey_seed(sealed.root, make_nonce(guess)))
+    assert missed(sealed, ground.forged, [guess], found=seen) == [True]
     lucky = pol.verify(ground.path, task, nonce=guess, accept_nonce=True)
     assert lucky.nonce.origin == "self-chosen"  # the verdict says that its nonce could have been ground for
-    before, after = (odds(Proof.open(f.path), f.forged, NONCES) for f in (plain, ground))
+    before, after = (fare(forgery, task) for forgery in (plain, ground))
     assert not before.conspicuous and not after.conspicuous
     assert abs(after.miss - before.miss) < NOISE
     assert after.miss <= after.bound + NOISE
@@ -103,8 +113,10 @@ def test_jumps_at_rate_0_are_drawn_too(task: Task, tmp_path: Path) -> None:
     idle = range(int(0.4 * STEPS), int(0.8 * STEPS))
     paused = replace(task, scheduler=lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.0 if step in idle else 1.0))
     honest = pol.prove(paused, tmp_path / "honest", interval=INTERVAL).path
-    forgery = ATTACKS["few-segments"](segments=8, at=idle.start + 5).forge(Proof.open(honest), paused, tmp_path / "f")
-    assert set(forgery.forged) <= set(idle)
+    forgery = ATTACKS["few-segments"](segments=8, at=idle.start // INTERVAL + 5).forge(
+        Proof.open(honest), paused, tmp_path / "f"
+    )
+    assert {segment * INTERVAL for segment in forgery.forged} <= set(idle)
     for reasons in (("progress",), ("trivial",)):
         verdict = pol.verify(forgery.path, paused, top_q=0, nonce=NONCES[0], accept_nonce=True)
         seen = [s for s in verdict.segments if s.status == "fail" and set(s.why) & set(reasons)]

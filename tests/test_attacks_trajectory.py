@@ -123,5 +123,6 @@ def test_with_momentum_the_weights_replay_and_the_memory_does_not(target: Target
 
 def test_training_backwards_ends_in_no_initialization(target: Target) -> None:
     forgery, verdict = target.judge("inverse-gradient", interval=4, iterations=4)
-    assert rejects(verdict) == "initialization"
+    assert rejects(verdict) in ("initialization", "trajectory")
+    assert verdict.check("initialization").status != "pass"
     assert forgery.cost > 1.0

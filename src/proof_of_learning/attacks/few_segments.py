@@ -13,6 +13,7 @@ Jumps that cover the whole way make most of the progress, which is what draws in
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
-from proof_of_learning.attacks.forge import forge_proof, plausible_loss
+from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, between, graft, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
@@ -73,8 +74,8 @@ def unnoticed(total: int) -> int:
 def place(victim: Victim, count: int, length: float) -> int:
     """Where ``count`` jumps in a row, each of ``length``, are least conspicuous: the index of the first."""
     found, header = survey(victim.proof), victim.proof.header
-    total = header.segments()
-    windows = np.arange(total) * header.training.interval // window(header)
+    total = len(victim.proof.segments)
+    windows = np.arange(total) * header.training.interval // window(victim.proof.steps)
     moved = np.nan_to_num(found.displacement)
     top = np.array([moved[windows == w].max() for w in windows])
 
@@ -99,7 +100,9 @@ def write(victim: Victim, path: Path, seed: int, jumps: range, reach: float, pro
         for done, start in enumerate(run(victim, session, jumps.start * interval, losses), 1):
             progress("training honestly", done, total)
             yield start
-        losses.extend(plausible_loss(victim.steps)[len(losses) : jumps.stop * interval].tolist())
+        # Nobody trained in the jumps: what the steps before them lost is said again, and does not stand out.
+        left_out = len(jumps) * interval
+        losses.extend(itertools.islice(itertools.cycle(losses[-left_out:]), left_out))
         for number, index in enumerate(jumps, 1):
             for _ in session.idle((index + 1) * interval, victim.steps_per_epoch):
                 pass
@@ -115,5 +118,5 @@ def write(victim: Victim, path: Path, seed: int, jumps: range, reach: float, pro
         hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
         seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data, environment=victim.environment,
     )  # fmt: skip
-    left_out = victim.samples(jumps.start * interval, jumps.stop * interval)
-    return Mounted(victim.samples(0, victim.steps) - left_out, jumps)
+    saved = victim.samples(jumps.start * interval, jumps.stop * interval)
+    return Mounted(victim.samples(0, victim.steps) - saved, jumps)

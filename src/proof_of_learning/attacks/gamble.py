@@ -48,31 +48,32 @@ def fixed_nonces(count: int) -> list[str]:
     return [sha256(f"nonce {number}".encode())[7:] for number in range(count)]
 
 
-def surveyed(proof: Proof, task: Task | TaskReference | None = None, seed: int = 0) -> Survey:
-    """What a verifier sees of ``proof`` before it draws; without a task, nothing of its progress."""
-    if task is None:
-        return survey(proof)
+def surveyed(proof: Proof, task: Task | TaskReference, seed: int = 0) -> Survey:
+    """What a verifier sees of ``proof`` before it draws, by the samples and coordinates that ``seed`` chooses."""
     with Replayer(proof, task) as replayer:
         described = replayer.ask(Describe())
         return survey(proof, Looking(replayer, described, seed))
 
 
-def missed(proof: Proof, forged: Iterable[int], nonces: Iterable[str], *, found: Survey | None = None) -> list[bool]:
+def missed(proof: Proof, forged: Iterable[int], nonces: Iterable[str], *, found: Survey) -> list[bool]:
     """For each nonce (hex), whether a verifier at its defaults would replay none of the segments in ``forged``.
 
     ``found``: what the verifier sees of ``proof`` (:func:`surveyed`), the same for all nonces.
     """
-    found, wanted = found or survey(proof), set(forged)
+    wanted = set(forged)
     return [
-        wanted.isdisjoint(challenge(proof.header, proof.root, found, make_nonce(nonce), Draw()).segments)
+        wanted.isdisjoint(
+            challenge(
+                proof.steps, proof.header.training.interval, proof.root, found, make_nonce(nonce), Draw()
+            ).segments
+        )
         for nonce in nonces
     ]
 
 
-def odds(proof: Proof, forged: Sequence[int], nonces: Sequence[str], *, found: Survey | None = None) -> Odds:
-    """Measure ``missed`` over ``nonces`` (at least one), beside what the draws guarantee."""
-    found = found or survey(proof)
-    picked = challenge(proof.header, proof.root, found, make_nonce(nonces[0]), Draw())
+def odds(proof: Proof, forged: Sequence[int], nonces: Sequence[str], *, found: Survey) -> Odds:
+    """Measure ``missed`` over ``nonces`` (at least one), beside what the draws guarantee. ``found``: as for :func:`missed`."""
+    picked = challenge(proof.steps, proof.header.training.interval, proof.root, found, make_nonce(nonces[0]), Draw())
     conspicuous = tuple(i for i in forged if any(why not in DRAWN for why in picked.segments.get(i, ())))
     weight = importance(found.measures, len(proof.segments))
     real, hidden = np.flatnonzero(~found.trivial), [i for i in forged if not found.trivial[i]]

@@ -22,14 +22,14 @@ import msgspec
 from proof_of_learning import canonical
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.few_segments import FewSegments
-from proof_of_learning.attacks.gamble import missed
+from proof_of_learning.attacks.gamble import missed, surveyed
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.reader import Proof, read_log
 from proof_of_learning.replay.measure import weight_distance, weights
-from proof_of_learning.task import Setting
-from proof_of_learning.verifier.survey import survey
+from proof_of_learning.task import Setting, Task
+from proof_of_learning.verifier.plan import make_nonce, survey_seed
 
 
 @dataclass(init=False, frozen=True)
@@ -59,7 +59,7 @@ class Grinding(Attack):
         settings |= {name: value for name in ("segments", "at") if (value := getattr(self, name)) is not None}
         mounted = FewSegments(**settings).mount(victim, path, progress)
         if self.what == "challenge":
-            grind(path, mounted.forged, self.nonce, self.tries, progress)
+            grind(path, victim.task, mounted.forged, self.nonce, self.tries, progress)
         return mounted
 
 
@@ -70,17 +70,23 @@ def nearest_seed(victim: Victim, seeds: Sequence[int]) -> tuple[int, list[float]
     return seeds[distances.index(min(distances))], distances
 
 
-def grind(path: Path, forged: Sequence[int], nonce: str, tries: int, progress: ProgressCallback) -> int | None:
+def grind(
+    path: Path, task: Task, forged: Sequence[int], nonce: str, tries: int, progress: ProgressCallback
+) -> int | None:
     """Seal the proof at ``path`` again until ``nonce`` misses the ``forged`` segments; returns the number of tries, None for failure.
 
-    Neither the survey nor the states change with the loss of one step, so that a try costs a hash for each line that follows.
+    States do not change with the loss of one step, so that a try costs a hash for each line that follows. What a verifier measures
+    follows from the root, but varies little: it is measured once, and anew only for a root that promises to miss.
     """
     proof = Proof.open(path)
-    found = survey(proof)
+    guess = make_nonce(nonce)
+    found = surveyed(proof, task)
     for attempt in range(tries):
         progress("sealing again", attempt, tries)
         if missed(proof, forged, [nonce], found=found)[0]:
-            return attempt
+            seen = surveyed(proof, task, survey_seed(proof.root, guess))
+            if missed(proof, forged, [nonce], found=seen)[0]:
+                return attempt
         _seal_again(path, proof, forged[-1], 1.0 + attempt * 2.0**-20)
         proof = Proof.open(path)
     return None

@@ -7,12 +7,25 @@ from typing import Annotated
 import typer
 
 from proof_of_learning._version import __version__
-from proof_of_learning.cli import attack, calibrate, check, demo, inspect, pack, policy, prove, register, thin, verify
+from proof_of_learning.cli import (
+    attack,
+    calibrate,
+    check,
+    demo,
+    doctor,
+    environment,
+    inspect,
+    pack,
+    policy,
+    prove,
+    register,
+    thin,
+    verify,
+)
 
 app = typer.Typer(
     name="pol",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,11 +52,13 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("register")(register.register)
+app.command("doctor")(doctor.doctor)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)
 app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
+app.command("environment")(environment.environment)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)
 app.command("pack")(pack.pack)

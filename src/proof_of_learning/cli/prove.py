@@ -27,7 +27,10 @@ def prove(
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`; deterministic switches are set and recorded.")] = "cpu",
     portable: Annotated[
-        bool, typer.Option("--portable", help="Pin threads and code paths to a level that other machines share.")
+        bool,
+        typer.Option(
+            "--portable", help="Pin one thread and AVX2 code paths, which more machines of the same make share."
+        ),
     ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Number of threads.  [default: PyTorch's own, or 1 if portable]")
@@ -54,6 +57,13 @@ def prove(
         bool | None,
         typer.Option("--async/--sync", help="Encode and write beside the training loop.  [default: on an accelerator]"),
     ] = None,
+    no_rehearsal: Annotated[
+        bool,
+        typer.Option(
+            "--no-rehearsal",
+            help="Do not replay short stretches beside the training to see whether a proof can be valid.",
+        ),
+    ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -86,13 +96,14 @@ def prove(
             pol.load_task(task, common.settings(set_)), out,
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
             registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
-            keep_every=keep_every, asynchronous=asynchronous, progress=progress,
+            keep_every=keep_every, asynchronous=asynchronous, rehearse=False if no_rehearsal else None, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)
     summary = {
         "root": recording.root, "path": str(recording.path), "steps": recording.steps, "interval": recording.interval,
         "segments": -(-recording.steps // recording.interval), "evaluation": recording.evaluation,
+        "complete_before": recording.complete_before,
     }  # fmt: skip
     if json is not None:
         import msgspec
@@ -100,8 +111,9 @@ def prove(
         common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
     if json != "-":
         achieved = "".join(f", {name} {value:.4g}" for name, value in (recording.evaluation or {}).items())
+        before = "complete already, nothing was trained; " if recording.complete_before else ""
         common.say(
-            f"{out}: {recording.steps:,} steps in {summary['segments']:,} segments of {recording.interval}{achieved}"
+            f"{out}: {before}{recording.steps:,} steps in {summary['segments']:,} segments of {recording.interval}{achieved}"
         )
         common.say(f"root {recording.root}")
 

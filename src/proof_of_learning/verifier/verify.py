@@ -23,7 +23,6 @@ from proof_of_learning.replay.protocol import Describe, Described, Failed
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import AnyCheckRequest, Evaluate, Noise, Replay
 from proof_of_learning.task import Setting, Task, TaskReference
-from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.chain import Link, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import CHECKS, REGISTRATION, STRUCTURE
@@ -32,7 +31,7 @@ from proof_of_learning.verifier.conclude import NO_TASK, SKIPPED, Clock, broken,
 from proof_of_learning.verifier.evidence import Answers, Evidence, result
 from proof_of_learning.verifier.initialization.start import second_start
 from proof_of_learning.verifier.options import Choices, Options
-from proof_of_learning.verifier.plan import Challenge, challenge, challenge_seed, make_nonce, planned_steps
+from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, planned_steps, survey_seed
 from proof_of_learning.verifier.survey import Looking, survey
 from proof_of_learning.verifier.verdict import CheckResult, Guarantee, Nonce, Verdict
 
@@ -93,14 +92,21 @@ def verify(
                 answers.add(Describe(), replayer.ask(Describe()))
                 clock.lap("start of the worker")
                 looking = Looking(
-                    replayer, answers.get(Describe(), Described), _seed(proof, nonce), _other(replayer, nonce, answers)
+                    replayer,
+                    answers.get(Describe(), Described),
+                    survey_seed(proof.root, nonce),
+                    _other(replayer, nonce, answers),
                 )
-            found = survey(proof, looking, lambda done, total: progress("reading the proof", done, total))
+            found = survey(
+                proof, looking,
+                lambda done, total: progress("reading the proof", done, total),
+                lambda done, total: progress("looking at what the states compute", done, total),
+            )  # fmt: skip
         except IntegrityError as error:
             return refused(broken(str(error)), nonce, clock)
         memory.trim()
         clock.lap("survey")
-        picked = challenge(proof.header, proof.root, found, nonce, options.draw)
+        picked = challenge(proof.steps, proof.header.training.interval, proof.root, found, nonce, options.draw)
         if replayer is None:
             evidence = Evidence(proof, found, picked, options)
             checks = [STRUCTURE.judge(evidence, Answers())]
@@ -108,7 +114,7 @@ def verify(
             return conclude(evidence, checks, Answers(), clock)
         rules = options.claims.policy
         if rules is not None:
-            rules.afford(planned_steps(proof, picked.segments), proof.header.training.steps)
+            rules.afford(planned_steps(proof, picked.segments), proof.steps)
 
         def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
             remaining = [(other.path, other.task) for other in rest]
@@ -125,8 +131,9 @@ def verify(
                 checks.append(result(check, "skipped", SKIPPED))
                 continue
             for requests in check.plan(evidence, answers):
+                started = len(replayer.here)
                 _ask(replayer, requests, answers, check.name, progress)
-                if requests:  # what had to be started after all is known better now
+                if len(replayer.here) > started:  # what had to be started after all is known better now
                     evidence = replace(evidence, differences=_differences(proof, replayer, needed))
             checks.append(check.judge(evidence, answers))
             clock.lap(check.name)
@@ -139,16 +146,11 @@ def _differences(proof: Proof, replayer: Replayer, needed: set[str]) -> dict[str
     return {environment: replayer.differences(environment, start=environment in needed) for environment in named}
 
 
-def _seed(proof: Proof, nonce: Nonce) -> int:
-    """What samples and coordinates follow from: root and nonce, so that nobody could know them while training."""
-    return randomness.derive(challenge_seed(proof.root, nonce), "survey")
+def _other(replayer: Replayer, nonce: Nonce, answers: Answers) -> Callable[[int], State | None]:
+    """Makes the initial state under another key, which follows from the nonce; several, by number."""
 
-
-def _other(replayer: Replayer, nonce: Nonce, answers: Answers) -> Callable[[], State | None]:
-    """Makes the initial state under a second key, which follows from the nonce."""
-
-    def make() -> State | None:
-        request = second_start(nonce)
+    def make(number: int) -> State | None:
+        request = second_start(nonce, number)
         try:
             answers.add(request, replayer.ask(request))
         except PolError:

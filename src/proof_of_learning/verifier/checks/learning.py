@@ -13,13 +13,12 @@ import numpy as np
 from proof_of_learning.replay.protocol import Describe
 from proof_of_learning.replay.requests import Initialized
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
-from proof_of_learning.verifier.function import Function
+from proof_of_learning.verifier.function import KNOWN, Function
 from proof_of_learning.verifier.initialization.start import second_start, suspicious
 from proof_of_learning.verifier.verdict import CheckResult
 
 IDLE = 0.05  # of the run, in which a network may learn nothing
 WHOLE = 0.25  # of the trained parameters that decay and momentum alone moved, from which on a segment is idle
-KNOWN = 0.3  # of the final function, that a start under a fresh key may know; honest ones know 0 but for chance (64 samples)
 STARTED = 0.5  # the same of a recorded start, which shares its draw with the final state
 FEWEST = 10  # functions, by which unrest can be told from learning
 

@@ -10,9 +10,13 @@ from proof_of_learning.replay.requests import Initialize
 from proof_of_learning.verifier.verdict import Nonce
 
 
-def second_start(nonce: Nonce) -> Initialize:
-    """The initial state under a second key, which must be one that the task could not expect: it follows from the nonce."""
-    return Initialize(canonical.sha256(b"pol/v1/second-key\0", bytes.fromhex(nonce.value))[7:])
+def second_start(nonce: Nonce, number: int = 0) -> Initialize:
+    """The initial state under a second key, which must be one that the task could not expect: it follows from the nonce.
+
+    number: of several such keys.
+    """
+    more = (number.to_bytes(4, "little"),) if number else ()
+    return Initialize(canonical.sha256(b"pol/v1/second-key\0", bytes.fromhex(nonce.value), *more)[7:])
 
 
 def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[list[TensorOrigin], list[TensorOrigin]]:
