@@ -44,6 +44,7 @@ def target(tiny: TaskReference) -> str:
     return tiny.target
 
 
+@pytest.mark.quick
 def test_prove_verify_check_inspect(target: str, tmp_path: Path) -> None:
     run = tmp_path / "run.pol"
     proved = pol("prove", target, "-o", run, "-k", "5", "--save-model", tmp_path / "model.safetensors")

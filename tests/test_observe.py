@@ -266,6 +266,7 @@ def test_a_finished_recording_is_not_recorded_again(tmp_path: Path) -> None:
         assert recorder.close() == root
 
 
+@pytest.mark.quick
 def test_mistakes_of_the_loop_are_named(tmp_path: Path) -> None:
     loop = Loop()
     with pytest.raises(

@@ -21,6 +21,7 @@ def registered(tiny: TaskReference, tmp_path_factory: pytest.TempPathFactory) ->
     return folder / "claim.json", folder / "run.pol"
 
 
+@pytest.mark.quick
 def test_a_proof_made_under_a_claim_is_valid_and_names_it(tiny: TaskReference, registered: tuple[Path, Path]) -> None:
     claim, run = registered
     verdict = verify(run, tiny, registration=claim)

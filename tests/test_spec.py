@@ -59,6 +59,7 @@ def observed_proof(tiny: pol.TaskReference, tmp_path_factory: pytest.TempPathFac
     return path
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["digits_proof", "tiny_proof", "observed_proof"])
 def test_a_reader_written_from_the_specification_agrees(name: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(name)

@@ -141,6 +141,7 @@ def test_what_a_task_says_in_the_command_itself_paints_nothing(
     assert "\\u{1b}" in done.stderr
 
 
+@pytest.mark.quick
 def test_a_broken_log_paints_nothing(pol: Command, tiny_proof: Path, tmp_path: Path) -> None:
     path = rewrite(tiny_proof, tmp_path / "run.pol")
 
