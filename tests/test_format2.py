@@ -201,7 +201,11 @@ RELOAD = Reload(["model", "optimizer"], DIGEST, step=3)
 
 
 def test_events_are_written_read_and_checked(tmp_path: Path) -> None:
-    given = [(6, RELOAD), (6, Group("optimizer", 1, 2)), (9, Reload(["model"], DIGEST, input=DIGEST))]
+    given: list[tuple[int, Reload | Group]] = [
+        (6, RELOAD),
+        (6, Group("optimizer", 1, 2)),
+        (9, Reload(["model"], DIGEST, input=DIGEST)),
+    ]
     proof = Proof.open(happened(tmp_path / "run.pol", *given))
     assert [(event.step, event.event) for event in proof.events] == given
     assert proof.events_in(1) == proof.events and proof.events_in(0) == proof.events_in(2) == []
