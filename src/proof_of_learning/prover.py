@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -29,12 +30,17 @@ from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 
+log = logging.getLogger(__name__)
+
 LOOKS = 16  # samples that are compared where data are loaded twice
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A finished recording: where it lies, its root, the trained model and what it achieves."""
+    """A finished recording: where it lies, its root, the trained model and what it achieves.
+
+    ``complete_before``: the proof was there already, and nothing was trained.
+    """
 
     path: Path | str
     root: str
@@ -42,6 +48,7 @@ class Recording:
     steps: int
     interval: int
     evaluation: dict[str, float] | None
+    complete_before: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,14 +163,15 @@ def prove(
             registrations.begin(Path(registration), header, resuming)
         session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
         feed, order = derived_feed(ready.task, ready.data, session.key, device)
-        steps = header.training.steps
+        steps = header.training.planned
+        assert steps is not None  # a task says how many
         rehearsal = None
         if rehearsals.wanted(rehearse):
             job = Job(ready.task, header.randomness.key, ready.task.seed, ready.base)
             live = rehearsals.Live(session, ready.data, feed, order)
             rehearsal = rehearsals.Rehearsal(job, ready.environment, header, session.parts, live)
         beside = device != "cpu" if asynchronous is None else asynchronous
-        every = max(1, header.segments() // evaluations) if evaluations > 0 else 0
+        every = max(1, -(-steps // header.training.interval) // evaluations) if evaluations > 0 else 0
         with Recorder(
             folder,
             header,
@@ -174,8 +182,10 @@ def prove(
             rehearsal=rehearsal,
         ) as recorder:
             if recorder.complete:
+                log.info("%s is complete already", path)
                 return _finished(session, folder, path)
             remember(folder, identity)
+            log.info("recording into %s from step %d of %d", folder, recorder.steps_done, steps)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
                 due = every and recorder.closes_segment() and (result.step // header.training.interval + 1) % every == 0
@@ -289,8 +299,15 @@ def _evaluated(session: Session) -> dict[str, float] | None:
 def _finished(session: Session, folder: Path, path: str | os.PathLike[str]) -> Recording:
     proof = Proof.open(folder)
     session.restore(proof.state(proof.segments[-1].state))
-    training = proof.header.training
-    return Recording(_home(path), proof.root, session.model, training.steps, training.interval, proof.end.evaluation)
+    return Recording(
+        _home(path),
+        proof.root,
+        session.model,
+        proof.steps,
+        proof.header.training.interval,
+        proof.end.evaluation,
+        complete_before=True,
+    )
 
 
 def _home(path: str | os.PathLike[str]) -> Path | str:

@@ -24,7 +24,8 @@ from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
 from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
-from proof_of_learning.proof import codecs, files, format
+from proof_of_learning.header import kinds_of, program_of
+from proof_of_learning.proof import codecs, files, format, parse
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Encoded
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
@@ -74,7 +75,7 @@ def make_header(
             "make its module part of the model, or name it in the task's `parts`"
         )
     description = session.describe()
-    return Header(
+    header = Header(
         format=format.FORMAT,
         task=TaskClaim(description.digest(), task.name, description.content, description.sources),
         data=commit(data) if data_commitment is None else data_commitment,
@@ -86,7 +87,11 @@ def make_header(
             else Initialization("linked", start_root)
         ),
         codec=CodecClaim(stored.name, stored.version, in_loop=not stored.exact),
+        program=program_of(task),
+        parts=kinds_of(session.parts),
     )
+    parse.check(header)
+    return header
 
 
 @dataclass
@@ -136,7 +141,7 @@ class Recorder:
         self.complete = (self.path / format.SEAL_FILE).exists()
         if self.complete:
             self._check_same_run()
-            self.steps_done = header.training.steps
+            self.steps_done = Proof.open(self.path).steps
             return
         if (self.path / format.HEADER_FILE).exists():
             self._writer = ProofWriter.resume(self.path, header, keep_every)
@@ -150,7 +155,7 @@ class Recorder:
         except BaseException:
             self._writer.close()
             raise
-        self.steps_done = min(self._writer.segments * header.training.interval, header.training.steps)
+        self.steps_done = self._writer.steps
         if self._rehearsal is not None:
             self._rehearsal.begin(self.steps_done)
 
@@ -209,17 +214,29 @@ class Recorder:
     @property
     def finished(self) -> bool:
         """Whether every step of the run has begun: a foreign loop ends here, and :meth:`close` completes the last step."""
-        return self.steps_done + (self._pending is not None) >= self.header.training.steps
+        planned = self.header.training.planned
+        return planned is not None and self.steps_done + (self._pending is not None) >= planned
 
     def _at_boundary(self, steps: int) -> bool:
         training = self.header.training
-        return steps % training.interval == 0 or steps == training.steps
+        return steps % training.interval == 0 or steps == training.planned
 
-    def close(self, evaluation: Mapping[str, float] | None = None) -> str:
-        """Seal the proof; returns its root. ``evaluation``: what the final model is said to achieve (finite numbers)."""
+    def close(self, evaluation: Mapping[str, float] | None = None, *, early: bool = False) -> str:
+        """Seal the proof; returns its root. ``evaluation``: what the final model is said to achieve (finite numbers).
+
+        ``early``: the run ends here although more steps were planned; the proof says so, and a verifier has to accept it.
+        """
         if self.complete:
             return Proof.open(self.path).root
         self._finish_pending()
+        planned = self.header.training.planned
+        stopped = planned is not None and self.steps_done < planned
+        if stopped and not early:
+            raise RecordingError(
+                f"{self.steps_done} of {planned} steps were taken; close(early=True) seals a run that stops early"
+            )
+        if self._losses:  # a run whose end nobody knew, between two checkpoints
+            self._checkpoint(None)
         if self._rehearsal is not None:
             self._rehearsal.finish()
         if self._behind is not None:
@@ -233,7 +250,7 @@ class Recorder:
                 EvaluationWarning,
                 stacklevel=2,
             )
-        root = self._writer.seal(claimed)
+        root = self._writer.seal(claimed, stopped=stopped)
         self._writer.close()
         return root
 
@@ -329,7 +346,7 @@ class Recorder:
         arrived = self._capture()
         if self._rehearsal is not None:
             self._rehearsal.checkpoint(self.steps_done, arrived)
-        encoded = self._writer.encode(arrived)
+        encoded = self._writer.encode(arrived, self.steps_done)
         state, digest = arrived, None
         if encoded is not None:
             state, digest = encoded.state, arrived.digest()
@@ -380,6 +397,7 @@ class Recorder:
             displacement=moved,
             environment=self.environment,
             columns=Columns(loss, rates, indices, rng),
+            stop=stop,
             evaluation=evaluation,
         )
         self._spare = before if before is not self._writer.state else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import re
 import sys
@@ -94,6 +95,30 @@ def _own_warnings() -> Iterator[None]:
         yield
 
 
+class _Said(logging.Handler):
+    """Shows what the library logs as lines of ours, with nothing in them that a terminal obeys."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fail(f"{record.levelname.lower()}: {record.name.removeprefix('proof_of_learning.')}: {record.getMessage()}")
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """With POL_DEBUG, what the library logs, on standard error."""
+    if not os.environ.get("POL_DEBUG"):
+        yield
+        return
+    logger, handler = logging.getLogger("proof_of_learning"), _Said()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[F], F]:
     """Give a command its error handling: one line each, and the exit status that README documents."""
 
@@ -101,7 +126,7 @@ def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
-                with _own_warnings():
+                with _own_warnings(), _logged():
                     return function(*args, **kwargs)
             except typer.Exit:
                 raise

@@ -26,7 +26,6 @@ from proof_of_learning.cli import (
 app = typer.Typer(
     name="pol",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -103,6 +103,7 @@ def prove(
     summary = {
         "root": recording.root, "path": str(recording.path), "steps": recording.steps, "interval": recording.interval,
         "segments": -(-recording.steps // recording.interval), "evaluation": recording.evaluation,
+        "complete_before": recording.complete_before,
     }  # fmt: skip
     if json is not None:
         import msgspec
@@ -110,8 +111,9 @@ def prove(
         common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
     if json != "-":
         achieved = "".join(f", {name} {value:.4g}" for name, value in (recording.evaluation or {}).items())
+        before = "complete already, nothing was trained; " if recording.complete_before else ""
         common.say(
-            f"{out}: {recording.steps:,} steps in {summary['segments']:,} segments of {recording.interval}{achieved}"
+            f"{out}: {before}{recording.steps:,} steps in {summary['segments']:,} segments of {recording.interval}{achieved}"
         )
         common.say(f"root {recording.root}")
 

@@ -239,6 +239,13 @@ def sources(verdict: Verdict) -> tuple[str, str]:
     return named.sources, "pinned by no policy: the task's program is what the verifier happened to hold"
 
 
+def program(verdict: Verdict) -> str:
+    """What the prover says was run, with arguments and settings; empty where it does not say."""
+    proof = verdict.proof
+    settings = [f"{name}={value}" for name, value in proof.settings.items()]
+    return " ".join([*([proof.program] if proof.program else []), *proof.arguments, *settings])
+
+
 def condition(digest: str | None) -> str:
     """A digest that the verifier named, or that none was."""
     return digest or "none named"

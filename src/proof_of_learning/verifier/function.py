@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from proof_of_learning.errors import PolError
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.protocol import Described, Glimpse, Probe
+from proof_of_learning.replay.process import OnWork
+from proof_of_learning.replay.protocol import Coasting, Described, Glimpse, Head, Probe
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.progress import MAIN, SINGLE, Measure, on_grid
+from proof_of_learning.verifier.rest import Resting
 
 SAMPLES = 64
 GRID = 256  # states that are evaluated at least, at equal distances, and as many more where the function moves most
@@ -86,19 +88,23 @@ class Function:
 
 
 class Prober:
-    """Evaluates states of one proof. ``seed``: what samples and all else that is drawn follow from."""
+    """Evaluates states of one proof. ``seed``: what samples and all else that is drawn follow from.
 
-    def __init__(self, proof: Proof, replayer: Replayer, described: Described, seed: int) -> None:
-        self._proof, self._replayer, self._seed = proof, replayer, seed
+    ``resting``: takes note of where the states come to rest, where an optimizer follows no rule that is known here.
+    """
+
+    def __init__(
+        self, proof: Proof, replayer: Replayer, described: Described, seed: int, resting: Resting | None = None
+    ) -> None:
+        self._proof, self._replayer, self._seed, self._resting = proof, replayer, seed, resting
         count = min(SAMPLES, described.samples)
         drawn = randomness.permutation(randomness.derive(self._key, "samples"), described.samples)[:count]
         self._samples = np.sort(drawn).astype("<i8").tobytes()
         digests = proof.state_digests()
         self._held = [position for position, digest in enumerate(digests) if proof.has_state(digest)]
         states = len(self._held)
-        training = proof.header.training
         # A step costs about three evaluations of its batch; of these states there may be as many as ``COST`` pays for.
-        affordable = int(COST * training.steps * 3 * described.batch / max(1, count))
+        affordable = int(COST * proof.steps * 3 * described.batch / max(1, count))
         self._room = max(2 * GRID, affordable)
         stride = 1 if states <= self._room else math.ceil(states / max(GRID, affordable // 2))
         # Where it begins nobody could know: a false segment could else be the last before each of its states.
@@ -119,35 +125,42 @@ class Prober:
         """The two functions that all others are compared with."""
         glimpses = self._ask([first, last])
         self._heads = [(head.name, head.scores) for head in glimpses[1].heads]
-        start, end = (self._outputs(glimpse) for glimpse in glimpses)
+        start, end = (self._outputs(glimpse.heads) for glimpse in glimpses)
         self._ends = start, end
         self._scales = [_scale(a, b) for a, b in zip(start, end, strict=True)]
 
-    def add(self, position: int, state: State) -> None:
+    def add(self, position: int, state: State, on_work: OnWork) -> None:
         """Evaluate a state of the grid, some time."""
         if position in self._grid:
             self._waiting.append((position, state))
         if len(self._waiting) >= ROUND or sum(held.nbytes for _, held in self._waiting) > 64 << 20:
-            self.flush()
+            self.flush(on_work)
 
-    def flush(self) -> None:
+    def flush(self, on_work: OnWork) -> None:
         """Evaluate what waits."""
         if not self._waiting:
             return
+        total = min(self._room, len(self._held))
+        on_work(len(self._found), total)
         positions = [position for position, _ in self._waiting]
-        glimpses = self._ask([state for _, state in self._waiting])
+        coasting = None if self._resting is None else self._resting.ask(positions)
+        glimpses = self._ask([state for _, state in self._waiting], coasting=coasting)
         self._waiting = []
         for position, glimpse in zip(positions, glimpses, strict=True):
-            self._found[position] = self._apart(self._outputs(glimpse))
+            self._found[position] = self._apart(self._outputs(glimpse.heads))
+            if self._resting is not None and glimpse.rest is not None:
+                apart = (math.nan, math.nan) if glimpse.rest.why else self._apart(self._outputs(glimpse.rest.heads))
+                self._resting.add(position, glimpse.rest, apart)
+        on_work(len(self._found), total)
 
-    def finish(self, other_start: Callable[[int], State | None], on_work: Callable[[int, int], None]) -> Function:
+    def finish(self, other_start: Callable[[int], State | None], on_work: OnWork) -> Function:
         """Look more closely where the function moves most, at how far gradients reach, and at what the start knew."""
-        self.flush()
+        self.flush(on_work)
         self._refine(on_work)
         assert self._ends is not None
         start, end = self._ends
         known, fresh_known = self._known(start, end), self._fresh_known(other_start, end)
-        idle, looked = self._idle()
+        idle, looked = self._idle(on_work)
         positions = sorted(self._found)
         return Function(
             positions=positions,
@@ -166,7 +179,7 @@ class Prober:
 
     # ---- parts ---------------------------------------------------------------------------------------
 
-    def _refine(self, on_work: Callable[[int, int], None]) -> None:
+    def _refine(self, on_work: OnWork) -> None:
         left = self._room - len(self._found)
         while left > 0:
             positions = sorted(self._found)
@@ -183,11 +196,10 @@ class Prober:
             digests = self._proof.state_digests()
             for middle in middles:
                 self._waiting.append((middle, self._proof.state(digests[middle], surveyed=True)))
-            self.flush()
+            self.flush(on_work)
             left -= len(middles)
-            on_work(len(self._found), self._room)
 
-    def _idle(self) -> tuple[float, int]:
+    def _idle(self, on_work: OnWork) -> tuple[float, int]:
         """Of states drawn uniformly the share in which some layer learns nothing, and how many were looked at."""
         among = np.asarray(self._held[:-1] or self._held)
         chosen = np.sort(among[randomness.permutation(randomness.derive(self._key, "idle"), len(among))[:GRADIENTS]])
@@ -195,8 +207,16 @@ class Prober:
         for begin in range(0, len(chosen), ROUND):
             part = [int(position) for position in chosen[begin : begin + ROUND]]
             states = [self._proof.state(digests[position], surveyed=True) for position in part]
-            for position, glimpse in zip(part, self._ask(states, gradients=True), strict=True):
+            coasting = None if self._resting is None else self._resting.ask(part, whole=True)
+            glimpses = self._ask(states, gradients=True, coasting=coasting)
+            for position, glimpse in zip(part, glimpses, strict=True):
                 self._living[position] = glimpse.living
+                if self._resting is not None and glimpse.rest is not None:
+                    self._resting.glided(position, glimpse.rest)
+            if self._resting is not None:
+                ends = [position + 1 for position in part if self._resting.lacks(position + 1)]
+                self._waiting = [(end, self._proof.state(digests[end], surveyed=True)) for end in ends]
+                self.flush(on_work)
         # Sparse designs are measured by their own best state.
         best = self._layers()
         idle = [
@@ -213,11 +233,11 @@ class Prober:
                 best[name] = max(best.get(name, 0.0), share)
         return best
 
-    def _ask(self, states: Sequence[State], gradients: bool = False) -> list[Glimpse]:
-        return self._replayer.probe(Probe(self._samples, self._seed, gradients), states)
+    def _ask(self, states: Sequence[State], gradients: bool = False, coasting: Coasting | None = None) -> list[Glimpse]:
+        return self._replayer.probe(Probe(self._samples, self._seed, gradients, coasting), states)
 
-    def _outputs(self, glimpse: Glimpse) -> Outputs:
-        found = {head.name: head for head in glimpse.heads}
+    def _outputs(self, heads: Sequence[Head]) -> Outputs:
+        found = {head.name: head for head in heads}
         outputs = []
         for name, scores in self._heads:
             head = found.get(name)
@@ -250,7 +270,7 @@ class Prober:
             state = other_start(number)
             if state is None:
                 break
-            found = self._known(self._outputs(self._ask([state])[0]), end)
+            found = self._known(self._outputs(self._ask([state])[0].heads), end)
             known = found if known is None else min(known, found)
             if known <= KNOWN:
                 break
@@ -270,11 +290,17 @@ class Prober:
 
 
 def look(
-    proof: Proof, replayer: Replayer, described: Described, seed: int, first: State, last: State
+    proof: Proof,
+    replayer: Replayer,
+    described: Described,
+    seed: int,
+    first: State,
+    last: State,
+    resting: Resting | None = None,
 ) -> tuple[Prober | None, str]:
     """A prober for a proof; None, and why, where the task shows no function."""
     try:
-        prober = Prober(proof, replayer, described, seed)
+        prober = Prober(proof, replayer, described, seed, resting)
         prober.begin(first, last)
     except PolError as error:
         return None, str(error)

@@ -97,12 +97,16 @@ def verify(
                     survey_seed(proof.root, nonce),
                     _other(replayer, nonce, answers),
                 )
-            found = survey(proof, looking, lambda done, total: progress("reading the proof", done, total))
+            found = survey(
+                proof, looking,
+                lambda done, total: progress("reading the proof", done, total),
+                lambda done, total: progress("looking at what the states compute", done, total),
+            )  # fmt: skip
         except IntegrityError as error:
             return refused(broken(str(error)), nonce, clock)
         memory.trim()
         clock.lap("survey")
-        picked = challenge(proof.header, proof.root, found, nonce, options.draw)
+        picked = challenge(proof.steps, proof.header.training.interval, proof.root, found, nonce, options.draw)
         if replayer is None:
             evidence = Evidence(proof, found, picked, options)
             checks = [STRUCTURE.judge(evidence, Answers())]
@@ -110,7 +114,7 @@ def verify(
             return conclude(evidence, checks, Answers(), clock)
         rules = options.claims.policy
         if rules is not None:
-            rules.afford(planned_steps(proof, picked.segments), proof.header.training.steps)
+            rules.afford(planned_steps(proof, picked.segments), proof.steps)
 
         def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
             remaining = [(other.path, other.task) for other in rest]
@@ -127,8 +131,9 @@ def verify(
                 checks.append(result(check, "skipped", SKIPPED))
                 continue
             for requests in check.plan(evidence, answers):
+                started = len(replayer.here)
                 _ask(replayer, requests, answers, check.name, progress)
-                if requests:  # what had to be started after all is known better now
+                if len(replayer.here) > started:  # what had to be started after all is known better now
                     evidence = replace(evidence, differences=_differences(proof, replayer, needed))
             checks.append(check.judge(evidence, answers))
             clock.lap(check.name)
