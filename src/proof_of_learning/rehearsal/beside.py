@@ -47,7 +47,7 @@ from proof_of_learning.training.steps import Session
 
 VARIABLE = "POL_REHEARSAL"  # `0` in it turns rehearsals off where nobody asks for one
 SAMPLES = 32  # of the data set are looked at before and after the first step
-TIMEOUT = 120.0  # seconds without a sign of life from a worker
+TIMEOUT = 300.0  # seconds without a sign of life from a worker
 
 
 @dataclass(frozen=True)
@@ -241,6 +241,8 @@ class Rehearsal:
                 "",
                 "a verifier's process has to be able to do that",
             )
+        except Exception as error:  # ended under way, or what nobody thought of: no reason to end training
+            self._outcome = WorkerError(canonical.brief(f"{type(error).__name__}: {error}"))
         finally:
             player.close()
             self._player = None
@@ -320,7 +322,7 @@ class Rehearsal:
         needed = 6 * size
         if needed > 1 << 30 and (free := _free_memory()) is not None and free < needed:
             return f"it needs about {needed >> 20:,} MiB of memory, of which {free >> 20:,} are free"
-        if self._environment.device.type == "cuda" and self._job.reference is not None:
+        if self._environment.device.type == "cuda":
             spare, used = torch.cuda.mem_get_info()[0], torch.cuda.max_memory_reserved()
             if spare < used + (1 << 30):
                 return f"it needs about {used + (1 << 30) >> 20:,} MiB on the accelerator, of which {spare >> 20:,} are free"
