@@ -323,7 +323,8 @@ class Recorder:
         observed = self.header.randomness.mode == "recorded"
         write = functools.partial(
             self._write, state, encoded, digest, losses, rates, list(self._indices) if observed else None,
-            list(self._rng) if observed else None, list(self._loop) or None, None if evaluation is None else finite(evaluation), self.steps_done,
+            list(self._rng) if observed else None, list(self._loop) or None,
+            None if evaluation is None else finite(evaluation), self.steps_done,
         )  # fmt: skip
         for rows in (self._losses, self._rates, self._indices, self._rng, self._loop):
             rows.clear()

@@ -13,7 +13,9 @@ from proof_of_learning.errors import UsageError
 
 @common.command("interrupted; what is recorded is intact, and the same command goes on from the last checkpoint")
 def prove(
-    task: Annotated[str, typer.Argument(help="The task: `path.py:function`, `module:function`, or a script (`path.py`).")],
+    task: Annotated[
+        str, typer.Argument(help="The task: `path.py:function`, `module:function`, or a script (`path.py`).")
+    ],
     out: Annotated[
         str,
         typer.Option(

@@ -132,6 +132,7 @@ def verify(
     common.writable("--json", json)
 
     import proof_of_learning as pol
+
     reference = None if task is None else _reference(task, common.settings(set_), arguments)
     with common.progress_bar(quiet=json == "-") as progress:
         verdict = pol.verify(

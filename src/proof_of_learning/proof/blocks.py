@@ -84,7 +84,7 @@ class Columns:
             flat = column(name, np.int64, (-1,))
             # The sum is taken in Python integers: int64 would wrap around for hostile lengths.
             need(min(sizes, default=0) >= 0 and sum(sizes) == len(flat), f"{lengths} and {name} disagree")
-            return np.split(flat, np.cumsum(sizes)[:-1]) if steps else []  # type: ignore[return-value]
+            return np.split(flat, np.cumsum(sizes)[:-1]) if steps else []
 
         indices, loop = ragged("indices", "lengths"), ragged("loop", "loop/lengths")
         names = [name[4:-4] for name in list(arrays) if name.startswith("rng/") and name.endswith("/row")]

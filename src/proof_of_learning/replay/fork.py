@@ -32,7 +32,7 @@ def run(work: Callable[[], object]) -> None:
 
 
 def child() -> bool:
-    """True in a child, which must end by ``os._exit``; False here, once it has ended. Where it does not end in good order, nor do we."""
+    """True in a child, which must end by ``os._exit``; False here, once it has ended (where not in good order, we end alike)."""
     settle()
     parent = os.getpid()
     made = os.fork()

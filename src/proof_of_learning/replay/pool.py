@@ -124,7 +124,9 @@ class LocalPool:
                 key=self._job.key,
                 seed=self._job.seed,
                 environment=environment,
-                arguments=list(self._job.arguments if reference is None or reference.arguments is None else reference.arguments),
+                arguments=list(
+                    self._job.arguments if reference is None or reference.arguments is None else reference.arguments
+                ),
             )
             opened, _ = worker.ask(request, [] if self._job.base is None else [self._job.base])
             if not isinstance(opened, protocol.Opened):

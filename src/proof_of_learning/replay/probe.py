@@ -27,7 +27,9 @@ from proof_of_learning.training.steps import Session
 
 ROWS, COLUMNS = 64, 128  # of an output that are looked at
 HEADS = 4  # outputs of a step: the last ones
-NO_OUTPUT = "the task's step shows no output of its networks: it should call its modules (`model(x)`, not a method of theirs)"
+NO_OUTPUT = (
+    "the task's step shows no output of its networks: it should call its modules (`model(x)`, not a method of theirs)"
+)
 
 
 def probe(

@@ -62,7 +62,9 @@ class Replayer:
         seed = proof.header.randomness.seed
         base = None if start is None else _final_model(start)
         self.pool: Pool = LocalPool(
-            Job(task, proof.header.randomness.key, None if seed is None else int(seed), base, arguments_of(proof)), timeout, sandbox
+            Job(task, proof.header.randomness.key, None if seed is None else int(seed), base, arguments_of(proof)),
+            timeout,
+            sandbox,
         )
         self._proof, self._reproduce = proof, reproduce
         self._named = list(dict.fromkeys(segment.environment for segment in proof.segments))

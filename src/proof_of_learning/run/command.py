@@ -25,7 +25,11 @@ class Recorded:
 
 
 def prove_script(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], arguments: Sequence[str] = (), *, interval: int | None = None
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    arguments: Sequence[str] = (),
+    *,
+    interval: int | None = None,
 ) -> Recorded:
     """Run the script at ``path`` as ``python PATH ARGUMENTS`` would, and record the run that its ``pol.Run`` watches into ``out``.
 
@@ -51,7 +55,9 @@ def prove_script(
     finally:
         ACTIVE.start = None
     if not made:
-        raise TaskError(f"{os.path.basename(path)} holds no pol.Run that watches its loop, so there is nothing to record")
+        raise TaskError(
+            f"{os.path.basename(path)} holds no pol.Run that watches its loop, so there is nothing to record"
+        )
     recording = made[0]
     if recording.failed:
         raise RecordingError(recording.failed)

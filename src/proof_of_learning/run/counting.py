@@ -37,7 +37,7 @@ def advance(walk: Any, by: int) -> bool:
 
 def _set(counter: enumerate[Any], by: int) -> bool:
     place = ctypes.c_ssize_t.from_address(id(counter) + object.__basicsize__)
-    if counter.__reduce__()[1][1] != place.value:  # type: ignore[index]
+    if counter.__reduce__()[1][1] != place.value:
         return False
     place.value += by
     return True

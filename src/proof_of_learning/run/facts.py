@@ -108,7 +108,9 @@ def _dataset(data: Any) -> Dataset:
     if isinstance(data, (list, tuple)) and data and all(isinstance(x, (torch.Tensor, np.ndarray)) for x in data):
         return Several([Blocks(values) for values in data])
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise UsageError(f"the data set is a {type(data).__name__} without len() and [index], which cannot be committed to")
+        raise UsageError(
+            f"the data set is a {type(data).__name__} without len() and [index], which cannot be committed to"
+        )
     return data  # type: ignore[no-any-return]
 
 

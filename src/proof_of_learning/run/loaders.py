@@ -32,7 +32,7 @@ class Handed:
     drawn: Drawn | None = None
 
     def pin_memory(self) -> Handed:
-        self.batch = pin_memory(self.batch)
+        self.batch = pin_memory(self.batch)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -102,7 +102,7 @@ class Loaded:
         if base.persistent_workers:  # workers of ours, beside those of the script's own iterations
             base._iterator = getattr(base, "_pol_iterator", None)
         try:
-            iterator = iter(self.loader)
+            iterator: Iterator[Handed] = iter(self.loader)
             if base.persistent_workers:
                 object.__setattr__(base, "_pol_iterator", base._iterator)
             return iterator
@@ -111,7 +111,7 @@ class Loaded:
             base.collate_fn, base._iterator = collate, kept
 
     def again(self, indices: Sequence[int], position: int) -> Any:
-        data, base = self.base.dataset, self.base
+        data, base = self.data, self.base
         if any(not 0 <= index < len(data) for index in indices):
             raise FormatError(f"a recorded batch names samples outside the data set of {len(data):,}")
         if base.batch_sampler is not None:

@@ -69,7 +69,9 @@ def arrange(given: Mapping[str, Any]) -> dict[str, Any]:
     schedulers = {name: part for name, part in given.items() if isinstance(part, torch.optim.lr_scheduler.LRScheduler)}
     scalers = {name: part for name, part in given.items() if isinstance(part, torch.amp.GradScaler)}
     if not learning:
-        raise UsageError("pol.Run was given no module; hand over what is trained: pol.Run(model=model, optimizer=optimizer)")
+        raise UsageError(
+            "pol.Run was given no module; hand over what is trained: pol.Run(model=model, optimizer=optimizer)"
+        )
     arranged: dict[str, Any] = {
         MODEL: next(iter(learning.values())) if len(learning) == 1 else Modules(learning),
         **_named("optimizer", optimizers),
@@ -94,7 +96,7 @@ def arrange(given: Mapping[str, Any]) -> dict[str, Any]:
 def _named(family: str, parts: Mapping[str, Any]) -> dict[str, Any]:
     """One part has the family's name; of several, each has its own behind it."""
     if len(parts) == 1:
-        return {family: part for part in parts.values()}
+        return dict(zip((family,), parts.values(), strict=True))
     return {f"{family}.{name}": part for name, part in parts.items()}
 
 

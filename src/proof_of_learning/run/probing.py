@@ -1,4 +1,4 @@
-"""What a script's networks put out on the verifier's samples: one of its own steps from each of some states, watched and thrown away."""
+"""What a script's networks put out on the verifier's samples: one of its own steps from each of some states, watched."""
 
 from __future__ import annotations
 

@@ -177,11 +177,16 @@ class Recording(Clock):
         return Header(
             format=format.FORMAT,
             task=TaskClaim(
-                description.digest(), script.name_of(script_path() or "script"), description.content, description.sources
+                description.digest(),
+                script.name_of(script_path() or "script"),
+                description.content,
+                description.sources,
             ),
             data=data,
             training=Training(
-                expected, self._interval or (default_interval(expected) if expected else UNKNOWN_LENGTH), max(1, found.walk)
+                expected,
+                self._interval or (default_interval(expected) if expected else UNKNOWN_LENGTH),
+                max(1, found.walk),
             ),
             randomness=Randomness("recorded", randomness.key_from_seed(0).hex(), seed="0"),
             initialization=Initialization("recorded"),
@@ -227,7 +232,12 @@ def alone(given: Given) -> Recording:
         say("a script can record one pol.Run; the second one is not recorded")
     ACTIVE.begun += 1
     recording = Recording(given, given.out, sys.argv[1:], None)
-    atexit.register(lambda: recording.failed or recording.root or say(unfinished(recording)))
+
+    def ended() -> None:
+        if not (recording.failed or recording.root):
+            say(unfinished(recording))
+
+    atexit.register(ended)
     return recording
 
 

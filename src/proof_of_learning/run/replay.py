@@ -17,11 +17,11 @@ from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import Facts, facts
 from proof_of_learning.run.mode import Given
-from proof_of_learning.run.parts import PLACE, family
+from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.task import task_code
 from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State, restore
+from proof_of_learning.training.state import State, capture, restore
 from proof_of_learning.training.steps import groups, members
 
 MOST_EMPTY = 100_000  # walks that a loop is sent through before the one that it should begin with
@@ -34,8 +34,8 @@ class Job(Protocol):
     ``place``: phase, epoch and walk at which it begins; None: wherever the loop does.
     """
 
-    place: tuple[int, int, int] | None
-
+    @property
+    def place(self) -> tuple[int, int, int] | None: ...
     def clocked(self, walk: Walk) -> Any: ...
     def beside(self, walk: Walk) -> Any: ...
     def closed(self) -> None: ...
@@ -62,7 +62,9 @@ class Replaying(Clock):
         if phase != self.phase or epoch == NO_EPOCH:
             return ()
         if epoch not in numbers:
-            raise FormatError(f"the recorded epoch {epoch} is none of the script's ({numbers.start} to {numbers.stop - 1})")
+            raise FormatError(
+                f"the recorded epoch {epoch} is none of the script's ({numbers.start} to {numbers.stop - 1})"
+            )
         return numbers[numbers.index(epoch) :]
 
     def clocked(self, walk: Walk) -> Any:
@@ -93,7 +95,9 @@ class Replaying(Clock):
         return self.job
 
 
-def job_for(clock: Replaying, request: protocol.AnyRequest, states: Sequence[State], answer: Answer, tools: Tools) -> Job:
+def job_for(
+    clock: Replaying, request: protocol.AnyRequest, states: Sequence[State], answer: Answer, tools: Tools
+) -> Job:
     """The job that answers a request."""
     if isinstance(request, protocol.Take):
         return Taking(clock, request, states[0], answer, tools)
@@ -165,9 +169,7 @@ def started(found: Facts, second: State) -> tuple[protocol.Started, Sequence[Sta
     from proof_of_learning.replay.worker import origin
 
     first = found.capture()
-    trainable = {
-        f"model/parameters/{name}" for name, p in found.parts["model"].named_parameters() if p.requires_grad
-    }
+    trainable = {f"model/parameters/{name}" for name, p in found.parts["model"].named_parameters() if p.requires_grad}
     tensors = [
         origin(name, tensor, second.tensors.get(name), name in trainable) for name, tensor in first.tensors.items()
     ]
@@ -177,9 +179,7 @@ def started(found: Facts, second: State) -> tuple[protocol.Started, Sequence[Sta
 class Taking:
     """Takes the recorded steps of a segment."""
 
-    def __init__(
-        self, clock: Replaying, request: protocol.Take, start: State, answer: Answer, tools: Tools
-    ) -> None:
+    def __init__(self, clock: Replaying, request: protocol.Take, start: State, answer: Answer, tools: Tools) -> None:
         if request.loop is None or request.indices is None or request.generators is None:
             raise FormatError("the proof does not hold what a script's steps need")
         self._clock, self._request, self._start, self._answer, self._tools = clock, request, start, answer, tools
@@ -272,8 +272,6 @@ class Taking:
 
     def _finish(self, closed: bool) -> None:
         with task_code("capturing the state"):
-            from proof_of_learning.training.state import capture
-
             state = capture(self._parts, live=True)
         losses = torch.stack(self._losses).cpu().tolist()
         self._answer(protocol.Taken(losses, self._rates, 0.0, closed), (state,))

@@ -61,5 +61,5 @@ def map_through(key: bytes) -> None:
     numpy.seed, numpy.default_rng = wrapped(np.random.seed, small), wrapped(np.random.default_rng, small)
     numpy.RandomState = RandomState
     first: Any = random.seed
-    random.seed = lambda a=None, version=2: first(mapped(a) if isinstance(a, int) else a, version)  # type: ignore[assignment]
+    random.seed = lambda a=None, version=2: first(mapped(a) if isinstance(a, int) else a, version)
     random.Random = Random  # type: ignore[misc]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 
@@ -122,7 +122,7 @@ def _start(opened: protocol.Open, key: str) -> State:
     clocks: list[Replaying] = []
 
     def run(given: Given) -> Replaying:
-        clocks.append(Replaying(given, lambda clock: Stopping()))  # type: ignore[arg-type, return-value]
+        clocks.append(Replaying(given, lambda clock: Stopping()))
         return clocks[-1]
 
     seeds.map_through(bytes.fromhex(key))
@@ -150,7 +150,7 @@ class _Others:
             fork.die_with(self._parent)
             self._serve(theirs)
         theirs.close()
-        self._stream = ours.makefile("rwb", buffering=0)
+        self._stream: Any = ours.makefile("rwb", buffering=0)
 
     def ask(self, key: str) -> State:
         protocol.write_all(self._stream, bytes.fromhex(key))
@@ -160,7 +160,7 @@ class _Others:
         return states[0]
 
     def _serve(self, theirs: socket.socket) -> NoReturn:
-        stream = theirs.makefile("rwb", buffering=0)
+        stream: Any = theirs.makefile("rwb", buffering=0)
         while True:
             raw = bytearray()
             while len(raw) < 32:
@@ -175,6 +175,6 @@ class _Others:
                     states: Sequence[State] = (self._make(key),)
                 except PolError as error:
                     answer, states = protocol.Failed(type(error).__name__, str(error)), ()
-                protocol.send(stream, answer, states)  # type: ignore[arg-type]
+                protocol.send(stream, answer, states)
 
             fork.run(work)

@@ -60,7 +60,7 @@ class Seen:
 @contextmanager
 def watching(seen: Callable[[], Seen | None]) -> Iterator[None]:
     """Patch ``Tensor.backward`` and hook optimizers; both go on as ever."""
-    plain = Tensor.backward
+    plain: Any = Tensor.backward
 
     def backward(self: Tensor, *arguments: Any, **options: Any) -> Any:
         now = seen()

@@ -7,6 +7,7 @@ or most unlike their neighbours' changes, and these are replayed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ def unusual(settings: Sequence[bytes | None], most: int) -> dict[int, str]:
     """Up to ``most`` segments, the most unusual first found, with the name of what changes. ``settings``: of every state, in order."""
     found: list[tuple[float, int, str]] = []
     for path, values in _series(settings).items():
-        changes = [_change(a, b) for a, b in zip(values, values[1:], strict=False)]
+        changes = [_change(a, b) for a, b in itertools.pairwise(values)]
         moving = sum(change != 0.0 for change in changes)
         for index, change in enumerate(changes):
             if math.isnan(change):

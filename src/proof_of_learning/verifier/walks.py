@@ -44,7 +44,9 @@ class Loop:
         place, position = (0, -2, -1), 0
         for segment, columns in zip(self.proof.segments, self.proof.all_columns(), strict=True):
             if columns.loop is None or columns.indices is None:
-                raise FormatError(f"the block of segment {segment.index} does not say what happened in the script's steps")
+                raise FormatError(
+                    f"the block of segment {segment.index} does not say what happened in the script's steps"
+                )
             for offset, (row, indices) in enumerate(zip(columns.loop, columns.indices, strict=True)):
                 step, taken = segment.start + offset, 0
                 for event in events.decode(row):
@@ -55,7 +57,9 @@ class Loop:
                     fresh = event.place != place
                     expected = 0 if fresh else position + 1
                     if (fresh and not _later(place, event.place)) or event.position != expected:
-                        self._strange(f"step {step:,} takes batch {event.position:,} of a walk where {expected:,} would be next")
+                        self._strange(
+                            f"step {step:,} takes batch {event.position:,} of a walk where {expected:,} would be next"
+                        )
                     if self.counted and event.samples:
                         self._strange(f"step {step:,} names samples, but the script draws its own")
                     place, position = event.place, event.position

@@ -20,7 +20,7 @@ from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.training.randomness import key_from_seed
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
-from proof_of_learning.verifier.verdict import CheckResult
+from proof_of_learning.verifier.verdict import CheckResult, Status
 from proof_of_learning.verifier.walks import Loop
 
 # Samplers that pad the last batch repeat a few samples, and a loop that was taken up again amid an epoch begins a new
@@ -71,8 +71,10 @@ class OrderCheck:
         request, steps = _last(evidence), evidence.proof.segments[-1].stop
         failure = answers.failure(request)
         if failure is not None:
-            status = "fail" if failure.error in REJECTED else "inconclusive"
-            return result(self, status, f"whether the script ends after {steps:,} steps could not be seen: {failure.message}")  # type: ignore[arg-type]
+            status: Status = "fail" if failure.error in REJECTED else "inconclusive"
+            return result(
+                self, status, f"whether the script ends after {steps:,} steps could not be seen: {failure.message}"
+            )
         if not answers.get(request, Replayed).closed:
             return result(
                 self, "inconclusive",
@@ -87,18 +89,28 @@ class OrderCheck:
             if batch.indices.size and not 0 <= batch.indices.min() <= batch.indices.max() < rule.samples:
                 odd = odd or f"step {batch.step:,} names samples outside the data set of {rule.samples:,}"
                 continue
-            if not loop.counted and (not batch.indices.size or (rule.batch and len(batch.indices) not in (rule.batch, rule.last))):
+            if not loop.counted and (
+                not batch.indices.size or (rule.batch and len(batch.indices) not in (rule.batch, rule.last))
+            ):
                 return result(
-                    self, "fail", f"step {batch.step:,} takes a batch of {len(batch.indices)}; the script's loader gives {rule.batch}"
+                    self,
+                    "fail",
+                    f"step {batch.step:,} takes a batch of {len(batch.indices)}; the script's loader gives {rule.batch}",
                 )
             use.add(batch.step, batch.indices, batch.position)
         use.end_epoch()
         if loop.counted:
             found = f"{steps:,} steps; the script draws its samples from generators that are part of every state"
-            odd = odd or (loop.odd or [""])[0] or ("generators are moved amid its steps" if loop.moved or loop.beside else None)
+            odd = (
+                odd
+                or (loop.odd or [""])[0]
+                or ("generators are moved amid its steps" if loop.moved or loop.beside else None)
+            )
             told: dict[str, Any] = {}
         else:
-            found = f"{steps:,} steps in {loop.walks:,} walks, order as recorded; {use.share:.3g} of the samples were used"
+            found = (
+                f"{steps:,} steps in {loop.walks:,} walks, order as recorded; {use.share:.3g} of the samples were used"
+            )
             unsized = None if rule.batch else "the script's own batch sampler decides how many samples a batch has"
             others = "other loaders give batches beside, whose data are not committed to" if loop.beside else None
             odd = odd or (loop.odd or [""])[0] or unsized or others or use.odd(shuffled=options["shuffle"])
