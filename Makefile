@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types format fuzz clean
+.PHONY: help demo quick test test-all lint types format fuzz clean
 help:
-	@echo "make demo    train, prove, verify and attack on a small data set (reports in demo-output/)"
-	@echo "make test    lint, types and tests"
-	@echo "make fuzz    N=100000 mutated proofs against the reader (exit status 1 on a finding)"
-	@echo "make clean   remove the virtual environment and what the demo wrote"
+	@echo "make demo       train, prove, verify and attack on a small data set (reports in demo-output/)"
+	@echo "make quick      lint, types of the package, and tests that touch every part (a minute or two)"
+	@echo "make test       lint, types and the tests (under ten minutes on two cores): what continuous integration runs"
+	@echo "make test-all   also every experiment and benchmark as small as it gets, and all replay workers as users start them"
+	@echo "make fuzz       N=100000 mutated proofs against the reader (exit status 1 on a finding)"
+	@echo "make format     format, and mend what ruff can"
+	@echo "make clean      remove the virtual environment and what the demo wrote"
 
 $(STAMP): pyproject.toml tools/setup.sh
 	PYTHON="$(PYTHON)" sh tools/setup.sh "$(VENV)"
@@ -24,10 +27,21 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
+
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
+
+quick: lint
+	$(BIN)/mypy src
+	$(PYTEST) -m quick
 
 test: lint types
 	sh tools/test-tools.sh
-	$(BIN)/pytest -n auto --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: lint types
+	sh tools/test-tools.sh
+	POL_TEST_WORKERS=real $(PYTEST)
 
 N ?= 100000
 fuzz: $(STAMP)

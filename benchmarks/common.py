@@ -159,7 +159,7 @@ def synthetic(folder: Path, seed: int, train: int = 60_000, test: int = 10_000) 
         for part, count in (("train", train), ("test", test))
         for name, high, size in (("x", 256, (count, 28, 28)), ("y", 10, (count,)))
     }
-    np.savez(folder / FASHION, **arrays)
+    np.savez(folder / FASHION, **arrays)  # type: ignore[arg-type]
     return str(folder)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ def measure(run: Benchmark, plan: Plan, network: str, target: Callable[[int], Ta
             mode(warm)
         saving.done = 0
         costs: dict[str, list[Cost]] = alternate(
-            {name: lambda mode=mode: timed(lambda: mode(steps)) for name, mode in modes.items()}, blocks
+            {name: partial(timed, partial(mode, steps)) for name, mode in modes.items()}, blocks
         )
         for recording in recordings.values():
             with recording.recorder as recorder:

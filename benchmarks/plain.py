@@ -45,7 +45,7 @@ class Loop:
 def deterministic() -> None:
     """The numeric settings in which a managed training runs."""
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A step of one's own: a small GAN on scikit-learn's digits, with two optimizers and a running average of the generator.
+"""A step of one's own: a small GAN on handwritten digits, with two optimizers and a running average of the generator.
 
 What a custom step has to know: everything that the next step depends on must lie in a part of the state. Gradients do not,
 so the step leaves none behind; random numbers may be drawn freely, since each step's generators are seeded for it.
@@ -10,19 +10,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import TensorDataset
 
 from proof_of_learning import Task
+from proof_of_learning.data.digits import digits
 from proof_of_learning.training.steps import StepContext
 
 NOISE = 16
 
 
 def training_data() -> TensorDataset:
-    return TensorDataset(torch.tensor(load_digits().images, dtype=torch.float32).flatten(1) / 16.0)
+    x, _ = digits()
+    return TensorDataset(torch.tensor(x, dtype=torch.float32).flatten(1) / 16.0)
 
 
 def model() -> nn.Module:

@@ -1,21 +1,21 @@
-"""A small convolutional network on scikit-learn's handwritten digits (1,797 images of 8×8, shipped with scikit-learn)."""
+"""A small convolutional network on handwritten digits (1,797 images of 8×8, shipped with this package)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from proof_of_learning import Task
+from proof_of_learning.data.digits import digits
 
 TEST_SHARE = 5  # every fifth image is for testing
 
 
 def images() -> tuple[Tensor, Tensor]:
-    digits = load_digits()
-    return torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0, torch.tensor(digits.target)
+    x, y = digits()
+    return torch.tensor(x, dtype=torch.float32).unsqueeze(1) / 16.0, torch.tensor(y)
 
 
 def training_data() -> TensorDataset:

@@ -29,6 +29,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,7 @@ def variants(attack: type[Attack]) -> list[dict[str, Any]]:
     if attack.variants:
         return [dict(settings) for settings in attack.variants]
     choices = {
-        name: sorted(field.metadata["choices"], key=lambda value, default=field.default: value != default)
+        name: sorted(field.metadata["choices"], key=partial(ne, field.default))
         for name, field in attack.parameters().items()
         if field.metadata.get("choices")
     }

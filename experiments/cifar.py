@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def stand_in(folder: Path, seed: int, images: int = 5000) -> str:
     """Write a file like CIFAR-10's with ten noisy patterns for images; returns its folder."""
     generator = np.random.default_rng(seed)
     patterns = generator.integers(64, 192, (10, 3, 32, 32))
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for part, count in (("train", images), ("test", min(MEASURED_ON, images))):
         labels = generator.integers(0, 10, count, dtype=np.uint8)
         noisy = patterns[labels] + generator.normal(0, 40, (count, 3, 32, 32))

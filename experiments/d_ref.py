@@ -9,6 +9,7 @@ import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def main() -> None:
     names = ["digits"] if not (options.size.full and options.data) else list(TASKS)
     steps = {name: options.size.of(TASKS[name], 60, 2) for name in names}
     todo: dict[str, Callable[[], Cell]] = {
-        f"d_ref/{name}": lambda name=name: measure(name, steps[name], RUNS, options.data) for name in names
+        f"d_ref/{name}": partial(measure, name, steps[name], RUNS, options.data) for name in names
     }
     done = compute(todo, part_of(options.json), {"size": options.size.name})
     results = [Result(f"{cell}: estimate over measured", done[cell]["ratio"], "ratio", "lower") for cell in done]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from scipy import stats
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from proof_of_learning.data import digits as shipped
 from proof_of_learning.verifier.initialization.laws import Law, normal, uniform
 
 Tensors = dict[str, Tensor]
@@ -36,7 +36,8 @@ class ResNet20(nn.Module):
         x = functional.relu(self.norm(self.stem(x)))
         for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
             y = self.norms[2 * i + 1](second(functional.relu(self.norms[2 * i](first(x)))))
-            short = x[:, :, :: first.stride[0], :: first.stride[0]]
+            stride = y.shape[1] // x.shape[1]
+            short = x[:, :, ::stride, ::stride]
             x = functional.relu(y + functional.pad(short, (0, 0, 0, 0, 0, y.shape[1] - x.shape[1])))
         return self.head(x.mean((2, 3)))
 
@@ -77,11 +78,12 @@ def build(model: str, scheme: str, seed: int) -> nn.Module:
     net = MODELS[model]()
     for name, p in net.named_parameters():
         if scheme != "default" and p.ndim >= 2:
-            {
+            redraw: dict[str, Callable[[Tensor], Tensor]] = {
                 "kaiming_normal": nn.init.kaiming_normal_,
                 "orthogonal": nn.init.orthogonal_,
                 "normal": lambda w: nn.init.normal_(w, 0, 0.02),
-            }[scheme](p)
+            }
+            redraw[scheme](p)
         elif scheme != "default" and name.endswith("bias"):
             nn.init.zeros_(p)
     return net
@@ -130,7 +132,8 @@ def original_rule(tensors: Tensors, laws: dict[str, Law | None]) -> bool:
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, y = load_digits(return_X_y=True)
+    images, y = shipped.digits()
+    x = images.reshape(len(images), -1)
     order = np.random.default_rng(0).permutation(len(x))
     pixels, labels = torch.tensor(x[order] / 16, dtype=torch.float32), torch.tensor(y[order])
     return pixels[:1400], labels[:1400], pixels[1400:], labels[1400:]

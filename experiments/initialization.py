@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -181,24 +182,24 @@ def cells(size: Size, data: str | None) -> dict[str, Callable[[], Cell]]:
     found: dict[str, Callable[[], Cell]] = {}
     for row in size.of(HONEST, HONEST, HONEST[:2]):
         for first in range(0, min(draws, 600) if row[0] == "resnet20" else draws, chunk):
-            found[f"honest/{'/'.join(row)}/{first}"] = lambda r=row, f=first: honest(*r, range(f, f + chunk))
+            found[f"honest/{'/'.join(row)}/{first}"] = partial(honest, *row, range(first, first + chunk))
     for case in size.of(POWER, POWER[::3], POWER[:1]):
         for first in range(0, seeds, 5):
             some = range(first, min(first + 5, seeds))
-            found[f"power/{'/'.join(case)}/{first}"] = lambda c=case, s=some: noticed(*c, marks, s, None)
+            found[f"power/{'/'.join(case)}/{first}"] = partial(noticed, *case, marks, some, None)
     if data and (Path(data) / "cifar10.npz").is_file():
         few = [m for m in marks if m <= size.of(200, 10, 1)]
         for seed in range(size.of(5, 1, 1)):
-            found[f"power/resnet20/kaiming_normal/sgd/{seed}"] = lambda s=seed: noticed(
-                "resnet20", "kaiming_normal", "sgd", few, range(s, s + 1), data
+            found[f"power/resnet20/kaiming_normal/sgd/{seed}"] = partial(
+                noticed, "resnet20", "kaiming_normal", "sgd", few, range(seed, seed + 1), data
             )
     number = size.of(5_000_000, 200_000, 200_000)
     for victim in size.of(VICTIMS, VICTIMS[::2], VICTIMS[:1]):
         for first in range(0, max(1, seeds // 2), 2):
             some = range(first, min(first + 2, max(1, seeds // 2)))
-            found[f"forged/{'/'.join(victim)}/{first}"] = lambda v=victim, s=some: forged(*v, s, size.of(500, 100, 10))
+            found[f"forged/{'/'.join(victim)}/{first}"] = partial(forged, *victim, some, size.of(500, 100, 10))
     for sides in size.of(SIDES, SIDES[:4], SIDES[:1]):
-        found[f"tail/{sides[0]}/{sides[1]}"] = lambda s=sides, n=number: spectrum_tail(*s, n, 0)
+        found[f"tail/{sides[0]}/{sides[1]}"] = partial(spectrum_tail, *sides, number, 0)
     return found
 
 

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -82,7 +82,7 @@ class Paper:
     def __init__(self, scale: Scale, data: str, work: Path, seed: int, opened: ExitStack) -> None:
         self.scale, self.work, self.seed, self._opened = scale, work, seed, opened
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        settings = {
+        settings: dict[str, str | int] = {
             "data": str(Path(data).resolve()), "images": scale.images, "steps": scale.steps,
             "batch_size": scale.batch_size, "epochs": EPOCHS, "seed": seed,
         }  # fmt: skip
@@ -112,18 +112,18 @@ class Paper:
     def cells(self) -> dict[str, Callable[[], Cell]]:
         scale = self.scale
         found: dict[str, Callable[[], Cell]] = {"recorded run": self.recorded}
-        found |= {f"other runs/{i}": lambda i=i: self.other_run(i) for i in range(1, scale.runs)}
+        found |= {f"other runs/{i}": partial(self.other_run, i) for i in range(1, scale.runs)}
         found |= {
-            f"inverse gradient, rate {rate}/{seed}": lambda r=rate, s=seed: self.inverse(r, s)
+            f"inverse gradient, rate {rate}/{seed}": partial(self.inverse, rate, seed)
             for rate in scale.rates
             for seed in range(scale.seeds)
         }
         found |= {
-            f"replays, k = {k}/{place}": lambda k=k, p=place: self.replays(k, p)
+            f"replays, k = {k}/{place}": partial(self.replays, k, place)
             for k in scale.ks
             for place in range(scale.segments)
         }
-        found |= {f"float16/{place}": lambda p=place: self.float16(p) for place in range(scale.segments)}
+        found |= {f"float16/{place}": partial(self.float16, place) for place in range(scale.segments)}
         return found | {"cost": self.cost}
 
     def recorded(self) -> Cell:

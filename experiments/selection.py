@@ -3,7 +3,7 @@
     python experiments/selection.py [--quick | --tiny] [--work DIR] --json FILE
 
 Honest runs of several optimizers and lengths, and every attack of the registry that hides a few false segments among honest steps that
-cost next to nothing, in several variants, on a ReLU network for scikit-learn's digits. Nothing is replayed: for each proof the survey
+cost next to nothing, in several variants, on a ReLU network for handwritten digits. Nothing is replayed: for each proof the survey
 is made once, and 200 nonces are drawn on it. Writes JSON, and a page beside it. Finished cells are kept in FILE.part.
 """
 

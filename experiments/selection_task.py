@@ -1,4 +1,4 @@
-"""The task of ``selection.py``: scikit-learn's digits, with a network whose units can die."""
+"""The task of ``selection.py``: handwritten digits, with a network whose units can die."""
 
 from __future__ import annotations
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import sklearn.datasets._base as shipped
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, settings
@@ -17,6 +16,8 @@ from hypothesis import HealthCheck, settings
 from proof_of_learning import TaskReference, prove
 from proof_of_learning.proof import remote
 from proof_of_learning.prover import Recording
+from proof_of_learning.replay import process
+from support_workers import Nursery
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # on tensors this small, more threads only wait for each other
@@ -27,12 +28,30 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, suppres
 settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=quiet)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
+# Workers are forked from a process that has imported what they import (support_workers), but in tests of how they start.
+nursery = Nursery()
+vars(process)["subprocess"] = SimpleNamespace(Popen=nursery.popen, PIPE=subprocess.PIPE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For --dist loadgroup: a file's tests share what they prepared, so one process runs them; those of programs share nothing."""
+    for item in items:
+        if item.path.name != "test_programs.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marked = item.get_closest_marker("real_workers") is not None
+    nursery.real = marked or os.environ.get("POL_TEST_WORKERS") == "real"
+
+
+def pytest_unconfigure() -> None:
+    nursery.close()
+
 
 @pytest.fixture(scope="session")
 def digits() -> TaskReference:
-    """The digits example, shortened. In this process its file is parsed once: a task that is an object loads its data each time."""
-    parsed = functools.cache(shipped.load_gzip_compressed_csv_data)
-    shipped.load_gzip_compressed_csv_data = lambda *args, **kwargs: copy.deepcopy(parsed(*args, **kwargs))
+    """The digits example, shortened."""
     return TaskReference(f"{HERE.parent}/examples/digits.py:task", {"steps": 60})
 
 
@@ -44,7 +63,7 @@ def digits_recording(digits: TaskReference, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def digits_proof(digits_recording: Recording) -> Path:
-    return digits_recording.path
+    return Path(digits_recording.path)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +75,7 @@ def tiny() -> TaskReference:
 @pytest.fixture(scope="session")
 def tiny_proof(tiny: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An honest proof of the tiny task: 5 segments, the last one shorter. Read only."""
-    return prove(tiny, tmp_path_factory.mktemp("honest") / "tiny.pol", interval=5).path
+    return Path(prove(tiny, tmp_path_factory.mktemp("honest") / "tiny.pol", interval=5).path)
 
 
 @pytest.fixture(autouse=True)

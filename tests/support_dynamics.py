@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proof_of_learning.verifier.dynamics import Course, read_rule
+from proof_of_learning.data import digits as shipped
+from proof_of_learning.verifier.dynamics import Course, family, read_rule
 
 Snapshot = dict[str, Any]
 Optimizers = Callable[[Any], torch.optim.Optimizer]
@@ -36,8 +36,8 @@ VARIANTS: dict[str, Optimizers] = {
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    found = load_digits()
-    return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 16.0, torch.tensor(found.target)
+    x, y = shipped.digits()
+    return torch.tensor(x, dtype=torch.float32).unsqueeze(1) / 16.0, torch.tensor(y)
 
 
 def mlp(width: int = 32) -> nn.Module:
@@ -128,5 +128,6 @@ def _course(snapshots: list[Snapshot], number: int, rates: Any, bounds: Any) -> 
         if name == "step":
             missing = missing[0]
         entries[name] = np.stack([missing if row is None else row.reshape(missing.shape) for row in rows])
-    rule = read_rule([snapshot["settings"] for snapshot in snapshots], names)
+    settings = [snapshot["settings"] for snapshot in snapshots]
+    rule = read_rule(settings, family(settings[-1], names))
     return Course(weights, entries, rule, rates, bounds)

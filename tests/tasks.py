@@ -62,6 +62,7 @@ class Net(nn.Module):
         if kind == "tied":
             self.again = nn.Linear(16, 16)
             self.again.weight = self.middle.weight
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(2), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +118,10 @@ def pairs(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def penalised_step(context: StepContext, batches: list[Any]) -> Tensor:
     """A step of its own: a random penalty, then the moving averages."""
-    value = loss(context.model, batches[0]) + 1e-3 * torch.rand(()) * context.model.first.weight.square().sum()
+    value = (
+        loss(context.model, batches[0])
+        + 1e-3 * torch.rand(()) * context.model.get_parameter("first.weight").square().sum()
+    )
     context.backward(value)
     context.update()
     for part in context.parts.values():

@@ -60,7 +60,7 @@ def deep(path: Path) -> Path:
 
 def many_states(path: Path) -> Path:
     """None of them large."""
-    node = {"l": [{"l": []}] * 2800}
+    node: dict[str, Any] = {"l": [{"l": []}] * 2800}
     made = [whole({"d": [["s:progress", {"i": str(step)}], ["s:x", node]]}) for step in range(300)]
     return write(path, held(*made), made)
 

@@ -59,7 +59,7 @@ def noisy() -> TaskReference:
 @pytest.fixture(scope="module")
 def elsewhere(noisy: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A proof made with another thread count than this process has. Read only."""
-    return prove(noisy, tmp_path_factory.mktemp("elsewhere") / "run.pol", interval=3, threads=3).path
+    return Path(prove(noisy, tmp_path_factory.mktemp("elsewhere") / "run.pol", interval=3, threads=3).path)
 
 
 def test_an_honest_proof_of_another_environment_is_valid_only_if_that_is_allowed(
@@ -131,7 +131,7 @@ def test_a_loss_may_differ_in_its_last_noisy_in_another_environment(
     factor: float, here: str, elsewhere: str, tmp_path: Path
 ) -> None:
     task = smallest()  # too small for threads to matter: every environment arrives at the same bits
-    made = prove(task, tmp_path / "run.pol", interval=2, threads=3).path
+    made = Path(prove(task, tmp_path / "run.pol", interval=2, threads=3).path)
     told = rewrite(made, tmp_path / "told.pol", columns=lambda given: [replace(c, loss=c.loss * factor) for c in given])
     assert verify(told, task).verdict == here
     verdict = verify(told, task, reproduce=False, allow_calibrated=True)

@@ -170,7 +170,7 @@ def test_an_interrupted_prove_says_so_and_resumes_to_the_same_root(
 ) -> None:
     """Ctrl-C in a real process, at a moment when some segments are on disk."""
     run = tmp_path / "run.pol"
-    arguments = [*COMMAND, "prove", target, "-o", run, "-k", "5", "--set", "steps=200000"]
+    arguments = [*COMMAND, "prove", target, "-o", str(run), "-k", "5", "--set", "steps=200000"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, cwd=REPOSITORY)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (

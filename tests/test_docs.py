@@ -19,14 +19,14 @@ from proof_of_learning.cli.main import app
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "proof_of_learning"
 README = (ROOT / "README.md").read_text()
-GUIDES = [path.read_text() for path in sorted((ROOT / "docs" / "guide").glob("*.md"))]
+GUIDES = {path.stem: path.read_text() for path in sorted((ROOT / "docs" / "guide").glob("*.md"))}
 DOCUMENTS = [
     path for path in ROOT.rglob("*.md") if not {part for part in path.relative_to(ROOT).parts if part[0] == "."}
 ]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 # ---- the examples -----------------------------------------------------------------------------------
@@ -35,15 +35,19 @@ def blocks(language: str) -> list[str]:
 def test_the_python_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both of them, one after the other as in the text, with fewer steps."""
+    """Those of README, then those of the guides, which build on them, with fewer steps."""
     monkeypatch.chdir(tmp_path)
-    whole = "\n".join(blocks("python"))
+    whole = "\n".join(block for text in (README, *GUIDES.values()) for block in blocks(text, "python"))
     assert whole.count("steps=1000") == 1
     scope: dict[str, object] = {"__name__": "readme"}
     exec(compile(whole.replace("steps=1000", "steps=40"), "README.md", "exec"), scope)
     assert capsys.readouterr().out.startswith("valid - every mandatory check passed\n")
     observed = pol.verify("observed.pol", scope["task"], random=4)  # type: ignore[arg-type]
     assert (observed.verdict, observed.assurance) == ("valid", "observed")
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(README.split()) < 1000
 
 
 # ---- the commands -----------------------------------------------------------------------------------
@@ -62,8 +66,9 @@ def options(of: Any) -> set[str]:
 
 
 def written_commands() -> list[str]:
-    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    inline = re.findall(r"`(pol [a-z][^`]*)`", "\n".join([README, *GUIDES]))
+    whole = "\n".join([README, *GUIDES.values()])
+    lines = [line.split("#")[0].split(">")[0].strip() for block in blocks(whole, "sh") for line in block.splitlines()]
+    inline = re.findall(r"`(pol [a-z][^`]*)`", whole)
     return [line for line in (*lines, *inline) if line.startswith("pol ")]
 
 
@@ -74,7 +79,7 @@ def test_every_command_line_parses(line: str) -> None:
         pass
 
 
-TABLE = re.findall(r"^\| `pol ([a-z]+)[^|]*` \|.*\|(.*)\|$", README, re.MULTILINE)
+TABLE = re.findall(r"^\| `pol ([a-z]+)[^|]*` \|.*\|(.*)\|$", GUIDES["commands"], re.MULTILINE)
 
 
 def test_the_table_of_commands_is_complete() -> None:
@@ -167,8 +172,9 @@ def imports(path: Path) -> Iterator[str]:
                 elif alias.name.startswith("proof_of_learning."):
                     yield alias.name.removeprefix("proof_of_learning.")
     for node in ast.walk(tree):
-        of_package = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases
-        if of_package and not node.attr.startswith("__"):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+            continue
+        if node.value.id in aliases and not node.attr.startswith("__"):
             yield public(node.attr)
 
 

@@ -120,7 +120,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up(tiny_proof: Path, monkey
 @pytest.fixture
 def crowded(tmp_path: Path) -> Path:
     """An honest proof of 12 segments, each said to be trained under another version of Python, every second with a flag set."""
-    path = pol.prove(tasks.task(), tmp_path / "run.pol", interval=2).path
+    path = Path(pol.prove(tasks.task(), tmp_path / "run.pol", interval=2).path)
 
     def edit(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         told = next(line for line in lines if line["kind"] == "environment")
@@ -177,7 +177,7 @@ def test_few_workers_are_there_at_a_time(crowded: Path, workers: dict[str, Any])
 
 def test_workers_of_one_environment_are_asked_one_after_the_other(tmp_path: Path, workers: dict[str, Any]) -> None:
     """Five environments in turn: each is started to be looked at, and once more for its segments."""
-    path = pol.prove(tasks.task(), tmp_path / "run.pol", interval=1).path
+    path = Path(pol.prove(tasks.task(), tmp_path / "run.pol", interval=1).path)
 
     def edit(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         told = next(line for line in lines if line["kind"] == "environment")

@@ -81,7 +81,7 @@ def observed(path: Path, task: Task, model: nn.Module, parts: dict[str, Any] | N
     live = {"model": model, "optimizer": optimizer, **(parts or {})}
     with Recorder.observe(path, task, live, interval=2) as recorder:
         for _ in range(2):
-            for x, y in recorder.watch(DataLoader(Indexed(tasks.data()), batch_size=16, shuffle=True)):
+            for x, y in recorder.watch(DataLoader(Indexed(tasks.data()), batch_size=16, shuffle=True)):  # type: ignore[arg-type]
                 loss = F.cross_entropy(model(x), y)
                 recorder.loss(loss)
                 optimizer.zero_grad()
@@ -260,7 +260,7 @@ def test_an_optimizer_that_has_moved_is_still_refused(tmp_path: Path) -> None:
     F.cross_entropy(model(tasks.data().tensors[0]), tasks.data().tensors[1]).backward()
     optimizer.step()
     with Recorder.observe(tmp_path / "run.pol", task, {"model": model, "optimizer": optimizer}, interval=2) as recorder:
-        for x, y in recorder.watch(DataLoader(Indexed(tasks.data()), batch_size=16, shuffle=True)):
+        for x, y in recorder.watch(DataLoader(Indexed(tasks.data()), batch_size=16, shuffle=True)):  # type: ignore[arg-type]
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)
             recorder.loss(loss)

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as functional
 from scipy import stats
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from proof_of_learning.data.digits import digits
 from proof_of_learning.errors import UsageError
 from proof_of_learning.verifier.initialization.judge import PoolResult, TensorJudgement, judge_initialization
 from proof_of_learning.verifier.initialization.sample import spectrum_p_value
@@ -40,8 +40,8 @@ def mlp() -> nn.Sequential:
 
 
 def train(net: nn.Module, steps: int, rate: float = 0.05) -> None:
-    x, y = load_digits(return_X_y=True)
-    pixels, labels = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
+    x, y = digits()
+    pixels, labels = torch.tensor(x / 16, dtype=torch.float32).flatten(1), torch.tensor(y)
     optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9)
     for _ in range(steps):
         batch = torch.randint(len(pixels), (64,))

@@ -18,6 +18,7 @@ from proof_of_learning.errors import WorkerError
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import Replay
 
+pytestmark = pytest.mark.real_workers
 HERE = Path(__file__).parent
 SEGMENTS = support_hidden.STEPS // support_hidden.INTERVAL
 KINDS = ("model", "data", "module")
@@ -31,7 +32,8 @@ def reference(kind: str) -> TaskReference:
 def proofs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Honest runs of tasks of which only the beginning can be replayed."""
     folder = tmp_path_factory.mktemp("hidden")
-    return {kind: pol.prove(reference(kind), folder / kind, interval=support_hidden.INTERVAL).path for kind in KINDS}
+    interval = support_hidden.INTERVAL
+    return {kind: Path(pol.prove(reference(kind), folder / kind, interval=interval).path) for kind in KINDS}
 
 
 def told(verdict: pol.Verdict) -> dict[int, tuple[Any, ...]]:

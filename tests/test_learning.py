@@ -24,7 +24,7 @@ def dead() -> nn.Module:
         nn.Linear(tasks.FEATURES, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, tasks.CLASSES)
     )
     with torch.no_grad():
-        net[2].bias.sub_(100.0)
+        net.get_parameter("2.bias").sub_(100.0)
     return net
 
 
@@ -117,6 +117,6 @@ def test_a_start_that_knows_under_every_key_leaves_nothing_to_teach(tmp_path: Pa
 
 @pytest.mark.parametrize("interval", [1, 4, 20, STEPS])
 @pytest.mark.parametrize("settings", [{"optimizer": "sgd"}, {}, {"optimizer": "adam"}, {"net": "batchnorm"}], ids=str)
-def test_honest_runs_of_few_segments_learned_something(settings: dict[str, str], interval: int, tmp_path: Path) -> None:
+def test_honest_runs_of_few_segments_learned_something(settings: dict[str, Any], interval: int, tmp_path: Path) -> None:
     _, found = judged(tasks.task(steps=STEPS, **settings), tmp_path, interval)
     assert found.status == "pass", found.summary

@@ -28,7 +28,7 @@ from proof_of_learning.training.state import State, encode_tree
 INF, NAN = math.inf, math.nan
 
 
-def state(scalars: Any = None, buffers: dict[str, Tensor] | None = None, **parameters: Tensor) -> State:
+def state(scalars: Any = None, buffers: Any = None, **parameters: Tensor) -> State:
     values = {
         "model": {"parameters": parameters, "buffers": buffers or {}},
         "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "lr": scalars},
@@ -44,7 +44,9 @@ def of(*values: float) -> State:
 def expected(a: Any, b: Any) -> Distance:
     x, y = (np.concatenate([np.asarray(v, np.float64).ravel() for v in values]) for values in (a, b))
     norms = np.linalg.norm(x) * np.linalg.norm(y)
-    return Distance(np.abs(x - y).sum(), float(np.linalg.norm(x - y)), np.abs(x - y).max(), 1 - float(x @ y) / norms)
+    return Distance(
+        *(float(v) for v in (np.abs(x - y).sum(), np.linalg.norm(x - y), np.abs(x - y).max(), 1 - x @ y / norms))
+    )
 
 
 def near(a: Distance, b: Distance, tolerance: float = 1e-9) -> bool:
@@ -106,7 +108,7 @@ def test_many_tensors_of_all_sizes_and_types_are_measured_as_one_vector() -> Non
     other = {name: (tensor.float() * 1.25).to(tensor.dtype) for name, tensor in one.items()}
     way = math.sqrt(sum(float(((other[name].double() - one[name].double()) ** 2).sum()) for name in one))
     moved = displacement(state(**one), state(**other))
-    assert (moved.state, moved.weights) == (pytest.approx(way, rel=1e-9), pytest.approx(way, rel=1e-9))
+    assert [moved.state, moved.weights] == pytest.approx([way, way], rel=1e-9)
     assert weight_distance(one, other) == pytest.approx(way, rel=1e-9)
     other["0-float32"] = torch.tensor([INF])
     assert displacement(state(**one), state(**other)).weights == INF

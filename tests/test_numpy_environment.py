@@ -68,7 +68,7 @@ def elsewhere(states: list[State]) -> list[State]:
 @pytest.mark.parametrize("code", ["augment", "collate", "custom"])
 def test_other_bits_under_another_numpy_are_inconclusive_where_the_task_may_use_it(code: str, tmp_path: Path) -> None:
     task = tasks.task(**{code: True})  # type: ignore[arg-type]
-    path = pol.prove(task, tmp_path / "honest.pol", interval=5).path
+    path = Path(pol.prove(task, tmp_path / "honest.pol", interval=5).path)
     same = rewrite(path, tmp_path / "same.pol", environment=another_numpy)
     assert pol.verify(same, task, everything=True).verdict == "valid"  # the bits agree
     verdict = pol.verify(

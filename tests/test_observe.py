@@ -64,7 +64,7 @@ class Loop:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
         self.scheduler = lr_scheduler.StepLR(self.optimizer, 1, gamma=0.7)
         more = {"num_workers": workers, "prefetch_factor": 3} if workers else {}
-        self.loader = DataLoader(Indexed(tasks.data()), batch_size=BATCH, shuffle=shuffle, **more)  # type: ignore[arg-type]
+        self.loader: DataLoader[Any] = DataLoader(Indexed(tasks.data()), batch_size=BATCH, shuffle=shuffle, **more)  # type: ignore[arg-type]
         self.steps = 0
 
     @property
@@ -217,7 +217,7 @@ def test_an_interrupted_foreign_loop_goes_on(tmp_path: Path) -> None:
         assert recorder.steps_done == 12
         again.steps = 12
         for x, y in recorder.watch(
-            DataLoader(Indexed(tasks.data()), batch_size=BATCH)
+            DataLoader(Indexed(tasks.data()), batch_size=BATCH)  # type: ignore[arg-type]
         ):  # no loop is made to resume by itself
             loss = F.cross_entropy(again.model(x), y)
             recorder.loss(loss)
@@ -297,16 +297,16 @@ def test_mistakes_of_the_loop_are_named(tmp_path: Path) -> None:
 def test_the_description_is_that_of_the_task_in_a_file(tmp_path: Path) -> None:
     """A loop in a script names a task in a module: the digests agree, although the classes were imported otherwise."""
     described = replace(tasks.task(custom=False), name="x")
-    live = {"model": tasks.Net()}
-    live["optimizer"] = tasks.OPTIMIZERS["momentum"](live["model"].parameters())  # type: ignore[assignment]
+    live: dict[str, Any] = {"model": tasks.Net()}
+    live["optimizer"] = tasks.OPTIMIZERS["momentum"](live["model"].parameters())
     with Recorder.observe(tmp_path / "run.pol", described, live, interval=4) as recorder:
         for _ in range(4):
-            for x, y in recorder.watch(DataLoader(Indexed(tasks.data()), batch_size=16, shuffle=True)):
+            for x, y in recorder.watch(DataLoader(Indexed(tasks.data()), batch_size=16, shuffle=True)):  # type: ignore[arg-type]
                 loss = F.cross_entropy(live["model"](x), y)
                 recorder.loss(loss)
-                live["optimizer"].zero_grad()  # type: ignore[operator]
+                live["optimizer"].zero_grad()
                 loss.backward()
-                live["optimizer"].step()  # type: ignore[operator]
+                live["optimizer"].step()
         recorder.close()
     verdict = pol.verify(
         tmp_path / "run.pol", f"{Path(__file__).parent}/tasks.py:task", everything=True, keep_going=True

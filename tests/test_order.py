@@ -66,7 +66,7 @@ def order(path: Path, described: Task, **options: Any) -> pol.verifier.verdict.C
 
 
 def loader(**options: Any) -> DataLoader[Any]:
-    return DataLoader(Indexed(tasks.data()), **{"batch_size": BATCH, "shuffle": True, **options})
+    return DataLoader(Indexed(tasks.data()), **{"batch_size": BATCH, "shuffle": True, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

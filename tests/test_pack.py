@@ -152,7 +152,7 @@ def built(items: Members, format: int = tarfile.GNU_FORMAT) -> bytes:
     """The archive of ``items`` as Python writes it, ending as ours does."""
     out = io.BytesIO()
     for entry, raw in items:
-        out.write(entry.tobuf(format, "ascii", "surrogateescape") + raw + bytes(-len(raw) % BLOCK))
+        out.write(entry.tobuf(format, "ascii", "surrogateescape") + raw + bytes(-len(raw) % BLOCK))  # type: ignore[arg-type]
     return out.getvalue() + bytes(2 * BLOCK)
 
 

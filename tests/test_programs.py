@@ -21,6 +21,11 @@ RUN = {  # every file that can be run: the options that it takes beside the comm
     if '__name__ == "__main__"' in path.read_text()
 }
 PARTS = {"benchmarks/plain"}  # run by others
+# Most of what these take is the start of one process after another, which is what they measure or compare.
+SLOW = {
+    "benchmarks/calibrated_cost", "benchmarks/memory", "benchmarks/storage", "benchmarks/verify_cost",
+    "experiments/honest", "experiments/other_environments", "experiments/paper",
+}  # fmt: skip
 
 
 def failures(value: Any) -> Iterator[str]:
@@ -35,8 +40,11 @@ def failures(value: Any) -> Iterator[str]:
             yield from failures(item)
 
 
-@pytest.mark.parametrize("name", sorted(RUN.keys() - PARTS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in sorted(RUN.keys() - PARTS)]
+)
 def test_a_program_runs_from_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RUN.keys() >= SLOW
     path, out = ROOT / f"{name}.py", tmp_path / "out.json"
     pages = '"--output"' in RUN[name]
     arguments = [str(path), "--tiny", "--json", str(out), *(["--output", str(tmp_path / "pages")] if pages else [])]

@@ -215,12 +215,19 @@ def state(shift: float = 0.0, elements: int = ELEMENTS) -> State:
     return State({"d": [[f"s:{part}", encode_tree(value, part, tensors)] for part, value in values.items()]}, tensors)
 
 
+def trained(sampler: Sampler, members: dict[str, str]) -> dict[str, Trained]:
+    rates = {"optimizer": np.full((2, 1), 0.1)}
+    return sampler.trained(members, {"optimizer": "sgd"}, rates, np.arange(3, dtype=np.int64))
+
+
 def sampled(seed: int, elements: int = ELEMENTS) -> dict[str, Trained]:
     sampler = Sampler(3, seed)
     for position in range(3):
         sampler.add(position, state(0.25 * position, elements))
     members = {"optimizer/state/0": "model/parameters/w", "optimizer/state/1": "model/parameters/small"}
-    return sampler.trained(members, np.full((2, 1), 0.1), np.arange(3, dtype=np.int64))
+    return sampler.trained(
+        members, {"optimizer": "sgd"}, {"optimizer": np.full((2, 1), 0.1)}, np.arange(3, dtype=np.int64)
+    )
 
 
 @pytest.mark.parametrize("elements", [ELEMENTS, 10 * ELEMENTS])
@@ -248,7 +255,7 @@ def test_where_a_state_is_missing_nothing_is_said() -> None:
     sampler = Sampler(3, 1)
     sampler.add(0, state())
     sampler.add(2, state())
-    assert sampler.trained({"optimizer/state/0": "model/parameters/w"}, np.full((2, 1), 0.1), np.arange(3)) == {}
+    assert sampler.trained({"optimizer/state/0": "model/parameters/w"}, {}, {}, np.arange(3)) == {}
 
 
 def test_a_tensor_that_changes_its_shape_is_infinitely_far_there() -> None:
@@ -256,6 +263,8 @@ def test_a_tensor_that_changes_its_shape_is_infinitely_far_there() -> None:
     for position, held in enumerate((state(), state(elements=ELEMENTS - 10), state())):
         sampler.add(position, held)
     members = {"optimizer/state/0": "model/parameters/w"}
-    found = sampler.trained(members, np.full((2, 1), 0.1), np.arange(3, dtype=np.int64))["model/parameters/w"]
+    found = sampler.trained(
+        members, {"optimizer": "sgd"}, {"optimizer": np.full((2, 1), 0.1)}, np.arange(3, dtype=np.int64)
+    )["model/parameters/w"]
     assert np.isinf(found.course.weights[1]).all()
     assert np.isfinite(found.course.weights[[0, 2]]).all()

@@ -65,7 +65,7 @@ def test_the_vectors_follow_from_the_specification_alone() -> None:
         words = list(itertools.islice(philox(int(row["seed"])), len(row["order"])))
         assert sorted(range(len(words)), key=words.__getitem__) == row["order"]
     for row in VECTORS["uniforms"]:
-        words = itertools.islice(philox(int(row["seed"])), len(row["hex"]))
+        words = list(itertools.islice(philox(int(row["seed"])), len(row["hex"])))
         assert [((word >> 11) * 2.0**-53).hex() for word in words] == row["hex"]
 
 

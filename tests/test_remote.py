@@ -231,7 +231,7 @@ def test_what_else_lies_there_is_never_touched(name: str, with_proof: bool, loca
     before = copied(address, tmp_path)
     for judge in (recorded, pol.check):
         with pytest.raises(PolError, match="which no proof does"):
-            judge(address)  # type: ignore[operator]
+            judge(address)
     assert copied(address, tmp_path) == before
 
 
@@ -334,7 +334,7 @@ def test_a_store_is_believed_no_more_than_a_proof(lie: str, local: Path, tmp_pat
     Liar.lie = lie
     for judge in (pol.check, pol.verify):
         with pytest.raises(FormatError) as caught:
-            judge("liar://runs/run.pol")  # type: ignore[operator]
+            judge("liar://runs/run.pol")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "evil").exists()
 

@@ -61,7 +61,7 @@ def test_every_segment_replays_alone(settings: dict[str, Any], tmp_path: Path) -
     task = tasks.task(**settings)
     recording = pol.prove(task, tmp_path / "run.pol", interval=5, evaluations=2)
     assert recording.steps == 24
-    replays_alone(recording.path, task)
+    replays_alone(Path(recording.path), task)
     proof = Proof.open(recording.path)
     assert [s.evaluation is not None for s in proof.segments] == [False, True, False, True, False]
     assert not torch.equal(
@@ -73,7 +73,7 @@ def test_every_segment_replays_alone(settings: dict[str, Any], tmp_path: Path) -
 def test_any_interval_gives_the_same_training(interval: int, segments: int, tmp_path: Path) -> None:
     task = tasks.task(**EVERYTHING)
     recording = pol.prove(task, tmp_path / "run.pol", interval=interval)
-    replays_alone(recording.path, task)
+    replays_alone(Path(recording.path), task)
     proof = Proof.open(recording.path)
     assert len(proof.segments) == segments
     other = Proof.open(pol.prove(task, tmp_path / "other.pol", interval=5).path)
@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for name, shape in (("cifar10", (3, 32, 32)), ("fashion_mnist", (28, 28))):
         arrays = {f"{part}_x": rng.integers(0, 256, (20, *shape), dtype=np.uint8) for part in ("train", "test")}
-        np.savez(folder / f"{name}.npz", train_y=np.arange(20) % 10, test_y=np.arange(20) % 10, **arrays)
+        np.savez(folder / f"{name}.npz", train_y=np.arange(20) % 10, test_y=np.arange(20) % 10, **arrays)  # type: ignore[arg-type]
     (folder / "tiny_shakespeare.txt").write_text("To be, or not to be, that is the question:\n" * 60)
     return folder
 
@@ -105,7 +105,7 @@ def test_the_examples_replay(example: str, folder: Path, tmp_path: Path) -> None
     settings = {"steps": 4, **SMALL.get(example, {}), **({"data": str(folder)} if example in SMALL else {})}
     loaded = load_task(TaskReference(f"{ROOT}/examples/{example}:task", settings))
     task = replace(loaded, reference=None)
-    replays_alone(pol.prove(task, tmp_path / "run.pol", interval=3).path, task)
+    replays_alone(Path(pol.prove(task, tmp_path / "run.pol", interval=3).path), task)
 
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
@@ -294,7 +294,7 @@ def test_a_start_that_does_not_follow_from_the_key_is_invalid(tiny_proof: Path, 
 def test_a_segment_cannot_be_presented_at_another_place(tmp_path: Path) -> None:
     """The second half of a run is no run: states say at which step they stand."""
     task = tasks.task(steps=10, shuffle=False, batch_size=92)
-    path = pol.prove(task, tmp_path / "long.pol", interval=5).path
+    path = Path(pol.prove(task, tmp_path / "long.pol", interval=5).path)
     proof = Proof.open(path)
     shifted = rewrite(
         path, tmp_path / "short.pol",

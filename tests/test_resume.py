@@ -171,21 +171,26 @@ def last_line(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], N
     return damage
 
 
+def removed(files: list[Path]) -> None:
+    for file in files:
+        file.unlink()
+
+
 def zeroed(path: Path) -> None:
     size = path.stat().st_size
     path.write_bytes(bytes(size))
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "nothing": lambda path: None,
     **{f"log without its last {n} bytes": cut("log.jsonl", n) for n in (1, 2, 100, 500, 1000, 2000)},
     **{f"index without its last {n} bytes": cut("index.jsonl", n) for n in (1, 200, 400)},
     **{f"blocks without their last {n} bytes": cut("blocks.bin", n) for n in (1, 300, 1000)},
     "log torn in the last line": last_line("log.jsonl", lambda raw: raw[: len(raw) // 2]),
     "log with a damaged last line": last_line("log.jsonl", lambda raw: raw[:-9] + b"x" + raw[-8:] + b"\n"),
-    "log with zeros at its end": lambda path: (path / "log.jsonl").open("ab").write(bytes(100)),  # type: ignore[dict-item]
-    "index with zeros at its end": lambda path: (path / "index.jsonl").open("ab").write(bytes(100)),  # type: ignore[dict-item]
-    "blocks with zeros at their end": lambda path: (path / "blocks.bin").open("ab").write(bytes(9)),  # type: ignore[dict-item]
+    "log with zeros at its end": lambda path: (path / "log.jsonl").open("ab").write(bytes(100)),
+    "index with zeros at its end": lambda path: (path / "index.jsonl").open("ab").write(bytes(100)),
+    "blocks with zeros at their end": lambda path: (path / "blocks.bin").open("ab").write(bytes(9)),
     "an empty log": lambda path: os.truncate(path / "log.jsonl", 0),
     "no log": lambda path: (path / "log.jsonl").unlink(),
     "no blocks": lambda path: (path / "blocks.bin").unlink(),
@@ -194,12 +199,12 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "last object missing": lambda path: objects(path)[-1].unlink(),
     "last object empty": lambda path: os.truncate(objects(path)[-1], 0),
     "last object of zeros": lambda path: zeroed(objects(path)[-1]),
-    "last two objects missing": lambda path: [p.unlink() for p in objects(path)[-2:]] and None,  # type: ignore[func-returns-value]
+    "last two objects missing": lambda path: removed(objects(path)[-2:]),
     "a middle object missing": lambda path: objects(path)[2].unlink(),
     "a middle object torn": lambda path: os.truncate(objects(path)[2], 50),
-    "a stray temporary file": lambda path: (path / ".tmp-abc").write_bytes(b"x") and None,
-    "a stray temporary object": lambda path: (objects(path)[0].parent / ".tmp-abc").write_bytes(b"x") and None,
-    "an object that nothing names": lambda path: (objects(path)[0].parent / ("0" * 64)).write_bytes(b"x") and None,
+    "a stray temporary file": lambda path: (path / ".tmp-abc").write_bytes(b"x"),
+    "a stray temporary object": lambda path: (objects(path)[0].parent / ".tmp-abc").write_bytes(b"x"),
+    "an object that nothing names": lambda path: (objects(path)[0].parent / ("0" * 64)).write_bytes(b"x"),
     "a stray folder": lambda path: (path / "objects" / "zz").mkdir(),
 }
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -27,6 +28,7 @@ from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.report.html import render_html
 from proof_of_learning.report.terminal import print_verdict
 
+pytestmark = pytest.mark.real_workers
 HERE = Path(__file__).parent
 
 HOSTILE = """
@@ -211,7 +213,8 @@ def test_what_the_verifier_allows_can_be_read(bubblewrap: str, tiny_proof: Path,
     data = tmp_path / "data" / "values"
     data.write_text("42")
     (tmp_path / "task" / "reader.py").write_text(READER.format(tests=str(HERE), path=str(data)))
-    target, plan = f"{tmp_path}/task/reader.py:task", {"sandbox": "require", "top_q": 0, "random": 0}
+    target = f"{tmp_path}/task/reader.py:task"
+    plan: dict[str, Any] = {"sandbox": "require", "top_q": 0, "random": 0}
     with pytest.raises(TaskError, match=r"FileNotFoundError.*\(--allow-read DIR shows it more\)"):
         verify(tiny_proof, target, allow_read=[HERE], **plan)
     assert verify(tiny_proof, target, allow_read=[HERE, data.parent], **plan).verdict == "valid"

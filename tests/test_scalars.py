@@ -115,6 +115,7 @@ def test_a_scale_that_training_itself_breaks_needs_every_segment(tmp_path: Path)
     def breaking(context: StepContext, batches: list[Any]) -> Tensor:
         loss = standard_step(context, batches, tasks.loss)
         if context.step == 9:
+            assert context.scaler is not None
             context.scaler.load_state_dict({**context.scaler.state_dict(), "scale": math.inf})
         return loss
 

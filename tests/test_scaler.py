@@ -20,6 +20,7 @@ def history(overflows: Any, **settings: Any) -> list[dict[str, Any]]:
     states = [scaler.state_dict()]
     for overflow in overflows:
         scale, tracker = scaler._scale, scaler._growth_tracker
+        assert scale is not None and tracker is not None
         torch._amp_update_scale_(
             scale, tracker, torch.tensor(float(overflow)), scaler.get_growth_factor(), scaler.get_backoff_factor(),
             scaler.get_growth_interval(),

@@ -28,7 +28,7 @@ from support_proofs import contents
 def judged(path: Path | str, task: Task | str) -> None:
     """Every segment replays to the bit, under either draw. (Whether a run this short learned anything is another question.)"""
     for options in ({"everything": True}, {"random": 2, "top_q": 0}):
-        verdict = pol.verify(path, task, keep_going=True, **options)  # type: ignore[arg-type]
+        verdict = pol.verify(path, task, keep_going=True, **options)
         assert verdict.verdict != "invalid", verdict.reason
         assert verdict.check("trajectory").status == "pass", verdict.check("trajectory").summary
 
@@ -197,6 +197,7 @@ class Buffered(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind, self.net = kind, tasks.Net()
+        self.held: Any
         start: dict[str, Tensor | None] = {
             "none": None,
             "extremes": torch.tensor([math.inf, -math.inf]),

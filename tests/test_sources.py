@@ -179,7 +179,7 @@ def test_a_partial_and_an_object_have_the_source_of_what_they_call() -> None:
     assert sources.of_function(functools.partial(tasks.loss)) == sources.of_function(tasks.loss)
     assert sources.of_function(Loss()) == sources.of_function(Loss)
     assert sources.of_function(len) == sources.UNAVAILABLE
-    one, other = (sources.of_values({"loss": functools.partial(tasks.loss, pull=p)}) for p in (0.0, 1.0))
+    one, other = (sources.of_values({"loss": functools.partial(tasks.loss, pull=p)}) for p in (0.0, 1.0))  # type: ignore[call-arg]
     assert one != other
 
 

@@ -119,6 +119,7 @@ class Odd(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.0))
         self.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
         self.register_buffer("nan", torch.tensor([math.nan, -0.0, 5e-324], dtype=torch.float64))
+        self.hidden: Tensor
         self.register_buffer("hidden", torch.arange(5), persistent=False)
         self.register_buffer("empty", torch.empty(0, 4, dtype=torch.float16))
         self.register_buffer("flags", torch.tensor([True, False]))
@@ -152,7 +153,8 @@ def test_modules_are_restored_with_all_they_hold() -> None:
 def test_schedulers_with_scalars_of_every_kind() -> None:
     def live() -> dict[str, Any]:
         model = nn.Linear(2, 2)
-        optimizer = SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias]}], lr=0.2, momentum=0.5)
+        groups: list[dict[str, Any]] = [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias]}]
+        optimizer = SGD(groups, lr=0.2, momentum=0.5)
         one = lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)  # holds infinities
         two = lr_scheduler.CyclicLR(optimizer, [0.01, 0.02], [0.1, 0.2], step_size_up=3)
         three = lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
@@ -185,7 +187,7 @@ def test_averages_keep_their_count() -> None:
         ema.update_parameters(model)
     restore({"ema": fresh}, capture({"ema": ema}))
     assert int(fresh.n_averaged) == 3
-    assert torch.equal(fresh.module.weight, ema.module.weight)
+    assert torch.equal(fresh.get_parameter("module.weight"), ema.get_parameter("module.weight"))
 
 
 # ---- digests ----------------------------------------------------------------------------------------
@@ -401,7 +403,7 @@ def test_any_well_formed_tree_is_restored_or_refused(data: st.DataObject) -> Non
     parts = {"model": model, "optimizer": optimizer, "scheduler": lr_scheduler.StepLR(optimizer, 2)}
     state = capture(parts)
     values = decode_tree(state.tree, state.tensors)
-    target, path = values, []
+    target, path = values, list[Any]()
     while isinstance(target, dict) and target and (not path or data.draw(st.booleans())):
         path.append(data.draw(st.sampled_from(sorted(target, key=str))))
         parent, target = target, target[path[-1]]

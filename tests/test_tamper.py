@@ -37,7 +37,7 @@ FILES = ("header.json", "log.jsonl", "index.jsonl", "seal.json", "blocks.bin")
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pol.prove(smallest(), tmp_path_factory.mktemp("tamper") / "small.pol", interval=2).path
+    return Path(pol.prove(smallest(), tmp_path_factory.mktemp("tamper") / "small.pol", interval=2).path)
 
 
 @pytest.fixture

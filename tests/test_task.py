@@ -170,7 +170,7 @@ def test_the_digest_tells_every_other_task_apart() -> None:
         *(tasks.task(optimizer=name) for name in tasks.OPTIMIZERS if name != "momentum"),
         *(tasks.task(scheduler=name) for name in tasks.SCHEDULERS),
         *(tasks.task(net=name) for name in ("batchnorm", "dropout", "tied")),
-        *(tasks.task(**{name: True}) for name in ("drop_last", "augment", "collate", "custom", "scaler")),
+        *(tasks.task(**{name: True}) for name in ("drop_last", "augment", "collate", "custom", "scaler")),  # type: ignore[arg-type]
         tasks.task(batch_size=8),
         tasks.task(accumulate=2),
         tasks.task(clip=1.0),
@@ -184,7 +184,10 @@ def test_the_digest_tells_every_other_task_apart() -> None:
         replace(
             tasks.task(), optimizer=lambda m: torch.optim.SGD(list(m.parameters())[::-1], 0.05, 0.9, weight_decay=1e-3)
         ),
-        replace(tasks.task(), optimizer=lambda m: torch.optim.SGD(m.first.parameters(), 0.05, 0.9, weight_decay=1e-3)),
+        replace(
+            tasks.task(),
+            optimizer=lambda m: torch.optim.SGD(m.get_submodule("first").parameters(), 0.05, 0.9, weight_decay=1e-3),
+        ),
         replace(tasks.task(), model=lambda: tasks.Net().double()),
         replace(tasks.task(), model=lambda: Renamed()),
         replace(tasks.task(), model=lambda: frozen(tasks.Net())),
@@ -339,7 +342,7 @@ def test_a_task_that_fails_while_training_says_where(changed: dict[str, Any], wo
 
 def test_training_that_diverges_is_no_proof(tmp_path: Path) -> None:
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
-        return tasks.loss(model, batch) * (float("inf") if model.calls[0] > 3 else 1.0)
+        return tasks.loss(model, batch) * (float("inf") if model.get_buffer("calls")[0] > 3 else 1.0)
 
     with pytest.raises(pol.errors.TrainingError, match="no longer finite between steps 2 and 4"):
         pol.prove(replace(tasks.task(), loss=loss), tmp_path / "new.pol", interval=2)
@@ -358,7 +361,7 @@ def test_proving_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     pol.prove(tasks.task(steps=2), tmp_path / "new.pol")
     pol.verify(tmp_path / "new.pol", tasks.task(steps=2))
     with pytest.raises(TaskError):
-        pol.prove(replace(tasks.task(steps=2), evaluate=lambda model: 1 / 0), tmp_path / "other.pol")
+        pol.prove(replace(tasks.task(steps=2), evaluate=lambda model: {"x": 1 / 0}), tmp_path / "other.pol")
     assert flags() == before
     after = randomness.RngSnapshot.take()
     assert all(after.states[name].tobytes() == state.tobytes() for name, state in numbers.states.items())

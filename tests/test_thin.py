@@ -153,7 +153,7 @@ def test_draws_are_uniform_and_the_way_there_is_counted(thinned: dict[str, Path]
     reasons, ways = set(), set()
     for number in range(6):
         nonce = f"{number:02x}"
-        granted = {"nonce": nonce, "accept_nonce": True, "accept_uniform": True}
+        granted: dict[str, Any] = {"nonce": nonce, "accept_nonce": True, "accept_uniform": True}
         verdict = pol.verify(proof.path, tasks.task(), top_q=number % 2, random=4, **granted)
         chosen = [segment.index for segment in verdict.segments]
         assert verdict.verdict == "valid"

@@ -63,7 +63,7 @@ def observed(path: Path) -> None:
     optimizer = mine.optimizer(model)
     with pol.Recorder.observe(path, mine, {"model": model, "optimizer": optimizer}, interval=2) as recorder:
         while not recorder.finished:
-            for batch in recorder.watch(DataLoader(pol.Indexed(mine.data()), batch_size=4, shuffle=True)):
+            for batch in recorder.watch(DataLoader(pol.Indexed(mine.data()), batch_size=4, shuffle=True)):  # type: ignore[arg-type]
                 loss = F.mse_loss(model(batch[0]), batch[1])
                 loss.backward()
                 optimizer.step()

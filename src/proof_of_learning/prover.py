@@ -116,7 +116,7 @@ def prove(
 
     interval: steps between checkpoints, k (default: what the claim says, else about a thousand segments a run).
     device: ``cpu`` or ``cuda``; the deterministic switches are set while training and recorded.
-    portable: pin threads and code paths to a level that other machines share (slower by about a tenth).
+    portable: pin one thread and AVX2 code paths, which more machines of the same make share (slower by about a tenth).
     seed: replaces the task's seed.
     registration: a ``claim.json`` made by :func:`register`; all randomness then follows from its hash.
     start_from: another proof, whose final weights are the start wherever they fit the task's model (a chain of trust).

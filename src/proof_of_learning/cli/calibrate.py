@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +48,8 @@ def calibrate(
         raise UsageError(f"--intervals {intervals!r}: expected numbers separated by commas") from None
     if plot is not None and (plot.suffix not in (".svg", ".png", ".pdf") or not plot.parent.is_dir()):
         raise UsageError(f"--plot {plot}: expected a file ending in .svg, .png or .pdf in an existing folder")
+    if plot is not None and find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: `pip install 'proof-of-learning[report]'`")
 
     import proof_of_learning as pol
     from proof_of_learning.task import TaskReference

@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from proof_of_learning._version import __version__
-from proof_of_learning.cli import attack, calibrate, check, demo, inspect, pack, policy, prove, register, thin, verify
+from proof_of_learning.cli import (
+    attack,
+    calibrate,
+    check,
+    demo,
+    environment,
+    inspect,
+    pack,
+    policy,
+    prove,
+    register,
+    thin,
+    verify,
+)
 
 app = typer.Typer(
     name="pol",
@@ -44,6 +57,7 @@ app.command("verify")(verify.verify)
 app.command("check")(check.check)
 app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
+app.command("environment")(environment.environment)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)
 app.command("pack")(pack.pack)

@@ -30,7 +30,10 @@ def prove(
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`; deterministic switches are set and recorded.")] = "cpu",
     portable: Annotated[
-        bool, typer.Option("--portable", help="Pin threads and code paths to a level that other machines share.")
+        bool,
+        typer.Option(
+            "--portable", help="Pin one thread and AVX2 code paths, which more machines of the same make share."
+        ),
     ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Number of threads.  [default: PyTorch's own, or 1 if portable]")

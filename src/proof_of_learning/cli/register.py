@@ -22,7 +22,10 @@ def register(
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
     portable: Annotated[
-        bool, typer.Option("--portable", help="Pin threads and code paths to a level that other machines share.")
+        bool,
+        typer.Option(
+            "--portable", help="Pin one thread and AVX2 code paths, which more machines of the same make share."
+        ),
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.")] = None,
     owner_key: Annotated[str | None, typer.Option("--owner-key", help="The owner's public key, in hex.")] = None,

@@ -29,6 +29,10 @@ from proof_of_learning.proof.format import Stored
 from proof_of_learning.proof.reader import object_path
 
 _GROWING = (format.BLOCKS_FILE, format.INDEX_FILE, format.LOG_FILE)
+_PACKAGES = {  # what pip has to install for a kind of address
+    **dict.fromkeys(("s3", "s3a"), "'proof-of-learning[s3]'"), **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"), **dict.fromkeys(("sftp", "ssh"), "paramiko"), "hdfs": "pyarrow",
+}  # fmt: skip
 _NAME = re.compile(
     rf"({'|'.join(re.escape(name) for name in (format.HEADER_FILE, *_GROWING, format.SEAL_FILE))})"
     rf"|{format.OBJECTS}/([0-9a-f]{{2}})/\2[0-9a-f]{{62}}"
@@ -291,12 +295,8 @@ def _open(address: str) -> tuple[Any, str]:
         system, root = fsspec.core.url_to_fs(address)
     except ImportError as error:
         scheme = address.split("://")[0]
-        own = (
-            f"; `pip install 'proof-of-learning[s3]'` brings what {scheme}:// needs" if scheme in ("s3", "s3a") else ""
-        )
-        raise UsageError(
-            f"{address}: the package that reads and writes {scheme}:// is not installed ({error}){own}"
-        ) from None
+        advice = f"`pip install {_PACKAGES[scheme]}`" if scheme in _PACKAGES else str(error)
+        raise UsageError(f"{address}: what reads and writes {scheme}:// is not installed: {advice}") from None
     except ValueError as error:
         raise UsageError(f"{address}: {error}") from None
     return system, root.rstrip("/")

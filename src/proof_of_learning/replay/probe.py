@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from torch.nn.modules import module as hooks
 from proof_of_learning.data.batches import Feed
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
-from proof_of_learning.replay.protocol import Glimpse, Head, Probe, Probed
+from proof_of_learning.replay.coast import at_places, coast, of_session
+from proof_of_learning.replay.protocol import Coasting, Glimpse, Head, Probe, Probed, Rest
 from proof_of_learning.task import task_code
 from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State
@@ -39,13 +41,31 @@ def probe(
     key = randomness.key_from_seed(request.seed)
     indices = np.frombuffer(request.samples, dtype="<i8").copy()
     feed = Feed(session.task, data, key, session.device)
+
+    def glimpse(state: State, gradients: bool) -> Glimpse:
+        if not len(indices):
+            return Glimpse([], 0.0)
+        batches = feed.batches(0, indices)
+        randomness.seed_everything(randomness.derive(key, randomness.STEP))
+        return _glimpse(session, state, batches, request.seed, gradients)
+
+    def rested(state: State, coasting: Coasting, steps: int) -> Rest:
+        session.restore(state)
+        randomness.seed_everything(randomness.derive(key, randomness.STEP))
+        try:
+            coast(of_session(session, session.task.steps_per_epoch(len(data))), steps, coasting.until)
+        except TaskError as error:
+            return Rest(why=str(error))
+        return Rest(at_places(session.model, coasting), glimpse(session.capture(), False).heads)
+
     glimpses = []
     for done, state in enumerate(states):
         pulse(done, len(states))
         session.restore(state)
-        batches = feed.batches(0, indices)
-        randomness.seed_everything(randomness.derive(key, randomness.STEP))
-        glimpses.append(_glimpse(session, state, batches, request))
+        seen = glimpse(state, request.gradients)
+        if request.coasting is not None:
+            seen = msgspec.structs.replace(seen, rest=rested(state, request.coasting, request.coasting.steps[done]))
+        glimpses.append(seen)
     return Probed(glimpses)
 
 
@@ -60,10 +80,10 @@ def _steps(session: Session, state: State, batches: list[Any]) -> float:
     return sum(losses) / len(losses)
 
 
-def _glimpse(session: Session, state: State, batches: list[Any], request: Probe) -> Glimpse:
-    with watched(session.parts, request.gradients) as seen, warnings.catch_warnings():
+def _glimpse(session: Session, state: State, batches: list[Any], seed: int, gradients: bool) -> Glimpse:
+    with watched(session.parts, gradients) as seen, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch on schedulers that are ahead of the optimizer
-        if session.task.step is None and not request.gradients:
+        if session.task.step is None and not gradients:
             assert session.task.loss is not None
             # With gradients at hand, for a loss may ask for some of its own.
             with torch.enable_grad(), task_code("evaluating its loss on the verifier's samples"):
@@ -72,7 +92,7 @@ def _glimpse(session: Session, state: State, batches: list[Any], request: Probe)
         else:
             loss = _steps(session, state, batches)
     labelled = any(integers(batch) for batch in batches)
-    heads = [head(name, outputs, labelled, request.seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
+    heads = [head(name, outputs, labelled, seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
     if not heads:
         raise TaskError(NO_OUTPUT)
     return Glimpse(heads, loss if math.isfinite(loss) else math.inf, seen.living())

@@ -176,16 +176,30 @@ class Evaluated(Answer, frozen=True, tag="evaluated"):
     values: dict[str, float] | None
 
 
+class Coasting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Steps of the task's own optimizers and schedule with gradients of zero, which show where weights come to rest.
+
+    ``steps``: at most so many from each of the states; ``until``: the step of the run at which they end at the latest.
+    ``places``: of each tensor of weights that is looked at, by name, which elements (int64, little-endian; empty for all).
+    """
+
+    steps: list[int]
+    until: int
+    places: dict[str, bytes]
+
+
 class Probe(Request, frozen=True, tag="probe"):
     """One step of the task's own on some samples, from each of the states behind it: what the networks put out on the way.
 
-    ``samples``: which of the data set (int64, little-endian). ``seed``: what the step draws, and what is looked at of large outputs,
-    follows from it. ``gradients``: how much of the networks the gradient reaches is asked for too.
+    ``samples``: which of the data set (int64, little-endian; none: outputs are not looked at). ``seed``: what the step draws, and
+    what is looked at of large outputs, follows from it. ``gradients``: how much of the networks the gradient reaches is asked for
+    too. ``coasting``: the states are looked at again where their optimizers carry them by themselves.
     """
 
     samples: bytes
     seed: int
     gradients: bool = False
+    coasting: Coasting | None = None
 
 
 class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -200,12 +214,24 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scores: bool
 
 
+class Rest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a state came to rest: of each tensor the elements that were asked for (float64, little-endian), and the outputs there.
+
+    ``why``: that it could not be found out.
+    """
+
+    weights: dict[str, bytes] = {}
+    heads: list[Head] = []
+    why: str = ""
+
+
 class Glimpse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``living``: of each layer that has parameters to train, the share of its outputs that some gradient reaches."""
 
     heads: list[Head]
     loss: float
     living: dict[str, float] = {}
+    rest: Rest | None = None
 
 
 class Probed(Answer, frozen=True, tag="probed"):

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from proof_of_learning._version import __version__
 from proof_of_learning.proof.files import write_atomic
-from proof_of_learning.report import advice, figures, svg, text, words
+from proof_of_learning.report import advice, text, words
 from proof_of_learning.verifier.verdict import CheckResult, SegmentResult, Verdict
 
 MAX_SEGMENTS = 1000
@@ -23,13 +23,14 @@ OPEN_SEGMENTS = 12
 def render_html(verdict: Verdict) -> str:
     """The report on one verdict, as a self-contained HTML document; the same verdict gives the same bytes."""
     shown, left_out = _shown_segments(verdict.segments)
+    plots = _plots(verdict)  # None: they cannot be drawn
     return _environment().get_template("template.html.j2").render(
         verdict=verdict,
         words=words,
         version=__version__,
         checks=[_CheckView(check, text.evidence_rows(check.evidence)) for check in verdict.checks],
-        figures=figures.draw(verdict),
-        marks=svg.MARKS,
+        figures=plots or (),
+        undrawn=plots is None,
         segments=shown,
         segments_left_out=left_out,
         segments_open=len(verdict.segments) <= OPEN_SEGMENTS,
@@ -44,6 +45,17 @@ def render_html(verdict: Verdict) -> str:
 def write_html(verdict: Verdict, path: str | Path) -> None:
     """Write :func:`render_html` to ``path``, whole or not at all."""
     write_atomic(Path(path), [render_html(verdict).encode("utf-8")])
+
+
+def _plots(verdict: Verdict) -> list[Any] | None:
+    """The report's figures; None without matplotlib, which only they need."""
+    try:
+        from proof_of_learning.report import figures
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        return None
+    return figures.draw(verdict)
 
 
 class _CheckView(NamedTuple):

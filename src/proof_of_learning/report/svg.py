@@ -62,14 +62,14 @@ _STYLE: dict[Any, Any] = {
 
 
 class Plot(NamedTuple):
-    """A figure of the report. ``description`` says in words what it shows; ``marks`` are the statuses that occur in it."""
+    """A figure of the report. ``description`` says what it shows; ``marks`` are the statuses that occur in it, with their glyphs."""
 
     name: str
     title: str
     description: str
     wide: str
     narrow: str
-    marks: list[Status]
+    marks: list[tuple[Status, str]]
 
 
 class Margins:
@@ -104,7 +104,7 @@ def plot(
     marks: Iterable[Status] = (),
 ) -> Plot:
     wide, narrow = (_svg(f"{name}-{width}", title, width, paint) for width in (WIDE, NARROW))
-    return Plot(name, title, description, wide, narrow, list(marks))
+    return Plot(name, title, description, wide, narrow, [(status, MARKS[status].glyph) for status in marks])
 
 
 def _svg(identifier: str, title: str, width: float, paint: Callable[[Figure, Margins], None]) -> str:

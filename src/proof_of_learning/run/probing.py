@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 
 from proof_of_learning.errors import TaskError, WorkerError
 from proof_of_learning.replay import protocol
+from proof_of_learning.replay.coast import Driven, at_places, coast
 from proof_of_learning.replay.probe import HEADS, NO_OUTPUT, head, integers, watched
-from proof_of_learning.replay.protocol import Glimpse
+from proof_of_learning.replay.protocol import Glimpse, Rest
 from proof_of_learning.run import counting
 from proof_of_learning.run.clock import Walk
 from proof_of_learning.run.facts import facts
 from proof_of_learning.run.replay import Answer, Replaying, Tools
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State, restore
+from proof_of_learning.training.state import State, capture, restore
 
 # The place in its walk that the loop believes each step to have: not the first, where loops look at themselves.
 PLACE = 1
@@ -43,6 +45,8 @@ class Probing:
         self._given = 0  # batches, of the state under way
         self._parts: dict[str, Any] = {}
         self._exit, self._watch = ExitStack(), ExitStack()
+        self._from = states[0]  # the state that steps are taken from
+        self._rest: Rest | None = None  # where it came to rest
 
     @property
     def _seen(self) -> Seen:
@@ -53,13 +57,15 @@ class Probing:
     def clocked(self, walk: Walk) -> Any:
         if not self._clock.begun:
             self._begin(walk)
+            if not self._request.samples:
+                self._coast_only()
             self._state()
         elif self._seen.updated or self._given > PATIENCE * len(self._chunks):
             self._losses.append(float(self._seen.loss))
             if self._given >= len(self._chunks):
-                self._glimpse()
-                self._state()
-            self._restore()
+                self._seen_all()
+            else:
+                self._restore()
         chosen = self._chunks[self._given % len(self._chunks)]
         self._given += 1
         batch = walk.source.again(chosen, min(PLACE, len(walk.source) - 1))
@@ -88,24 +94,67 @@ class Probing:
 
     def _state(self) -> None:
         """The next state."""
+        self._from, self._rest = self._states[len(self._glimpses)], None
+        self._look(self._request.gradients)
+
+    def _look(self, gradients: bool) -> None:
         self._given, self._losses, self._labelled = 0, [], False
-        self._shown = self._watch.enter_context(watched(self._parts, self._request.gradients))
+        self._shown = self._watch.enter_context(watched(self._parts, gradients))
         self._restore()
 
     def _restore(self) -> None:
-        restore(self._parts, self._states[len(self._glimpses)])
+        restore(self._parts, self._from)
         randomness.seed_everything(randomness.derive(self._key, randomness.STEP))
         self._seen.begin()
 
-    def _glimpse(self) -> None:
-        """All batches were given; what was seen is the state's glimpse."""
+    def _seen_all(self) -> None:
+        """All batches were given; what was seen is the state's glimpse, or the one of where it came to rest."""
         outputs = list(self._shown.outputs.items())[-HEADS:]
         heads = [head(name, values, self._labelled, self._request.seed) for name, values in outputs]
         if not heads:
             raise TaskError(NO_OUTPUT)
-        loss = sum(self._losses) / len(self._losses)
-        self._glimpses.append(Glimpse(heads, loss if math.isfinite(loss) else math.inf, self._shown.living()))
+        living = self._shown.living()
         self._watch.close()
+        if self._rest is None:
+            loss = sum(self._losses) / len(self._losses)
+            glimpse = Glimpse(heads, loss if math.isfinite(loss) else math.inf, living)
+            self._glimpses.append(glimpse)
+            if self._request.coasting is not None and self._coasts(self._request.coasting):
+                return
+        else:
+            self._glimpses[-1] = msgspec.structs.replace(
+                self._glimpses[-1], rest=msgspec.structs.replace(self._rest, heads=heads)
+            )
         self._tools.pulse(len(self._glimpses), len(self._states))
         if len(self._glimpses) == len(self._states):
             self._answer(protocol.Probed(self._glimpses), ())
+        self._state()
+
+    def _coast_only(self) -> NoReturn:
+        """Outputs are not asked for."""
+        for state in self._states:
+            self._from = state
+            self._glimpses.append(Glimpse([], 0.0))
+            if self._request.coasting is not None:
+                self._glimpses[-1] = Glimpse([], 0.0, rest=self._rested(self._request.coasting))
+            self._tools.pulse(len(self._glimpses), len(self._states))
+        self._answer(protocol.Probed(self._glimpses), ())
+
+    def _coasts(self, coasting: protocol.Coasting) -> bool:
+        """Take the state to where its optimizers alone carry it; whether it can be looked at there."""
+        self._rest = self._rested(coasting)
+        if self._rest.why:
+            self._glimpses[-1] = msgspec.structs.replace(self._glimpses[-1], rest=self._rest)
+            return False
+        self._from = capture(self._parts)
+        self._look(False)
+        return True
+
+    def _rested(self, coasting: protocol.Coasting) -> Rest:
+        """Where the state comes to rest, at the rates that it holds."""
+        self._restore()
+        try:
+            coast(Driven(self._parts), coasting.steps[len(self._glimpses) - 1], coasting.until)
+        except TaskError as error:
+            return Rest(why=str(error))
+        return Rest(at_places(self._parts["model"], coasting))

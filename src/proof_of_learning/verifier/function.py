@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from proof_of_learning.errors import PolError
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.protocol import Described, Glimpse, Probe
+from proof_of_learning.replay.protocol import Coasting, Described, Glimpse, Head, Probe
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.progress import MAIN, SINGLE, Measure, on_grid
+from proof_of_learning.verifier.rest import Resting
 
 SAMPLES = 64
 GRID = 256  # states that are evaluated at least, at equal distances, and as many more where the function moves most
@@ -86,10 +87,15 @@ class Function:
 
 
 class Prober:
-    """Evaluates states of one proof. ``seed``: what samples and all else that is drawn follow from."""
+    """Evaluates states of one proof. ``seed``: what samples and all else that is drawn follow from.
 
-    def __init__(self, proof: Proof, replayer: Replayer, described: Described, seed: int) -> None:
-        self._proof, self._replayer, self._seed = proof, replayer, seed
+    ``resting``: takes note of where the states come to rest, where an optimizer follows no rule that is known here.
+    """
+
+    def __init__(
+        self, proof: Proof, replayer: Replayer, described: Described, seed: int, resting: Resting | None = None
+    ) -> None:
+        self._proof, self._replayer, self._seed, self._resting = proof, replayer, seed, resting
         count = min(SAMPLES, described.samples)
         drawn = randomness.permutation(randomness.derive(self._key, "samples"), described.samples)[:count]
         self._samples = np.sort(drawn).astype("<i8").tobytes()
@@ -119,7 +125,7 @@ class Prober:
         """The two functions that all others are compared with."""
         glimpses = self._ask([first, last])
         self._heads = [(head.name, head.scores) for head in glimpses[1].heads]
-        start, end = (self._outputs(glimpse) for glimpse in glimpses)
+        start, end = (self._outputs(glimpse.heads) for glimpse in glimpses)
         self._ends = start, end
         self._scales = [_scale(a, b) for a, b in zip(start, end, strict=True)]
 
@@ -135,10 +141,14 @@ class Prober:
         if not self._waiting:
             return
         positions = [position for position, _ in self._waiting]
-        glimpses = self._ask([state for _, state in self._waiting])
+        coasting = None if self._resting is None else self._resting.ask(positions)
+        glimpses = self._ask([state for _, state in self._waiting], coasting=coasting)
         self._waiting = []
         for position, glimpse in zip(positions, glimpses, strict=True):
-            self._found[position] = self._apart(self._outputs(glimpse))
+            self._found[position] = self._apart(self._outputs(glimpse.heads))
+            if self._resting is not None and glimpse.rest is not None:
+                apart = (math.nan, math.nan) if glimpse.rest.why else self._apart(self._outputs(glimpse.rest.heads))
+                self._resting.add(position, glimpse.rest, apart)
 
     def finish(self, other_start: Callable[[int], State | None], on_work: Callable[[int, int], None]) -> Function:
         """Look more closely where the function moves most, at how far gradients reach, and at what the start knew."""
@@ -195,8 +205,16 @@ class Prober:
         for begin in range(0, len(chosen), ROUND):
             part = [int(position) for position in chosen[begin : begin + ROUND]]
             states = [self._proof.state(digests[position], surveyed=True) for position in part]
-            for position, glimpse in zip(part, self._ask(states, gradients=True), strict=True):
+            coasting = None if self._resting is None else self._resting.ask(part, whole=True)
+            glimpses = self._ask(states, gradients=True, coasting=coasting)
+            for position, glimpse in zip(part, glimpses, strict=True):
                 self._living[position] = glimpse.living
+                if self._resting is not None and glimpse.rest is not None:
+                    self._resting.glided(position, glimpse.rest)
+            if self._resting is not None:
+                ends = [position + 1 for position in part if self._resting.lacks(position + 1)]
+                self._waiting = [(end, self._proof.state(digests[end], surveyed=True)) for end in ends]
+                self.flush()
         # Sparse designs are measured by their own best state.
         best = self._layers()
         idle = [
@@ -213,11 +231,11 @@ class Prober:
                 best[name] = max(best.get(name, 0.0), share)
         return best
 
-    def _ask(self, states: Sequence[State], gradients: bool = False) -> list[Glimpse]:
-        return self._replayer.probe(Probe(self._samples, self._seed, gradients), states)
+    def _ask(self, states: Sequence[State], gradients: bool = False, coasting: Coasting | None = None) -> list[Glimpse]:
+        return self._replayer.probe(Probe(self._samples, self._seed, gradients, coasting), states)
 
-    def _outputs(self, glimpse: Glimpse) -> Outputs:
-        found = {head.name: head for head in glimpse.heads}
+    def _outputs(self, heads: Sequence[Head]) -> Outputs:
+        found = {head.name: head for head in heads}
         outputs = []
         for name, scores in self._heads:
             head = found.get(name)
@@ -250,7 +268,7 @@ class Prober:
             state = other_start(number)
             if state is None:
                 break
-            found = self._known(self._outputs(self._ask([state])[0]), end)
+            found = self._known(self._outputs(self._ask([state])[0].heads), end)
             known = found if known is None else min(known, found)
             if known <= KNOWN:
                 break
@@ -270,11 +288,17 @@ class Prober:
 
 
 def look(
-    proof: Proof, replayer: Replayer, described: Described, seed: int, first: State, last: State
+    proof: Proof,
+    replayer: Replayer,
+    described: Described,
+    seed: int,
+    first: State,
+    last: State,
+    resting: Resting | None = None,
 ) -> tuple[Prober | None, str]:
     """A prober for a proof; None, and why, where the task shows no function."""
     try:
-        prober = Prober(proof, replayer, described, seed)
+        prober = Prober(proof, replayer, described, seed, resting)
         prober.begin(first, last)
     except PolError as error:
         return None, str(error)

@@ -116,6 +116,7 @@ def _promise(
     """
     forged = guarantee.forgeable_segments(real, uniform) / real if real else None
     names = {measure.name for measure in found.measures}
+    over_weights = "weights" in names and not found.restless
     if everything:
         scale = 0.0
     elif weight.any():
@@ -130,9 +131,9 @@ def _promise(
 
     return Guarantee(
         forged_fraction=0.0 if everything and real else forged,
-        progress_fraction=share(MAIN, "weights" in names),
+        progress_fraction=share(MAIN, over_weights),
         function_fraction=share(MAIN, "function: nearer" in names),
-        group_fraction=share(SINGLE, "weights" in names),
+        group_fraction=share(SINGLE, over_weights),
         excursion_fraction=share(SINGLE, bool(names)),
         uniform_draws=uniform,
         progress_draws=weighted,

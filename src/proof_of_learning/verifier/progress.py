@@ -76,6 +76,20 @@ def weight_measures(trained: Mapping[str, Trained], memory: Sequence[Memory] = (
     return found
 
 
+def places_measures(
+    places: Mapping[str, Array], trained: Mapping[str, Trained], positions: Sequence[int], segments: int
+) -> list[Measure]:
+    """The measures of where some states come to rest, by tensor [positions, m]; each segment between two of them gets the whole."""
+    found, nearer = [], []
+    for name, members in _groups(trained).items():
+        to_end, from_start = _together(_distances(places[member], trained[member].elements) for member in members)
+        parts = on_grid(positions, to_end, from_start, segments)
+        nearer.append(parts[0])
+        found += [Measure(f"{name} at rest: {way}", part, SINGLE) for way, part in zip(WAYS, parts, strict=True)]
+    alive = [part for part in nearer if part.any()]
+    return [Measure("weights at rest", np.mean(alive, axis=0), MAIN), *found] if alive else found
+
+
 def importance(measures: Sequence[Measure], segments: int) -> Array:
     """[N] the largest of each segment's shares, over what may be missed of it: what draws are weighted by."""
     weight = np.zeros(segments)

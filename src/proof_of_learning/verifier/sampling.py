@@ -7,7 +7,7 @@ jump into weights that only honest steps seem to move.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
+from proof_of_learning.replay.protocol import Described
 from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State, decode_tree, kind_of
-from proof_of_learning.verifier.dynamics import Course, Rule, rates_by_part, read_rule
+from proof_of_learning.verifier.dynamics import CLASSES, Course, Family, Rule, read_rule
 
 COORDINATES = 512  # of each tensor at most
 FEWEST = 16
@@ -117,18 +119,47 @@ class Sampler:
             if name not in self._explained and not name.endswith("/step")
         ]
 
-    def trained(self, members: Mapping[str, str], rates: Array, bounds: npt.NDArray[np.int64]) -> dict[str, Trained]:
+    def places(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Where the named tensors are looked at, as a worker is told: int64, little-endian; empty for all elements."""
+        found = {}
+        for name in names:
+            if name in self._shapes:
+                at = self._at(self._shapes[name].numel())
+                found[name] = b"" if at is None else at.numpy().astype("<i8").tobytes()
+        return found
+
+    def columns(self, name: str) -> int:
+        """How many elements of a tensor are looked at."""
+        return int(self._values[name].shape[1])
+
+    def odd(self, rates: Mapping[str, Array] | None, bounds: npt.NDArray[np.int64]) -> list[int]:
+        """Segments whose recorded learning rate is not the one that their start holds, which no honest step brings about."""
+        found = set[int]()
+        for part, own in (rates or {}).items():
+            for index, groups in enumerate(self._groups.get(part, [])[:-1]):
+                if groups is not None:
+                    held = [_rate(_nth(groups, number)) for number in range(own.shape[1])]
+                    if not np.array_equal(held, own[bounds[index]]):
+                        found.add(index)
+        return sorted(found)
+
+    def trained(
+        self,
+        members: Mapping[str, str],
+        families: Mapping[str, Family | None],
+        rates: Mapping[str, Array] | None,
+        bounds: npt.NDArray[np.int64],
+    ) -> dict[str, Trained]:
         """By the weights' name, in the order in which optimizers hold them; empty where states are missing.
 
         members: of each entry of an optimizer's state the weights that it belongs to.
-        rates: [steps, groups of all optimizers], as recorded. bounds: [T+1] steps at which states stand.
+        families, rates: of each optimizer's part, by whose rule it steps (:func:`families`), and at which rates [steps, groups].
+        bounds: [T+1] steps at which states stand.
         """
         if self.seen < self._states:
             return {}
-        own = {part: _held_rates(groups) for part, groups in self._groups.items()}
-        by_part = rates_by_part(rates, bounds, own) if all(held.size for held in own.values()) else None
         found: dict[str, Trained] = {}
-        rules: dict[tuple[str, int, tuple[str, ...]], Rule | None] = {}
+        rules: dict[tuple[str, int], Rule | None] = {}
         for entry, weight in members.items():
             part, _, number = entry.rpartition("/state/")
             if weight not in self._values or part not in self._groups or not number.isdecimal():
@@ -138,13 +169,14 @@ class Sampler:
             entries = {name[len(prefix) :]: values for name, values in self._values.items() if name.startswith(prefix)}
             entries = {name: v[:, 0] if name == "step" else v for name, v in entries.items() if "/" not in name}
             entries = {n: v for n, v in entries.items() if n == "step" or v.shape == self._values[weight].shape}
-            if group is None or by_part is None or part not in by_part:
-                rule, used = None, np.full(len(rates), np.nan)
+            own = None if rates is None else rates.get(part)
+            if group is None or own is None or not group < own.shape[1]:
+                rule, used = None, np.full(int(bounds[-1]), np.nan)
             else:
-                key = (part, group, tuple(sorted(entries)))
-                if key not in rules:
-                    rules[key] = read_rule([held[group] for held in self._groups[part]], set(entries))
-                rule, used = rules[key], by_part[part][:, group]
+                if (part, group) not in rules:
+                    held = [_nth(groups, group) for groups in self._groups[part]]
+                    rules[part, group] = read_rule(held, families.get(part))
+                rule, used = rules[part, group], own[:, group]
             course = Course(self._values[weight], entries, rule, used, bounds, _name(self._dtypes[weight]))
             if rule is not None:
                 self._explained |= {f"{prefix}{name}" for name in EXPLAINED if name in entries}
@@ -152,6 +184,21 @@ class Sampler:
             shape = self._shapes[weight]
             found[weight] = Trained(course, shape.numel(), len(shape), part)
         return found
+
+
+def families(described: Described) -> dict[str, Family | None]:
+    """By whose rule each optimizer of the verifier's task steps, by its part; None for a class that no rule is known of.
+
+    By the class alone: what a proof's states hold beside what the class needs does not make it another one.
+    """
+    found: dict[str, Family | None] = dict.fromkeys(described.optimizers)
+    content = canonical.decode(described.description, dict[str, Any], "the task's description")
+    told = content.get("optimizers")
+    for name, optimizer in told.items() if isinstance(told, dict) else ():
+        part = name if name == "optimizer" else f"optimizer.{name}"
+        if part in found and isinstance(optimizer, dict):
+            found[part] = CLASSES.get(str(optimizer.get("class")))
+    return found
 
 
 def _followed(name: str, tensor: Tensor) -> bool:
@@ -185,15 +232,12 @@ def _groups(state: State) -> dict[str, Any]:
     return found
 
 
-def _held_rates(groups: list[Any]) -> Array:
-    """[T+1, groups] the rates that the states of one optimizer hold; empty where their number changes."""
-    counts = {len(held) for held in groups if held is not None}
-    if len(counts) != 1 or None in groups:
-        return np.empty((0, 0))
-    return np.array([[_rate(group) for group in held] for held in groups], dtype=np.float64)
+def _nth(groups: Any, number: int) -> dict[str, Any]:
+    """The settings of one group; for a state that has no such group, some that are no numbers."""
+    return groups[number] if groups is not None and number < len(groups) else {"momentum": None, "betas": None}
 
 
-def _rate(group: Any) -> float:
+def _rate(group: dict[str, Any]) -> float:
     try:
         return float(group["lr"])
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):

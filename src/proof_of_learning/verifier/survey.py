@@ -24,13 +24,15 @@ from proof_of_learning.verifier.dynamics import (
     idle_share,
     idle_tensors,
     miscounted,
+    rates_by_part,
     scaler_consistent,
 )
 from proof_of_learning.verifier.dynamics import moved as changed
 from proof_of_learning.verifier.function import Function, Prober, look
 from proof_of_learning.verifier.inertia import inertia
 from proof_of_learning.verifier.progress import Measure, weight_measures
-from proof_of_learning.verifier.sampling import Sampler, Trained
+from proof_of_learning.verifier.rest import Resting, unruled
+from proof_of_learning.verifier.sampling import Sampler, Trained, families
 from proof_of_learning.verifier.scalars import Scalars
 
 Array = npt.NDArray[np.float64]
@@ -47,9 +49,10 @@ class Survey:
     parameters that decay and momentum alone moved (``idle``), and how far it is from its optimizer's ``identity``; per step
     boundary (one more): ``distance`` of the weights from the start, and the ``settings`` that the state holds beside trained values.
     ``missing`` counts states whose bytes the proof no longer holds; then what needs them is not a number (None).
-    ``measures``: the kinds of progress that draws are weighted by; ``function``: what was seen of the states' functions, or None with
-    the reason in ``blind``. ``irregular``: segments whose counters or scaler cannot follow from their start, with the reason;
-    ``relaid``: segments that end in other tensors than they start from, by name, type or shape.
+    ``measures``: the kinds of progress that draws are weighted by; ``restless``: why it is not known where states come to rest whose
+    optimizer follows no rule that is known here, so that nothing is guaranteed over weights; ``function``: what was seen of the
+    states' functions, or None with the reason in ``blind``. ``irregular``: segments whose rates, counters or scaler cannot follow from
+    their start, with the reason; ``relaid``: segments that end in other tensors than they start from, by name, type or shape.
     ``scalars``: the history of the numbers that no distance measures.
     """
 
@@ -67,6 +70,7 @@ class Survey:
     irregular: dict[int, str]
     relaid: list[int]
     measures: list[Measure]
+    restless: str
     function: Function | None
     blind: str
     missing: int
@@ -115,7 +119,10 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
     moved, moved_weights, progress = (np.full(count, np.nan) for _ in range(3))
     inert, distance = np.full(count, np.nan), np.full(count + 1, np.nan)
     steps = _columns(proof)
-    peaks = _peaks(steps.rates, looking)
+    by_part = None if looking is None else rates_by_part(steps.rates, looking.described.optimizers)
+    peaks = _peaks(steps.rates, by_part)
+    rules = {} if looking is None else families(looking.described)
+    bounds = np.array([0, *(segment.stop for segment in proof.segments)], dtype=np.int64)
     digests = proof.state_digests()
     missing = sum(not proof.has_state(digest) for digest in digests)
     final = proof.state(digests[-1]) if proof.has_state(digests[-1]) else None
@@ -126,9 +133,13 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
         None,
         "no task was named" if looking is None else "the first or the last state is missing from the proof",
     )
-    if looking is not None and final is not None and proof.has_state(digests[0]):
-        prober, blind = look(proof, looking.replayer, looking.described, looking.seed, proof.state(digests[0]), final)
     sampler = None if looking is None or missing else Sampler(count + 1, looking.seed)
+    strange = [] if sampler is None or looking is None else unruled(looking.described.members, rules, by_part)
+    resting = Resting(sampler, strange, bounds) if sampler is not None and strange else None
+    if looking is not None and final is not None and proof.has_state(digests[0]):
+        first = proof.state(digests[0])
+        prober, blind = look(proof, looking.replayer, looking.described, looking.seed, first, final, resting)
+        del first
     del final  # of the final state only the weights are needed from here on
     origin = before = None
     to_go = math.nan
@@ -173,9 +184,8 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
     del before
     stored = sum(item.bytes for item in proof.index.values())
     d_ref = estimate_d_ref(origin, target) if origin and target and _alike(origin, target) else None
-    bounds = np.array([0, *(segment.stop for segment in proof.segments)], dtype=np.int64)
     trained = (
-        {} if sampler is None or looking is None else sampler.trained(looking.described.members, steps.rates, bounds)
+        {} if sampler is None or looking is None else sampler.trained(looking.described.members, rules, by_part, bounds)
     )
     function = None
     if prober is not None and looking is not None:
@@ -186,13 +196,20 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
     measures = weight_measures(trained, sampler.memory() if sampler is not None else ())
     if function is not None and not missing:
         measures += function.measures(count)
+    restless = ""
+    if resting is not None:
+        measures += resting.measures(trained, count)
+        restless = resting.why or ("" if function is not None else blind)
+    odd = [] if sampler is None else sampler.odd(by_part, bounds)
     exact = not proof.header.codec.in_loop  # what a codec makes of a state follows no optimizer's equation
+    off = _identity(trained, count) if exact else np.full(count, np.nan)
+    irregular = _irregular(proof, trained, scalers, odd)
     return Survey(
         displacement=moved, weights=moved_weights, inertia=inert, progress=progress, trivial=steps.trivial,
-        idle=_idle(trained, count), identity=_identity(trained, count) if exact else np.full(count, np.nan), distance=distance,
-        settings=held, loss=steps.loss, jumps=steps.jumps, irregular=_irregular(proof, trained, scalers), relaid=relaid,
-        measures=measures, function=function, blind="" if function is not None else blind, missing=missing, parameters=parameters,
-        bytes=stored, final_model=final_model, d_ref=d_ref, scalars=scalars,
+        idle=_idle(trained, resting, count), identity=off, distance=distance, settings=held, loss=steps.loss, jumps=steps.jumps,
+        irregular=irregular, relaid=relaid, measures=measures, restless=restless, function=function,
+        blind="" if function is not None else blind, missing=missing, parameters=parameters, bytes=stored,
+        final_model=final_model, d_ref=d_ref, scalars=scalars,
     )  # fmt: skip
 
 
@@ -204,17 +221,22 @@ def _looked(prober: Prober, position: int, state: State) -> tuple[Prober | None,
     return prober, ""
 
 
-def _idle(trained: dict[str, Trained], count: int) -> Array:
-    """[N] the share of the trained parameters that decay and momentum alone moved; not a number where that cannot be said."""
-    known = {name: item for name, item in trained.items() if item.course.rule is not None}
-    if not known:
-        return np.full(count, np.nan)
-    idle = idle_tensors(
-        {name: idle_segments(item.course) for name, item in known.items()},
-        {name: item.part for name, item in known.items()},
-        {name: changed(item.course) for name, item in known.items()},
+def _idle(trained: dict[str, Trained], resting: Resting | None, count: int) -> Array:
+    """[N] the share of the trained parameters that decay and momentum alone moved; not a number where that cannot be said.
+
+    Where an optimizer follows no rule that is known here, of the segments that were looked at alone.
+    """
+    idle = {name: idle_segments(item.course) for name, item in trained.items() if item.course.rule is not None}
+    if resting is not None:
+        looked = resting.idle(trained)
+        there = np.zeros(count, dtype=bool) if not looked else np.any([~np.isnan(v) for v in looked.values()], axis=0)
+        idle = {name: np.where(there, shares, np.nan) for name, shares in idle.items()} | looked
+    judged = idle_tensors(
+        idle,
+        {name: trained[name].part for name in idle},
+        {name: changed(trained[name].course) for name in idle},
     )
-    return idle_share(idle, {name: known[name].elements for name in idle}) if idle else np.full(count, np.nan)
+    return idle_share(judged, {name: trained[name].elements for name in judged}) if judged else np.full(count, np.nan)
 
 
 def _identity(trained: dict[str, Trained], count: int) -> Array:
@@ -225,12 +247,14 @@ def _identity(trained: dict[str, Trained], count: int) -> Array:
     return worst
 
 
-def _irregular(proof: Proof, trained: dict[str, Trained], scalers: list[Any]) -> dict[int, str]:
-    found: dict[int, str] = {}
+def _irregular(proof: Proof, trained: dict[str, Trained], scalers: list[Any], odd: list[int]) -> dict[int, str]:
+    found = dict.fromkeys(odd, "the recorded learning rate is not the one that the segment's start holds")
     for item in trained.values():
         if item.course.rule is not None:
             for index in np.flatnonzero(miscounted(item.course)).tolist():
                 found.setdefault(index, "the optimizer's counter does not grow by the segment's steps")
+            for index in np.flatnonzero(~item.course.rule.sound[1:]).tolist():
+                found.setdefault(index, "the optimizer's settings at its end are no numbers")
     for segment in proof.segments:
         before, after = scalers[segment.index], scalers[segment.index + 1]
         if isinstance(before, dict) and isinstance(after, dict):
@@ -251,16 +275,11 @@ def _scaler(state: State) -> Any:
     return None
 
 
-def _peaks(rates: Array, looking: Looking | None) -> dict[str, list[float]] | list[float]:
+def _peaks(rates: Array, by_part: dict[str, Array] | None) -> dict[str, list[float]] | list[float]:
     """The largest rate of each group, by the optimizer's part where the task says which is whose."""
-    peaks = np.abs(rates).max(axis=0).tolist() if rates.size else []
-    if looking is None or sum(looking.described.optimizers.values()) != len(peaks):
-        return peaks
-    found, start = {}, 0
-    for part, groups in looking.described.optimizers.items():
-        found[part] = peaks[start : start + groups]
-        start += groups
-    return found
+    tables = {"": rates} if by_part is None else by_part
+    peaks = {part: np.abs(table).max(axis=0).tolist() if table.size else [] for part, table in tables.items()}
+    return peaks[""] if by_part is None else peaks
 
 
 def _steps(proof: Proof, position: int) -> int:

@@ -118,7 +118,7 @@ def _why_missing(evidence: Evidence) -> str:
     found = evidence.survey
     if found.missing:
         return f"{found.missing:,} states are not in the proof"
-    return found.blind or "nothing moved"
+    return found.blind or found.restless or "nothing moved"
 
 
 def _accepted(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[Rule]:

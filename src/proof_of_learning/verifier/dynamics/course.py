@@ -17,6 +17,11 @@ Family = Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"]
 
 _BLOCK = 1 << 15  # elements that are worked on at a time, so that temporaries stay in the cache
 
+# The classes whose steps the rules are about: exactly these, for a subclass may step in another way.
+CLASSES: dict[str, Family] = {
+    "torch.optim.sgd.SGD": "sgd", "torch.optim.adam.Adam": "adam", "torch.optim.adamw.AdamW": "adamw",
+    "torch.optim.rmsprop.RMSprop": "rmsprop", "torch.optim.adagrad.Adagrad": "adagrad",
+}  # fmt: skip
 # What every group of the family holds, and what its state may hold. Optimizers that share most of this (NAdam, RAdam, Adamax, Muon,
 # LARS, Adafactor …) have keys or entries of their own, and then are not known here.
 _REQUIRED: dict[str, frozenset[str]] = {
@@ -47,8 +52,9 @@ _PRECISION = {  # unit roundoff; smallest normal number
 def family(settings: Mapping[str, Any], entry_names: Collection[str]) -> Family | None:
     """The optimizer by the keys of a parameter group and the names of its state's entries; None for any other than PyTorch's own.
 
-    A state does not name its optimizer's class, so this is strict: an unknown key (unless it holds a text, as labels do) or entry
-    means an unknown optimizer. PyTorch before 2.7 wrote the same keys for Adam and AdamW; with decay that is neither.
+    For states alone, which do not name their optimizer's class, so this is strict: an unknown key (unless it holds a text, as labels
+    do) or entry means an unknown optimizer. PyTorch before 2.7 wrote the same keys for Adam and AdamW; with decay that is neither.
+    Where a task was named, its class decides (:data:`CLASSES`), whatever else a state holds.
     """
     keys = {str(key) for key, value in settings.items() if not isinstance(value, str)}
     for name, required in _REQUIRED.items():
@@ -82,9 +88,17 @@ class Rule:
     centered: Flags
     coarse: Flags
 
+    @property
+    def sound(self) -> Flags:
+        """[T+1] where every setting is a number."""
+        numbers = (self.momentum, self.dampening, self.decay, self.beta1, self.beta2, self.eps, self.lr_decay)
+        return np.asarray(np.isfinite(np.stack(numbers)).all(axis=0), dtype=bool)
 
-def read_rule(settings: Sequence[Mapping[str, Any]], entry_names: Collection[str]) -> Rule | None:
+
+def read_rule(settings: Sequence[Mapping[str, Any]], family: Family | None) -> Rule | None:
     """The rule behind a group's settings at every checkpoint, or None where it is unknown or changes on the way.
+
+    family: by the optimizer's class. Keys that the class does not know change nothing.
 
     What cannot be read as a number is NaN, and then so is all that follows from it. Hand in the same object for equal settings.
     """
@@ -94,7 +108,8 @@ def read_rule(settings: Sequence[Mapping[str, Any]], entry_names: Collection[str
     for group in settings:
         if group is not last:
             last, row = group, _row(group)
-            kinds.add(family(group, entry_names))
+            decoupled = family == "adam" and _flag(group.get("decoupled_weight_decay"))
+            kinds.add("adamw" if decoupled else family)
         rows.append(row)
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is None:

@@ -75,9 +75,38 @@ def idle_segments(course: Course) -> Array:
     reached = ~idle.all(axis=0)
     if reached.any():
         share[:] = idle[:, reached].mean(axis=1)
-    moving = np.add.reduceat(np.append(course.rates != 0, False), course.bounds[:-1]) > 0
-    share[~moving] = np.nan
+    share[~_moving(course)] = np.nan
     return share
+
+
+def idle_by_rest(course: Course, rows: Rows, glided: Array, reached: Array) -> Array:
+    """:func:`idle_segments` of some segments, for an optimizer without a rule here; NaN for the others and for a still tensor.
+
+    rows: the segments, from the checkpoint of the same number to the next.
+    reached: [rows, m] where the next checkpoint comes to rest by the optimizer's own steps without gradients.
+    glided: [rows, m] where the segment's start does, after as many steps more as the segment has.
+
+    A tensor that moves in the run, but in none of these segments by a gradient, is idle in all of them.
+    """
+    share = np.full(len(course.weights) - 1, np.nan)
+    before, after = (course.weights[at].astype(np.float64) for at in (rows, rows + 1))
+    if (course.weights == course.weights[0]).all():
+        return share
+    with np.errstate(all="ignore"):
+        unit = half_unit(np.maximum(np.abs(before), np.abs(after)), course.roundoff, course.smallest)
+        rounding = 2.0 * (1 + course.lengths[rows])[:, None] * unit + course.smallest
+        idle = np.abs(reached - glided) <= rounding + NEGLIGIBLE * np.abs(after - before)
+    idle |= course.unchanged(rows)
+    living = ~idle.all(axis=0)
+    share[rows] = idle[:, living].mean(axis=1) if living.any() else 1.0
+    share[~_moving(course)] = np.nan
+    return share
+
+
+def _moving(course: Course) -> Flags:
+    """[T] whether any rate of the segment is not 0."""
+    moving: Flags = np.add.reduceat(np.append(course.rates != 0, False), course.bounds[:-1]) > 0
+    return moving
 
 
 def moved(course: Course) -> Flags:
@@ -111,7 +140,8 @@ def idle_tensors(idle: Mapping[str, Array], parts: Mapping[str, str], moved: Map
     found = {}
     for name in trained:
         living = 1.0 - idle[name]
-        judged = np.where(living < LIVING * np.nanmax(living), 1.0, 0.0)
+        best = np.nanmax(living)
+        judged = np.where((living < LIVING * best) | (best == 0.0), 1.0, 0.0)
         judged[np.isnan(living) | ~turn[parts[name]]] = np.nan
         judged[nothing] = 1.0
         found[name] = judged

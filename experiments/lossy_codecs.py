@@ -1,6 +1,6 @@
 """What rounding in the loop costs: final accuracy with and without it, over seeds and tasks, and the bytes it saves.
 
-    python experiments/codecs.py [--quick | --tiny] [--data DIR] --json FILE
+    python experiments/lossy_codecs.py [--quick | --tiny] [--data DIR] --json FILE
 
 Every run trains the same task from the same seed, once as it is and once with each codec in the loop, every ten steps.
 The difference is taken seed by seed. Resumes: finished runs are kept beside FILE (FILE.part) until all are there.
