@@ -22,6 +22,8 @@ import torch
 import proof_of_learning
 from proof_of_learning import TaskReference
 
+os.environ.setdefault("POL_REHEARSAL", "0")  # what is measured is recording alone
+
 SCHEMA = "pol/benchmark/v1"
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 FASHION = "fashion_mnist.npz"

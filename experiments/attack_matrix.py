@@ -220,7 +220,7 @@ def forge_elsewhere(case: Case, target: Path, reference: TaskReference, path: Pa
 def as_observed(proof: Proof, task: Task, path: Path) -> Path:
     """The same run, sealed again with its order, generator states and start written down instead of derived."""
     header = proof.header
-    key, steps = bytes.fromhex(header.randomness.key), header.training.steps
+    key, steps = bytes.fromhex(header.randomness.key), proof.steps
     seed = int(header.randomness.seed or 0)
     order = DerivedOrder(task, header.data.samples, key)
     derived = header.initialization.kind == "derived"

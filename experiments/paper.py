@@ -160,11 +160,8 @@ class Paper:
             return rounded_starts(self.task, self.proof, self.place(place), self.scale.ks, self.device)
 
     def cost(self) -> Cell:
-        size = (EPOCHS * PER_EPOCH, PER_EPOCH)
         return {
-            f"{k}/{q}": challenged_share(self.proof.header, *size, k, q, self.seed)
-            for k in COST_INTERVALS
-            for q in COST_Q
+            f"{k}/{q}": challenged_share(EPOCHS * PER_EPOCH, k, q, self.seed) for k in COST_INTERVALS for q in COST_Q
         }
 
 

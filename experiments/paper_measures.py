@@ -22,7 +22,6 @@ from scipy import stats
 from torch import Tensor, nn
 
 from proof_of_learning import Proof, Task, TaskReference, load_task
-from proof_of_learning.proof.format import Header
 from proof_of_learning.replay.measure import METRICS, WEIGHTS, Distance, compare, ratio, weights
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
@@ -278,20 +277,18 @@ def p_values(steps: Steps, at: Tensor) -> dict[str, Any]:
 # ---- cost -------------------------------------------------------------------------------------------
 
 
-def challenged_share(header: Header, steps: int, per_epoch: int, k: int, q: int, seed: int) -> float:
+def challenged_share(steps: int, k: int, q: int, seed: int) -> float:
     """The share of steps that the default challenge replays in a run of that size, on made-up displacements."""
-    training = msgspec.structs.replace(header.training, steps=steps, steps_per_epoch=per_epoch, interval=k)
-    header = msgspec.structs.replace(header, training=training)
-    count = header.segments()
+    count = -(-steps // k)
     rng = np.random.default_rng(seed)
     moved, inert, progress = (rng.lognormal(0.0, 0.5, count) for _ in range(3))
     found = Survey(
         displacement=moved, weights=moved, inertia=inert, progress=progress, trivial=np.zeros(count, dtype=bool),
         idle=np.zeros(count), identity=np.zeros(count), distance=np.zeros(count + 1), settings=[], loss=[], jumps=[],
-        irregular={}, relaid=[], measures=[Measure("weights", progress / progress.sum(), MAIN)], function=None, blind="", missing=0,
+        irregular={}, relaid=[], measures=[Measure("weights", progress / progress.sum(), MAIN)], restless="", function=None, blind="", missing=0,
         parameters=0, bytes=0, final_model=None, d_ref=None,
     )  # fmt: skip
-    picked = challenge(header, "sha256:" + "00" * 32, found, make_nonce(f"{seed:08x}"), Draw(top_q=q))
+    picked = challenge(steps, k, "sha256:" + "00" * 32, found, make_nonce(f"{seed:08x}"), Draw(top_q=q))
     return sum(min(k, steps - index * k) for index in picked.segments) / steps
 
 

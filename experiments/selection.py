@@ -159,13 +159,15 @@ def label(case: Forged) -> str:
 def seen(proof: Proof, trained: Any, forged: tuple[int, ...]) -> Cell:
     """What a verifier sees of a proof before it replays anything, and what 200 nonces would miss."""
     found = surveyed(proof, trained, SEED)
-    picked = challenge(proof.header, proof.root, found, make_nonce(fixed_nonces(1)[0]), Draw())
+    picked = challenge(
+        proof.steps, proof.header.training.interval, proof.root, found, make_nonce(fixed_nonces(1)[0]), Draw()
+    )
     given, function, real = picked.guarantee, found.function, ~found.trivial
     idle = found.idle[real & ~np.isnan(found.idle)]
     known = found.identity[~np.isnan(found.identity)]
     cell: Cell = {
         "segments": len(proof.segments), "challenged": len(picked.segments),
-        "share": planned_steps(proof, picked.segments) / proof.header.training.steps,
+        "share": planned_steps(proof, picked.segments) / proof.steps,
         "segments_guarantee": given.forged_fraction, "weights_guarantee": given.progress_fraction,
         "function_guarantee": given.function_fraction,
         "idle_segments": float((idle > WHOLE).mean()) if idle.size else None,

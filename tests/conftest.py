@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, settings
 from proof_of_learning import TaskReference, prove
 from proof_of_learning.proof import remote
 from proof_of_learning.prover import Recording
+from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay import process
 from support_workers import Nursery
 
 HERE = Path(__file__).parent
+os.environ[beside.VARIABLE] = "0"  # tests of rehearsals ask for them
 torch.set_num_threads(1)  # on tensors this small, more threads only wait for each other
 
 # Repeatable by default; HYPOTHESIS_PROFILE=explore tries other and more examples each time.

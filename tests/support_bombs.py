@@ -41,6 +41,7 @@ def header(steps: int, codec: str = "lossless", description: dict[str, Any] | No
     return Header(
         format.FORMAT, TaskClaim(digest, "bomb", described, {}), DataCommitment(DIGEST, 1), Training(steps, 1, steps),
         Randomness("derived", "0" * 64, "0"), Initialization("derived"), CodecClaim(codec, 1, codec in ("float16", "quantised")),
+        parts={"model": "module", "progress": "progress"},
     )  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def write(
             displacement={"state": moved, "weights": 0}, environment=digest, evaluation=evaluation,
             block={"digest": canonical.sha256(block), "bytes": len(block)},
         )  # fmt: skip
-    line(kind="end", final_weights=DIGEST, evaluation=None)
+    line(kind="end", steps=len(states) - 1, ended="completed", final_weights=DIGEST, evaluation=None)
     (path / format.LOG_FILE).write_bytes(b"".join(log))
     (path / format.BLOCKS_FILE).write_bytes(block * (len(states) - 1))
     link, lines = format.index_start(claimed.digest()), list[bytes]()

@@ -73,7 +73,7 @@ def rewrite(
 def relog(path: Path, edit: Callable[[list[dict[str, Any]]], Any]) -> Path:
     """Change the log's lines in place, and make chain, root and seal consistent again."""
     header = (path / format.HEADER_FILE).read_bytes()
-    start = canonical.sha256(b"pol/v1/header\0", header)
+    start = format.header_digest(header)
     head, lines = start, [json.loads(line) for line in (path / format.LOG_FILE).read_bytes().splitlines()]
     lines = edit(lines) or lines
     with (path / format.LOG_FILE).open("wb") as log:
@@ -86,7 +86,7 @@ def relog(path: Path, edit: Callable[[list[dict[str, Any]]], Any]) -> Path:
 
 def reindex(path: Path, edit: Callable[[list[dict[str, Any]]], Any]) -> Path:
     """Change the index's lines in place, and make its chain and the seal consistent again."""
-    head = format.index_start(canonical.sha256(b"pol/v1/header\0", (path / format.HEADER_FILE).read_bytes()))
+    head = format.index_start(format.header_digest((path / format.HEADER_FILE).read_bytes()))
     lines = [json.loads(line) for line in (path / format.INDEX_FILE).read_bytes().splitlines()]
     lines = edit(lines) or lines
     with (path / format.INDEX_FILE).open("wb") as index:

@@ -297,7 +297,7 @@ def test_every_claim_is_written(target: Proof, task: Task, tmp_path: Path) -> No
                 keep_progress=True, hyperparameters={"rates": 0.25, "loss": 1.5})  # fmt: skip
     assert pol.check(path).status == "pass"
     proof = Proof.open(path)
-    assert (proof.header.training.steps, proof.header.training.interval) == (6, 3)
+    assert (proof.header.training.planned, proof.header.training.interval) == (6, 3)
     assert (proof.header.randomness.seed, proof.header.data.samples) == ("12", 9)
     assert proof.end.evaluation == {"test_accuracy": 1.0}
     assert [state.digest() for state in states_of(proof)] == [state.digest() for state in states]

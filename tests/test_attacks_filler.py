@@ -89,7 +89,7 @@ def test_synthetic_data_are_not_the_verifiers(
 ) -> None:
     forgery = ATTACKS["synthetic-data"](iterations=4, **parameters).forge(target, task, tmp_path / "forged")
     assert failed(pol.verify(forgery.path, task)) == ["data"]
-    data, steps = load_data(forgery.path), Proof.open(forgery.path).header.training.steps
+    data, steps = load_data(forgery.path), Proof.open(forgery.path).header.training.planned
     assert torch.isfinite(data.tensors[0]).all()
     named_by_the_prover = replace(task, data=lambda: data, steps=steps)
     verdict = pol.verify(forgery.path, named_by_the_prover)

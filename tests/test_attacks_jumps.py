@@ -170,7 +170,7 @@ def test_tasks_without_a_place_for_them_are_named(digits: pol.TaskReference, pla
         ("late-jump", {"agreement": 0.6, "parts": 2}, 3, 0.5),
         ("late-jump", {"filler": "training"}, 1, 1.0),
         ("late-jump", {"agreement": 0.6, "how": "gradient", "parts": 3}, 5, 0.5),
-        ("decoy-network", {"agreement": 0.6, "living": 0.25}, 2, 0.7),
+        ("decoy-network", {"agreement": 0.6, "living": 0.25}, 2, 1.0),  # units wake up
         ("poisoned-probe", {"left": 3, "head": 0.2}, 2, 0.25),
     ],
 )
@@ -182,6 +182,20 @@ def test_a_detour_costs_its_honest_steps_and_ends_in_the_target(
     assert len(found) == forged
     assert forgery.distance < 1.0  # an honest step is left after the jump
     assert forgery.cost <= cost
+
+
+def test_units_that_wake_up_in_a_decoy_are_paid_for_all_the_way(plain: Made, tmp_path: Path) -> None:
+    target, task = plain
+    forgery = ATTACKS["decoy-network"](agreement=0.5, living=0.05).forge(target, task, tmp_path / "forged")
+    enter, leave = forgery.forged
+    proof = Proof.open(forgery.path)
+    with environments.recording("cpu") as here:
+        victim = Victim.of(target, task, "cpu", here)
+    session = victim.own_session(1)
+    put(session, model_of(proof.state(proof.state_digests()[leave])))
+    alive = max(float((gate.mean > 0).double().mean()) for gate in gates(session, victim))
+    honest = victim.samples(0, enter + 1) + victim.samples(leave, STEPS)
+    assert forgery.samples_processed >= honest + 0.9 * alive * victim.samples(enter + 1, leave)
 
 
 def test_a_poisoned_order_takes_a_few_classes_first(plain: Made, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def deep(path: Path) -> Path:
 def many_states(path: Path) -> Path:
     """None of them large."""
     node: dict[str, Any] = {"l": [{"l": []}] * 2800}
-    made = [whole({"d": [["s:progress", {"i": str(step)}], ["s:x", node]]}) for step in range(300)]
+    made = [whole({"d": [["s:model", node], ["s:progress", {"i": str(step)}]]}) for step in range(300)]
     return write(path, held(*made), made)
 
 
@@ -72,15 +72,15 @@ def zeros(path: Path) -> Path:
 
 def differences(path: Path) -> Path:
     """Each to the one before, in which nothing changes but a number."""
-    values, entries = {"a": torch.zeros(1 << 16)}, {}
+    values, entries = {"model": torch.zeros(1 << 16)}, {}
     made: list[Made] = []
     for step in range(300):
-        tree = {"d": [["s:a", {"t": "a"}], ["s:progress", {"i": str(step)}]]}
+        tree = {"d": [["s:model", {"t": "model"}], ["s:progress", {"i": str(step)}]]}
         if step % 60 == 0:
             made.append(whole(tree, values))
             continue
-        entries["a"] = packed.entry(values["a"], 4, "difference")
-        raw = tightly(tree, entries, {"a": torch.zeros(1 << 16, dtype=torch.int32)})
+        entries["model"] = packed.entry(values["model"], 4, "difference")
+        raw = tightly(tree, entries, {"model": torch.zeros(1 << 16, dtype=torch.int32)})
         made.append(Made(raw, "lossless", named(tree, values), made[-1].state))
     return write(path, held(*made), made)
 
@@ -171,7 +171,10 @@ def test_one_object_makes_room_once(tmp_path: Path) -> None:
 def frozen(count: int, size: int) -> list[State]:
     """States in which only the number of steps changes."""
     return [
-        State({"d": [["s:a", {"t": "a"}], ["s:progress", {"d": [["s:step", {"i": str(step)}]]}]]}, {"a": torch.zeros(size)})
+        State(
+            {"d": [["s:model", {"t": "model"}], ["s:progress", {"d": [["s:step", {"i": str(step)}]]}]]},
+            {"model": torch.zeros(size)},
+        )
         for step in range(count)
     ]  # fmt: skip
 
@@ -185,7 +188,7 @@ def test_what_a_writer_writes_a_reader_reads(codec: str, keep_every: int | None,
     with ProofWriter.create(path, header(8, codec), keep_every) as writer:
         writer.start(states[0])
         for before, after in itertools.pairwise(states):
-            encoded = writer.encode(after)
+            encoded = writer.encode(after, writer.steps + 1)
             writer.segment(
                 arrived=after.digest(), state=after, displacement=displacement(before, after), environment=here,
                 columns=columns(), encoded=encoded,

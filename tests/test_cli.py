@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from proof_of_learning import Proof, TaskReference, Verdict
+from proof_of_learning import Proof, TaskReference, Verdict, check, load_task, prove, verify
 from proof_of_learning._version import __version__
 from proof_of_learning.cli.main import app
 from proof_of_learning.proof.format import HEADER_FILE, LOG_FILE
@@ -228,6 +228,48 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_complete_proof_is_not_said_to_have_been_trained(target: str, tmp_path: Path) -> None:
+    run = tmp_path / "run.pol"
+    first = pol("prove", target, "-o", run)
+    again = pol("prove", target, "-o", run, "--json", tmp_path / "again.json")
+    assert first.exit_code == again.exit_code == 0
+    assert "complete already" not in first.stdout
+    assert again.stdout.startswith(f"{run}: complete already, nothing was trained; ")
+    assert first.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]  # the root
+    assert json.loads((tmp_path / "again.json").read_text())["complete_before"] is True
+
+
+def test_the_library_logs_and_prints_nothing(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG", "proof_of_learning"):
+        prove(load_task(target), tmp_path / "run.pol")
+        check(tmp_path / "run.pol")
+    assert capsys.readouterr() == ("", "")
+    assert any("from step 0 of 24" in message for message in caplog.messages)
+
+
+def test_what_is_logged_is_shown_where_it_is_asked_for(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "from step" not in pol("prove", target, "-o", tmp_path / "a.pol").stderr
+    monkeypatch.setenv("POL_DEBUG", "1")
+    said = pol("prove", target, "-o", tmp_path / "b\x1b[2J.pol").stderr
+    assert "pol: info: prover: recording into " in said and "\x1b" not in said
+
+
+def test_a_shell_can_complete_commands() -> None:
+    asked = {"_POL_COMPLETE": "complete_bash", "COMP_WORDS": "pol env", "COMP_CWORD": "1"}
+    done = subprocess.run(COMMAND, env={**os.environ, **asked}, capture_output=True, text=True)
+    assert done.stdout.split() == ["environment"]
+
+
+def test_the_bar_says_that_the_states_are_looked_at(digits: TaskReference, digits_proof: Path) -> None:
+    doing: list[str] = []
+    verify(digits_proof, digits, random=2, progress=lambda what, done, total: doing.append(what))
+    assert {"reading the proof", "looking at what the states compute"} <= set(doing)
 
 
 def test_demo_tells_the_whole_story(tmp_path: Path) -> None:

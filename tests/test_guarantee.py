@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -153,13 +152,6 @@ COUNT, INTERVAL, EPOCH = 200, 10, 500  # 2000 steps: windows of 200 steps, that 
 WINDOW = 20
 
 
-def header(proof: Proof) -> Any:
-    training = msgspec.structs.replace(
-        proof.header.training, steps=COUNT * INTERVAL, interval=INTERVAL, steps_per_epoch=EPOCH
-    )
-    return msgspec.structs.replace(proof.header, training=training)
-
-
 def measures(weights: Any, function: Any = None) -> list[Measure]:
     """What the survey measures where weights and function came nearer to the end by so much."""
     rest = weights if function is None else function
@@ -192,12 +184,11 @@ def measured(tiny_proof: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def pick(tiny_proof: Path, measured: Any) -> Any:
-    claims = header(Proof.open(tiny_proof))
 
     def picked(
         found: Survey | None = None, root: str = "sha256:00", nonce: str | None = "00", **options: Any
     ) -> Challenge:
-        return challenge(claims, root, found or measured(), make_nonce(nonce), Draw(**options))
+        return challenge(COUNT * INTERVAL, INTERVAL, root, found or measured(), make_nonce(nonce), Draw(**options))
 
     return picked
 
@@ -368,6 +359,25 @@ def test_broken_identities_counters_and_jumps_of_the_loss_are_replayed(pick: Any
     assert because(chosen, "loss") == {90, 91}
     everywhere = pick(measured(identity=np.full(COUNT, np.inf)), random=0)
     assert len(because(everywhere, "identity")) == 8  # a step of the task's own: it says nothing about any segment
+
+
+def test_what_no_honest_step_brings_about_is_replayed_without_ranks_too(pick: Any, measured: Any) -> None:
+    """And of very many the nonce draws, so that nobody could put a false one behind the first of them."""
+    unknown = measured().displacement.copy()
+    unknown[60:70] = np.nan
+    broken = np.zeros(COUNT)
+    broken[31] = np.inf
+    odd = {"identity": broken, "irregular": {77: "its counter"}, "relaid": [80], "jumps": [90, 91]}
+    chosen = pick(measured(displacement=unknown, missing=9, measures=[], **odd), random=0, top_q=0)
+    wanted = {"identity": {31}, "counter": {77}, "layout": {80}, "missing": {59, 70}}
+    assert {why: because(chosen, why) for why in wanted} == wanted
+    assert not any(because(chosen, why) for why in ("top-q", "inertia", "predecessor", "loss"))
+    many = measured(relaid=list(range(COUNT)), irregular=dict.fromkeys(range(COUNT), "its counter"))
+    for why in ("layout", "counter"):
+        drawn = [because(pick(many, nonce=nonce, random=0, top_q=0), why) for nonce in ("00", "01")]
+        assert [len(found) for found in drawn] == [64, 64]
+        assert drawn[0] != drawn[1]
+        assert max(max(found) for found in drawn) > 64
 
 
 def test_a_real_proof_is_surveyed_to_the_same_numbers(tiny_proof: Path) -> None:

@@ -134,7 +134,7 @@ def test_every_step_of_a_foreign_loop_replays(accumulate: int, schedule: str, in
     proof = Proof.open(tmp_path / "run.pol")
     assert proof.root == root
     assert proof.header.randomness.mode == "recorded"
-    assert proof.header.training.steps == EPOCHS * loop.per_epoch == loop.steps
+    assert proof.header.training.planned == EPOCHS * loop.per_epoch == loop.steps
     state = proof.state(proof.segments[-1].state)
     assert state.part("model", "optimizer", "scheduler").digest() == capture(loop.parts).digest()
 

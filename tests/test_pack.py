@@ -73,7 +73,10 @@ def test_the_file_depends_on_nothing_but_the_proof(proof: Path, packed: Path, tm
         os.utime(path, (1, 1))
         path.chmod(0o700)
     (tmp_path / "out.tar").write_text("what was here before")
-    pol.pack(copy, tmp_path / "out.tar")
+    with pytest.raises(PolError, match="exists already"):
+        pol.pack(copy, tmp_path / "out.tar")
+    assert (tmp_path / "out.tar").read_text() == "what was here before"
+    pol.pack(copy, tmp_path / "out.tar", overwrite=True)
     assert (tmp_path / "out.tar").read_bytes() == packed.read_bytes()
 
 

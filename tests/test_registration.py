@@ -101,6 +101,7 @@ def test_another_claim_or_none_is_no_basis_for_a_proof(
 
 def test_an_edited_claim_is_refused(tiny: TaskReference, registered: tuple[Path, Path], tmp_path: Path) -> None:
     kept = registration.load(registered[0])
+    assert kept.claim.steps is not None
     claim = msgspec.structs.replace(kept.claim, steps=kept.claim.steps + 1)
     edited = tmp_path / "claim.json"
     edited.write_bytes(msgspec.structs.replace(kept, claim=claim).encoded())
@@ -120,7 +121,7 @@ def test_a_claim_from_the_future_is_refused(registered: tuple[Path, Path], tmp_p
 
 def test_malformed_claims_are_refused(registered: tuple[Path, Path], tmp_path: Path) -> None:
     raw = registered[0].read_bytes()
-    for broken in (b"", b"{}", raw[:-3], raw.replace(b"pol/claim/v1", b"pol/claim/v9"), b"[" * 100_000):
+    for broken in (b"", b"{}", raw[:-3], raw.replace(b"pol/claim/v2", b"pol/claim/v9"), b"[" * 100_000):
         (tmp_path / "claim.json").write_bytes(broken)
         with pytest.raises(FormatError):
             registration.load(tmp_path / "claim.json")

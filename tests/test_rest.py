@@ -68,7 +68,7 @@ def of(name: str, **changes: Any) -> Task:
     return replace(task, scheduler=None, evaluate=None, **changes)
 
 
-def looked(path: Path, task: Task) -> Survey:
+def looked(path: Path | str, task: Task) -> Survey:
     proof = Proof.open(path)
     with Replayer(proof, task) as replayer:
         return survey(proof, Looking(replayer, replayer.ask(Describe()), 7))
@@ -143,7 +143,7 @@ def test_an_optimizer_that_takes_no_step_by_itself_leaves_no_guarantee_over_weig
     assert pol.verify(path, task, random=8, accept_uniform=True).verdict == "valid"
 
 
-def rests(path: Path, task: Task, steps: int, until: int) -> list[Glimpse]:
+def rests(path: Path | str, task: Task, steps: int, until: int) -> list[Glimpse]:
     proof = Proof.open(path)
     places = {
         "model/parameters/last.weight": np.array([3, 5], dtype="<i8").tobytes(),

@@ -257,7 +257,7 @@ def header_with(**changed: Any) -> Callable[[Path], Any]:
 
 
 HEADERS: dict[str, Callable[[Path], Any]] = {
-    "another format": header_with(format="pol/proof/v2"),
+    "another format": header_with(format="pol/proof/v3"),
     "no format": header_with(format=None),
     "interval 0": header_with(training__interval=0),
     "interval -1": header_with(training__interval=-1),
@@ -265,10 +265,10 @@ HEADERS: dict[str, Callable[[Path], Any]] = {
     "interval 0.5": header_with(training__interval=0.5),
     "interval beyond all": header_with(training__interval=2**40),
     "another interval": header_with(training__interval=3),
-    "no steps": header_with(training__steps=0),
-    "more steps": header_with(training__steps=5),
-    "very many steps": header_with(training__steps=2**52),
-    "very long segments": header_with(training__steps=2**47, training__interval=2**32),
+    "no steps": header_with(training__planned=0),
+    "more steps": header_with(training__planned=5),
+    "very many steps": header_with(training__planned=2**52),
+    "very long segments": header_with(training__planned=2**47, training__interval=2**32),
     "an epoch of nothing": header_with(training__steps_per_epoch=0),
     "a short key": header_with(randomness__key="00"),
     "a key in capitals": header_with(randomness__key="AB" * 32),
@@ -295,7 +295,7 @@ HEADERS: dict[str, Callable[[Path], Any]] = {
     "a list": lambda path: (path / "header.json").write_bytes(b"[]"),
     "deep": lambda path: (path / "header.json").write_bytes(b'{"a":' * 100_000 + b"0" + b"}" * 100_000),
     "duplicate": lambda path: (path / "header.json").write_bytes(
-        (path / "header.json").read_bytes()[:-1] + b',"format":"pol/proof/v1"}'
+        (path / "header.json").read_bytes()[:-1] + b',"format":"pol/proof/v2"}'
     ),
     "a long name": header_with(format="x" * 100_000),
 }

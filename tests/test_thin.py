@@ -179,6 +179,11 @@ def test_uniform_draws_alone_have_to_be_accepted(thinned: dict[str, Path]) -> No
     assert "9 states are not in the proof" in found.summary
     assert "pol regenerate" in found.summary and "--accept-uniform" in found.summary
     assert verdict.check("trajectory").status == "pass"
+    # What is not known is null in JSON, and comes back as no number.
+    assert b"null" in verdict.to_json()
+    again = pol.Verdict.from_json(verdict.to_json())
+    assert again.to_json() == verdict.to_json()
+    assert [str(value) for value in again.trajectory.displacement] == [str(v) for v in verdict.trajectory.displacement]
 
 
 def way(chosen: list[int]) -> int:

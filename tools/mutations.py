@@ -113,7 +113,7 @@ def plain(value: Any) -> bytes:
 
 def consistent(files: Files, log: list[Any] | None = None, index: list[Any] | None = None) -> None:
     """Chains, root and seal of whatever the documents now say."""
-    start = canonical.sha256(b"pol/v1/header\0", files[format.HEADER_FILE])
+    start = format.header_digest(files[format.HEADER_FILE])
     log = rows(files[format.LOG_FILE]) if log is None else log
     index = rows(files[format.INDEX_FILE]) if index is None else index
     files[format.LOG_FILE], head = chained(log, start)

@@ -1,8 +1,14 @@
 #!/bin/sh
-# Build the virtual environment $1 with the CPU build of PyTorch and this package, editable, with what its tests need.
+# Build the virtual environment $1 with the CPU build of PyTorch and this package, editable, with its extras $2 ("dev" by default),
+# in the versions of the tested set. CONSTRAINTS= (empty) takes the newest that fit.
 set -eu
 venv=$1
+extras=${2:-dev}
+constraints=${CONSTRAINTS-constraints.txt}
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+install() {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${constraints:+--constraint "$constraints"} "$@"
+}
 echo "Installing into $venv (PyTorch first; this takes a minute or two) ..."
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+install torch
+install --editable ".[$extras]"

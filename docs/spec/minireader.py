@@ -1,4 +1,4 @@
-"""A second reader of proof format version 1, written from ``format.md`` alone: no PyTorch, no NumPy, no package code.
+"""A second reader of proof format versions 1 and 2, written from ``format.md`` alone: no PyTorch, no NumPy, no package code.
 
 ``python minireader.py DIR`` checks canonical form, both hash chains, the root, the list of files, every object, every state
 digest and every block, and prints the root. It judges nothing beyond that: what a proof *claims* is for a verifier to replay.
@@ -69,13 +69,15 @@ def document(raw: bytes, what: str) -> Any:
     return value
 
 
-def chain(raw: bytes, head: str, what: str) -> tuple[list[Any], str]:  # [4] the lines, and the digest of the last
+def chain(
+    raw: bytes, head: str, what: str, tag: bytes
+) -> tuple[list[Any], str]:  # [4] the lines, and the digest of the last
     need(raw == b"" or raw.endswith(b"\n"), f"{what} is cut short")
     lines = []
     for number, line in enumerate(raw.split(b"\n")[:-1], 1):
         lines.append(document(line, f"{what}, line {number}"))
         need(lines[-1]["prev"] == head, f"{what}, line {number}: the chain is broken")
-        head = sha256(b"pol/v1/line\0", line)
+        head = sha256(tag + b"line\0", line)
     return lines, head
 
 
@@ -112,27 +114,48 @@ def check(folder: Path) -> str:
     need({path.name for path in folder.iterdir()} == FILES, "a file is missing or unexpected")
     raw = {name: (folder / name).read_bytes() for name in FILES - {"objects"}}
     header, seal = document(raw["header.json"], "header.json"), document(raw["seal.json"], "seal.json")
-    need(header["format"] == "pol/proof/v1" and seal["schema"] == "pol/seal/v1", "another version of the format")
+    version = {"pol/proof/v1": 1, "pol/proof/v2": 2}.get(header["format"], 0)
+    need(version > 0 and seal["schema"] == f"pol/seal/v{version}", "another version of the format")
+    tag = f"pol/v{version}/".encode()
     need(header["codec"] == {"in_loop": False, "name": "raw", "options": {}, "version": 1}, "another codec")
     task, training = header["task"], header["training"]
     need(sha256(b"pol/v1/task\0", canonical(task["description"])) == task["digest"], "the task's digest is wrong")
-    top = sha256(b"pol/v1/header\0", raw["header.json"])
+    top = sha256(tag + b"header\0", raw["header.json"])
+    planned = training["steps"] if version == 1 else training["planned"]
+    if version > 1:  # [15]
+        neutral = [header["ranks"], header["arithmetic"], header["program"]["kind"], header["program"]["sealed"]]
+        need(
+            [*neutral, header["randomness"]["anchor"]] == [1, "native", "task", None, None], "what is only reserved yet"
+        )
+        need(header["parts"]["model"] == "module" and header["parts"]["progress"] == "progress", "no model, or no step")
 
-    log, head = chain(raw["log.jsonl"], top, "log.jsonl")  # [4]
+    log, head = chain(raw["log.jsonl"], top, "log.jsonl", tag)  # [4]
     kinds = [line["kind"] for line in log]
     need(kinds[0] == "start" and kinds[-1] == "end", "the log has no start or no end")
-    need(set(kinds[1:-1]) <= {"segment", "environment"}, "the log has lines out of place")
+    between = {"segment", "environment", "event"} if version > 1 else {"segment", "environment"}
+    need(set(kinds[1:-1]) <= between, "the log has lines out of place")
     segments = [line for line in log if line["kind"] == "segment"]
-    need(len(segments) == -(-training["steps"] // training["interval"]) == seal["segments"], "segments are missing")
+    steps = planned if version == 1 else log[-1]["steps"]
+    need(len(segments) == -(-steps // training["interval"]) == seal["segments"], "segments are missing")
+    if version > 1 and planned is not None:
+        need(
+            steps <= planned and log[-1]["ended"] == ("completed" if steps == planned else "stopped"), "another length"
+        )
+    reached = number = 0  # of the segments so far: steps, and how many
+    for line in log:
+        if line["kind"] == "segment":
+            reached, number = line["stop"], number + 1
+        elif line["kind"] == "event":
+            need(number < len(segments) and reached <= line["step"] < segments[number]["stop"], "an event out of place")
     for line in log:
         if line["kind"] == "environment":
             own = sha256(b"pol/v1/environment\0", canonical(line["environment"]))
             need(own == line["digest"], "an environment's digest is wrong")
     for index, segment in enumerate(segments):
-        start, stop = index * training["interval"], min((index + 1) * training["interval"], training["steps"])
+        start, stop = index * training["interval"], min((index + 1) * training["interval"], steps)
         need([segment["index"], segment["start"], segment["stop"]] == [index, start, stop], "a segment is out of order")
         need(segment["arrived"] == segment["state"], "training goes on from another state than it arrived at")
-    need(sha256(b"pol/v1/root\0", top.encode(), b"\0", head.encode()) == seal["root"], "the root is another one")
+    need(sha256(tag + b"root\0", top.encode(), b"\0", head.encode()) == seal["root"], "the root is another one")
 
     offset = 0  # [5]
     for segment in segments:
@@ -143,7 +166,7 @@ def check(folder: Path) -> str:
         offset += size
     need(offset == len(raw["blocks.bin"]), "blocks.bin has another size")
 
-    index, head = chain(raw["index.jsonl"], sha256(b"pol/v1/index\0", top.encode()), "index.jsonl")  # [8]
+    index, head = chain(raw["index.jsonl"], sha256(tag + b"index\0", top.encode()), "index.jsonl", tag)  # [8]
     need(head == seal["index"], "the index is not the one in the seal")
     states = [log[0]["state"], *(segment["state"] for segment in segments)]
     need(len(set(states)) == len(states), "a state stands twice in the log")  # [4]
@@ -161,6 +184,7 @@ def check(folder: Path) -> str:
         held, metadata = tensors(content)
         tree = document(metadata["pol"].encode(), "a state's tree")
         need(state_digest(tree, held) == line["state"], "an object holds another state")
+        need(version == 1 or {item[0][2:] for item in tree["d"]} == set(header["parts"]), "a state has other parts")
         if line["state"] == states[-1]:
             part = {"d": [item for item in tree["d"] if item[0] == "s:model"]}
             model = {name: value for name, value in held.items() if name.startswith("model/")}

@@ -102,10 +102,12 @@ def _documents() -> Iterator[tuple[str, str]]:
         format=format.FORMAT, task=task, data=DataCommitment(commit([b"a", b"b", b"c"]).root, 3),
         training=format.Training(2, 2, 1), randomness=format.Randomness("derived", randomness.key_from_seed(0).hex(), "0"),
         initialization=format.Initialization("derived"), codec=format.CodecClaim("raw", 1),
+        program=format.Program(reference="example.py:task", settings={"rate": 0.1}),
+        parts={"model": "module", "optimizer": "optimizer", "progress": "progress"},
     )  # fmt: skip
     claim = Claim(
-        task=task.digest, name="example", data=header.data, steps=2, interval=2, codec=header.codec, environment=environment,
-        nonce="00" * 32,
+        format=format.FORMAT, task=task.digest, name="example", data=header.data, steps=2, interval=2, steps_per_epoch=1,
+        codec=header.codec, environment=environment, nonce="00" * 32, arithmetic=header.arithmetic, settings=header.program.settings,
     )  # fmt: skip
     yield "claim.json", canonical.encode(claim).decode()
     yield "claim.digest", claim.digest()
@@ -116,7 +118,10 @@ def _documents() -> Iterator[tuple[str, str]]:
     start = canonical.encode(format.Start(prev=header.digest(), state=state.digest()))
     yield "log.start", start.decode()
     yield "log.digest", format.line_digest(start)
-    end = canonical.encode(format.End(format.line_digest(start), state.part("model").digest(), {"accuracy": 0.5}))
+    reload = format.Reload(["model"], state.part("model").digest(), step=0)
+    yield "log.event", canonical.encode(format.Event(format.line_digest(start), 1, reload)).decode()
+    weights = state.part("model").digest()
+    end = canonical.encode(format.End(format.line_digest(start), 2, "completed", weights, {"accuracy": 0.5}))
     yield "log.end", end.decode()
     yield "root", format.root(header.digest(), format.line_digest(end))
     yield "index.first-link", format.index_start(header.digest())

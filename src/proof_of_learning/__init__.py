@@ -12,6 +12,7 @@ Names are imported on first use, so that the command line can pin the numeric en
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from proof_of_learning._version import __version__
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from proof_of_learning.training.state import State
     from proof_of_learning.verifier.verdict import CheckResult, Verdict
     from proof_of_learning.verifier.verify import check, verify
+
+logging.getLogger(__name__).addHandler(
+    logging.NullHandler()
+)  # who uses the library decides what becomes of its messages
 
 _HOMES = {
     "CheckResult": "verifier.verdict",

@@ -133,7 +133,7 @@ def _noise(
     with tempfile.TemporaryDirectory(prefix="pol-calibrate-") as folder:
         longest = max(intervals)
         recording = prove(
-            replace(task, steps=length, epochs=None), Path(folder) / "run.pol", interval=longest,
+            replace(task, steps=length, epochs=None), Path(folder) / "run.pol", interval=longest, rehearse=False,
             progress=lambda doing, done, total: progress("recording a run", done, total) if doing == "training" else None,
         )  # fmt: skip
         proof = Proof.open(recording.path)

@@ -75,3 +75,7 @@ class StoreWarning(RuntimeWarning):
 
 class EvaluationWarning(RuntimeWarning):
     """The task's evaluation failed after training began; the recording goes on without a claim of what the model achieves."""
+
+
+class RehearsalWarning(RuntimeWarning):
+    """A stretch could not be replayed beside the training for reasons that say nothing of it; the recording goes on."""

@@ -23,6 +23,13 @@ MAX_DEPTH = 64  # of nested JSON, and so of a state's tree: nothing that walks i
 MAX_QUOTED = 200  # characters of foreign text in a message
 MAX_STEPS = 1 << 48  # of training: any product with a size fits 64 bits
 MAX_INTERVAL = 1 << 32  # steps of a segment
+MAX_NAME = 200  # characters of a file's, function's or part's name
+MAX_TEXT = 4096  # characters of an argument or setting
+MAX_ARGUMENTS = 1000  # arguments, and settings
+MAX_INPUTS = 10_000  # files that are read before the first step
+MAX_PARTS = 1000  # of a state
+MAX_EVENT = 1 << 14  # bytes of a line of the log that records an event
+MAX_OWNERS = 64  # keys that a claim names
 MAX_THREADS = 4096  # of a numeric environment: what the largest machines have
 
 # ---- states -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import begun, remember
 from proof_of_learning.recorder import Recorder, finite, make_header
+from proof_of_learning.rehearsal import beside as rehearsals
+from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Description, Task, TaskReference, load_task, resumable, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
@@ -27,12 +30,17 @@ from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 
+log = logging.getLogger(__name__)
+
 LOOKS = 16  # samples that are compared where data are loaded twice
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A finished recording: where it lies, its root, the trained model and what it achieves."""
+    """A finished recording: where it lies, its root, the trained model and what it achieves.
+
+    ``complete_before``: the proof was there already, and nothing was trained.
+    """
 
     path: Path | str
     root: str
@@ -40,6 +48,7 @@ class Recording:
     steps: int
     interval: int
     evaluation: dict[str, float] | None
+    complete_before: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ def _prepared(
             data = task.data()
             total = len(data)
             check_deterministic(data)
-            _check_loading(task, data)
+            check_loading(task, data)
             commitment = commit(data, progress=lambda done: progress("hashing the data", done, total))
         progress("hashing the data", total, total)
         base = root = None
@@ -109,6 +118,7 @@ def prove(
     codec: str | None = None,
     keep_every: int | None = None,
     asynchronous: bool | None = None,
+    rehearse: bool | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``, a directory or an address that fsspec knows (``s3://…``); go on where an
@@ -126,6 +136,10 @@ def prove(
     keep_every: keep the bytes of only every so many-th state (and the first and last); the digests of all are recorded.
     asynchronous: encode and write beside the training loop (default: where it runs on an accelerator; on CPU cores that training
         keeps busy it gains nothing).
+    rehearse: replay short stretches while training goes on, each from its recorded state alone, and stop with a TaskError that
+        names the cause where the bits differ (default: yes, unless the environment variable ``POL_REHEARSAL`` is ``0``). A task
+        with a reference is replayed in a fresh process. One that is an object is replayed in this process; what it keeps in
+        globals and closures, and what differs from process to process, is then not found.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
@@ -142,22 +156,36 @@ def prove(
         identity = resumable(ready.task)
         header = begun(folder, header, identity)
         if not (folder / format.SEAL_FILE).exists():
-            _rehearse_evaluation(ready.trial)
-            _rehearse_gradients(ready.trial, ready.data)
+            try_evaluation(ready.trial)
+            try_gradients(ready.trial, ready.data)
         if registration is not None:
             resuming = (folder / format.HEADER_FILE).exists()
             registrations.begin(Path(registration), header, resuming)
         session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
-        steps = header.training.steps
+        feed, order = derived_feed(ready.task, ready.data, session.key, device)
+        steps = header.training.planned
+        assert steps is not None  # a task says how many
+        rehearsal = None
+        if rehearsals.wanted(rehearse):
+            job = Job(ready.task, header.randomness.key, ready.task.seed, ready.base)
+            live = rehearsals.Live(session, ready.data, feed, order)
+            rehearsal = rehearsals.Rehearsal(job, ready.environment, header, session.parts, live)
         beside = device != "cpu" if asynchronous is None else asynchronous
-        every = max(1, header.segments() // evaluations) if evaluations > 0 else 0
+        every = max(1, -(-steps // header.training.interval) // evaluations) if evaluations > 0 else 0
         with Recorder(
-            folder, header, session.parts, ready.environment, keep_every=keep_every, asynchronous=beside
+            folder,
+            header,
+            session.parts,
+            ready.environment,
+            keep_every=keep_every,
+            asynchronous=beside,
+            rehearsal=rehearsal,
         ) as recorder:
             if recorder.complete:
+                log.info("%s is complete already", path)
                 return _finished(session, folder, path)
             remember(folder, identity)
-            feed, order = derived_feed(ready.task, ready.data, session.key, device)
+            log.info("recording into %s from step %d of %d", folder, recorder.steps_done, steps)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
                 due = every and recorder.closes_segment() and (result.step // header.training.interval + 1) % every == 0
@@ -205,7 +233,7 @@ def describe(task: Task | str | TaskReference) -> Description:
         return Session(loaded, randomness.key_from_seed(loaded.seed)).describe()
 
 
-def _check_loading(task: Task, data: Dataset) -> None:
+def check_loading(task: Task, data: Dataset) -> None:
     """Load the data once more, with the generators elsewhere; DataError if a few samples differ: a verifier would find other data."""
     randomness.seed_everything(randomness.derive(bytes(randomness.KEY_BYTES), "loading"))
     again = task.data()
@@ -217,7 +245,7 @@ def _check_loading(task: Task, data: Dataset) -> None:
         )
 
 
-def _rehearse_evaluation(trial: Session) -> None:
+def try_evaluation(trial: Session) -> None:
     """Evaluate an untrained model: what fails here would fail after all the training. Raises TaskError or TrainingError."""
     try:
         finite(trial.evaluate() or {})
@@ -225,7 +253,7 @@ def _rehearse_evaluation(trial: Session) -> None:
         raise type(error)(f"{error}; it was tried on the untrained model, nothing was recorded") from error
 
 
-def _rehearse_gradients(trial: Session, data: Dataset) -> None:
+def try_gradients(trial: Session, data: Dataset) -> None:
     """Where a custom step leaves gradients behind, see that the next one does not build on them: a state holds none.
 
     The trial takes a step, and another one twice: with what the first left, and from its state alone. Raises TaskError.
@@ -272,7 +300,15 @@ def _finished(session: Session, folder: Path, path: str | os.PathLike[str]) -> R
     proof = Proof.open(folder)
     session.restore(proof.state(proof.segments[-1].state))
     training = proof.header.training
-    return Recording(_home(path), proof.root, session.model, training.steps, training.interval, proof.end.evaluation)
+    return Recording(
+        _home(path),
+        proof.root,
+        session.model,
+        proof.steps,
+        training.interval,
+        proof.end.evaluation,
+        complete_before=True,
+    )
 
 
 def _home(path: str | os.PathLike[str]) -> Path | str:

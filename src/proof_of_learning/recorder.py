@@ -24,13 +24,17 @@ from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
 from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
-from proof_of_learning.proof import codecs, files, format
+from proof_of_learning.header import kinds_of, program_of
+from proof_of_learning.proof import codecs, files, format, parse
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Encoded
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
+from proof_of_learning.rehearsal import beside
+from proof_of_learning.rehearsal.beside import Rehearsal
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
@@ -71,7 +75,7 @@ def make_header(
             "make its module part of the model, or name it in the task's `parts`"
         )
     description = session.describe()
-    return Header(
+    header = Header(
         format=format.FORMAT,
         task=TaskClaim(description.digest(), task.name, description.content, description.sources),
         data=commit(data) if data_commitment is None else data_commitment,
@@ -83,7 +87,11 @@ def make_header(
             else Initialization("linked", start_root)
         ),
         codec=CodecClaim(stored.name, stored.version, in_loop=not stored.exact),
+        program=program_of(task),
+        parts=kinds_of(session.parts),
     )
+    parse.check(header)
+    return header
 
 
 @dataclass
@@ -113,9 +121,11 @@ class Recorder:
         *,
         keep_every: int | None = None,
         asynchronous: bool = False,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         """``keep_every``: thin while recording; see :class:`ProofWriter`. ``asynchronous``: the loop waits for a copy of the state
-        alone; measuring, hashing, encoding and writing happen beside it, one checkpoint at a time.
+        alone; measuring, hashing, encoding and writing happen beside it, one checkpoint at a time. ``rehearsal``: what replays
+        short stretches of the run while it goes on.
         """
         if keep_every is not None and keep_every < 1:
             raise UsageError(f"every how many states one is kept must be at least 1, not {keep_every}")
@@ -128,10 +138,11 @@ class Recorder:
         self._pending: _Pending | None = None
         self._behind = Behind() if asynchronous else None
         self._spare: State | None = None  # memory for the next copy
+        self._rehearsal = rehearsal
         self.complete = (self.path / format.SEAL_FILE).exists()
         if self.complete:
             self._check_same_run()
-            self.steps_done = header.training.steps
+            self.steps_done = Proof.open(self.path).steps
             return
         if (self.path / format.HEADER_FILE).exists():
             self._writer = ProofWriter.resume(self.path, header, keep_every)
@@ -145,7 +156,9 @@ class Recorder:
         except BaseException:
             self._writer.close()
             raise
-        self.steps_done = min(self._writer.segments * header.training.interval, header.training.steps)
+        self.steps_done = self._writer.steps
+        if self._rehearsal is not None:
+            self._rehearsal.begin(self.steps_done)
 
     def __enter__(self) -> Recorder:
         return self
@@ -155,6 +168,8 @@ class Recorder:
             if self._behind is not None and kind is None:
                 self._behind.join()  # a loop that ended without close() learns here what went wrong beside it
         finally:
+            if self._rehearsal is not None:
+                self._rehearsal.close()
             if self._behind is not None:
                 self._behind.close()
             if not self.complete:
@@ -188,11 +203,15 @@ class Recorder:
             self._rng.append(rng)
         if loop is not None:
             self._loop.append(loop)
+        if self._rehearsal is not None:
+            self._rehearsal.after(self.steps_done, loss, indices, rng)
         self.steps_done += 1
-        if not self._at_boundary(self.steps_done):
-            return False
-        self._checkpoint(evaluation)
-        return True
+        boundary = self._at_boundary(self.steps_done)
+        if boundary:
+            self._checkpoint(evaluation)
+        if self._rehearsal is not None:
+            self._rehearsal.before(self.steps_done)
+        return boundary
 
     def closes_segment(self) -> bool:
         """Whether the next step to be recorded is the last of its segment."""
@@ -201,17 +220,31 @@ class Recorder:
     @property
     def finished(self) -> bool:
         """Whether every step of the run has begun: a foreign loop ends here, and :meth:`close` completes the last step."""
-        return self.steps_done + (self._pending is not None) >= self.header.training.steps
+        planned = self.header.training.planned
+        return planned is not None and self.steps_done + (self._pending is not None) >= planned
 
     def _at_boundary(self, steps: int) -> bool:
         training = self.header.training
-        return steps % training.interval == 0 or steps == training.steps
+        return steps % training.interval == 0 or steps == training.planned
 
-    def close(self, evaluation: Mapping[str, float] | None = None) -> str:
-        """Seal the proof; returns its root. ``evaluation``: what the final model is said to achieve (finite numbers)."""
+    def close(self, evaluation: Mapping[str, float] | None = None, *, early: bool = False) -> str:
+        """Seal the proof; returns its root. ``evaluation``: what the final model is said to achieve (finite numbers).
+
+        ``early``: the run ends here although more steps were planned; the proof says so, and a verifier has to accept it.
+        """
         if self.complete:
             return Proof.open(self.path).root
         self._finish_pending()
+        planned = self.header.training.planned
+        stopped = planned is not None and self.steps_done < planned
+        if stopped and not early:
+            raise RecordingError(
+                f"{self.steps_done} of {planned} steps were taken; close(early=True) seals a run that stops early"
+            )
+        if self._losses:  # a run whose end nobody knew, between two checkpoints
+            self._checkpoint(None)
+        if self._rehearsal is not None:
+            self._rehearsal.finish()
         if self._behind is not None:
             self._behind.join()
         try:
@@ -223,7 +256,7 @@ class Recorder:
                 EvaluationWarning,
                 stacklevel=2,
             )
-        root = self._writer.seal(claimed)
+        root = self._writer.seal(claimed, stopped=stopped)
         self._writer.close()
         return root
 
@@ -241,11 +274,14 @@ class Recorder:
         codec: str = codecs.DEFAULT,
         keep_every: int | None = None,
         asynchronous: bool = False,
+        rehearse: bool | None = None,
     ) -> Recorder:
         """Record a loop that is not ours (mode ``recorded``): batch indices and generator states are written down.
 
         ``task`` describes the same training, so that a verifier can replay it; ``parts`` are the loop's own live objects under
-        the task's names (``model``, ``optimizer``, ``scheduler`` …). Drive the loop through :meth:`watch`.
+        the task's names (``model``, ``optimizer``, ``scheduler`` …). Drive the loop through :meth:`watch`. ``rehearse``: whether
+        short stretches are replayed by the task while the loop goes on, so that it raises TaskError where the two part (see
+        :func:`proof_of_learning.prove`).
         """
         with randomness.preserved():
             session = Session(task, randomness.key_from_seed(task.seed), device)
@@ -255,7 +291,12 @@ class Recorder:
             header = make_header(task, session, task.data(), interval=interval, mode="recorded", codec=codec)
         parts = {**parts, "progress": Progress()}
         environment = environments.current(device)
-        return cls(path, header, parts, environment, keep_every=keep_every, asynchronous=asynchronous)
+        rehearsal = None
+        if beside.wanted(rehearse):
+            rehearsal = Rehearsal(Job(task, header.randomness.key, task.seed), environment, header, parts)
+        return cls(
+            path, header, parts, environment, keep_every=keep_every, asynchronous=asynchronous, rehearsal=rehearsal
+        )
 
     def watch(self, loader: Iterable[tuple[Any, Any]], batches_per_step: int = 1) -> Iterator[Any]:
         """Yield the loader's batches and record the steps taken between: a step ends with the request for the next one's first batch.
@@ -309,7 +350,9 @@ class Recorder:
         if self._behind is not None:
             self._behind.join()
         arrived = self._capture()
-        encoded = self._writer.encode(arrived)
+        if self._rehearsal is not None:
+            self._rehearsal.checkpoint(self.steps_done, arrived)
+        encoded = self._writer.encode(arrived, self.steps_done)
         state, digest = arrived, None
         if encoded is not None:
             state, digest = encoded.state, arrived.digest()
@@ -361,7 +404,8 @@ class Recorder:
             encoded=encoded,
             displacement=moved,
             environment=self.environment,
-            columns=Columns(loss, rates, indices, rng, loop),
+            columns=Columns(loss, rates, indices, rng, loop=loop),
+            stop=stop,
             evaluation=evaluation,
         )
         self._spare = before if before is not self._writer.state else None

@@ -1,6 +1,7 @@
 """Registration: the claim that is fixed before training, from which all randomness follows.
 
-The claim names task, data, T, k, codec, numeric environment, owner's key, a link in a chain of trust, and a nonce; the key
+The claim names task, settings, data, planned steps, k, codec, numeric environment, owners, a link in a chain of trust, and a
+nonce; the key
 of the run is its hash, so nothing is left for a cheat to choose afterwards. What lies beside the claim in ``claim.json``
 (when it was made, by its own word; the runs that used it; timestamps and signatures) is not under that hash.
 """
@@ -20,18 +21,64 @@ import msgspec
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError, UsageError
-from proof_of_learning.limits import MAX_CLAIM
+from proof_of_learning.limits import MAX_CLAIM, MAX_OWNERS
 from proof_of_learning.proof import files
-from proof_of_learning.proof.format import CodecClaim, Header
+from proof_of_learning.proof.format import ARITHMETIC, VERSION, VERSIONS, CodecClaim, Header, Input, Plain, check_digest
 from proof_of_learning.training.environment import Environment
 
-SCHEMA = "pol/claim/v1"
+SCHEMA = "pol/claim/v2"
+SCHEMA_1 = "pol/claim/v1"
 CLOCK_SKEW = datetime.timedelta(minutes=5)
-_CLAIM = b"pol/v1/claim\0"
+_FIXED_1 = ("task", "name", "data", "steps", "interval", "codec", "environment", "start")
 
 
 class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is fixed before training. ``owner_key``: public key, hex; ``start``: root of the proof that training starts from."""
+    """What is fixed before training, in the words of the header.
+
+    steps: the planned ones. sources: digest of the task's description and sources, None where it is not fixed. start: root of the
+    proof that training starts from. owners: digests of public keys, of which ``threshold`` have to sign; recovery: one more, which
+    may replace them.
+    """
+
+    format: str
+    task: str
+    name: str
+    data: DataCommitment
+    steps: int | None
+    interval: int
+    steps_per_epoch: int
+    codec: CodecClaim
+    environment: Environment
+    nonce: str
+    arithmetic: str
+    sources: str | None = None
+    arguments: list[str] = []
+    settings: dict[str, Plain] = {}
+    sealed: str | None = None
+    inputs: list[Input] = []
+    start: str | None = None
+    owners: list[str] = []
+    threshold: int = 0
+    recovery: str | None = None
+
+    def encoded(self) -> bytes:
+        return canonical.encode(self)
+
+    def digest(self) -> str:
+        version = VERSIONS.get(self.format, VERSION)
+        return canonical.sha256(f"pol/v{version}/claim\0".encode(), self.encoded())
+
+    def key(self) -> bytes:
+        """The 32-byte key of the run: the claim's digest itself."""
+        return bytes.fromhex(self.digest()[7:])
+
+    def fixed(self) -> tuple[str, ...]:
+        """The names of what is fixed, as :func:`_fixed_by` has them."""
+        return (*_FIXED_1, "format", "steps_per_epoch", "arithmetic", "arguments", "settings", "sealed", "inputs")
+
+
+class _Claim1(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A claim of version 1 as it is on disk."""
 
     task: str
     name: str
@@ -44,12 +91,22 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owner_key: str | None = None
     start: str | None = None
 
-    def digest(self) -> str:
-        return canonical.sha256(_CLAIM, canonical.encode(self))
 
-    def key(self) -> bytes:
-        """The 32-byte key of the run: the claim's digest itself."""
-        return bytes.fromhex(self.digest()[7:])
+class Claim1(Claim, frozen=True):
+    """A claim that was read from version 1, and encodes as one."""
+
+    def encoded(self) -> bytes:
+        own = {name: getattr(self, name) for name in (*_FIXED_1, "nonce")}
+        return canonical.encode(_Claim1(**own, owner_key=self.owners[0] if self.owners else None))
+
+    def fixed(self) -> tuple[str, ...]:
+        return _FIXED_1
+
+
+def _upgraded(claim: _Claim1) -> Claim1:
+    own = {name: getattr(claim, name) for name in (*_FIXED_1, "nonce")}
+    owners = [] if claim.owner_key is None else [claim.owner_key]
+    return Claim1(format="pol/proof/v1", steps_per_epoch=0, arithmetic=ARITHMETIC, owners=owners, **own)
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,21 +134,47 @@ class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [run for run in self.runs if run.root is None]
 
 
+class _Schema(msgspec.Struct, frozen=True):
+    schema: str
+
+
+class _Registration1(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    schema: str
+    claim: _Claim1
+    created: str
+    runs: list[Run] = []
+    seals: list[dict[str, Any]] = []
+
+
 def new_claim(header: Header, environment: Environment, owner_key: str | None = None) -> Registration:
-    """A fresh claim for the run that ``header`` (made from the task's seed) describes."""
-    claim = Claim(nonce=secrets.token_hex(32), owner_key=owner_key, **_fixed_by(header, environment))
+    """A fresh claim for the run that ``header`` (made from the task's seed) describes. ``owner_key``: a public key, in hex."""
+    try:
+        owners = [] if owner_key is None else [canonical.sha256(bytes.fromhex(owner_key))]
+    except ValueError:
+        raise UsageError("the owner's public key is not an even number of hex digits") from None
+    fixed = _fixed_by(header, environment)
+    claim = Claim(nonce=secrets.token_hex(32), owners=owners, threshold=len(owners), **fixed)
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return Registration(SCHEMA, claim, now.isoformat().replace("+00:00", "Z"))
 
 
 def load(path: str | os.PathLike[str]) -> Registration:
     """Read ``claim.json``. Raises FormatError for a malformed one, UsageError for one from the future."""
-    raw = bytes(files.read_bounded(Path(path), MAX_CLAIM, f"the claim {path}"))
-    registration = canonical.decode(raw, Registration, f"the claim {path}")
-    if registration.schema != SCHEMA:
-        raise FormatError(f"the claim {path} has schema {registration.schema[:64]!r}; this version reads {SCHEMA!r}")
+    raw, what = bytes(files.read_bounded(Path(path), MAX_CLAIM, f"the claim {path}")), f"the claim {path}"
+    try:
+        schema = msgspec.json.decode(raw, type=_Schema, strict=True).schema
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise FormatError(f"{what} is not valid: {canonical.brief(error)}") from error
+    if schema == SCHEMA_1:
+        old = canonical.decode(raw, _Registration1, what)
+        registration = Registration(schema, _upgraded(old.claim), old.created, old.runs, old.seals)
+    elif schema == SCHEMA:
+        registration = canonical.decode(raw, Registration, what)
+        _check(registration.claim, what)
+    else:
+        raise FormatError(f"{what} has schema {schema[:64]!r}; this version reads {SCHEMA_1!r} and {SCHEMA!r}")
     if not re.fullmatch(r"[0-9a-f]{64}", registration.claim.nonce):
-        raise FormatError(f"the claim {path} has no nonce of 64 hex digits")
+        raise FormatError(f"{what} has no nonce of 64 hex digits")
     try:
         created = datetime.datetime.fromisoformat(registration.created.replace("Z", "+00:00"))
         ahead = created - datetime.datetime.now(datetime.UTC)
@@ -105,6 +188,10 @@ def load(path: str | os.PathLike[str]) -> Registration:
 def apply(registration: Registration, header: Header, environment: Environment) -> Header:
     """``header`` as it stands under the claim; UsageError naming the first thing the claim does not allow."""
     claim = registration.claim
+    if registration.schema != SCHEMA:
+        raise UsageError(
+            "the claim was registered in version 1 of the format, which is not recorded any more; register anew"
+        )
     for name, found in _fixed_by(header, environment).items():
         wanted = getattr(claim, name)
         if wanted != found:
@@ -132,17 +219,37 @@ def violations(header: Header, environments: Mapping[str, Environment]) -> list[
         found.append("under a claim the initial state follows from its hash, but here it was recorded")
     for environment in environments.values():
         for name, value in _fixed_by(header, environment).items():
-            if value != getattr(claim, name):
+            if name in claim.fixed() and value != getattr(claim, name):
                 found.append(f"the claim fixes {_difference(name, getattr(claim, name), value)}")
     return found
 
 
 def claim_of(header: Header) -> Claim:
     """The claim inside a header."""
+    what = "the claim in the proof's header"
     try:
-        return msgspec.convert(header.claim, Claim)
+        if header.version == 1:
+            return _upgraded(msgspec.convert(header.claim, _Claim1))
+        claim = msgspec.convert(header.claim, Claim)
     except msgspec.ValidationError as error:
-        raise FormatError(f"the claim in the proof's header is malformed: {error}") from None
+        raise FormatError(f"{what} is malformed: {error}") from None
+    _check(claim, what)
+    return claim
+
+
+def _check(claim: Claim, what: str) -> None:
+    """Whether a claim says what one can, and nothing that this version does not know. Raises FormatError."""
+    keys = [*claim.owners, *([] if claim.recovery is None else [claim.recovery])]
+    for digest in (*keys, *([] if claim.sources is None else [claim.sources])):
+        check_digest(digest, f"{what}: the digest of an owner's key, or of sources,")
+    if (
+        len(set(keys)) != len(keys)
+        or len(keys) > MAX_OWNERS
+        or not bool(claim.owners) <= claim.threshold <= len(claim.owners)
+    ):
+        raise FormatError(f"{what} names owners twice, too many, or a threshold that they cannot reach")
+    if claim.sources is not None or claim.recovery is not None:
+        raise FormatError(f"{what} fixes sources or a recovery key, which this version cannot check")
 
 
 def begin(path: Path, header: Header, resuming: bool) -> None:
@@ -184,8 +291,15 @@ def _fixed_by(header: Header, environment: Environment) -> dict[str, Any]:
         "task": header.task.digest,
         "name": header.task.name,
         "data": header.data,
-        "steps": header.training.steps,
+        "format": header.format,
+        "steps": header.training.planned,
         "interval": header.training.interval,
+        "steps_per_epoch": header.training.steps_per_epoch,
+        "arithmetic": header.arithmetic,
+        "arguments": header.program.arguments,
+        "settings": header.program.settings,
+        "sealed": header.program.sealed,
+        "inputs": header.inputs,
         "codec": header.codec,
         "environment": environment,
         "start": header.initialization.proof,

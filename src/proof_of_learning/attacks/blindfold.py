@@ -52,7 +52,7 @@ class Blindfold(Attack):
             max(group)
             for group in zip(*victim.own_session(seed).idle(victim.steps, victim.steps_per_epoch), strict=True)
         ]
-        width = window(victim.proof.header)
+        width = window(victim.steps)
         most = (
             width // interval // 2
         )  # of a window's segments that may be genuine, lest the line never reaches the target

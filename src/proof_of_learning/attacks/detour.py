@@ -25,7 +25,8 @@ def detour(
 ) -> Mounted:  # fmt: skip
     """``head`` honest segments, a jump to the network ``between``, its own honest steps, a jump to ``goal``, ``tail`` honest ones.
 
-    between: the weights meanwhile, and the share of a step's work that they leave; None goes on training. goal: by default the
+    between: the weights meanwhile, and the share of a step's work that they leave (at the exit as many units as are found alive); None
+        goes on training. goal: by default the
     target's weights. Raises AttackError where the run is too short.
     """
     session, rates, count, k = (
@@ -40,7 +41,14 @@ def detour(
     if leave <= head + there:
         raise AttackError(f"{count} segments are too few: {head} honest ones come before the jump, {tail} after it")
     target = model_of(victim.final) if goal is None else goal
-    jumps = way(how, lambda live: target, leave, parts, rates, k)
+
+    def left(live: Session) -> Weights:
+        if between is not None and share[0] < 1.0:
+            # A unit that woke up on the way, and gets gradients again, is counted from the beginning.
+            share[0] = max(share[0], *(float((gate.mean > 0).double().mean()) for gate in gates(live, victim)))
+        return target
+
+    jumps = way(how, left, leave, parts, rates, k)
     free = range(head + there, leave) if between is not None else range(0)
     if between is not None:
 

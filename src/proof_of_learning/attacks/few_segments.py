@@ -74,8 +74,8 @@ def unnoticed(total: int) -> int:
 def place(victim: Victim, count: int, length: float) -> int:
     """Where ``count`` jumps in a row, each of ``length``, are least conspicuous: the index of the first."""
     found, header = survey(victim.proof), victim.proof.header
-    total = header.segments()
-    windows = np.arange(total) * header.training.interval // window(header)
+    total = len(victim.proof.segments)
+    windows = np.arange(total) * header.training.interval // window(victim.proof.steps)
     moved = np.nan_to_num(found.displacement)
     top = np.array([moved[windows == w].max() for w in windows])
 

@@ -43,7 +43,8 @@ Weights = Mapping[str, Any]
 class Claims:
     """What a forged proof says about itself; whatever is left out is what an honest recorder would have written.
 
-    interval, steps: k and T. seed: instead of the task's. environment: the numeric environment, or one for each segment.
+    interval, steps: k and T. planned: how many steps were to be taken, if not T.
+    seed: instead of the task's. environment: the numeric environment, or one for each segment.
     evaluation: what the final model is said to achieve. data: the data commitment. initialization: ``derived``, ``recorded`` or the
     header's field. rng: generator states at the start of each step (or one for all), where batches are recorded.
     keep_progress: leave in each state the step at which it says it stands.
@@ -53,6 +54,7 @@ class Claims:
 
     interval: int | None = None
     steps: int | None = None
+    planned: int | None = None
     seed: int | None = None
     environment: Environment | Iterable[Environment] | None = None
     evaluation: Mapping[str, float] | None = None
@@ -106,19 +108,20 @@ def forge_proof(
         session = Session(task, key)
         with task_code("loading the data"):
             data = task.data()
-        header = _header(task, session, data, wanted, states, batches)
-        segments = _Segments(header, session, task.steps_per_epoch(len(data)), wanted, hyperparameters, here)
+        header, steps = _header(task, session, data, wanted, states, batches)
+        segments = _Segments(header, steps, session, task.steps_per_epoch(len(data)), wanted, hyperparameters, here)
         source, samples = iter(states), None if batches is None else iter(batches)
         with ProofWriter.create(folder, header) as writer:
             try:
                 writer.start(segments.state(source, 0))
-                for environment in islice(segments.environments, header.segments()):
+                for environment in islice(segments.environments, segments.count):
                     segments.write(writer, source, samples, environment)
-                if writer.segments != header.segments():
-                    raise AttackError(f"there are environments for {writer.segments} of {header.segments()} segments")
+                if writer.segments != segments.count:
+                    raise AttackError(f"there are environments for {writer.segments} of {segments.count} segments")
                 if next(source, None) is not None:
-                    raise AttackError(f"there are more than the {header.segments() + 1} states that this run has")
-                return writer.seal(None if wanted.evaluation is None else dict(wanted.evaluation))
+                    raise AttackError(f"there are more than the {segments.count + 1} states that this run has")
+                claimed = None if wanted.evaluation is None else dict(wanted.evaluation)
+                return writer.seal(claimed, stopped=segments.stopped)
             except BaseException:
                 if not existed:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -164,6 +167,7 @@ class _Segments:
     def __init__(
         self,
         header: Header,
+        steps: int,
         session: Session,
         steps_per_epoch: int,
         wanted: Claims,
@@ -172,7 +176,8 @@ class _Segments:
     ) -> None:
         self.header, self.session, self.steps_per_epoch, self.wanted = header, session, steps_per_epoch, wanted
         given = dict(hyperparameters or {})
-        steps = header.training.steps
+        self.steps, self.count = steps, -(-steps // header.training.interval)
+        self.stopped = header.training.planned is not None and steps < header.training.planned
         self._groups = len(session.rates())
         self._loss = _rows(given.pop("loss", plausible_loss(steps)), steps, "loss")
         self._rates = _rows(given.pop("rates"), steps, "rates") if given.get("rates") is not None else None
@@ -195,8 +200,8 @@ class _Segments:
         given = next(source, None)
         if given is None:
             raise AttackError(
-                f"the states end before step {step} of {self.header.training.steps}; a run with the interval "
-                f"{self.header.training.interval} has {self.header.segments() + 1} of them"
+                f"the states end before step {step} of {self.steps}; a run with the interval "
+                f"{self.header.training.interval} has {self.count + 1} of them"
             )
         if not isinstance(given, State):
             if not isinstance(given, Mapping):
@@ -216,7 +221,7 @@ class _Segments:
         training, before = self.header.training, writer.state
         assert before is not None
         start = writer.segments * training.interval
-        stop = min(start + training.interval, training.steps)
+        stop = min(start + training.interval, self.steps)
         count = stop - start
         own = None
         if self._rates is None:  # before the state, for which the schedule may have to move on
@@ -235,7 +240,9 @@ class _Segments:
         if not (np.isfinite(columns.loss).all() and np.isfinite(columns.rates).all()):
             raise AttackError(f"the losses or rates from step {start} on are not finite, which no proof can hold")
         arrived = after.digest() if self._arrived is None else next(self._arrived)
-        writer.segment(arrived=arrived, state=after, displacement=moved, environment=environment, columns=columns)
+        writer.segment(
+            arrived=arrived, state=after, displacement=moved, environment=environment, columns=columns, stop=stop
+        )
 
     def _given_rates(self, count: int, start: int) -> Array:
         assert self._rates is not None
@@ -253,7 +260,8 @@ class _Segments:
 
 def _header(
     task: Task, session: Session, data: Any, wanted: Claims, states: Iterable[Any], batches: Iterable[Any] | None
-) -> Header:
+) -> tuple[Header, int]:
+    """The header, and how many steps the run has."""
     steps, per_epoch = wanted.steps, task.steps_per_epoch(len(data))
     if steps is None:
         steps = len(batches) if isinstance(batches, Sized) else task.total_steps(len(data))
@@ -263,9 +271,10 @@ def _header(
             interval = _fitting_interval(steps, len(states) - 1 if isinstance(states, Sized) else None)
         if steps < 1 or interval < 1:
             raise AttackError(f"a run has at least one step and an interval of at least 1, not {steps} and {interval}")
-        training = Training(steps, interval, per_epoch)
+        training = Training(steps if wanted.planned is None else wanted.planned, interval, per_epoch)
     else:
         training = wanted.training
+        steps = training.planned if wanted.steps is None and training.planned is not None else steps
     mode = "derived" if batches is None else "recorded"
     if wanted.randomness is not None and wanted.randomness.mode != mode:
         raise AttackError(f"the claimed randomness is {wanted.randomness.mode}; with these batches it is {mode}")
@@ -281,7 +290,7 @@ def _header(
             changes[name] = value
     if isinstance(wanted.initialization, str):
         changes["initialization"] = msgspec.convert({"kind": wanted.initialization}, Initialization)
-    return msgspec.structs.replace(header, **changes)
+    return msgspec.structs.replace(header, **changes), steps
 
 
 def _fitting_interval(steps: int, segments: int | None) -> int:

@@ -62,14 +62,18 @@ def missed(proof: Proof, forged: Iterable[int], nonces: Iterable[str], *, found:
     """
     wanted = set(forged)
     return [
-        wanted.isdisjoint(challenge(proof.header, proof.root, found, make_nonce(nonce), Draw()).segments)
+        wanted.isdisjoint(
+            challenge(
+                proof.steps, proof.header.training.interval, proof.root, found, make_nonce(nonce), Draw()
+            ).segments
+        )
         for nonce in nonces
     ]
 
 
 def odds(proof: Proof, forged: Sequence[int], nonces: Sequence[str], *, found: Survey) -> Odds:
     """Measure ``missed`` over ``nonces`` (at least one), beside what the draws guarantee. ``found``: as for :func:`missed`."""
-    picked = challenge(proof.header, proof.root, found, make_nonce(nonces[0]), Draw())
+    picked = challenge(proof.steps, proof.header.training.interval, proof.root, found, make_nonce(nonces[0]), Draw())
     conspicuous = tuple(i for i in forged if any(why not in DRAWN for why in picked.segments.get(i, ())))
     weight = importance(found.measures, len(proof.segments))
     real, hidden = np.flatnonzero(~found.trivial), [i for i in forged if not found.trivial[i]]

@@ -28,7 +28,7 @@ def on_the_way(victim: Victim, session: Session, start: State, goal: State, step
 
 def windows(victim: Victim, interval: int) -> list[int]:
     """For each segment of ``interval`` steps the window in which the verifier ranks displacements."""
-    length = window(victim.proof.header)
+    length = window(victim.steps)
     return [start // length for start in range(0, victim.steps, interval)]
 
 

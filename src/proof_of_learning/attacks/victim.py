@@ -52,10 +52,12 @@ class Victim:
             raise AttackError(
                 f"the target is a proof of another task: {lines[0] if lines else 'the descriptions differ'}"
             )
-        training = target.header.training
-        if (training.steps, training.steps_per_epoch) != (task.total_steps(samples), task.steps_per_epoch(samples)):
+        if (target.steps, target.header.training.steps_per_epoch) != (
+            task.total_steps(samples),
+            task.steps_per_epoch(samples),
+        ):
             raise AttackError(
-                f"the target has {training.steps:,} steps, the task {task.total_steps(samples):,}; name the target's own task"
+                f"the target has {target.steps:,} steps, the task {task.total_steps(samples):,}; name the target's own task"
             )
         last = target.segments[-1].state
         if not target.has_state(last):
@@ -71,7 +73,7 @@ class Victim:
 
     @property
     def steps(self) -> int:
-        return self.proof.header.training.steps
+        return self.proof.steps
 
     @property
     def interval(self) -> int:

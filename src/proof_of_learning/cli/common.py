@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import re
 import sys
@@ -26,11 +27,12 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from proof_of_learning.errors import EvaluationWarning, PolError, StoreWarning, UsageError
+from proof_of_learning.errors import EvaluationWarning, PolError, RehearsalWarning, StoreWarning, UsageError
 from proof_of_learning.report.text import line, visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
+OWN_WARNINGS = (EvaluationWarning, RehearsalWarning, StoreWarning)
 DATA_VARIABLE = "POL_DATA"
 
 SET_HELP = "A setting of the task, NAME=VALUE, handed to its function; may be repeated."
@@ -82,15 +84,39 @@ def _own_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
 
         def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, (EvaluationWarning, StoreWarning)):
+            if issubclass(category, OWN_WARNINGS):
                 fail(f"warning: {message}")
             else:
                 _write(sys.stderr, _quoted(warnings.formatwarning(message, category, *place[:2])))
 
         warnings.showwarning = show
-        warnings.simplefilter("always", StoreWarning)
-        warnings.simplefilter("always", EvaluationWarning)
+        for own in OWN_WARNINGS:
+            warnings.simplefilter("always", own)
         yield
+
+
+class _Said(logging.Handler):
+    """Shows what the library logs as lines of ours, with nothing in them that a terminal obeys."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fail(f"{record.levelname.lower()}: {record.name.removeprefix('proof_of_learning.')}: {record.getMessage()}")
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """With POL_DEBUG, what the library logs, on standard error."""
+    if not os.environ.get("POL_DEBUG"):
+        yield
+        return
+    logger, handler = logging.getLogger("proof_of_learning"), _Said()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[F], F]:
@@ -100,7 +126,7 @@ def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
-                with _own_warnings():
+                with _own_warnings(), _logged():
                     return function(*args, **kwargs)
             except typer.Exit:
                 raise

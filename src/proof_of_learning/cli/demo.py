@@ -43,8 +43,9 @@ def demo(
             task, honest, interval=1, threads=1, progress=progress
         )  # threads cost more than such a network
     accuracy = (recording.evaluation or {}).get("test_accuracy", float("nan"))
+    before = "complete already, nothing was trained: " if recording.complete_before else ""
     console.print(
-        f"   {recording.steps:,} steps, a checkpoint after each; test accuracy {accuracy:.1%}; proof in {escape(str(honest))}"
+        f"   {before}{recording.steps:,} steps, a checkpoint after each; test accuracy {accuracy:.1%}; proof in {escape(str(honest))}"
     )
 
     console.print("[bold]2. Verify[/bold] it: a few segments, chosen after the proof was sealed, are trained again.")

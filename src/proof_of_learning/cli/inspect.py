@@ -8,6 +8,8 @@ import typer
 
 from proof_of_learning.cli import common
 
+SHOWN = 5  # events or inputs in the table; the JSON has all
+
 
 @common.command("interrupted; the proof was only read")
 def inspect(
@@ -54,15 +56,26 @@ def describe(proof: Any) -> dict[str, Any]:
                  "optimizers": description.get("optimizers"), "schedulers": description.get("schedulers"),
                  "step": description.get("step"), "modules": description.get("model", {}).get("modules")},
         "data": header["data"],
-        "training": {**header["training"], "segments": len(proof.segments)},
+        "program": header["program"], "inputs": header["inputs"], "parts": header["parts"], "ranks": header["ranks"],
+        "arithmetic": header["arithmetic"],
+        "training": {**header["training"], "steps": proof.steps, "ended": proof.end.ended, "segments": len(proof.segments)},
+        "events": [{"step": event.step, **msgspec.to_builtins(event.event)} for event in proof.events],
         "randomness": header["randomness"],
         "initialization": header["initialization"],
         "codec": header["codec"],
         "environments": {digest: msgspec.to_builtins(env) for digest, env in proof.environments.items()},
         "states": {"held": len(stored), "of": len(proof.segments) + 1, "bytes": sum(item.bytes for item in stored)},
-        "verification": {"uniform_draws": draws, "steps": steps, "share": steps / proof.header.training.steps},
+        "verification": {"uniform_draws": draws, "steps": steps, "share": steps / proof.steps},
         "final": {"weights": proof.end.final_weights, "evaluation": proof.end.evaluation},
     }  # fmt: skip
+
+
+def _length(training: dict[str, Any]) -> str:
+    """Planned and taken steps, in words."""
+    taken, planned = f"{training['steps']:,} steps", training["planned"]
+    if planned is None:
+        return f"{taken}, without a plan how many"
+    return taken if planned == training["steps"] else f"{taken}, stopped early (of {planned:,} planned)"
 
 
 def _show(content: dict[str, Any]) -> None:
@@ -71,6 +84,7 @@ def _show(content: dict[str, Any]) -> None:
 
     from proof_of_learning.report.text import line, size
 
+    program, events = content["program"], content["events"]
     training, states, cost = content["training"], content["states"], content["verification"]
     optimizers = {
         n: o.get("class", "?") for n, o in (content["task"]["optimizers"] or {}).items() if isinstance(o, dict)
@@ -85,7 +99,10 @@ def _show(content: dict[str, Any]) -> None:
         "model": f"{len(content['task']['modules'] or [])} modules",
         "optimizer": ", ".join(f"{name}: {cls}" for name, cls in optimizers.items()),
         "data": f"{content['data']['samples']:,} samples  {content['data']['root']}",
-        "training": f"{training['steps']:,} steps, {training['steps_per_epoch']:,} an epoch; "
+        "program": program["reference"] or "not named",
+        "settings": ", ".join(f"{name}={value}" for name, value in program["settings"].items()) or "none",
+        "arguments": " ".join(program["arguments"]) or "none",
+        "training": f"{_length(training)}, {training['steps_per_epoch']:,} an epoch; "
         f"{training['segments']:,} segments of {training['interval']}",
         "randomness": f"{content['randomness']['mode']}, {source}",
         "states": f"{states['held']:,} of {states['of']:,} held, {size(states['bytes'])}, codec {content['codec']['name']}",
@@ -94,6 +111,14 @@ def _show(content: dict[str, Any]) -> None:
         "final model": content["final"]["weights"],
         "claims": ", ".join(f"{n} {v:.4g}" for n, v in (content["final"]["evaluation"] or {}).items()) or "nothing",
     }  # fmt: skip
+    if events:
+        rows["events"] = f"{len(events):,}: " + "; ".join(
+            f"{e['name']} during step {e['step']:,}" for e in events[:SHOWN]
+        )
+        rows["events"] += "; …" if len(events) > SHOWN else ""
+    if content["inputs"]:
+        rows["inputs"] = ", ".join(f"{item['name']} ({item['digest'][7:19]}…)" for item in content["inputs"][:SHOWN])
+        rows["inputs"] += ", …" if len(content["inputs"]) > SHOWN else ""
     for number, environment in enumerate(content["environments"].values(), 1):
         device = environment["device"]
         rows[f"environment {number}"] = (

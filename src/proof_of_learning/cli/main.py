@@ -12,6 +12,7 @@ from proof_of_learning.cli import (
     calibrate,
     check,
     demo,
+    doctor,
     environment,
     inspect,
     pack,
@@ -25,7 +26,6 @@ from proof_of_learning.cli import (
 app = typer.Typer(
     name="pol",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,6 +52,7 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("register")(register.register)
+app.command("doctor")(doctor.doctor)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)

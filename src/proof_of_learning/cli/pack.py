@@ -14,6 +14,7 @@ from proof_of_learning.cli import common
 def pack(
     proof: Annotated[Path, typer.Argument(help="The proof's directory.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write, `run.pol.tar`.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file where it exists already.")] = False,
 ) -> None:
     """Make one file of a proof. Equal proofs give equal files, to the byte.
 
@@ -25,7 +26,7 @@ def pack(
     from proof_of_learning.report.text import size
 
     with common.progress_bar() as progress:
-        written = packed(proof, out, lambda done, total: progress("packing", done, total))
+        written = packed(proof, out, lambda done, total: progress("packing", done, total), overwrite=overwrite)
     common.say(f"{out}: {size(written)}")
 
 

@@ -60,6 +60,13 @@ def prove(
         bool | None,
         typer.Option("--async/--sync", help="Encode and write beside the training loop.  [default: on an accelerator]"),
     ] = None,
+    no_rehearsal: Annotated[
+        bool,
+        typer.Option(
+            "--no-rehearsal",
+            help="Do not replay short stretches beside the training to see whether a proof can be valid.",
+        ),
+    ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -98,13 +105,14 @@ def prove(
             pol.load_task(task, common.settings(set_)), out,
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
             registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
-            keep_every=keep_every, asynchronous=asynchronous, progress=progress,
+            keep_every=keep_every, asynchronous=asynchronous, rehearse=False if no_rehearsal else None, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)
     summary = {
         "root": recording.root, "path": str(recording.path), "steps": recording.steps, "interval": recording.interval,
         "segments": -(-recording.steps // recording.interval), "evaluation": recording.evaluation,
+        "complete_before": recording.complete_before,
     }  # fmt: skip
     _told(out, summary, json)
 
@@ -116,8 +124,9 @@ def _told(out: str, summary: dict[str, Any], json: str | None) -> None:
         common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
     if json != "-":
         achieved = "".join(f", {name} {value:.4g}" for name, value in (summary["evaluation"] or {}).items())
+        before = "complete already, nothing was trained; " if summary.get("complete_before") else ""
         common.say(
-            f"{out}: {summary['steps']:,} steps in {summary['segments']:,} segments of {summary['interval']}{achieved}"
+            f"{out}: {before}{summary['steps']:,} steps in {summary['segments']:,} segments of {summary['interval']}{achieved}"
         )
         common.say(f"root {summary['root']}")
 

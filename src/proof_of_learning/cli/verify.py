@@ -49,6 +49,9 @@ def verify(
             help="A proof may be valid with the guarantee of uniform draws alone (thinned; a task that shows no outputs).",
         ),
     ] = False,
+    accept_stopped: Annotated[
+        bool, typer.Option("--accept-stopped", help="The run may have stopped before the task's number of steps.")
+    ] = False,
     allow_calibrated: Annotated[
         bool,
         typer.Option(
@@ -137,7 +140,7 @@ def verify(
     with common.progress_bar(quiet=json == "-") as progress:
         verdict = pol.verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
-            accept_nonce=accept_nonce, accept_order=accept_order, accept_uniform=accept_uniform,
+            accept_nonce=accept_nonce, accept_order=accept_order, accept_uniform=accept_uniform, accept_stopped=accept_stopped,
             allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
             approve_fixed=approve_fixed or (), laws=initial_law or (), chain=_links(chain or []), trust=trust or (),
             keep_going=keep_going, timeout=timeout, policy=policy, sandbox=sandbox, allow_read=allow_read or (), progress=progress,

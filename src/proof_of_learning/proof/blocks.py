@@ -1,8 +1,9 @@
-"""Per-step columns of one segment: losses, learning rates, and what was not derived (indices, generator states)."""
+"""Per-step columns of one segment: losses, learning rates, what was not derived (indices, generator states), and metrics that a
+scheduler was given."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +14,24 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs.raw import decode_tensors, encode_tensors
 from proof_of_learning.training.randomness import RngSnapshot
 
+_METRIC, _STEP = "metric/", "/step"
 _DTYPES = (torch.float64, torch.int64, torch.uint8)  # of columns
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The values that were given during some of a segment's steps: ``values`` float64 [m], ``steps`` int64 [m], counted from the
+    segment's start and in order."""
+
+    values: npt.NDArray[np.float64]
+    steps: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Columns:
     """One row per step: ``loss`` float64 [k], ``rates`` float64 [k, groups]; ``indices`` and ``rng`` only where recorded.
 
+    ``metrics`` by name, where there are any.
     ``loop``: what happened in a script's step, as integers (:mod:`run.events`).
     """
 
@@ -27,6 +39,7 @@ class Columns:
     rates: npt.NDArray[np.float64]
     indices: list[npt.NDArray[np.int64]] | None = None
     rng: list[RngSnapshot] | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
     loop: list[npt.NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -48,6 +61,8 @@ class Columns:
                     rows.append(distinct.setdefault(snapshot.states[name].tobytes(), len(distinct)))
                 arrays[f"rng/{name}"] = np.stack([np.frombuffer(raw, np.uint8) for raw in distinct])
                 arrays[f"rng/{name}/row"] = np.array(rows, np.int64)
+        for name, metric in self.metrics.items():
+            arrays[f"{_METRIC}{name}"], arrays[f"{_METRIC}{name}{_STEP}"] = metric.values, metric.steps
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         return b"".join(bytes(piece) for piece in encode_tensors(tensors))
 
@@ -100,5 +115,15 @@ class Columns:
                 for step, row in enumerate(rows.tolist()):
                     states[step][name] = table[row]
             rng = [RngSnapshot(state) for state in states]
+        metrics = dict[str, Metric]()
+        for name in [n[len(_METRIC) : -len(_STEP)] for n in arrays if n.startswith(_METRIC) and n.endswith(_STEP)]:
+            places = column(f"{_METRIC}{name}{_STEP}", np.int64, (-1,))
+            values = column(f"{_METRIC}{name}", np.float64, (len(places),))
+            numbers = places.tolist()
+            need(
+                len(numbers) > 0 and numbers == sorted(numbers) and numbers[0] >= 0 and numbers[-1] < steps,
+                f"the steps of the metric {brief(name)!r} are out of range or out of order",
+            )
+            metrics[name] = Metric(values, places)  # type: ignore[arg-type]
         need(not arrays, f"it has unexpected columns: {brief(', '.join(sorted(arrays)))}")
-        return cls(loss, rates, indices, rng, loop)  # type: ignore[arg-type]
+        return cls(loss, rates, indices, rng, metrics, loop)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Proof format, version 1: the documents under the root, the limits of reading, and the root itself.
+"""Proof format, version 2: the documents under the root, and how they are hashed.
 
 A proof is a directory (``docs/spec/format.md`` has the whole specification)::
 
@@ -9,11 +9,12 @@ A proof is a directory (``docs/spec/format.md`` has the whole specification)::
     objects/ab/…    content-addressed files
     seal.json       the root
 
-No time, host, path or process id lies under the root.
+No time, host, path or process id lies under the root. What is read of version 1 becomes the same documents (:mod:`.parse`).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -21,12 +22,14 @@ import msgspec
 
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import DataCommitment
-from proof_of_learning.errors import FormatError, IntegrityError
-from proof_of_learning.limits import MAX_INTERVAL, MAX_STEPS
+from proof_of_learning.errors import FormatError
 from proof_of_learning.training.environment import Environment
 
-FORMAT = "pol/proof/v1"
-SEAL = "pol/seal/v1"
+VERSION = 2  # the one that is written
+VERSIONS = {f"pol/proof/v{number}": number for number in (1, 2)}
+FORMAT = f"pol/proof/v{VERSION}"
+SEAL = f"pol/seal/v{VERSION}"
+ARITHMETIC = "native"
 
 HEADER_FILE, LOG_FILE, BLOCKS_FILE, INDEX_FILE, SEAL_FILE = (
     "header.json", "log.jsonl", "blocks.bin", "index.jsonl", "seal.json"
@@ -34,9 +37,10 @@ HEADER_FILE, LOG_FILE, BLOCKS_FILE, INDEX_FILE, SEAL_FILE = (
 OBJECTS = "objects"
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_ROOT = b"pol/v1/root\0"
-_LINE = b"pol/v1/line\0"
-_HEADER = b"pol/v1/header\0"
+
+Plain = str | int | float | bool | None
+PartKind = Literal["module", "optimizer", "scheduler", "scaler", "stateful", "progress"]
+How = Literal["completed", "stopped"]
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,24 +56,53 @@ class TaskClaim(_Document, frozen=True):
     sources: dict[str, str]
 
 
-class Training(_Document, frozen=True):
-    """T, k and S."""
+class Program(_Document, frozen=True):
+    """What was run, by the prover's word: a ``task``, or a ``script`` that holds the loop.
 
-    steps: int
+    reference: the file's name without folders, or the module, and the function; None for an object without one.
+    arguments: of the command. settings: of the task. sealed: digest of the step as data.
+    """
+
+    kind: Literal["task", "script"] = "task"
+    reference: str | None = None
+    arguments: list[str] = []
+    settings: dict[str, Plain] = {}
+    sealed: str | None = None
+
+
+class Input(_Document, frozen=True):
+    """A file that was read before the first step: its name without folders, digest and size in bytes."""
+
+    name: str
+    digest: str
+    bytes: int
+
+
+class Training(_Document, frozen=True):
+    """The steps that were planned (None: unknown), k and S. How many were taken says the log's end."""
+
+    planned: int | None
     interval: int
     steps_per_epoch: int
+
+    @property
+    def longest(self) -> float:
+        """The steps that there can be: those planned, or infinitely many."""
+        return math.inf if self.planned is None else self.planned
 
 
 class Randomness(_Document, frozen=True):
     """``derived``: all choices follow from ``key`` (hex). ``recorded``: order and generator states are in the blocks.
 
-    ``seed`` (decimal) or ``claim`` (the digest of a registered claim) says where the key comes from.
+    ``seed`` (decimal) or ``claim`` (the digest of a registered claim) says where the key comes from; ``anchor`` is what a
+    timestamp adds to a claim.
     """
 
     mode: Literal["derived", "recorded"]
     key: str
     seed: str | None = None
     claim: str | None = None
+    anchor: str | None = None
 
 
 class Initialization(_Document, frozen=True):
@@ -89,7 +122,10 @@ class CodecClaim(_Document, frozen=True):
 
 
 class Header(_Document, frozen=True):
-    """``header.json``: everything that is claimed before the first step."""
+    """``header.json``: everything that is claimed before the first step.
+
+    parts: the parts of a state, each with the kind of its adapter; empty where a proof of version 1 does not say.
+    """
 
     format: str
     task: TaskClaim
@@ -99,15 +135,33 @@ class Header(_Document, frozen=True):
     initialization: Initialization
     codec: CodecClaim
     claim: dict[str, Any] | None = None
+    program: Program = Program()
+    inputs: list[Input] = []
+    parts: dict[str, PartKind] = {}
+    ranks: int = 1
+    arithmetic: str = ARITHMETIC
 
     def encoded(self) -> bytes:
         return canonical.encode(self)
 
     def digest(self) -> str:
-        return header_digest(self.encoded())
+        return header_digest(self.encoded(), self.version)
 
-    def segments(self) -> int:
-        return -(-self.training.steps // self.training.interval)
+    @property
+    def version(self) -> int:
+        """The number of the format's version, by which everything else is hashed."""
+        return VERSIONS.get(self.format, VERSION)
+
+    def planned_segments(self) -> int | None:
+        """How many segments the planned steps make; None where these are unknown."""
+        planned = self.training.planned
+        return None if planned is None else -(-planned // self.training.interval)
+
+    def rounded(self, stop: int) -> bool:
+        """Whether the end at step ``stop`` of a segment is what a codec in the loop makes of it: at every checkpoint that is not
+        the planned end. One that a run stops at between two checkpoints stays as it is.
+        """
+        return self.codec.in_loop and stop % self.training.interval == 0 and stop != self.training.planned
 
     @property
     def own_code(self) -> bool:
@@ -161,15 +215,46 @@ class Segment(_Document, frozen=True, tag_field="kind", tag="segment"):
     evaluation: dict[str, float] | None = None
 
 
-class End(_Document, frozen=True, tag_field="kind", tag="end"):
-    """The log's last line: the digest of the final model (parameters and buffers) and what it is said to achieve."""
+class Reload(_Document, frozen=True, tag_field="name", tag="reload"):
+    """Parts were set to what they had been after ``step`` steps, or to what the file with the digest ``input`` holds.
+
+    ``state`` is the digest of the state that consists of these parts, as they then were.
+    """
+
+    parts: list[str]
+    state: str
+    step: int | None = None
+    input: str | None = None
+
+
+class Group(_Document, frozen=True, tag_field="name", tag="group"):
+    """An optimizer was given a further parameter group: its number there, and how many parameters it has."""
+
+    part: str
+    group: int
+    parameters: int
+
+
+class Event(_Document, frozen=True, tag_field="kind", tag="event"):
+    """What happened during ``step`` beside it; stands before the line of the segment that the step belongs to."""
 
     prev: str
+    step: int
+    event: Reload | Group
+
+
+class End(_Document, frozen=True, tag_field="kind", tag="end"):
+    """The log's last line: how many steps were taken, and whether that was the plan; the digest of the final model (parameters and
+    buffers) and what it is said to achieve."""
+
+    prev: str
+    steps: int
+    ended: How
     final_weights: str
     evaluation: dict[str, float] | None = None
 
 
-Line = Start | EnvironmentLine | Segment | End
+Line = Start | EnvironmentLine | Event | Segment | End
 
 
 class Stored(_Document, frozen=True, tag_field="kind", tag="state"):
@@ -192,63 +277,35 @@ class Seal(_Document, frozen=True):
     index: str  # head of the index, which lies outside the root
 
 
-def header_digest(raw: bytes) -> str:
+def seal_schema(version: int) -> str:
+    return f"pol/seal/v{version}"
+
+
+def header_digest(raw: bytes, version: int = VERSION) -> str:
     """The first link of the log; ``raw`` is the header's file."""
-    return canonical.sha256(_HEADER, raw)
+    return canonical.sha256(_tag("header", version), raw)
 
 
-def line_digest(raw: bytes) -> str:
+def line_digest(raw: bytes, version: int = VERSION) -> str:
     """The link that the next line carries as ``prev``."""
-    return canonical.sha256(_LINE, raw)
+    return canonical.sha256(_tag("line", version), raw)
 
 
-def root(header_digest: str, head: str) -> str:
+def root(header_digest: str, head: str, version: int = VERSION) -> str:
     """The one root over header and log."""
-    return canonical.sha256(_ROOT, header_digest.encode(), b"\0", head.encode())
+    return canonical.sha256(_tag("root", version), header_digest.encode(), b"\0", head.encode())
 
 
-def index_start(header_digest: str) -> str:
+def index_start(header_digest: str, version: int = VERSION) -> str:
     """The first link of the index, which ties it to its proof."""
-    return canonical.sha256(b"pol/v1/index\0", header_digest.encode())
+    return canonical.sha256(_tag("index", version), header_digest.encode())
+
+
+def _tag(name: str, version: int) -> bytes:
+    return f"pol/v{version}/{name}\0".encode()
 
 
 def check_digest(value: str, what: str) -> str:
     if not _DIGEST.fullmatch(value):
         raise FormatError(f"{what} is not a digest of the form sha256:<64 hex digits>")
     return value
-
-
-def parse_header(raw: bytes) -> Header:
-    """Decode and validate ``header.json``. Raises FormatError or IntegrityError."""
-    header = canonical.decode(raw, Header, HEADER_FILE)
-    if header.format != FORMAT:
-        raise FormatError(f"{HEADER_FILE} has format {header.format[:64]!r}; this version reads {FORMAT!r}")
-    training, randomness = header.training, header.randomness
-    if not 1 <= training.steps <= MAX_STEPS or not 1 <= training.steps_per_epoch <= MAX_STEPS:
-        raise FormatError(f"{HEADER_FILE}: the number of steps is out of range")
-    if not 1 <= training.interval <= MAX_INTERVAL:
-        raise FormatError(f"{HEADER_FILE}: an interval of {training.interval} is out of range; expected at least 1")
-    if not re.fullmatch(r"[0-9a-f]{64}", randomness.key):
-        raise FormatError(f"{HEADER_FILE}: the key is not 64 hex digits")
-    if (randomness.claim is None) != (header.claim is None) or (randomness.claim is None) == (randomness.seed is None):
-        raise FormatError(f"{HEADER_FILE}: the key comes from either a seed or a claim, which the header then holds")
-    if (header.initialization.kind == "linked") != (header.initialization.proof is not None):
-        raise FormatError(f"{HEADER_FILE}: a linked initialization, and no other, names the proof that it starts from")
-    if randomness.seed is not None and not re.fullmatch(r"0|[1-9][0-9]{0,19}", randomness.seed):
-        raise FormatError(f"{HEADER_FILE}: the seed is not a decimal integer below 2^64")
-    if randomness.seed is not None and int(randomness.seed) >= 2**64:
-        raise FormatError(f"{HEADER_FILE}: the seed is not below 2^64")
-    digests = {
-        "task digest": header.task.digest,
-        "data root": header.data.root,
-        "claim": randomness.claim,
-        "proof to start from": header.initialization.proof,
-    }
-    for what, value in digests.items():
-        if value is not None:
-            check_digest(value, f"{HEADER_FILE}: the {what}")
-    if header.data.samples < 1:
-        raise FormatError(f"{HEADER_FILE}: the data set has {header.data.samples} samples")
-    if canonical.sha256(b"pol/v1/task\0", canonical.encode(header.task.description)) != header.task.digest:
-        raise IntegrityError(f"{HEADER_FILE}: the task's digest is not that of its description")
-    return header

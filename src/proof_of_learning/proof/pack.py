@@ -28,9 +28,16 @@ OnBytes = Callable[[int, int], None]
 
 
 def pack(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], progress: OnBytes = lambda done, total: None
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    progress: OnBytes = lambda done, total: None,
+    *,
+    overwrite: bool = False,
 ) -> int:
-    """Write the proof at ``path`` to the file ``out``; returns its size. Raises FormatError or IntegrityError for what is no proof."""
+    """Write the proof at ``path`` to the file ``out``; returns its size. Raises FormatError or IntegrityError for what is no proof.
+
+    overwrite: a file that is there already is replaced; otherwise it is refused, with RecordingError.
+    """
     proof, target = Proof.open(path), Path(out)
     members = [(name, proof.path / name) for name in _FILES]
     objects = sorted({stored.object for stored in proof.index.values()})
@@ -53,6 +60,10 @@ def pack(
 
     if not target.parent.is_dir():
         raise RecordingError(f"the folder {target.parent} does not exist")
+    if target.is_file() and not overwrite:
+        raise RecordingError(
+            f"{target} exists already; choose another name, or allow it to be overwritten (--overwrite)"
+        )
     if target.resolve().is_relative_to(proof.path.resolve()):
         raise RecordingError(f"{target} would lie inside the proof, which holds no other files; choose another path")
     files.write_atomic(target, pieces(), durable=True)

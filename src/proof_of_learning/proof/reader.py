@@ -10,12 +10,12 @@ from pathlib import Path
 
 from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, IntegrityError
-from proof_of_learning.proof import files, format
+from proof_of_learning.proof import files, format, parse
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Codec, get_codec
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.codecs.room import Room
-from proof_of_learning.proof.format import End, EnvironmentLine, Header, Line, Seal, Segment, Start, Stored
+from proof_of_learning.proof.format import End, EnvironmentLine, Event, Header, Line, Seal, Segment, Start, Stored
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
@@ -55,6 +55,7 @@ class Proof:
     initial_state: str
     segments: list[Segment]
     environments: dict[str, Environment]
+    events: list[Event]
     end: End
     index: dict[str, Stored]
     _offsets: list[int] = field(repr=False)
@@ -68,7 +69,8 @@ class Proof:
             what = "is not a directory" if folder.exists() else "does not exist"
             raise FormatError(f"{folder} {what}; a proof is the directory that `pol prove -o` wrote")
         raw = bytes(files.read_bounded(folder / format.HEADER_FILE, limits.MAX_HEADER))
-        header, first = format.parse_header(raw), format.header_digest(raw)
+        header = parse.parse_header(raw)
+        first = format.header_digest(raw, header.version)
         codec = get_codec(header.codec.name, header.codec.version)
         if header.codec.in_loop is codec.exact or header.codec.options:
             raise FormatError(
@@ -79,18 +81,16 @@ class Proof:
                               "resume it with the command that started it, `pol prove … -o` the same path")  # fmt: skip
         raw = bytes(files.read_bounded(folder / format.SEAL_FILE, limits.MAX_SEAL))
         seal = canonical.decode(raw, Seal, format.SEAL_FILE)
-        if seal.schema != format.SEAL:
-            raise FormatError(f"{format.SEAL_FILE} has schema {seal.schema[:64]!r}; this version reads {format.SEAL!r}")
+        if seal.schema != (schema := format.seal_schema(header.version)):
+            raise FormatError(f"{format.SEAL_FILE} has schema {seal.schema[:64]!r}; with this header it is {schema!r}")
         log, head = [], first
         for line, text in read_log(folder, header, first):
             log.append(line)
-            head = format.line_digest(text)
+            head = format.line_digest(text, header.version)
         segments = [line for line in log if isinstance(line, Segment)]
-        if not log or not isinstance(log[-1], End) or len(segments) != header.segments():
-            raise IntegrityError(
-                f"the log is incomplete: it ends after {len(segments)} of {header.segments()} segments"
-            )
-        if format.root(first, head) != seal.root or seal.segments != len(segments):
+        if not log or not isinstance(log[-1], End):
+            raise IntegrityError(f"the log is incomplete: it ends after {len(segments)} segments")
+        if format.root(first, head, header.version) != seal.root or seal.segments != len(segments):
             raise IntegrityError(f"{format.SEAL_FILE} does not fit header and log: the root is another one")
         start = log[0]
         assert isinstance(start, Start)
@@ -100,14 +100,27 @@ class Proof:
             raise IntegrityError(
                 "the log names one state after different steps, but a state says how many steps were taken"
             )
-        index = _read_index(folder, header.codec.name, seal, format.index_start(first), states)
-        if segments[-1].arrived != segments[-1].state:
+        index = _read_index(folder, header, seal, format.index_start(first, header.version), states)
+        if not header.rounded(segments[-1].stop) and segments[-1].arrived != segments[-1].state:
             raise IntegrityError("the last segment ends in another state than training arrived at")
         offsets = [0]
         for segment in segments:
             offsets.append(offsets[-1] + segment.block.bytes)
         _check_files(folder, index, offsets[-1])
-        return cls(folder, header, seal.root, start.state, segments, used, log[-1], index, offsets, Memory.of(index))
+        events = [line for line in log if isinstance(line, Event)]
+        return cls(
+            folder, header, seal.root, start.state, segments, used, events, log[-1], index, offsets, Memory.of(index)
+        )
+
+    @property
+    def steps(self) -> int:
+        """T: how many steps were taken."""
+        return self.segments[-1].stop
+
+    def events_in(self, index: int) -> list[Event]:
+        """What happened beside the steps of one segment."""
+        segment = self.segments[index]
+        return [event for event in self.events if segment.start <= event.step < segment.stop]
 
     def state_digests(self) -> list[str]:
         """Digests of the states that segments start from and end in: one more than there are segments."""
@@ -124,7 +137,10 @@ class Proof:
         """
         if digest not in self.index:
             raise FormatError(f"the proof no longer holds the state {digest[:23]}…; it was thinned")
-        return load_state(self.path, self.index, digest, whole=not surveyed, memory=self._memory)
+        state = load_state(self.path, self.index, digest, whole=not surveyed, memory=self._memory)
+        if self.header.parts and set(state.parts()) != set(self.header.parts):
+            raise IntegrityError(f"the state {digest[:23]}… has other parts than {format.HEADER_FILE} says")
+        return state
 
     @property
     def stored_bytes(self) -> int:
@@ -138,8 +154,8 @@ class Proof:
 
     def continued(self, index: int, arrived: State, before: State) -> State:
         """The state that training goes on from after segment ``index``, begun in ``before``: what a codec in the loop makes of it."""
-        in_loop = self.header.codec.in_loop and index + 1 < len(self.segments)
-        return self.codec.encode(arrived, before).state if in_loop else arrived
+        rounded = self.header.rounded(self.segments[index].stop)
+        return self.codec.encode(arrived, before).state if rounded else arrived
 
     def columns(self, index: int) -> Columns:
         """The per-step columns of one segment."""
@@ -158,6 +174,8 @@ class Proof:
                 columns = Columns.decode(raw, segment.stop - segment.start, what)
                 if (columns.indices is not None) != recorded or (columns.rng is not None) != recorded:
                     raise IntegrityError(f"{what} does not fit {self.header.randomness.mode} randomness")
+                if columns.metrics and self.header.version < 2:
+                    raise FormatError(f"{what} has columns that its version of the format does not have")
                 yield columns
         finally:
             os.close(descriptor)
@@ -221,13 +239,14 @@ def read_log(folder: Path, header: Header, first: str | None = None) -> Iterator
     def broken(kind: type[FormatError] | type[IntegrityError], message: str) -> FormatError | IntegrityError:
         return kind(f"{format.LOG_FILE}, line {number}: {message}")
 
-    training = header.training
+    training, reached, at = header.training, 0, 0
+    end = limits.MAX_STEPS if training.planned is None else training.planned
     for number, raw in enumerate(files.iterate_lines(path, limits.MAX_LOG, limits.MAX_LINE), 1):
         if not raw.endswith(b"\n"):
             raise broken(FormatError, "it is cut short")
         text = raw[:-1]
         try:
-            line: Line = canonical.decode(text, Line, "it")  # type: ignore[arg-type]
+            line = parse.parse_line(text, header)
         except FormatError as error:
             raise broken(FormatError, str(error)) from None
         if line.prev != head:
@@ -235,9 +254,12 @@ def read_log(folder: Path, header: Header, first: str | None = None) -> Iterator
         if ended or isinstance(line, Start) != (number == 1):
             raise broken(IntegrityError, f"a line of kind {type(line).__name__.lower()} cannot stand here")
         if isinstance(line, Segment):
-            start, stop = count * training.interval, min((count + 1) * training.interval, training.steps)
-            if (line.index, line.start, line.stop) != (count, start, stop) or start >= stop:
+            start, stop = count * training.interval, min((count + 1) * training.interval, end)
+            if (line.index, line.start) != (count, start) or reached != start or not start < line.stop <= stop:
                 raise broken(IntegrityError, f"expected segment {count} over steps {start} to {stop}")
+            if at >= line.stop:
+                raise broken(IntegrityError, "what happened before it belongs to a step that was not taken")
+            reached = line.stop
             if line.environment not in environments_seen:
                 raise broken(IntegrityError, "it names an environment that was not written before it")
             if (
@@ -257,14 +279,24 @@ def read_log(folder: Path, header: Header, first: str | None = None) -> Iterator
             environments_seen.add(line.digest)
         elif isinstance(line, Start):
             format.check_digest(line.state, "a digest in the log")
+        elif isinstance(line, Event):
+            if not max(at, reached) <= line.step < min(end, reached + training.interval):
+                raise broken(IntegrityError, f"step {line.step} does not belong to segment {count}, or is out of order")
+            at = line.step
         else:
             format.check_digest(line.final_weights, "a digest in the log")
+            if line.steps != reached or not reached or at >= reached:
+                raise broken(IntegrityError, f"the log is incomplete: {reached} of {line.steps} steps are in it")
+            if training.planned is not None and (line.ended == "completed") != (reached == training.planned):
+                raise broken(
+                    IntegrityError, f"it says that the run {line.ended}, after {reached} of {training.planned} steps"
+                )
             ended = True
-        head = format.line_digest(text)
+        head = format.line_digest(text, header.version)
         yield line, text
 
 
-def _read_index(folder: Path, codec: str, seal: Seal, head: str, states: list[str]) -> dict[str, Stored]:
+def _read_index(folder: Path, header: Header, seal: Seal, head: str, states: list[str]) -> dict[str, Stored]:
     """The index by state; ``states`` are the log's. A difference is to the state before, so that one pass decodes each object once."""
     index, before = dict[str, Stored](), dict(zip(states, [None, *states], strict=False))
     for raw in files.iterate_lines(folder / format.INDEX_FILE, limits.MAX_LOG, limits.MAX_LINE):
@@ -277,7 +309,7 @@ def _read_index(folder: Path, codec: str, seal: Seal, head: str, states: list[st
                 f"{format.INDEX_FILE}, line {len(index) + 1}: it stores a state that does not belong here"
             )
         format.check_digest(line.object, f"{format.INDEX_FILE}: an object's name")
-        if line.codec != codec and not get_codec(line.codec).exact:
+        if line.codec != header.codec.name and not get_codec(line.codec).exact:
             raise FormatError(f"{format.INDEX_FILE}, line {len(index) + 1}: it names another codec than the header")
         if line.base is not None and line.base not in index:
             raise FormatError(
@@ -288,7 +320,7 @@ def _read_index(folder: Path, codec: str, seal: Seal, head: str, states: list[st
                 f"{format.INDEX_FILE}, line {len(index) + 1}: the base of its difference is not the state one segment before"
             )
         index[line.state] = line
-        head = format.line_digest(text)
+        head = format.line_digest(text, header.version)
     if head != seal.index:
         raise IntegrityError(f"{format.INDEX_FILE} is not the one that {format.SEAL_FILE} names")
     return index

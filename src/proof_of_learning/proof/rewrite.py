@@ -61,7 +61,8 @@ def rewrite(
 def _write(
     proof: Proof, folder: Path, positions: list[int], added: Mapping[int, State], progress: Callable[[int, int], None]
 ) -> None:
-    digests, head = proof.state_digests(), format.index_start(proof.header.digest())
+    version = proof.header.version
+    digests, head = proof.state_digests(), format.index_start(proof.header.digest(), version)
     (folder / format.OBJECTS).mkdir()
     for name in (format.HEADER_FILE, format.LOG_FILE, format.BLOCKS_FILE):
         _link(proof.path / name, folder / name)
@@ -86,10 +87,10 @@ def _write(
             chunks = whole.encode(state, None).chunks()
             stored = Stored(head, digest, *write_state(folder, state, whole.name, chunks, balance, durable=True))
         line = canonical.encode(stored)
-        head = format.line_digest(line)
+        head = format.line_digest(line, version)
         lines.append(line + b"\n")
     files.write_atomic(folder / format.INDEX_FILE, lines, durable=True)
-    seal = format.Seal(schema=format.SEAL, root=proof.root, segments=len(proof.segments), index=head)
+    seal = format.Seal(schema=format.seal_schema(version), root=proof.root, segments=len(proof.segments), index=head)
     files.write_atomic(folder / format.SEAL_FILE, [canonical.encode(seal)], durable=True)
     progress(len(positions), len(positions))
 

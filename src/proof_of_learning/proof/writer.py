@@ -17,11 +17,21 @@ import msgspec
 
 from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, UnreadableError
-from proof_of_learning.proof import files, format
+from proof_of_learning.proof import files, format, parse
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import Codec, Encoded, get_codec
 from proof_of_learning.proof.codecs.room import Balance
-from proof_of_learning.proof.format import Displacement, EnvironmentLine, Header, Segment, Start, Stored
+from proof_of_learning.proof.format import (
+    Displacement,
+    EnvironmentLine,
+    Event,
+    Group,
+    Header,
+    Reload,
+    Segment,
+    Start,
+    Stored,
+)
 from proof_of_learning.proof.objects import remove, weigh, write_state
 from proof_of_learning.proof.reader import load_state, object_path, read_log
 from proof_of_learning.training.environment import Environment
@@ -37,19 +47,23 @@ KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64}
 class ProofWriter:
     """Appends to one proof. A context manager; holds the directory against a second writer.
 
-    ``segments`` is the number of complete segments, ``state`` the last stored state. ``keep_every``: of the states between the
+    ``segments`` is the number of complete segments, ``steps`` how many steps they hold, ``state`` the last stored state.
+    ``keep_every``: of the states between the
     first and the last, only every so many-th is kept; the newest stays until the next one that is kept is durable.
     """
 
     def __init__(self, path: Path, header: Header, keep_every: int | None = None) -> None:
+        if header.version != format.VERSION:
+            raise RecordingError(f"a recording is written in {format.FORMAT}, not in {header.format[:64]!r}")
         self.path, self.header, self._keep_every = path, header, keep_every
         self.codec: Codec = get_codec(header.codec.name, header.codec.version)
         self._whole: Codec = self.codec if self.codec.exact else get_codec("lossless")  # for keyframes
-        self.segments = 0
+        self.segments = self.steps = 0
         self.state: State | None = None
         self._head = header.digest()
         self._index_head = format.index_start(self._head)
         self._environments: set[str] = set()
+        self._happened: list[tuple[int, Reload | Group]] = []
         self._stored: set[str] = set()
         self._balance = Balance()
         self._kept: list[Stored] = []  # of a thinned recording: what stays in the index, and
@@ -110,13 +124,21 @@ class ProofWriter:
         self._store(state, None)
         self._append(Start(prev=self._head, state=state.digest()))
 
-    def encode(self, arrived: State) -> Encoded | None:
-        """The next segment's end as a codec in the loop stores it; training goes on from ``Encoded.state``.
+    def encode(self, arrived: State, stop: int) -> Encoded | None:
+        """The end of the next segment, at step ``stop``, as a codec in the loop stores it; training goes on from ``Encoded.state``.
 
         None where training goes on from ``arrived`` itself: the codec is exact, or the run ends there.
         """
-        last = self.segments + 1 == self.header.segments()
-        return None if self.codec.exact or last else self.codec.encode(arrived, self.state)
+        return self.codec.encode(arrived, self.state) if self.header.rounded(stop) else None
+
+    def event(self, step: int, event: Reload | Group) -> None:
+        """Record what happened during ``step``, which belongs to the next segment; events come in the order of their steps."""
+        last = self._happened[-1][0] if self._happened else self.steps
+        if not last <= step < self.steps + self.header.training.interval:
+            raise RecordingError(
+                f"an event during step {step} does not belong to the segment that begins at step {self.steps}"
+            )
+        self._happened.append((step, event))
 
     def segment(
         self,
@@ -126,24 +148,36 @@ class ProofWriter:
         displacement: Displacement,
         environment: Environment,
         columns: Columns,
+        stop: int | None = None,
         encoded: Encoded | None = None,
         evaluation: dict[str, float] | None = None,
     ) -> None:
-        """Append one segment that ends in ``state``; ``encoded`` is what :meth:`encode` gave for it."""
-        self._store(state, self.state, encoded)
+        """Append one segment that ends in ``state`` at step ``stop`` (default: as late as it may); ``encoded`` is what
+        :meth:`encode` gave for it. One that is shorter than the interval is the last.
+        """
+        training, start = self.header.training, self.segments * self.header.training.interval
+        full = (
+            start + training.interval if training.planned is None else min(start + training.interval, training.planned)
+        )
+        stop = full if stop is None else stop
+        if self.steps != start or not start < stop <= full:
+            raise RecordingError(f"steps {self.steps} to {stop} make no segment of this run")
+        self._store(state, self.state, encoded, stop)
         environment_digest = environment.digest()
         if environment_digest not in self._environments:
             self._append(EnvironmentLine(prev=self._head, digest=environment_digest, environment=environment))
             self._environments.add(environment_digest)
+        for step, event in self._happened:
+            self._append(Event(prev=self._head, step=step, event=event))
+        self._happened.clear()
         block = columns.encode()
         self._write(self._blocks, block)
-        k = self.header.training.interval
         self._append(
             Segment(
                 prev=self._head,
                 index=self.segments,
-                start=self.segments * k,
-                stop=min((self.segments + 1) * k, self.header.training.steps),
+                start=start,
+                stop=stop,
                 arrived=arrived,
                 state=state.digest(),
                 displacement=displacement,
@@ -153,19 +187,24 @@ class ProofWriter:
             )
         )
         self.segments += 1
+        self.steps = stop
 
-    def seal(self, evaluation: dict[str, float] | None = None) -> str:
-        """Write the last line and the root; returns the root."""
-        if self.state is None or self.segments != self.header.segments():
-            raise RecordingError(
-                f"the run has {self.header.segments()} segments, of which {self.segments} were recorded"
-            )
-        if passed := self._passing:
+    def seal(self, evaluation: dict[str, float] | None = None, *, stopped: bool = False) -> str:
+        """Write the last line and the root; returns the root. ``stopped``: the run ends before the planned number of steps."""
+        planned = self.header.training.planned
+        if self.state is None or self._happened or not self.steps:
+            raise RecordingError("a run has at least one step, and no event after the last one")
+        if planned is not None and stopped != (self.steps < planned):
+            raise RecordingError(f"the run has {planned} steps, of which {self.steps} were recorded")
+        final = self.state.digest()
+        if passed := [item for item in self._passing if item.state != final]:
+            self._kept += [item for item in self._passing if item.state == final]
             self._passing = []
             self._write_index(durable=True)
             self._drop(passed)
-        final = self.state.part("model").digest()
-        self._append(format.End(prev=self._head, final_weights=final, evaluation=evaluation))
+        weights = self.state.part("model").digest()
+        ended: format.How = "stopped" if stopped else "completed"
+        self._append(format.End(self._head, self.steps, ended, weights, evaluation))
         root = format.root(self.header.digest(), self._head)
         seal = format.Seal(schema=format.SEAL, root=root, segments=self.segments, index=self._index_head)
         with files.writing(str(self.path)):
@@ -192,9 +231,9 @@ class ProofWriter:
         self._write(self._log, raw + b"\n")
         self._head = format.line_digest(raw)
 
-    def _store(self, state: State, base: State | None, encoded: Encoded | None = None) -> None:
+    def _store(self, state: State, base: State | None, encoded: Encoded | None = None, stop: int = 0) -> None:
         if self._keep_every is not None:
-            self._store_thinned(state)
+            self._store_thinned(state, stop)
             return
         if (digest := state.digest()) not in self._stored:
             # A keyframe now and then, so that any state opens in bounded time.
@@ -212,11 +251,11 @@ class ProofWriter:
             self._stored.add(digest)
         self.state = state.settled(spare=self.state)
 
-    def _store_thinned(self, state: State) -> None:
+    def _store_thinned(self, state: State, stop: int) -> None:
         """Store a whole state; of those not to be kept only the newest two stay, for the log may end with either of them."""
         assert self._keep_every is not None
         position = 0 if self.state is None else self.segments + 1
-        keep = position % self._keep_every == 0 or position == self.header.segments()
+        keep = position % self._keep_every == 0 or stop == self.header.training.planned
         chunks = self._whole.encode(state, None).chunks()
         name, size, used = write_state(
             self.path, state, self._whole.name, chunks, self._balance, durable=keep, stays=keep
@@ -271,7 +310,11 @@ class ProofWriter:
         bases = {item.base for item in held}
         for item in held:  # a recording may go on with another keep_every, or have begun without
             position = places[item.state]
-            stays = self._keep_every is None or position % self._keep_every == 0 or position == self.header.segments()
+            stays = (
+                self._keep_every is None
+                or position % self._keep_every == 0
+                or position == self.header.planned_segments()
+            )
             difference = item.base is not None or item.state in bases
             (self._kept if stays or difference else self._passing).append(item)
             if stays or difference:
@@ -288,7 +331,8 @@ class ProofWriter:
             self._head = format.line_digest(raw)
             if isinstance(line, EnvironmentLine):
                 self._environments.add(line.digest)
-            self.segments += isinstance(line, Segment)
+            if isinstance(line, Segment):
+                self.segments, self.steps = line.index + 1, line.stop
 
     def _complete_lines(self, index: dict[str, Stored]) -> list[tuple[format.Line, bytes]]:
         """The longest beginning of the log whose blocks and objects are there and whose last state is intact; loads that state."""
@@ -297,6 +341,14 @@ class ProofWriter:
             for pair in read_log(self.path, self.header):
                 lines.append(pair)  # one by one: what was read before the damage counts
         segments = sum(isinstance(line, Segment) for line, _ in lines)
+        training = self.header.training
+        short = [
+            number for number, (line, _) in enumerate(lines)
+            if isinstance(line, Segment) and line.stop % training.interval and line.stop != training.planned
+        ]  # fmt: skip
+        del lines[
+            min(short, default=len(lines)) :
+        ]  # the run was about to end there, for a reason that is not known any more
         del lines[self._accounted(lines, index) :]
         while lines:
             line = lines[-1][0]
@@ -393,7 +445,7 @@ def begun(path: Path, header: Header, identity: str) -> Header:
     try:
         if bytes(files.read_bounded(path / _IDENTITY, limits.MAX_LINE)).decode() != identity:
             return header
-        found = format.parse_header(bytes(files.read_bounded(path / format.HEADER_FILE, limits.MAX_HEADER)))
+        found = parse.parse_header(bytes(files.read_bounded(path / format.HEADER_FILE, limits.MAX_HEADER)))
     except (FormatError, IntegrityError, UnicodeDecodeError):
         return header
     task = msgspec.structs.replace(header.task, sources=found.task.sources)
@@ -420,7 +472,7 @@ def _up_to_the_damage() -> Iterator[None]:
 def _difference(found: bytes, wanted: Header) -> str:
     """Which part of the header differs, in a few words."""
     try:
-        other = format.parse_header(found)
+        other = parse.parse_header(found)
     except (FormatError, IntegrityError):
         return "its header cannot be read"
     for name in Header.__struct_fields__:

@@ -1,4 +1,6 @@
-"""Do two draws under unlike keys hold the same values in another order, or the same rows up to order and scale?
+"""Where an initial tensor's values come from.
+
+Do two draws under unlike keys hold the same values in another order, or the same rows up to order and scale?
 
 A factory that loads stolen weights and permutes and rescales hidden units by the key gives draws that correlate as little as honest
 ones: W₂ relu(W₁ x) is the same function for P D W₁ and W₂ D⁻¹ Pᵀ, with any permutation P and any positive diagonal D. What such a
@@ -12,6 +14,7 @@ that a task may shuffle by design (an identity, evenly spaced values). Only what
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any
 
@@ -20,6 +23,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from proof_of_learning.replay.protocol import TensorOrigin
+
+CORRELATION_SIGMAS = 6.0  # two-key run: beyond this many standard errors, two draws are not independent
 COLUMNS = 8  # fewer say too little about a row
 ROWS = 256  # rows of the first draw whose like is looked for
 LIKELY = 4096  # rows of the second that are looked at
@@ -32,6 +38,36 @@ LOOK = 1 << 16  # elements in which values are counted
 LARGE = 1 << 22  # elements from which on the last and dearest comparison is left out
 
 Array = npt.NDArray[Any]
+
+
+def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool, linked: bool = False) -> TensorOrigin:
+    """Classify one initial tensor by its values under two keys (see TensorOrigin).
+
+    Independent draws have a correlation of 0 ± 1/√n once their means are removed.
+    """
+    floating, n, correlation = a.is_floating_point(), a.numel(), 0.0
+    if linked:
+        where = "linked"
+    elif n == 0 or bool((a == a.flatten()[0]).all()):
+        where = "constant"
+    elif b is None or b.shape != a.shape or torch.equal(a, b):
+        where = "drawn" if b is None else "fixed"
+    else:
+        correlation = correlated(a.flatten(), b.flatten())
+        where = "partly-fixed" if floating and abs(correlation) > CORRELATION_SIGMAS / np.sqrt(n) else "drawn"
+        where = "rearranged" if where == "drawn" and rearranged(a, b) else where
+    return TensorOrigin(name, n, where, trainable, floating, correlation)
+
+
+def correlated(x: Tensor, y: Tensor) -> float:
+    """The correlation of two vectors' entries; in pieces, for in double precision the whole would take much memory."""
+    xx = yy = xy = 0.0
+    means = [float(v.sum(dtype=torch.float64)) / len(v) for v in (x, y)]
+    for start in range(0, len(x), 1 << 18):
+        a, b = (v[start : start + (1 << 18)].double() - mean for v, mean in zip((x, y), means, strict=True))
+        xx, yy, xy = xx + float(torch.dot(a, a)), yy + float(torch.dot(b, b)), xy + float(torch.dot(a, b))
+    length = math.sqrt(xx) * math.sqrt(yy)
+    return xy / length if length > 0 else 0.0
 
 
 def rearranged(a: Tensor, b: Tensor) -> bool:

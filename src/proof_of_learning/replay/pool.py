@@ -5,6 +5,7 @@ A pool on other machines, or of several processes, offers the same few methods; 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 3  # environments that have workers at the same time
 LOOKING, TAKING = "looking", "taking"  # see LocalPool
@@ -143,6 +146,7 @@ class LocalPool:
         hung = there is not None and role == LOOKING and there.silent
         if there is not None and (there.died or there.spent or hung):
             self._deaths += there.died or hung
+            log.info("a replay worker is given up (ended: %s, hung: %s)", there.died, hung)
             self._end(name)
         worker = self._launched.pop(name, None)
         if worker is None:

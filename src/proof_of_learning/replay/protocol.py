@@ -68,7 +68,8 @@ class Described(Answer, frozen=True, tag="described"):
 
     ``optimizers``: the parts that are optimizers with their numbers of parameter groups, in the order in which rates are told.
     ``modules``: the parts that are modules. ``script``: a script with a loop of its own; then ``steps`` are what was expected when
-    it began, ``steps_per_epoch`` the batches of the first loader, ``batch`` its samples (0: not known).
+    it began, ``steps_per_epoch`` the batches of the first loader, ``batch`` its samples (0: not known),
+    ``arguments`` those it was called with.
     """
 
     digest: str
@@ -84,6 +85,7 @@ class Described(Answer, frozen=True, tag="described"):
     optimizers: dict[str, int]
     modules: list[str]
     script: bool = False
+    arguments: list[str] = []
 
 
 class CommitData(Request, frozen=True, tag="commit-data"):

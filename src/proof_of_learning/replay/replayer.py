@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proof_of_learning.errors import DivergedError, FormatError, NumericEnvironmentError, WorkerError
+from proof_of_learning.errors import DivergedError, FormatError, NumericEnvironmentError, UsageError, WorkerError
 from proof_of_learning.proof import files
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
@@ -60,6 +60,13 @@ class Replayer:
         ``reproduce``: start workers with the recorded environment, not with this process's own.
         """
         seed = proof.header.randomness.seed
+        named = task if isinstance(task, TaskReference) else task.reference
+        cut = [argument for argument in arguments_of(proof) if "…/" in argument]
+        if named is not None and named.arguments is None and cut:
+            raise UsageError(
+                f"the script was recorded with the path {cut[0]!r}, whose folder a proof does not hold; call it with your own, "
+                "behind the task: -- ARGUMENTS"
+            )
         base = None if start is None else _final_model(start)
         self.pool: Pool = LocalPool(
             Job(task, proof.header.randomness.key, None if seed is None else int(seed), base, arguments_of(proof)),
@@ -364,9 +371,7 @@ class _Where:
 
 def arguments_of(proof: Proof) -> tuple[str, ...]:
     """What a recorded script was called with."""
-    step = proof.header.task.description.get("step")
-    given = step.get("arguments") if isinstance(step, dict) else None
-    return tuple(str(argument) for argument in given) if isinstance(given, list) else ()
+    return tuple(proof.header.program.arguments)
 
 
 def _final_model(path: Path) -> State:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import os
 import resource
 import signal
@@ -21,15 +20,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from proof_of_learning import canonical
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order, RecordedOrder
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import FormatError, PolError, WorkerError
 from proof_of_learning.replay import fork, probe, protocol
-from proof_of_learning.replay.origins import rearranged
-from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest, TensorOrigin
+from proof_of_learning.replay.origins import origin
+from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
 from proof_of_learning.task import Task, TaskReference, is_script, load_task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.state import State, live_settings
@@ -37,7 +35,6 @@ from proof_of_learning.training.steps import Session
 
 Pulse = Callable[[int, int], None]
 Reply = tuple[AnyAnswer, Sequence[State]]
-CORRELATION_SIGMAS = 6.0  # two-key run: beyond this many standard errors, two draws are not independent
 
 
 class Worker:
@@ -197,36 +194,6 @@ class Worker:
         if self._session is None:
             self._session = Session(self.task, self._key, self._device, self._base)
         return self._session
-
-
-def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool, linked: bool = False) -> TensorOrigin:
-    """Classify one initial tensor by its values under two keys (see TensorOrigin).
-
-    Independent draws have a correlation of 0 ± 1/√n once their means are removed.
-    """
-    floating, n, correlation = a.is_floating_point(), a.numel(), 0.0
-    if linked:
-        where = "linked"
-    elif n == 0 or bool((a == a.flatten()[0]).all()):
-        where = "constant"
-    elif b is None or b.shape != a.shape or torch.equal(a, b):
-        where = "drawn" if b is None else "fixed"
-    else:
-        correlation = correlated(a.flatten(), b.flatten())
-        where = "partly-fixed" if floating and abs(correlation) > CORRELATION_SIGMAS / np.sqrt(n) else "drawn"
-        where = "rearranged" if where == "drawn" and rearranged(a, b) else where
-    return TensorOrigin(name, n, where, trainable, floating, correlation)
-
-
-def correlated(x: Tensor, y: Tensor) -> float:
-    """The correlation of two vectors' entries; in pieces, for in double precision the whole would take much memory."""
-    xx = yy = xy = 0.0
-    means = [float(v.sum(dtype=torch.float64)) / len(v) for v in (x, y)]
-    for start in range(0, len(x), 1 << 18):
-        a, b = (v[start : start + (1 << 18)].double() - mean for v, mean in zip((x, y), means, strict=True))
-        xx, yy, xy = xx + float(torch.dot(a, a)), yy + float(torch.dot(b, b)), xy + float(torch.dot(a, b))
-    length = math.sqrt(xx) * math.sqrt(yy)
-    return xy / length if length > 0 else 0.0
 
 
 def serve(worker: Worker, requests: BinaryIO, answers: BinaryIO) -> None:

@@ -73,7 +73,7 @@ class Facts:
         content = describe_parts(self.parts[MODEL], named["optimizer"], named["scheduler"], others, {"__main__"})
         step = {
             "script": True, "counted": self.counted, "batch_size": self.batch, "drop_last": self.drop_last,
-            "shuffle": self.shuffle, "arguments": sys.argv[1:],
+            "shuffle": self.shuffle,
         }  # fmt: skip
         return Description({**content, "step": step}, script.of_script())
 

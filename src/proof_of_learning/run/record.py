@@ -14,7 +14,8 @@ import numpy as np
 
 from proof_of_learning.data.commit import check_deterministic, commit
 from proof_of_learning.errors import PolError, RecordingError, UsageError
-from proof_of_learning.proof import codecs, format
+from proof_of_learning.header import kinds_of, script_program
+from proof_of_learning.proof import codecs, format, parse
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.recorder import Recorder
 from proof_of_learning.run import events, script
@@ -174,7 +175,7 @@ class Recording(Clock):
         expected = self._length * found.walk
         description = found.describe()
         codec = codecs.get_codec(codecs.DEFAULT)
-        return Header(
+        header = Header(
             format=format.FORMAT,
             task=TaskClaim(
                 description.digest(),
@@ -184,14 +185,18 @@ class Recording(Clock):
             ),
             data=data,
             training=Training(
-                expected,
+                None,
                 self._interval or (default_interval(expected) if expected else UNKNOWN_LENGTH),
                 max(1, found.walk),
             ),
             randomness=Randomness("recorded", randomness.key_from_seed(0).hex(), seed="0"),
             initialization=Initialization("recorded"),
             codec=CodecClaim(codec.name, codec.version, in_loop=False),
+            program=script_program(script_path() or "script", self._arguments),
+            parts=kinds_of(found.parts),
         )
+        parse.check(header)
+        return header
 
     def _finish(self) -> None:
         """The step under way is over."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -162,11 +163,12 @@ def described(found: Facts, epochs: int) -> protocol.Described:
         optimizers=groups(found.parts),
         modules=found.modules(),
         script=True,
+        arguments=sys.argv[1:],
     )
 
 
 def started(found: Facts, second: State) -> tuple[protocol.Started, Sequence[State]]:
-    from proof_of_learning.replay.worker import origin
+    from proof_of_learning.replay.origins import origin
 
     first = found.capture()
     trainable = {f"model/parameters/{name}" for name, p in found.parts["model"].named_parameters() if p.requires_grad}

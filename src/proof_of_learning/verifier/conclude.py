@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
@@ -29,6 +30,8 @@ from proof_of_learning.verifier.verdict import (
     decide,
 )
 
+log = logging.getLogger(__name__)
+
 SKIPPED = "not run: an earlier check failed"
 NO_TASK = "not run: no task was named, so nothing of the proof's was executed"
 
@@ -43,6 +46,7 @@ class Clock:
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.phases[name] = self.phases.get(name, 0.0) + now - self._last
+        log.debug("%s took %.3f s", name, now - self._last)
         self._last = now
 
 
@@ -76,7 +80,7 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         conditions=Conditions(task=named, data=data, sources=made_of, sources_pinned=made_of in accepted),
         proof=ProofSummary(
             root=proof.root,
-            steps=training.steps,
+            steps=proof.steps,
             segments=len(proof.segments),
             interval=training.interval,
             final_weights=proof.end.final_weights,
@@ -90,8 +94,8 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         nonce=evidence.challenge.nonce,
         cost=Cost(
             steps_replayed=replayed,
-            steps_total=training.steps,
-            share=replayed / training.steps,
+            steps_total=proof.steps,
+            share=replayed / proof.steps,
             seconds=time.perf_counter() - clock.begun,
             phases={**clock.phases, "replayed steps": steps},
         ),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from proof_of_learning.errors import PolError
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.process import OnWork
 from proof_of_learning.replay.protocol import Coasting, Described, Glimpse, Head, Probe
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training import randomness
@@ -102,9 +103,8 @@ class Prober:
         digests = proof.state_digests()
         self._held = [position for position, digest in enumerate(digests) if proof.has_state(digest)]
         states = len(self._held)
-        training = proof.header.training
         # A step costs about three evaluations of its batch; of these states there may be as many as ``COST`` pays for.
-        affordable = int(COST * training.steps * 3 * described.batch / max(1, count))
+        affordable = int(COST * proof.steps * 3 * described.batch / max(1, count))
         self._room = max(2 * GRID, affordable)
         stride = 1 if states <= self._room else math.ceil(states / max(GRID, affordable // 2))
         # Where it begins nobody could know: a false segment could else be the last before each of its states.
@@ -129,17 +129,19 @@ class Prober:
         self._ends = start, end
         self._scales = [_scale(a, b) for a, b in zip(start, end, strict=True)]
 
-    def add(self, position: int, state: State) -> None:
+    def add(self, position: int, state: State, on_work: OnWork) -> None:
         """Evaluate a state of the grid, some time."""
         if position in self._grid:
             self._waiting.append((position, state))
         if len(self._waiting) >= ROUND or sum(held.nbytes for _, held in self._waiting) > 64 << 20:
-            self.flush()
+            self.flush(on_work)
 
-    def flush(self) -> None:
+    def flush(self, on_work: OnWork) -> None:
         """Evaluate what waits."""
         if not self._waiting:
             return
+        total = min(self._room, len(self._held))
+        on_work(len(self._found), total)
         positions = [position for position, _ in self._waiting]
         coasting = None if self._resting is None else self._resting.ask(positions)
         glimpses = self._ask([state for _, state in self._waiting], coasting=coasting)
@@ -149,15 +151,16 @@ class Prober:
             if self._resting is not None and glimpse.rest is not None:
                 apart = (math.nan, math.nan) if glimpse.rest.why else self._apart(self._outputs(glimpse.rest.heads))
                 self._resting.add(position, glimpse.rest, apart)
+        on_work(len(self._found), total)
 
-    def finish(self, other_start: Callable[[int], State | None], on_work: Callable[[int, int], None]) -> Function:
+    def finish(self, other_start: Callable[[int], State | None], on_work: OnWork) -> Function:
         """Look more closely where the function moves most, at how far gradients reach, and at what the start knew."""
-        self.flush()
+        self.flush(on_work)
         self._refine(on_work)
         assert self._ends is not None
         start, end = self._ends
         known, fresh_known = self._known(start, end), self._fresh_known(other_start, end)
-        idle, looked = self._idle()
+        idle, looked = self._idle(on_work)
         positions = sorted(self._found)
         return Function(
             positions=positions,
@@ -176,7 +179,7 @@ class Prober:
 
     # ---- parts ---------------------------------------------------------------------------------------
 
-    def _refine(self, on_work: Callable[[int, int], None]) -> None:
+    def _refine(self, on_work: OnWork) -> None:
         left = self._room - len(self._found)
         while left > 0:
             positions = sorted(self._found)
@@ -193,11 +196,10 @@ class Prober:
             digests = self._proof.state_digests()
             for middle in middles:
                 self._waiting.append((middle, self._proof.state(digests[middle], surveyed=True)))
-            self.flush()
+            self.flush(on_work)
             left -= len(middles)
-            on_work(len(self._found), self._room)
 
-    def _idle(self) -> tuple[float, int]:
+    def _idle(self, on_work: OnWork) -> tuple[float, int]:
         """Of states drawn uniformly the share in which some layer learns nothing, and how many were looked at."""
         among = np.asarray(self._held[:-1] or self._held)
         chosen = np.sort(among[randomness.permutation(randomness.derive(self._key, "idle"), len(among))[:GRADIENTS]])
@@ -214,7 +216,7 @@ class Prober:
             if self._resting is not None:
                 ends = [position + 1 for position in part if self._resting.lacks(position + 1)]
                 self._waiting = [(end, self._proof.state(digests[end], surveyed=True)) for end in ends]
-                self.flush()
+                self.flush(on_work)
         # Sparse designs are measured by their own best state.
         best = self._layers()
         idle = [

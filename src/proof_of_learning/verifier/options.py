@@ -57,7 +57,7 @@ class Claims:
     laws: ``PATTERN=LAW`` for initial tensors whose law is not in the pool (:mod:`initialization.named`).
     accept_nonce: it may be valid although the nonce was handed in. accept_order: although a recorded order is no permutation of
     the data in every epoch (weighted sampling, say). accept_uniform: although only the uniform draws carry a guarantee (a thinned
-    proof, a task that shows no outputs).
+    proof, a task that shows no outputs). accept_stopped: although it stopped before the task's number of steps.
     policy: rules that proof and verification must satisfy; what it says of the same things is included in the other fields.
     """
 
@@ -68,6 +68,7 @@ class Claims:
     accept_nonce: bool = False
     accept_order: bool = False
     accept_uniform: bool = False
+    accept_stopped: bool = False
     policy: Policy | None = None
 
 
@@ -103,6 +104,7 @@ class Choices(TypedDict, total=False):
     accept_nonce: bool
     accept_order: bool
     accept_uniform: bool
+    accept_stopped: bool
     policy: Policy | Place | None
     keep_going: bool
     timeout: float
@@ -164,6 +166,7 @@ def _claims(choices: Choices, rules: Policy | None) -> Claims:
         accept_nonce=choices.get("accept_nonce", False),
         accept_order=choices.get("accept_order", False),
         accept_uniform=choices.get("accept_uniform", False),
+        accept_stopped=choices.get("accept_stopped", False),
         policy=rules,
     )
     if rules is not None:
@@ -174,6 +177,7 @@ def _claims(choices: Choices, rules: Policy | None) -> Claims:
             accept_nonce=claims.accept_nonce or rules.trust.chosen_nonce,
             accept_order=claims.accept_order or rules.training.free_order,
             accept_uniform=claims.accept_uniform or rules.guarantee.uniform_only,
+            accept_stopped=claims.accept_stopped or rules.training.stopped_early,
         )
     named_laws(claims.laws)
     return claims

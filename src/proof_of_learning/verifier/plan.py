@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import UsageError
-from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.training import randomness
 from proof_of_learning.verifier import guarantee
@@ -51,14 +50,16 @@ def make_nonce(value: str | None) -> Nonce:
     return Nonce(value=value.lower(), origin="self-chosen")
 
 
-def challenge(header: Header, root: str, found: Survey, nonce: Nonce, draw: Draw) -> Challenge:
-    """Choose segments: first, last, uniform draws, draws weighted by importance, and a few that stick out (or all).
+def challenge(steps: int, interval: int, root: str, found: Survey, nonce: Nonce, draw: Draw) -> Challenge:
+    """Choose segments of a run of ``steps`` steps: first, last, uniform draws, draws weighted by importance, and a few that stick out
+    (or all).
 
     Of trivial segments (every rate 0) as many are drawn again as of the others, without counting. Nothing is claimed from
-    what sticks out: the largest displacement and inertia in each tenth of the run, with those before the very largest, broken
-    identities, counters and scalers, other tensors than before, jumps of the loss, neighbours of missing states.
+    what sticks out: the largest displacement and inertia in each tenth of the run, with those before the very largest (``top_q`` of
+    each), and two jumps of the loss; and, however many are asked for, broken
+    identities, counters and scalers, other tensors than before, neighbours of missing states.
     """
-    count = header.segments()
+    count = -(-steps // interval)
     chosen: dict[int, list[str]] = {}
     notes: list[str] = []
 
@@ -68,10 +69,15 @@ def challenge(header: Header, root: str, found: Survey, nonce: Nonce, draw: Draw
 
     add(0, "first")
     add(count - 1, "last")
+    seed = challenge_seed(root, nonce)
+    names = ("uniform", "progress", "trivial", "conspicuous")
+    keys = [randomness.uniforms(randomness.derive(seed, name), count) for name in names]
     if draw.top_q > 0:
-        windows = np.arange(count) * header.training.interval // window(header)
-        for index, why in _conspicuous(found, windows, draw.top_q):
+        windows = np.arange(count) * interval // window(steps)
+        for index, why in _ranked(found, windows, draw.top_q):
             add(index, why)
+    for index, why in _conspicuous(found, keys[3]):
+        add(index, why)
     real = np.flatnonzero(~found.trivial).tolist()
     weight = importance(found.measures, count)  # of trivial ones too: what they contribute must be nothing
     total = float(weight.sum())
@@ -90,8 +96,6 @@ def challenge(header: Header, root: str, found: Survey, nonce: Nonce, draw: Draw
         )
     elif not total:
         notes.append("no segment makes progress, so none is drawn for it")
-    seed = challenge_seed(root, nonce)
-    keys = [randomness.uniforms(randomness.derive(seed, name), count) for name in ("uniform", "progress", "trivial")]
     if not draw.everything:
         for index in guarantee.draw_uniform(real, uniform, keys[0]):
             add(index, "uniform")
@@ -140,35 +144,40 @@ def _promise(
     )
 
 
-def _conspicuous(found: Survey, windows: npt.NDArray[np.int64], top_q: int) -> Iterator[tuple[int, str]]:
-    """What sticks out, with the reason."""
-    count = len(windows)
+def _ranked(found: Survey, windows: npt.NDArray[np.int64], top_q: int) -> Iterator[tuple[int, str]]:
+    """The largest of each part of the run, with the reason."""
     for name, values in (("top-q", found.displacement), ("inertia", found.inertia)):
         for index in _top(values, windows, top_q):
             yield index, name
         # Whoever falsified the state that a large step starts from did it in the segment before.
-        for index in _top(values, np.zeros(count, dtype=np.int64), PREDECESSORS * top_q):
+        for index in _top(values, np.zeros(len(windows), dtype=np.int64), PREDECESSORS * top_q):
             yield index - 1, "predecessor"
+    for index in found.jumps:  # every loss has two largest ones
+        yield index, "loss"
+
+
+def _conspicuous(found: Survey, keys: npt.NDArray[np.float64]) -> Iterator[tuple[int, str]]:
+    """What no honest step brings about, or seldom, with the reason; of more than ``BROKEN`` of a kind those that the nonce draws."""
+    count = len(keys)
+
+    def some(indices: Iterable[int]) -> list[int]:
+        return guarantee.draw_uniform(sorted(indices), BROKEN, keys)
+
     broken = np.flatnonzero(found.identity > IDENTITY_LIMIT)
     # Where a task's own step, or a wrapper around the optimizer, breaks the identity everywhere, that says nothing about any segment.
     usual = len(broken) > USUAL * count
-    for index in (
-        broken[np.argsort(-found.identity[broken], kind="stable")][:MOST] if usual else broken[:BROKEN]
-    ).tolist():
-        yield index, "identity"
-    for index in sorted(found.irregular)[:BROKEN]:
-        yield index, "counter"
-    # Tensors that appear with a segment, or change their type, could make an optimizer look like an unknown one.
-    for index in found.relaid[:BROKEN]:
-        yield index, "layout"
-    for index in found.jumps:
-        yield index, "loss"
-    if found.missing:
-        known = ~np.isnan(found.displacement)
-        for index in [
-            i for i in range(count) if known[i] and not (known[max(i - 1, 0)] and known[min(i + 1, count - 1)])
-        ][:BROKEN]:
-            yield index, "missing"
+    worst = broken[np.argsort(-found.identity[broken], kind="stable")][:MOST].tolist()
+    known = ~np.isnan(found.displacement)
+    beside = [i for i in range(count) if known[i] and not (known[max(i - 1, 0)] and known[min(i + 1, count - 1)])]
+    for why, indices in (
+        ("identity", worst if usual else some(broken.tolist())),
+        ("counter", some(found.irregular)),
+        # Tensors that appear with a segment, or change their type, could make an optimizer look like an unknown one.
+        ("layout", some(found.relaid)),
+        ("missing", some(beside) if found.missing else []),
+    ):
+        for index in indices:
+            yield index, why
 
 
 def planned_steps(proof: Proof, indices: Iterable[int]) -> int:
@@ -190,7 +199,7 @@ def expected_steps(proof: Proof) -> tuple[int, int]:
     The draw is one of many, the same each time. What is chosen by displacement, inertia and progress comes on top of it where all
     states are held.
     """
-    count = proof.header.segments()
+    count = len(proof.segments)
     draws = guarantee.uniform_draws_needed(count)
     drawn = guarantee.draw_uniform(list(range(count)), draws, randomness.uniforms(0, count))
     return draws, planned_steps(proof, {0, count - 1, *drawn})
@@ -206,9 +215,9 @@ def survey_seed(root: str, nonce: Nonce) -> int:
     return randomness.derive(challenge_seed(root, nonce), "survey")
 
 
-def window(header: Header) -> int:
+def window(steps: int) -> int:
     """Number of steps in each of the parts of the run that have their own largest segments."""
-    return max(1, math.ceil(header.training.steps / WINDOWS))
+    return max(1, math.ceil(steps / WINDOWS))
 
 
 def _top(values: npt.NDArray[np.float64], windows: npt.NDArray[np.int64], q: int) -> list[int]:

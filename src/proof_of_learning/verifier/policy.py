@@ -49,6 +49,7 @@ class Training(_Section, frozen=True):
     """Bounds on the run. Rates are those of all groups in all steps; for the lower bound, those that are not 0.
 
     ``free_order`` grants, as ``--accept-order`` does, that a recorded order is no permutation of the data in every epoch.
+    ``stopped_early`` grants, as ``--accept-stopped`` does, that a run has fewer steps than its task.
     ``max_idle_share``: of the run, in which a network may learn nothing (sparse designs, clipped losses).
     """
 
@@ -60,6 +61,7 @@ class Training(_Section, frozen=True):
     max_trivial_share: Share | None = None
     min_trained_share: Share | None = None
     free_order: bool = False
+    stopped_early: bool = False
     max_idle_share: Share | None = None
 
 

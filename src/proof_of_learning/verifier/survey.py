@@ -15,6 +15,7 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError, IntegrityError, PolError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import Distance, displacement, estimate_d_ref, weight_distance, weights
+from proof_of_learning.replay.process import OnWork, idle
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training.state import State, decode_tree, settings
@@ -99,22 +100,22 @@ class Looking:
     other: Callable[[int], State | None] = lambda number: None
 
 
-def survey(
-    proof: Proof, looking: Looking | None = None, on_segment: Callable[[int, int], None] = lambda done, total: None
-) -> Survey:
+def survey(proof: Proof, looking: Looking | None = None, on_segment: OnWork = idle, on_look: OnWork = idle) -> Survey:
     """Check every state and block and measure the trajectory. Raises FormatError or IntegrityError at the first fault.
+
+    on_segment, on_look: told how many states were read, and of how many the outputs were looked at, of how many.
 
     In one thread: sums come out alike everywhere.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _survey(proof, looking, on_segment)
+        return _survey(proof, looking, on_segment, on_look)
     finally:
         torch.set_num_threads(threads)
 
 
-def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, int], None]) -> Survey:
+def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: OnWork) -> Survey:
     count = len(proof.segments)
     moved, moved_weights, progress = (np.full(count, np.nan) for _ in range(3))
     inert, distance = np.full(count, np.nan), np.full(count + 1, np.nan)
@@ -178,7 +179,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
             if sampler is not None:
                 sampler.add(position, state)
             if prober is not None:
-                prober, blind = _looked(prober, position, state)
+                prober, blind = _looked(prober, position, state, on_look)
         before = state
         on_segment(position, count)
     del before
@@ -190,7 +191,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
     function = None
     if prober is not None and looking is not None:
         try:
-            function = prober.finish(looking.other, on_segment)
+            function = prober.finish(looking.other, on_look)
         except PolError as error:
             blind = str(error)
     measures = weight_measures(trained, sampler.memory() if sampler is not None else ())
@@ -213,9 +214,9 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: Callable[[int, in
     )  # fmt: skip
 
 
-def _looked(prober: Prober, position: int, state: State) -> tuple[Prober | None, str]:
+def _looked(prober: Prober, position: int, state: State, on_look: OnWork) -> tuple[Prober | None, str]:
     try:
-        prober.add(position, state)
+        prober.add(position, state, on_look)
     except PolError as error:
         return None, str(error)
     return prober, ""
@@ -311,7 +312,7 @@ class _Steps:
 def _columns(proof: Proof) -> _Steps:
     """Every block, once."""
     trivial = np.zeros(len(proof.segments), dtype=bool)
-    every = max(1, proof.header.training.steps // LOSS_POINTS)
+    every = max(1, proof.steps // LOSS_POINTS)
     loss: list[tuple[int, float]] = []
     rates: list[Array] = []
     means: list[float] = []

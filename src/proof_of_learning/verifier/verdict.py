@@ -238,8 +238,27 @@ class Verdict(_Value, frozen=True):
 
     @classmethod
     def from_json(cls, raw: bytes | str) -> Verdict:
-        """The inverse of :meth:`to_json` for verdicts whose numbers are all finite."""
-        return msgspec.json.decode(raw, type=cls)
+        """The inverse of :meth:`to_json`; where a number is null that has to be one, it was none (NaN)."""
+        return msgspec.convert(_with_numbers(msgspec.json.decode(raw)), type=cls)
+
+
+_DISTANCE = frozenset(Distance.__struct_fields__)
+_CURVES = frozenset({"displacement", "weights", "distance", "progress", "loss", "function"})
+
+
+def _with_numbers(value: Any, key: str = "") -> Any:
+    """A decoded verdict with NaN in the place of null, in distances and in the curves of the trajectory."""
+    if isinstance(value, dict):
+        if value.keys() == _DISTANCE:
+            return {name: math.nan if item is None else item for name, item in value.items()}
+        if key == "trajectory":
+            return {name: _curve(item) if name in _CURVES else item for name, item in value.items()}
+        return {name: item if name == "evidence" else _with_numbers(item, name) for name, item in value.items()}
+    return [_with_numbers(item) for item in value] if isinstance(value, list) else value
+
+
+def _curve(value: Any) -> Any:
+    return [_curve(item) for item in value] if isinstance(value, list) else math.nan if value is None else value
 
 
 def decide(checks: list[CheckResult]) -> Decision:

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from proof_of_learning.errors import FormatError
+from proof_of_learning.header import without_folders
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.protocol import Described
 from proof_of_learning.run import events
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, OVER
 
@@ -73,6 +75,17 @@ class Loop:
     def _strange(self, why: str) -> None:
         if len(self.odd) < 5:
             self.odd.append(why)
+
+
+def other_arguments(proof: Proof, described: Described) -> str:
+    """What the verifier called a script with, where it is not what the proof says; nothing where it is."""
+    if not described.script:
+        return ""
+    own = [without_folders(argument) for argument in described.arguments]
+    recorded = proof.header.program.arguments
+    if own == recorded:
+        return ""
+    return f"you named other arguments ({' '.join(own) or 'none'}) than the proof was recorded with ({' '.join(recorded) or 'none'})"
 
 
 def _later(before: tuple[int, int, int], after: tuple[int, int, int]) -> bool:

@@ -9,9 +9,7 @@ from proof_of_learning.verifier.verdict import CheckResult
 
 class DataCheck:
     name = "data"
-    meaning = (
-        "Every sample and label, in content, type and shape, is the one in the verifier's own copy of the data set."
-    )
+    meaning = "Every sample, and its label if it has one, is in content, type and shape that of the verifier's own copy of the data."
     limits = "It shows which data was available to the run, not that the data was lawfully obtained or is any good."
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
@@ -34,4 +32,9 @@ class DataCheck:
                 self, "fail", f"the {claim.samples:,} samples are not those of the task's data set (their Merkle roots differ)",
                 named=own.root, proof=claim.root,
             )  # fmt: skip
-        return result(self, "pass", f"{claim.samples:,} samples with labels, root {claim.root[:19]}…", root=claim.root)
+        return result(
+            self,
+            "pass",
+            f"{claim.samples:,} samples, all that belongs to each, root {claim.root[:19]}…",
+            root=claim.root,
+        )

@@ -46,10 +46,9 @@ class HyperparametersCheck:
         yield [_replay(evidence, index) for index in _suspicious(evidence)]
 
     def _rates(self, evidence: Evidence) -> list[Rates]:
-        training = evidence.proof.header.training
+        steps, interval = evidence.proof.steps, evidence.proof.header.training.interval
         return [
-            Rates(start, min(start + RATES_AT_ONCE, training.steps), training.interval, training.steps)
-            for start in range(0, training.steps, RATES_AT_ONCE)
+            Rates(start, min(start + RATES_AT_ONCE, steps), interval, steps) for start in range(0, steps, RATES_AT_ONCE)
         ]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:

@@ -29,6 +29,7 @@ MAX_REPEATED_SHARE = 0.01
 MAX_USES = 2
 SIGMAS = 6.0
 REMEDY = "if the sampler is meant to do so, accept it (--accept-order; in a policy, training.free_order = true)"
+STOPPED = "if it may stop early, accept it (--accept-stopped; in a policy, training.stopped_early = true)"
 
 
 class OrderCheck:
@@ -49,11 +50,13 @@ class OrderCheck:
         if described.script:
             return self._script(evidence, answers, described)
         header = evidence.proof.header
-        training, randomness = header.training, header.randomness
-        if (training.steps, training.steps_per_epoch) != (described.steps, described.steps_per_epoch):
+        training, randomness, steps = header.training, header.randomness, evidence.proof.steps
+        planned = steps if training.planned is None else training.planned
+        fits = steps <= planned == described.steps if training.planned is not None else steps <= described.steps
+        if not fits or training.steps_per_epoch != described.steps_per_epoch:
             return result(
                 self, "fail",
-                f"the proof has {training.steps:,} steps ({training.steps_per_epoch:,} an epoch); "
+                f"the proof has {planned:,} steps ({training.steps_per_epoch:,} an epoch); "
                 f"the task has {described.steps:,} ({described.steps_per_epoch:,})",
             )  # fmt: skip
         if randomness.claim is not None:
@@ -62,9 +65,25 @@ class OrderCheck:
             return result(self, "fail", "the key does not follow from the seed, so the order was chosen freely")
         else:
             source = f"seed {randomness.seed}"
-        if randomness.mode == "derived":
-            return result(self, "pass", f"{training.steps:,} steps, order derived from {source}", source=source)
-        return self._recorded(evidence, described)
+        found = (
+            result(self, "pass", f"{steps:,} steps, order derived from {source}", source=source)
+            if randomness.mode == "derived"
+            else self._recorded(evidence, described)
+        )
+        return self._stopped(evidence, described, found)
+
+    def _stopped(self, evidence: Evidence, described: Described, found: CheckResult) -> CheckResult:
+        """What is found where the run is as long as the task says; a shorter one needs the verifier's word."""
+        steps, told = (
+            evidence.proof.steps,
+            {**found.evidence, "steps": evidence.proof.steps, "planned": described.steps},
+        )
+        if steps == described.steps or found.status != "pass":
+            return found
+        short = f"it stopped after {steps:,} of the {described.steps:,} steps that the task has"
+        if evidence.options.claims.accept_stopped:
+            return result(self, "pass", f"{found.summary}; {short}, which the verifier accepts", **told)
+        return result(self, "inconclusive", f"{found.summary}, but {short}; {STOPPED}", **told)
 
     def _script(self, evidence: Evidence, answers: Answers, described: Described) -> CheckResult:
         """Length and order of a script's loop: it ends where the script closes its run, and every walk takes each sample once."""
@@ -135,7 +154,7 @@ class OrderCheck:
             use.add(step, indices)
         use.end_epoch()
         odd = use.odd(shuffled=options["shuffle"])
-        found = f"{evidence.proof.header.training.steps:,} steps, order as recorded; {use.share:.3g} of the samples were used"
+        found = f"{evidence.proof.steps:,} steps, order as recorded; {use.share:.3g} of the samples were used"
         if odd is None:
             return result(self, "pass", found, **use.told())
         if evidence.options.claims.accept_order:

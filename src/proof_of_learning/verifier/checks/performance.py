@@ -37,7 +37,7 @@ class PerformanceCheck:
         if not points:
             return result(self, "skipped", "the proof claims no performance", mandatory=False)
         for point in points:
-            where = "finally" if point.step == evidence.proof.header.training.steps else f"after step {point.step:,}"
+            where = "finally" if point.step == evidence.proof.steps else f"after step {point.step:,}"
             if point.found is None:
                 return result(self, "inconclusive", "the proof claims a performance, but the task has no evaluation")
             if point.found != point.claimed:

@@ -151,7 +151,7 @@ def _training(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[
     if rules.max_interval is not None:
         yield _most("training.max_interval", rules.max_interval, claimed.interval)
     if rules.max_steps is not None:
-        yield _most("training.max_steps", rules.max_steps, claimed.steps)
+        yield _most("training.max_steps", rules.max_steps, evidence.proof.steps)
     if rules.min_learning_rate is not None or rules.max_learning_rate is not None:
         lowest, highest = _rates(evidence)
         if rules.min_learning_rate is not None:
@@ -216,4 +216,4 @@ def _afford(policy: Policy, evidence: Evidence, answers: Answers) -> None:
         if isinstance(request, Replay) and answers.failure(request) is None
     ]
     if paces:
-        policy.afford(planned, evidence.proof.header.training.steps, min(paces) * planned)
+        policy.afford(planned, evidence.proof.steps, min(paces) * planned)

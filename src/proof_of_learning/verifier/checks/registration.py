@@ -56,5 +56,5 @@ class RegistrationCheck:
         note += f"; {len(others)} other finished run(s)" if others else ""
         return result(
             self, "pass", f"made under the given claim {claim.digest()[:19]}…{note}", claim=claim.digest(),
-            created=given.created, runs=len(given.runs), unfinished=open_, owner_key=claim.owner_key,
+            created=given.created, runs=len(given.runs), unfinished=open_, owners=claim.owners,
         )  # fmt: skip

@@ -144,6 +144,9 @@ def _shorter(evidence: Evidence, strays: Strays) -> Iterator[list[AnyCheckReques
 def _judge(evidence: Evidence, answers: Answers, strays: Strays, index: int, why: list[str]) -> SegmentResult:
     segment = evidence.proof.segments[index]
     base: dict[str, Any] = {"index": index, "start": segment.start, "stop": segment.stop, "why": why}
+    if events := evidence.proof.events_in(index):
+        note = f"a {events[0].event.__struct_config__.tag} during step {events[0].step} is recorded, which is not replayed yet"
+        return SegmentResult(**base, status="inconclusive", note=note)
     request = Replay(index, calibrate=evidence.calibrates(index))
     failure = answers.failure(request) or answers.failure(Noise(index))
     if failure is not None:

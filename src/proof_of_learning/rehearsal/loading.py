@@ -1,0 +1,61 @@
+"""What a fresh process builds before any step: the task's description and its initial state, held against the run's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proof_of_learning import canonical
+from proof_of_learning.errors import WorkerError
+from proof_of_learning.proof.format import Header
+from proof_of_learning.rehearsal.causes import SORT_CURE, Finding
+from proof_of_learning.rehearsal.hops import Player, other_key
+from proof_of_learning.replay import protocol
+from proof_of_learning.task import compare
+from proof_of_learning.training.state import State
+
+
+def check_described(player: Player, header: Header) -> Finding | None:
+    """Whether a fresh process builds the task that is trained."""
+    described, _ = player.ask(protocol.Describe())
+    if not isinstance(described, protocol.Described):
+        raise WorkerError("the replay worker answered something else than it was asked")
+    training = header.training
+    if described.digest != header.task.digest:
+        theirs: Any = canonical.decode(described.description, dict[str, Any], "the task's description")
+        lines = compare(theirs, header.task.description)
+        where = (lines or [""])[0].replace("the task has", "there it has").replace("the proof has", "here it has")
+        cause = "the task depends on the order of a set or of hashes, on a global that was changed, or on a variable"
+        return Finding(
+            "the task is another in a fresh process", where, cause, f"{SORT_CURE}; hand settings to the task's function"
+        )
+    if (described.steps, described.steps_per_epoch) != (training.planned, training.steps_per_epoch):
+        return Finding(
+            "the task has another length in a fresh process",
+            f"there {described.steps:,} steps, {described.steps_per_epoch:,} an epoch; here {training.planned}, "
+            f"{training.steps_per_epoch:,} an epoch",
+            "the number of samples differs, or the task was changed after it was loaded",
+            "let the function that the reference names return the task as it is trained",
+        )
+    return None
+
+
+def check_start(player: Player, initial: State) -> Finding | None:
+    """Whether the initial state follows from the run's key in a fresh process."""
+    started, states = player.ask(protocol.Start(other_key()))
+    if not isinstance(started, protocol.Started) or len(states) != 2:
+        raise WorkerError("the replay worker answered something else than it was asked")
+    if states[0].digest() == initial.digest():
+        return None
+    theirs = states[0]
+    differ = [
+        name
+        for name in initial.tensors
+        if name not in theirs.tensors or theirs.tensor_digest(name) != initial.tensor_digest(name)
+    ]
+    return Finding(
+        "the initial state is another in a fresh process",
+        f"{len(differ)} of {len(initial.tensors)} tensors: {', '.join(differ[:3])}",
+        "a factory of the task draws from a generator of its own without a seed, or in the order of a set, or keeps "
+        "what it drew before",
+        f"draw from PyTorch's, NumPy's or Python's ordinary generators, which are seeded from the run's key; {SORT_CURE}",
+    )

@@ -1,0 +1,60 @@
+"""What a state has to fit: the parameters of modules and the groups of optimizers, as the task's factories build them.
+
+A state whose structure training has changed fits no freshly built task, so that nothing can be replayed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proof_of_learning.canonical import brief
+from proof_of_learning.rehearsal.causes import Finding
+from proof_of_learning.training.state import Node, State
+
+Structure = dict[str, tuple[str, list[str]]]
+
+
+def structure(state: State) -> Structure:
+    """By part, what it is (``parameters``, ``groups``) and the names of its parameters, or its groups."""
+    found: Structure = {}
+    for key, node in state.tree["d"]:
+        entries = dict(node["d"]) if isinstance(node, dict) and "d" in node else {}
+        if "s:parameters" in entries and "s:frozen" in entries:
+            found[key[2:]] = "parameters", [name[2:] for name, _ in entries["s:parameters"]["d"]]
+        elif "s:groups" in entries and "s:state" in entries:
+            found[key[2:]] = "groups", [_members(group) for group in entries["s:groups"]["l"]]
+    return found
+
+
+def _members(group: Node) -> str:
+    return repr(dict(group["d"]).get("s:params"))
+
+
+def altered(built: Structure, now: Structure, step: int) -> Finding | None:
+    """What training has changed of the structure before ``step``."""
+    for name, (kind, before) in built.items():
+        after = now.get(name, (kind, before))[1]
+        if after == before:
+            continue
+        if kind == "parameters":
+            gone, new = _without(before, after), _without(after, before)
+            return Finding(
+                f"part {name!r} has other parameters than it was built with, so that nothing can be replayed from its state",
+                "; ".join([*(f"{brief(n)!r} is gone" for n in gone[:2]), *(f"{brief(n)!r} is new" for n in new[:2])])
+                + f"; before step {step}",
+                "pruning, a parametrization, or a layer that was exchanged in mid-run",
+                "do it in the task's `model` factory (pruning: with a mask of ones, and change the mask, which is a buffer, later)",
+            )
+        return Finding(
+            f"{name!r} has other parameter groups than it was built with, so that nothing can be replayed from its state",
+            f"{len(before)} when it was built, {len(after)} before step {step}",
+            "a group was added or changed in mid-run, as on unfreezing",
+            "give the optimizer all its groups when it is built, and unfreeze with requires_grad_(True), which is recorded; "
+            "parameters without a gradient are left alone",
+        )
+    return None
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    known = set(others)
+    return [name for name in names if name not in known]
