@@ -4,12 +4,12 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import proof_of_learning as pol
+from proof_of_learning.data.digits import digits
 
 
 class Network(nn.Module):
@@ -52,8 +52,8 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.manual_seed(1)
-    x, y = load_digits(return_X_y=True)
-    x, y = torch.tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(y)
+    x, y = digits()
+    x, y = torch.tensor(x, dtype=torch.float32)[:, None] / 16, torch.tensor(y)
     train_set, test_set = TensorDataset(x[:1437], y[:1437]), TensorDataset(x[1437:], y[1437:])
     loader = DataLoader(train_set, batch_size=64, shuffle=True, num_workers=options.workers)
     test_loader = DataLoader(test_set, batch_size=256)
