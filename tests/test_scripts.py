@@ -133,6 +133,38 @@ def test_a_live_epoch_and_a_live_count_are_right_after_a_jump(tmp_path: Path) ->
     assert found.verdict == "valid", found.reason
 
 
+def test_what_a_script_writes_is_read_again_in_a_replay_and_changes_no_file(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        epoch="torch.save(model.state_dict(), 'best.pt'); model.load_state_dict(torch.load('best.pt')); "
+        "open('log.txt', 'a').write(f'{epoch}')",
+    )
+    assert record(path, tmp_path / "run.pol", interval=7).returncode == 0
+    weights, log = tmp_path / "best.pt", tmp_path / "log.txt"
+    before = weights.read_bytes()
+    assert log.read_text() == "01"
+    found = verdict(tmp_path / "run.pol", path, everything=True)
+    assert found.verdict == "valid", found.reason
+    assert weights.read_bytes() == before and log.read_text() == "01"
+
+
+def test_a_draw_while_a_batch_is_fetched_is_repeated(tmp_path: Path) -> None:
+    path = script(tmp_path)
+    text = path.read_text().replace(
+        "loader = DataLoader(data, batch_size=32, shuffle=True)",
+        "noisy = lambda items: [a + 0.1 * torch.randn_like(a) if a.is_floating_point() else a for a in default_collate(items)]\n"
+        "loader = DataLoader(data, batch_size=32, shuffle=True, collate_fn=noisy, num_workers=WORKERS)",
+    )
+    path.write_text(
+        text.replace("import DataLoader", "import DataLoader, default_collate").replace("WORKERS", "int(sys.argv[1])")
+    )
+    for workers in ("0", "1"):
+        out = tmp_path / f"run{workers}.pol"
+        assert record(path, out, workers, interval=7).returncode == 0
+        found = verdict(out, path, everything=True)
+        assert found.verdict == "valid", found.reason
+
+
 def test_other_arguments_of_the_verifiers_are_no_forgery(tmp_path: Path) -> None:
     path = script(tmp_path, begin="optimizer.param_groups[0]['lr'] = float(sys.argv[1])")
     assert record(path, tmp_path / "run.pol", "0.1").returncode == 0

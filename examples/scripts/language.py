@@ -1,4 +1,4 @@
-"""A small GPT over characters: its own get_batch, two micro-batches an update, clipping, a rate set by hand, evaluation in the loop."""
+"""A small GPT over characters: its own get_batch, two micro-batches, clipping, a rate set by hand, evaluation in the loop."""
 
 import argparse
 import math
@@ -17,7 +17,9 @@ class Block(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attend, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
+        )
 
     def forward(self, x):
         b, t, w = x.shape

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
 
-from proof_of_learning import canonical
-from proof_of_learning.data.commit import commit
-from proof_of_learning.errors import FormatError, PolError, TaskError, WorkerError
+from proof_of_learning.errors import FormatError, PolError, WorkerError
 from proof_of_learning.replay import protocol
 from proof_of_learning.run import counting, events
 from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
-from proof_of_learning.run.facts import Facts, facts
+from proof_of_learning.run.facts import facts
 from proof_of_learning.run.mode import Given
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.task import task_code
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
-from proof_of_learning.training.steps import groups, members
 
 MOST_EMPTY = 100_000  # walks that a loop is sent through before the one that it should begin with
 Answer = Callable[[protocol.AnyAnswer, Sequence[State]], NoReturn]
@@ -96,86 +92,11 @@ class Replaying(Clock):
         return self.job
 
 
-def job_for(
-    clock: Replaying, request: protocol.AnyRequest, states: Sequence[State], answer: Answer, tools: Tools
-) -> Job:
-    """The job that answers a request."""
-    if isinstance(request, protocol.Take):
-        return Taking(clock, request, states[0], answer, tools)
-    if isinstance(request, protocol.Probe):
-        from proof_of_learning.run.probing import Probing
-
-        return Probing(clock, request, states, answer, tools)
-    return Telling(clock, request, answer, tools)
-
-
 class Tools(Protocol):
     """What a job needs of the worker around it. ``second``: the first state with every seed mapped through a key."""
 
     def pulse(self, done: int, total: int) -> None: ...
     def second(self, key: str) -> State: ...
-
-
-class Telling:
-    """Answers what can be said when the first batch is asked for: nothing has been trained yet."""
-
-    place = None
-
-    def __init__(self, clock: Replaying, request: protocol.AnyRequest, answer: Answer, tools: Tools) -> None:
-        self._clock, self._request, self._answer, self._tools = clock, request, answer, tools
-
-    def clocked(self, walk: Walk) -> Any:
-        found = facts(self._clock.given, walk.source)
-        match self._request:
-            case protocol.Describe():
-                self._answer(described(found, self._clock.expected), ())
-            case protocol.CommitData():
-                total = len(found.data)
-                with task_code("reading the data"):
-                    made = commit(found.data, progress=lambda done: self._tools.pulse(done, total))
-                self._answer(protocol.Committed(made), ())
-            case protocol.Start():
-                self._answer(*started(found, self._tools.second(self._request.other)))
-            case protocol.Evaluate():
-                self._answer(protocol.Evaluated(None), ())
-        raise WorkerError("a script has no answer to that request")
-
-    def beside(self, walk: Walk) -> Any:
-        raise WorkerError("the script's loop is not as it was recorded")
-
-    def closed(self) -> None:
-        raise TaskError("the script called close() before its first step")
-
-
-def described(found: Facts, epochs: int) -> protocol.Described:
-    description = found.describe()
-    return protocol.Described(
-        digest=description.digest(),
-        description=canonical.encode(description.content),
-        sources=description.sources,
-        steps=epochs * found.walk,
-        steps_per_epoch=max(1, found.walk),
-        samples=len(found.data),
-        batch=found.batch,
-        loop_schedule=False,
-        evaluates=False,
-        members=members(found.parts),
-        optimizers=groups(found.parts),
-        modules=found.modules(),
-        script=True,
-        arguments=sys.argv[1:],
-    )
-
-
-def started(found: Facts, second: State) -> tuple[protocol.Started, Sequence[State]]:
-    from proof_of_learning.replay.origins import origin
-
-    first = found.capture()
-    trainable = {f"model/parameters/{name}" for name, p in found.parts["model"].named_parameters() if p.requires_grad}
-    tensors = [
-        origin(name, tensor, second.tensors.get(name), name in trainable) for name, tensor in first.tensors.items()
-    ]
-    return protocol.Started(tensors), (first, second)
 
 
 class Taking:

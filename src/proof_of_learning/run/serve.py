@@ -15,10 +15,11 @@ import torch
 
 from proof_of_learning.errors import PolError, TaskError, WorkerError
 from proof_of_learning.replay import fork, protocol
-from proof_of_learning.run import script, seeds
+from proof_of_learning.run import script, seeds, shadow
 from proof_of_learning.run.facts import facts
+from proof_of_learning.run.jobs import job_for
 from proof_of_learning.run.mode import ACTIVE, Given
-from proof_of_learning.run.replay import Job, Replaying, job_for
+from proof_of_learning.run.replay import Job, Replaying
 from proof_of_learning.task import task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.state import State
@@ -51,6 +52,7 @@ class _Server:
 
     def run(self) -> None:
         ACTIVE.start = self._run
+        shadow.install()
         try:
             _execute(self._opened)
             error: PolError = TaskError(
@@ -126,6 +128,7 @@ def _start(opened: protocol.Open, key: str) -> State:
         return clocks[-1]
 
     seeds.map_through(bytes.fromhex(key))
+    shadow.install()
     ACTIVE.start = run
     try:
         _execute(opened)
