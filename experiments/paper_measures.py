@@ -285,8 +285,8 @@ def challenged_share(steps: int, k: int, q: int, seed: int) -> float:
     found = Survey(
         displacement=moved, weights=moved, inertia=inert, progress=progress, trivial=np.zeros(count, dtype=bool),
         idle=np.zeros(count), identity=np.zeros(count), distance=np.zeros(count + 1), settings=[], loss=[], jumps=[],
-        irregular={}, relaid=[], measures=[Measure("weights", progress / progress.sum(), MAIN)], restless="", function=None, blind="", missing=0,
-        parameters=0, bytes=0, final_model=None, d_ref=None,
+        irregular={}, relaid=[], measures=[Measure("weights", progress / progress.sum(), MAIN)], restless="",
+        function=None, blind="", missing=0, parameters=0, bytes=0, final_model=None, d_ref=None,
     )  # fmt: skip
     picked = challenge(steps, k, "sha256:" + "00" * 32, found, make_nonce(f"{seed:08x}"), Draw(top_q=q))
     return sum(min(k, steps - index * k) for index in picked.segments) / steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, suppres
 settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=quiet)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
-# Workers are forked from a process that has imported what they import (support_workers), but in tests of how they start.
+# Replay workers are forked from a process that has imported what they import (support_workers), but in tests of how they start.
 nursery = Nursery()
 vars(process)["subprocess"] = SimpleNamespace(Popen=nursery.popen, PIPE=subprocess.PIPE)
 
@@ -87,6 +87,13 @@ def own_variables() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Runs ``pol`` on one thread, in a process of its own: ``command(*arguments, **variables)``."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return lambda *arguments, **variables: nursery.run(arguments, {**os.environ, **threads, **variables})
 
 
 @pytest.fixture

@@ -1,38 +1,57 @@
-"""Replay workers for tests, forked from a process that has already imported what a worker imports.
+"""Replay workers and commands for tests, forked from a process that has already imported what they import.
 
 Starting Python and importing PyTorch takes seconds; hundreds of tests start workers, and few are about how one starts. A worker
 made here is as much a process of its own as a real one: the same ``main``, its own session, pipes, folder and variables. It only
 inherits imports, made by a process that was started with the same variables of those that are read while importing, and it is in
-no sandbox. Tests marked ``real_workers`` (of the start, of the sandbox), and all tests under ``POL_TEST_WORKERS=real``, use real ones.
+no sandbox. So is a command (``Nursery.run``), and so are the workers that it starts. Tests marked ``real_workers`` (of the start,
+of the sandbox), and all tests under ``POL_TEST_WORKERS=real``, use real ones.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
+import selectors
 import signal
 import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from tempfile import TemporaryFile
+from types import SimpleNamespace
+from typing import IO, Any, cast
 
+from proof_of_learning.cli.main import run
+from proof_of_learning.replay import process
 from proof_of_learning.training.environment import VARIABLES
 
 WORKER = [sys.executable, "-m", "proof_of_learning.replay.worker"]
 # What may be read while Python, NumPy and PyTorch are loaded.
 EARLY = ("PYTHON", "LD_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "DNNL_", "ONEDNN_", "ATEN_", "TORCH", "NPY_")
-IMPORTED = ("proof_of_learning.replay.worker", "torch._dynamo", "sklearn.datasets")  # the last for the digits example
+LATE = {"PYTHONIOENCODING", "PYTHONUSERBASE"}  # set anew in what is forked, or without meaning there
+IMPORTED = (  # what workers and commands import before they do anything
+    "torch._dynamo", "sklearn.datasets", "proof_of_learning.replay.worker", "proof_of_learning.verifier.verify",
+    "proof_of_learning.report.html",
+)  # fmt: skip
 AT_ONCE = 3  # each holds what PyTorch takes in memory
 LONGEST = 1 << 20
 
 
-class Forked:
-    """A forked worker: what the product uses of ``subprocess.Popen``."""
+def early(variables: Mapping[str, str]) -> str:
+    """Which parent a process with these variables can have."""
+    names = sorted(name for name in variables if name.startswith(EARLY) or name in VARIABLES)
+    return json.dumps([(name, variables[name]) for name in names if name not in LATE])
 
-    def __init__(self, stdin: IO[bytes], stdout: IO[bytes], told: socket.socket) -> None:
+
+class Forked:
+    """A forked process: what the product uses of ``subprocess.Popen``."""
+
+    def __init__(self, told: socket.socket, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None) -> None:
         self.stdin, self.stdout = stdin, stdout
         self.returncode: int | None = None
         self._told, self._heard = told, list[int]()  # which process it is; how it ended
@@ -71,44 +90,65 @@ class Forked:
 class Nursery:
     """Processes that fork workers, by the variables they were started with."""
 
-    def __init__(self) -> None:
+    def __init__(self, inherited: tuple[str, socket.socket] | None = None) -> None:
         self.real = False  # whether workers are started as they are outside of tests
         self._parents: dict[str, tuple[subprocess.Popen[bytes], socket.socket]] = {}
+        self._inherited = inherited  # in a forked command: what its parent was started with, and how to ask it
 
     def popen(self, command: list[str], **options: Any) -> subprocess.Popen[bytes] | Forked:
         """Stands in for ``subprocess.Popen``, for workers: what is to start one in a sandbox gets one without."""
-        if self.real or command[-len(WORKER) :] != WORKER:
+        other = self._inherited is not None and self._inherited[0] != early(options["env"])
+        if self.real or other or command[-len(WORKER) :] != WORKER:
             return subprocess.Popen(command, **options)
         stdin, ours_in = os.pipe()
         ours_out, stdout = os.pipe()
-        told, tells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        files = [stdin, stdout, options["stderr"].fileno(), tells.fileno()]
-        message = json.dumps({"variables": options["env"], "folder": os.getcwd()}).encode("utf-8", "surrogateescape")
         try:
-            socket.send_fds(self._parent(options["env"]), [message], files)
+            told = self._fork("worker", [], options["env"], [stdin, stdout, options["stderr"].fileno()])
         finally:
             os.close(stdin)
             os.close(stdout)
-            tells.close()
-        return Forked(open(ours_in, "wb", buffering=0), open(ours_out, "rb", buffering=0), told)
+        return Forked(told, open(ours_in, "wb", buffering=0), open(ours_out, "rb", buffering=0))
+
+    def run(self, arguments: Sequence[object], variables: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+        """The command ``pol`` with these arguments, in a process of its own without a terminal."""
+        words = [str(argument) for argument in arguments]
+        if self.real:
+            start = [sys.executable, "-c", "from proof_of_learning.cli.main import run; run()", *words]
+            return subprocess.run(start, capture_output=True, timeout=250, env=variables)
+        with open(os.devnull, "rb") as nothing, TemporaryFile() as out, TemporaryFile() as err:
+            told = self._fork("command", words, variables, [nothing.fileno(), out.fileno(), err.fileno()])
+            status = Forked(told).wait()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(["pol", *words], status, out.read(), err.read())
 
     def close(self) -> None:
-        for process, connection in self._parents.values():
+        for parent, connection in self._parents.values():
             connection.close()
-            process.wait()
+            parent.wait()
         self._parents.clear()
 
+    def _fork(self, kind: str, words: list[str], variables: dict[str, str], streams: list[int]) -> socket.socket:
+        """Have a process forked; what it is told of it comes from the socket."""
+        given = {"kind": kind, "words": words, "variables": variables, "folder": os.getcwd()}
+        told, tells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        message = json.dumps(given).encode("utf-8", "surrogateescape")
+        with tells:
+            socket.send_fds(self._parent(variables), [message], [*streams, tells.fileno()])
+        return told
+
     def _parent(self, variables: dict[str, str]) -> socket.socket:
-        early = [item for item in sorted(variables.items()) if item[0].startswith(EARLY) or item[0] in VARIABLES]
-        key = json.dumps(early)
-        process, connection = self._parents.pop(key, (None, None))
-        if process is None or connection is None or process.poll() is not None:
+        key = early(variables)
+        if self._inherited is not None:
+            return self._inherited[1]
+        parent, connection = self._parents.pop(key, (None, None))
+        if parent is None or connection is None or parent.poll() is not None:
             while len(self._parents) >= AT_ONCE:
                 oldest, its = self._parents.pop(next(iter(self._parents)))
                 its.close()
                 oldest.wait()
             connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            process = subprocess.Popen(
+            parent = subprocess.Popen(
                 [sys.executable, "-P", str(Path(__file__)), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -116,73 +156,94 @@ class Nursery:
                 start_new_session=True,
             )
             theirs.close()
-        self._parents[key] = process, connection
+        self._parents[key] = parent, connection
         return connection
 
 
 def serve(connection: socket.socket) -> None:
-    """Fork a worker for each message, until nobody is there to send one."""
-    import gc
-    import importlib
-
+    """Fork a process for each message, until nobody is there to send one."""
     for name in IMPORTED:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
-    while True:
-        message, files, *_ = socket.recv_fds(connection, LONGEST, 4)
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
-        if not message:
-            return
-        if os.fork() == 0:
-            connection.close()
-            os._exit(watch(message, files))
-        for file in files:
-            os.close(file)
+    key = early(os.environ)
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        while True:
+            for ready, _ in selector.select():
+                asking = cast(socket.socket, ready.fileobj)
+                message, files, *_ = socket.recv_fds(asking, LONGEST, 4)
+                with suppress(ChildProcessError):
+                    while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                        pass
+                if not message:
+                    if asking is connection:
+                        return
+                    selector.unregister(asking)
+                    asking.close()
+                    continue
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                if os.fork() == 0:
+                    for each in [ours, *(cast(socket.socket, item.fileobj) for item in selector.get_map().values())]:
+                        each.close()
+                    os._exit(watch(json.loads(message.decode("utf-8", "surrogateescape")), files, (key, theirs)))
+                selector.register(ours, selectors.EVENT_READ)
+                theirs.close()
+                for file in files:
+                    os.close(file)
 
 
-def watch(message: bytes, files: list[int]) -> int:
-    """Fork the worker, and say which process it is and how it ended."""
+def watch(given: dict[str, Any], files: list[int], parent: tuple[str, socket.socket]) -> int:
+    """Fork the process, and say which it is and how it ended."""
     *streams, told = files
     tells = socket.socket(fileno=told)
-    worker = os.fork()
-    if worker == 0:
+    child = os.fork()
+    if child == 0:
         tells.close()
-        os._exit(become(message, streams))
+        os._exit(become(given, streams, parent))
+    parent[1].close()
     for stream in streams:
         os.close(stream)
-    tells.send(str(worker).encode())
-    _, status = os.waitpid(worker, 0)
+    tells.send(str(child).encode())
+    _, status = os.waitpid(child, 0)
     tells.send(str(os.waitstatus_to_exitcode(status)).encode())
     return 0
 
 
-def become(message: bytes, streams: list[int]) -> int:
-    """Be a worker: what ``python -m proof_of_learning.replay.worker`` is once it has imported."""
-    from proof_of_learning.replay import worker
-
-    given = json.loads(message.decode("utf-8", "surrogateescape"))
+def become(given: dict[str, Any], streams: list[int], parent: tuple[str, socket.socket]) -> int:
+    """Be a worker (``python -m proof_of_learning.replay.worker``) or a command, whose workers have the same parent."""
     os.setsid()
     os.chdir(given["folder"])
-    sys.path.insert(0, given["folder"])
-    sys.argv[:] = [str(worker.__file__)]
     os.environ.clear()
     os.environ.update(given["variables"])
     for place, stream in enumerate(streams):
         os.dup2(stream, place)
         os.close(stream)
+    encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    sys.stdout = open(1, "w", encoding=encoding or "utf-8", errors=errors or "strict", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=encoding or "utf-8", errors="backslashreplace", closefd=False, buffering=1)  # noqa: SIM115
     try:
-        worker.main()
+        if given["kind"] == "worker":
+            parent[1].close()
+            sys.path.insert(0, given["folder"])
+            importlib.import_module("proof_of_learning.replay.worker").main()
+        else:
+            sys.path.insert(0, "")
+            sys.argv[:] = ["-c", *given["words"]]
+            vars(process)["subprocess"] = SimpleNamespace(Popen=Nursery(parent).popen, PIPE=subprocess.PIPE)
+            run()
         return 0
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
         return 1
     finally:
-        sys.stderr.flush()
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def test_attacks_are_rejected_within_tolerance_too(
     assert all(s.limit_share is None or s.limit_share > 3 for s in verdict.segments if s.status == "fail")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("factor", "here", "elsewhere"),
     [(1.0, "valid", "valid"), (1 + 1e-7, "invalid", "valid"), (1 + 1e-4, "invalid", "invalid")],

@@ -147,6 +147,7 @@ def test_deep_nesting_is_refused(opening: bytes, depth: int) -> None:
         canonical.decode(opening * depth, Any, "it")
 
 
+@pytest.mark.quick
 def test_brackets_inside_strings_are_not_nesting() -> None:
     value: Any = {"repr": "Uniform[0, 1)" * 100, 'a"b\\': ["\\", '"[[[', "\\\\" + "{" * 200]}
     for other in (value, ["\\", "[" * 200], {"\\": "{" * 200}, ['\\"', "[" * 200], ['"', "[" * 200]):

@@ -44,6 +44,7 @@ def target(tiny: TaskReference) -> str:
     return tiny.target
 
 
+@pytest.mark.quick
 def test_prove_verify_check_inspect(target: str, tmp_path: Path) -> None:
     run = tmp_path / "run.pol"
     proved = pol("prove", target, "-o", run, "-k", "5", "--save-model", tmp_path / "model.safetensors")
@@ -273,7 +274,7 @@ def test_the_bar_says_that_the_states_are_looked_at(digits: TaskReference, digit
 
 
 def test_demo_tells_the_whole_story(tmp_path: Path) -> None:
-    result = pol("demo", "-o", tmp_path / "demo", "--steps", "300")
+    result = pol("demo", "-o", tmp_path / "demo", "--steps", "100")
     assert result.exit_code == 0, result.output
     found = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {

@@ -33,6 +33,7 @@ def decoded(raw: bytes) -> State:
     return CODEC.decode(bytearray(raw), None)
 
 
+@pytest.mark.quick
 @given(states())
 def test_states_come_back_bit_for_bit_in_one_spelling(state: State) -> None:
     raw = encoded(state)
@@ -61,6 +62,7 @@ def small() -> State:
     return State({"d": [["s:m", {"d": tree}]]}, tensors)
 
 
+@pytest.mark.quick
 def test_every_single_bit_counts() -> None:
     raw, digest = encoded(small()), small().digest()
     refused = 0

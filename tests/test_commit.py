@@ -43,6 +43,7 @@ def test_the_root_is_that_of_the_rfc(n: int) -> None:
     assert merkle_root([sha256(b"\0" + leaf) for leaf in leaves]) == tree_head(leaves)
 
 
+@pytest.mark.quick
 def test_known_roots() -> None:
     """The leaves and roots that Certificate Transparency's own implementations are tested with."""
     texts = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]

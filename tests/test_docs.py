@@ -111,6 +111,7 @@ def links() -> Iterator[tuple[str, str]]:
                 yield str(document.relative_to(ROOT)), target
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("document", "target"), list(links()))
 def test_relative_links_lead_somewhere(document: str, target: str) -> None:
     name, _, anchor = target.partition("#")
@@ -183,11 +184,13 @@ def public(name: str) -> str:
     return pol._HOMES.get(name, name)
 
 
+@pytest.mark.quick
 def test_every_module_stands_on_a_floor() -> None:
     homeless = [name for name, path in MODULES.items() if floor(name) is None and path.stat().st_size]
     assert not homeless, f"give these a floor in CONTRIBUTING.md: {homeless}"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("module", MODULES)
 def test_lower_floors_never_import_upper_ones(module: str) -> None:
     own = floor(module)

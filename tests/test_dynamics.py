@@ -112,6 +112,7 @@ def test_an_optimizer_of_a_known_class_keeps_its_rule_whatever_lies_beside_it() 
 # ---- the optimizer's own equation ---------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("options", [PLAIN, {"foreach": True}, {"fused": True}, {"maximize": True}], ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_honest_steps_obey_the_identity(name: str, options: dict[str, Any]) -> None:

@@ -70,6 +70,7 @@ def test_no_fewer_draws_would_do(total: int, fraction: float, miss: float) -> No
     assert guarantee.forgeable_segments(total, draws, miss) <= fraction * total
 
 
+@pytest.mark.quick
 def test_the_numbers_that_the_design_promises() -> None:
     assert guarantee.uniform_draws_needed(20_000) == 44
     assert guarantee.uniform_draws_needed(10**6) == 44

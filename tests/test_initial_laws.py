@@ -175,6 +175,7 @@ def test_unusual_draws_are_not_called_dependent(name: str) -> None:
     assert all(independence(HONEST[name]()) > 1e-3 for _ in range(5))
 
 
+@pytest.mark.quick
 def test_dependence_is_seen() -> None:
     spike = torch.randn(64, 1) @ torch.randn(1, 64)
     assert independence(torch.randn(64, 64) + spike) < 1e-6

@@ -53,6 +53,7 @@ def judged(task: Task, folder: Path, interval: int = 1, **options: Any) -> tuple
     return verdict, verdict.check("learning")
 
 
+@pytest.mark.quick
 def test_a_network_that_no_gradient_passes_learned_nothing(tmp_path: Path) -> None:
     verdict, found = judged(of(model=dead, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.05)), tmp_path)
     assert (verdict.verdict, found.status) == ("inconclusive", "inconclusive")

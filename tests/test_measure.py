@@ -56,6 +56,7 @@ def near(a: Distance, b: Distance, tolerance: float = 1e-9) -> bool:
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_the_metrics_are_what_their_names_say(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)

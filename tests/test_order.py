@@ -158,6 +158,7 @@ def test_samplers_with_replacement_need_to_be_accepted(kind: str, tmp_path: Path
     assert order(path, run, accept_order=True).status == "pass"
 
 
+@pytest.mark.quick
 def test_derived_orders_need_no_acceptance(tiny_proof: Path) -> None:
     assert order(tiny_proof, tasks.task()).summary == "24 steps, order derived from seed 0"
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from proof_of_learning._version import __version__
+from proof_of_learning.errors import UsageError
+from proof_of_learning.proof import remote
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "proof_of_learning"
@@ -76,3 +78,18 @@ def test_the_site_writes_parameters_as_a_list(monkeypatch: pytest.MonkeyPatch) -
     assert written == (
         "Do it.\n\n\n- **`this`**: one thing\n    in two lines; see `that`.\n- **`that`**: another\n\nReturns nothing."
     )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package"), [("s3", "'proof-of-learning[s3]'"), ("gs", "gcsfs"), ("hdfs", "pyarrow"), ("webhdfs", None)]
+)
+def test_an_address_names_the_package_it_needs(
+    scheme: str, package: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(address: str) -> None:
+        raise ImportError("install something")
+
+    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", missing)
+    with pytest.raises(UsageError) as caught:
+        remote.fetch(f"{scheme}://bucket/run.pol", Path("nowhere"))
+    assert str(caught.value).endswith(f"`pip install {package}`" if package else "install something")

@@ -75,6 +75,7 @@ def test_what_the_proof_breaks_comes_before_a_default(judge: Judge) -> None:
     assert verdict.verdict == "invalid"
 
 
+@pytest.mark.quick
 def test_an_honest_proof_satisfies_the_default_policy(judge: Judge) -> None:
     text = CliRunner().invoke(app, ["policy"]).stdout
     assert text == default_policy()

@@ -37,6 +37,7 @@ def philox(seed: int) -> Any:
         yield from x
 
 
+@pytest.mark.quick
 def test_vectors() -> None:
     for seed, key in VECTORS["key_from_seed"].items():
         assert randomness.key_from_seed(int(seed)).hex() == key

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,9 @@ from proof_of_learning.errors import RehearsalWarning, TaskError
 from proof_of_learning.rehearsal import beside, causes, holdings, hops
 from proof_of_learning.rehearsal.beside import Pace, Rehearsal
 from proof_of_learning.rehearsal.structure import altered, structure
+from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
+from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State, capture
 from proof_of_learning.training.steps import Session, derived_feed
@@ -187,7 +190,7 @@ def observed(path: Path, task: Task, clip: float | None, rehearse: bool | None =
     optimizer = task.optimizer(model)
     loader: DataLoader[Any] = DataLoader(pol.Indexed(task.data()), batch_size=task.batch_size, shuffle=True)  # type: ignore[arg-type]
     parts = {"model": model, "optimizer": optimizer}
-    with pol.Recorder.observe(path, task, parts, interval=3, rehearse=rehearse) as recorder:
+    with pol.Recorder.observe(path, task, parts, interval=1, rehearse=rehearse) as recorder:
         while not recorder.finished:
             for x, y in recorder.watch(loader):
                 loss = nn.functional.cross_entropy(model(x), y)
@@ -201,7 +204,7 @@ def observed(path: Path, task: Task, clip: float | None, rehearse: bool | None =
 
 
 def test_a_loop_that_does_what_its_task_does_not_is_stopped(tmp_path: Path) -> None:
-    task = tasks.task(steps=14, net="dropout", clip=0.1)
+    task = tasks.task(steps=20, net="dropout", clip=0.1)  # the loop goes on after its rehearsal
     observed(tmp_path / "alike.pol", task, 0.1)
     observed(tmp_path / "alone.pol", task, 0.1, rehearse=False)
     alike, alone = (pol.Proof.open(tmp_path / f"{name}.pol").root for name in ("alike", "alone"))
@@ -263,6 +266,17 @@ def test_evidence_becomes_a_cause() -> None:
     assert "cannot be seen" in cause(hashed=False, data_differ=False)
     refused = replace(difference, refused="the state does not fit the task")
     assert "the state before step 3 cannot be replayed from" in causes.explain(hops.Evidence(refused), [])[0].line()
+
+
+def test_a_replay_in_this_process_leaves_its_generators_and_switches() -> None:
+    flags = environments.Flags(deterministic=not torch.are_deterministic_algorithms_enabled())
+    environment = msgspec.structs.replace(environments.current(), flags=flags)
+    player = hops.LocalPlayer(Job(tasks.task(), "00" * 32), environment)
+    torch.manual_seed(5)
+    drawn, switch = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    answer, _ = player.ask(protocol.Describe())
+    assert isinstance(answer, protocol.Described)
+    assert torch.equal(torch.get_rng_state(), drawn) and torch.are_deterministic_algorithms_enabled() == switch
 
 
 def test_a_changed_structure_is_named_by_part() -> None:

@@ -179,6 +179,7 @@ def test_a_server_that_goes_away_holds_nothing_up(local: Path, tmp_path: Path, m
 # ---- any store ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("options", [{"keep_every": 5}, {"codec": "quantised", "asynchronous": True}])
 def test_what_is_in_the_store_is_what_would_be_here(options: dict[str, Any], tmp_path: Path) -> None:
     recorded(tmp_path / "here.pol", **options)

@@ -108,6 +108,7 @@ def test_the_examples_replay(example: str, folder: Path, tmp_path: Path) -> None
     replays_alone(Path(pol.prove(task, tmp_path / "run.pol", interval=3).path), task)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_an_honest_proof_is_valid_in_a_process_of_its_own_and_in_this_one(settings: Any, tmp_path: Path) -> None:
     reference = TaskReference(f"{ROOT}/tests/tasks.py:task", settings)

@@ -223,6 +223,7 @@ def test_evidence_reads_as_indented_lines() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.quick
 def test_the_same_verdict_gives_the_same_bytes_with_ids_that_occur_once() -> None:
     source = render_html(invalid())
     assert source == render_html(invalid())
@@ -272,11 +273,21 @@ STICKING_OUT = """
 """
 
 
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The page of each sample, written once."""
+    folder = tmp_path_factory.mktemp("pages")
+    made = {name: folder / name / "report.html" for name in SAMPLES}
+    for name, path in made.items():
+        path.parent.mkdir()
+        write_html(SAMPLES[name](), path)
+    return made
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_page_fits_desk_and_phone(browser: Browser, name: str, width: int, tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    write_html(SAMPLES[name](), path)
+def test_the_page_fits_desk_and_phone(browser: Browser, pages: dict[str, Path], name: str, width: int) -> None:
+    path = pages[name]
     browser.open(path, width)
     assert browser.evaluate("innerWidth") == width
     picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
@@ -296,13 +307,11 @@ def test_the_page_fits_desk_and_phone(browser: Browser, name: str, width: int, t
     assert not [event for event in browser.events if event.get("method") == "Page.javascriptDialogOpening"]
 
 
-def test_the_page_follows_the_dark_scheme(browser: Browser, tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    write_html(invalid(), path)
+def test_the_page_follows_the_dark_scheme(browser: Browser, pages: dict[str, Path]) -> None:
     ink = "getComputedStyle(document.querySelector('.wide svg text')).fill"
     seen = []
     for dark in (False, True):
-        browser.open(path, 1280, dark=dark)
+        browser.open(pages["invalid"], 1280, dark=dark)
         seen.append((browser.evaluate(ink), browser.evaluate("getComputedStyle(document.body).backgroundColor")))
     assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1]
 

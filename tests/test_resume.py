@@ -142,6 +142,7 @@ def test_two_processes_do_not_write_into_one_directory(
     completes(path, undisturbed)
 
 
+@pytest.mark.quick
 def test_a_directory_is_locked_before_it_holds_anything(tmp_path: Path) -> None:
     with exclusive(tmp_path), pytest.raises(BusyError):
         prove(tmp_path)

@@ -138,6 +138,7 @@ def test_an_honest_proof_is_valid_in_the_sandbox(bubblewrap: str, digits: TaskRe
 REFUSAL = "bwrap: No permissions to create a new namespace"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("programs", "obstacle"),
     [

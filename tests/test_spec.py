@@ -46,7 +46,7 @@ def observed_proof(tiny: pol.TaskReference, tmp_path_factory: pytest.TempPathFac
         parts["scheduler"] = task.scheduler(optimizer)
     with pol.Recorder.observe(path, task, parts, interval=5) as recorder:
         loader: DataLoader[Any] = DataLoader(pol.Indexed(task.data()), batch_size=task.batch_size, shuffle=True)  # type: ignore[arg-type]
-        while recorder.steps_done < recorder.header.training.longest - 1:
+        while recorder.steps_done < (recorder.header.training.planned or 0) - 1:
             for batch in recorder.watch(loader):
                 loss = task.loss(model, batch)
                 optimizer.zero_grad()
@@ -59,6 +59,7 @@ def observed_proof(tiny: pol.TaskReference, tmp_path_factory: pytest.TempPathFac
     return path
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["digits_proof", "tiny_proof", "observed_proof"])
 def test_a_reader_written_from_the_specification_agrees(name: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(name)

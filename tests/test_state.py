@@ -80,6 +80,7 @@ def test_a_state_restored_elsewhere_trains_on_to_the_same_bits(settings: dict[st
         assert State(middle.tree, middle.tensors).digest() == digest  # training went on in copies
 
 
+@pytest.mark.quick
 def test_the_parts_of_a_state_have_names_that_people_know() -> None:
     state = session(net="batchnorm", custom=True, scheduler="multistep").capture()
     names = set(state.tensors)
@@ -134,6 +135,7 @@ class Odd(nn.Module):
         self.seen = state
 
 
+@pytest.mark.quick
 def test_modules_are_restored_with_all_they_hold() -> None:
     first, second = Odd(), Odd()
     first.seen["history"].append((3, -math.inf))

@@ -67,6 +67,7 @@ def refused(path: Path, words: str = "") -> None:
         assert "\n" not in text
 
 
+@pytest.mark.quick
 def test_the_untouched_proof_is_valid(small: Path, copy: Path) -> None:
     assert not noticed(small)
     for unchanged in (header_with(), edit_line("segment"), environment_with(), index_line(), reseal):
@@ -107,6 +108,7 @@ def test_one_changed_bit_in_an_object_is_noticed(copy: Path) -> None:
     assert not noticed(copy)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_cut_off_added_or_doubled_is_noticed(name: str, copy: Path) -> None:
     path = copy / name

@@ -31,6 +31,7 @@ def digest(task: Task) -> str:
 # ---- loading -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_a_task_is_loaded_by_file_by_module_or_passed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     by_file = load_task(f"{HERE}/tasks.py:task", {"batch_size": "8"})
     assert by_file.batch_size == 8

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +48,18 @@ def warns():
 """
 
 
-def pol(*arguments: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def pol(command: Callable[..., subprocess.CompletedProcess[bytes]]) -> Command:
     """The command in a process of its own, its output decoded strictly; asserts that all of it is harmless."""
-    made = subprocess.run(
-        [sys.executable, "-c", "from proof_of_learning.cli.main import run; run()", *map(str, arguments)],
-        capture_output=True, timeout=250, env={**os.environ, "PYTHONIOENCODING": "utf-8", "COLUMNS": "100", **variables},
-    )  # fmt: skip
+    return lambda *arguments, **variables: harmless(
+        command(*arguments, PYTHONIOENCODING="utf-8", COLUMNS="100", **variables)
+    )
+
+
+def harmless(made: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[str]:
     for shown in (made.stdout.decode(), made.stderr.decode()):
         odd = {c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\n\t"}
         assert not odd, shown
@@ -96,7 +101,7 @@ def painted(tiny_proof: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command",
+    "words",
     [
         ("check", "{proof}"),
         ("inspect", "{proof}"),
@@ -109,20 +114,20 @@ def painted(tiny_proof: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=" ".join,
 )
-def test_a_hostile_proof_paints_nothing(command: tuple[str, ...], painted: Path, tmp_path: Path) -> None:
+def test_a_hostile_proof_paints_nothing(words: tuple[str, ...], pol: Command, painted: Path, tmp_path: Path) -> None:
     places = {"proof": painted, "tasks": TASKS, "out": tmp_path / "out"}
-    done = pol(*(word.format(**places) for word in command))
+    done = pol(*(word.format(**places) for word in words))
     assert "Traceback" not in done.stderr
 
 
-def test_a_state_that_cannot_be_brought_back_paints_nothing(painted: Path, tmp_path: Path) -> None:
+def test_a_state_that_cannot_be_brought_back_paints_nothing(pol: Command, painted: Path, tmp_path: Path) -> None:
     assert pol("thin", painted, "--keep-every", "4", "-o", tmp_path / "thin.pol").returncode == 0
     done = pol("regenerate", tmp_path / "thin.pol", "--task", f"{TASKS}:task", "--segments", "1")
     assert done.returncode and "\\u{1b}" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["raises", "dies", "unloadable", "warns"])
-def test_what_a_task_says_paints_nothing(name: str, task_file: Path, tiny_proof: Path) -> None:
+def test_what_a_task_says_paints_nothing(name: str, pol: Command, task_file: Path, tiny_proof: Path) -> None:
     done = pol("verify", tiny_proof, "--task", f"{task_file}:{name}", "--sandbox", "off")
     assert name == "warns" or "\\u{" in done.stdout + done.stderr
 
@@ -130,13 +135,14 @@ def test_what_a_task_says_paints_nothing(name: str, task_file: Path, tiny_proof:
 @pytest.mark.parametrize("debug", ["", "1"], ids=["", "traceback"])
 @pytest.mark.parametrize("name", ["raises", "warns"])
 def test_what_a_task_says_in_the_command_itself_paints_nothing(
-    name: str, debug: str, task_file: Path, tmp_path: Path
+    name: str, debug: str, pol: Command, task_file: Path, tmp_path: Path
 ) -> None:
     done = pol("prove", f"{task_file}:{name}", "-o", tmp_path / "run.pol", "--interval", "5", POL_DEBUG=debug)
     assert "\\u{1b}" in done.stderr
 
 
-def test_a_broken_log_paints_nothing(tiny_proof: Path, tmp_path: Path) -> None:
+@pytest.mark.quick
+def test_a_broken_log_paints_nothing(pol: Command, tiny_proof: Path, tmp_path: Path) -> None:
     path = rewrite(tiny_proof, tmp_path / "run.pol")
 
     def edit(lines: list[dict[str, Any]]) -> None:

@@ -73,6 +73,7 @@ def one_line(result: Any, status: int) -> str:
 # ---- dropping ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("codec", CODECS)
 def test_thinning_keeps_the_root_and_what_it_keeps(codec: str, whole: dict[str, Path], tmp_path: Path) -> None:
     before = contents(whole[codec])

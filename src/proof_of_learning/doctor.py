@@ -201,9 +201,7 @@ class _Doctor:
 
     def _train(self, data: Dataset, header: Header) -> tuple[_Course, list[holdings.Change], int | None]:
         training = header.training
-        most = min(
-            training.planned or STEPS, self._steps or min(STEPS, max(2 * SINGLE, training.steps_per_epoch + SINGLE))
-        )
+        most = min(training.at_most, self._steps or min(STEPS, max(2 * SINGLE, training.steps_per_epoch + SINGLE)))
         session = self._session()
         course = _Course(session)
         feed, order = derived_feed(self.task, data, self._key, self._device)
@@ -239,7 +237,7 @@ class _Doctor:
             raise _EndError
         with self._finding():
             sample = rewritten(before, marks(data, before))
-            if sample is not None and training.longest > training.steps_per_epoch:
+            if sample is not None and training.at_most > training.steps_per_epoch:
                 self._add(
                     Finding("a replay finds other data than training", "after the first steps", *in_place(sample))
                 )
@@ -353,7 +351,7 @@ class _Doctor:
     def _schedule(self, player: Player, header: Header, course: _Course) -> None:
         """The rates and settings that the task's schedule gives without training, as the verifier asks for them."""
         interval = header.training.interval
-        answer, _ = player.ask(protocol.Rates(0, course.steps, interval, header.training.planned or course.steps))
+        answer, _ = player.ask(protocol.Rates(0, course.steps, interval, header.training.at_most))
         if not isinstance(answer, protocol.RatesGiven):
             return
         own = [result.rates for result in course.results]

@@ -299,13 +299,12 @@ def _evaluated(session: Session) -> dict[str, float] | None:
 def _finished(session: Session, folder: Path, path: str | os.PathLike[str]) -> Recording:
     proof = Proof.open(folder)
     session.restore(proof.state(proof.segments[-1].state))
-    training = proof.header.training
     return Recording(
         _home(path),
         proof.root,
         session.model,
         proof.steps,
-        training.interval,
+        proof.header.training.interval,
         proof.end.evaluation,
         complete_before=True,
     )

@@ -22,8 +22,8 @@ TASK = f"{Path(__file__).parent}/task.py:task"
 INTERVAL = 4
 
 
-def observe(path: Path) -> None:
-    """A loop of its own: order and generator states are recorded."""
+def observe(path: Path, interval: int, early: int | None = None) -> None:
+    """A loop of its own: order and generator states are recorded. ``early``: it ends after so many steps."""
     task = pol.load_task(TASK)
     assert task.loss is not None and task.scheduler is not None
     torch.manual_seed(5)
@@ -31,9 +31,9 @@ def observe(path: Path) -> None:
     optimizer = task.optimizer(model)
     schedule: Any = task.scheduler(optimizer)
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
-    with pol.Recorder.observe(path, task, parts, interval=2 * INTERVAL) as recorder:
+    with pol.Recorder.observe(path, task, parts, interval=interval) as recorder:
         loader: DataLoader[Any] = DataLoader(pol.Indexed(task.data()), batch_size=task.batch_size, shuffle=True)  # type: ignore[arg-type]
-        while not recorder.finished:
+        while not recorder.finished and recorder.steps_done + 1 != early:
             for batch in recorder.watch(loader):
                 loss = task.loss(model, batch)
                 optimizer.zero_grad()
@@ -41,7 +41,9 @@ def observe(path: Path) -> None:
                 optimizer.step()
                 schedule.step()
                 recorder.loss(loss)
-        recorder.close()
+                if recorder.steps_done + 1 == early:
+                    break
+        recorder.close(early=early is not None)
 
 
 def make(home: Path) -> None:
@@ -54,7 +56,8 @@ def make(home: Path) -> None:
         claim = home / "claim.json"
         pol.register(TASK, claim, interval=INTERVAL, portable=True)
         pol.prove(TASK, folder / "registered", registration=claim, portable=True)
-        observe(folder / "observed")
+        observe(folder / "observed", 2 * INTERVAL)
+        observe(folder / "stopped", INTERVAL, early=14)
         for proof in sorted(folder.iterdir()):
             pack(proof, home / f"{proof.name}.tar")
 

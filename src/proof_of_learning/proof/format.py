@@ -14,7 +14,6 @@ No time, host, path or process id lies under the root. What is read of version 1
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ import msgspec
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError
+from proof_of_learning.limits import MAX_STEPS
 from proof_of_learning.training.environment import Environment
 
 VERSION = 2  # the one that is written
@@ -86,9 +86,9 @@ class Training(_Document, frozen=True):
     steps_per_epoch: int
 
     @property
-    def longest(self) -> float:
-        """The steps that there can be: those planned, or infinitely many."""
-        return math.inf if self.planned is None else self.planned
+    def at_most(self) -> int:
+        """The planned steps, or as many as any run may have."""
+        return MAX_STEPS if self.planned is None else self.planned
 
 
 class Randomness(_Document, frozen=True):

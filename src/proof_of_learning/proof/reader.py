@@ -242,7 +242,7 @@ def read_log(folder: Path, header: Header, first: str | None = None) -> Iterator
         return kind(f"{format.LOG_FILE}, line {number}: {message}")
 
     training, reached, at = header.training, 0, 0
-    end = limits.MAX_STEPS if training.planned is None else training.planned
+    end = training.at_most
     for number, raw in enumerate(files.iterate_lines(path, limits.MAX_LOG, limits.MAX_LINE), 1):
         if not raw.endswith(b"\n"):
             raise broken(FormatError, "it is cut short")

@@ -156,9 +156,7 @@ class ProofWriter:
         :meth:`encode` gave for it. One that is shorter than the interval is the last.
         """
         training, start = self.header.training, self.segments * self.header.training.interval
-        full = (
-            start + training.interval if training.planned is None else min(start + training.interval, training.planned)
-        )
+        full = min(start + training.interval, training.at_most)
         stop = full if stop is None else stop
         if self.steps != start or not start < stop <= full:
             raise RecordingError(f"steps {self.steps} to {stop} make no segment of this run")

@@ -47,7 +47,7 @@ from proof_of_learning.training.steps import Session
 
 VARIABLE = "POL_REHEARSAL"  # `0` in it turns rehearsals off where nobody asks for one
 SAMPLES = 32  # of the data set are looked at before and after the first step
-TIMEOUT = 120.0  # seconds without a sign of life from a worker
+TIMEOUT = 300.0  # seconds without a sign of life from a worker
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Rehearsal:
 
     def before(self, step: int) -> None:
         """The state is complete, also after a codec in the loop; ``step`` is the next one."""
-        steps = self._header.training.longest
+        steps = self._header.training.at_most
         if step >= steps or (not self._collecting and not self._due(step)):
             return
         if not self._collecting:
@@ -155,7 +155,7 @@ class Rehearsal:
             hop.indices.append(indices)
             hop.rng.append(rng)
         training, now = self._header.training, time.monotonic()
-        last = step + 1 == training.longest
+        last = step + 1 == training.at_most
         single = not self._hops
         if not (
             single or last or (step + 1) % training.interval == 0 or now - self._hop_begun > self._pace.hop_seconds
@@ -170,7 +170,7 @@ class Rehearsal:
 
     def checkpoint(self, step: int, state: State) -> None:
         """``state`` is about to be recorded, as the one before ``step``. Raises TaskError where no task that is built anew fits it."""
-        if step < self._header.training.longest and (found := altered(self._built, structure(state), step)) is not None:
+        if step < self._header.training.at_most and (found := altered(self._built, structure(state), step)) is not None:
             self._stop(found)
 
     def check(self) -> None:
@@ -194,7 +194,7 @@ class Rehearsal:
     def _due(self, step: int) -> bool:
         """Whether a round may begin: after the first step, then where it costs but a small share of the time since the last one."""
         if self._rounds == 0:
-            return step > self._first or step + 1 == self._header.training.longest
+            return step > self._first or step + 1 == self._header.training.at_most
         if self._rounds >= self._pace.rounds or not self._behind.idle:
             return False
         return self._since() > max(self._spent / self._pace.share, self._round_begun - self._begun)
@@ -241,6 +241,8 @@ class Rehearsal:
                 "",
                 "a verifier's process has to be able to do that",
             )
+        except Exception as error:  # ended under way, or what nobody thought of: no reason to end training
+            self._outcome = WorkerError(canonical.brief(f"{type(error).__name__}: {error}"))
         finally:
             player.close()
             self._player = None
@@ -311,7 +313,7 @@ class Rehearsal:
     def _look_at_samples(self) -> None:
         """A step that writes into its samples shows in no state before they are read again."""
         training = self._header.training
-        if training.longest <= training.steps_per_epoch or (sample := self._rewritten()) is None:
+        if training.at_most <= training.steps_per_epoch or (sample := self._rewritten()) is None:
             return
         self._stop(Finding("a replay finds other data than training", f"after step {self._first}", *in_place(sample)))
 
@@ -320,7 +322,7 @@ class Rehearsal:
         needed = 6 * size
         if needed > 1 << 30 and (free := _free_memory()) is not None and free < needed:
             return f"it needs about {needed >> 20:,} MiB of memory, of which {free >> 20:,} are free"
-        if self._environment.device.type == "cuda" and self._job.reference is not None:
+        if self._environment.device.type == "cuda":
             spare, used = torch.cuda.mem_get_info()[0], torch.cuda.max_memory_reserved()
             if spare < used + (1 << 30):
                 return f"it needs about {used + (1 << 30) >> 20:,} MiB on the accelerator, of which {spare >> 20:,} are free"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.data.batches import Indices
-from proof_of_learning.errors import PolError, WorkerError
+from proof_of_learning.errors import PolError, TaskError, WorkerError
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, LocalWorker, Reply, WorkerProcess
@@ -100,9 +100,17 @@ class ProcessPlayer:
             opening = protocol.Open(
                 reference.target, dict(reference.settings), self._job.key, self._job.seed, self._environment
             )
-            self._worker.ask(opening, [] if self._job.base is None else [self._job.base])
+            self._asked(opening, [] if self._job.base is None else [self._job.base])
             self._open = True
-        return self._worker.ask(request, states)
+        return self._asked(request, states)
+
+    def _asked(self, request: protocol.AnyRequest, states: Sequence[State]) -> Reply:
+        try:
+            return self._worker.ask(request, states)
+        except TaskError as error:
+            if self._worker.silent:  # slow, or compiling: no reason to condemn anything
+                raise WorkerError(str(error)) from error
+            raise
 
     def close(self) -> None:
         self._worker.close()

@@ -28,10 +28,10 @@ def check_described(player: Player, header: Header) -> Finding | None:
         return Finding(
             "the task is another in a fresh process", where, cause, f"{SORT_CURE}; hand settings to the task's function"
         )
-    if (described.steps, described.steps_per_epoch) != (training.planned, training.steps_per_epoch):
+    if (described.steps, described.steps_per_epoch) != (training.at_most, training.steps_per_epoch):
         return Finding(
             "the task has another length in a fresh process",
-            f"there {described.steps:,} steps, {described.steps_per_epoch:,} an epoch; here {training.planned}, "
+            f"there {described.steps:,} steps, {described.steps_per_epoch:,} an epoch; here {training.at_most:,}, "
             f"{training.steps_per_epoch:,} an epoch",
             "the number of samples differs, or the task was changed after it was loaded",
             "let the function that the reference names return the task as it is trained",

@@ -24,7 +24,7 @@ from proof_of_learning.replay.coast import at_places, coast, of_session
 from proof_of_learning.replay.protocol import Coasting, Glimpse, Head, Probe, Probed, Rest
 from proof_of_learning.task import task_code
 from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State
+from proof_of_learning.training.state import State, restore
 from proof_of_learning.training.steps import Session
 
 ROWS, COLUMNS = 64, 128  # of an output that are looked at
@@ -41,6 +41,7 @@ def probe(
     key = randomness.key_from_seed(request.seed)
     indices = np.frombuffer(request.samples, dtype="<i8").copy()
     feed = Feed(session.task, data, key, session.device)
+    standard = session.task.step is None and not request.gradients and request.coasting is None
 
     def glimpse(state: State, gradients: bool) -> Glimpse:
         if not len(indices):
@@ -61,7 +62,8 @@ def probe(
     glimpses = []
     for done, state in enumerate(states):
         pulse(done, len(states))
-        session.restore(state)
+        # Of a standard loop the states may come without what its loss is not handed.
+        restore({name: part for name, part in session.parts.items() if not standard or name in state.parts()}, state)
         seen = glimpse(state, request.gradients)
         if request.coasting is not None:
             seen = msgspec.structs.replace(seen, rest=rested(state, request.coasting, request.coasting.steps[done]))

@@ -88,6 +88,7 @@ def _details(verdict: Verdict, console: Console) -> Table:
         ("cost", f"{words.cost(verdict)}, in {text.seconds(verdict.cost.seconds)}"),
         ("kind", f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"),
         ("task", words.condition(task)),
+        *([("program", f"{shown} (by the prover's word)")] if (shown := words.program(verdict)) else []),
         *(("sources", line) for line in words.sources(verdict) if line),
         ("data", words.condition(data)),
     ]

@@ -120,12 +120,12 @@ def guarantees(verdict: Verdict) -> list[Promise]:
     ]  # fmt: skip
     if given.group_fraction is not None:
         kinds.append(
-            ("A single group", given.group_fraction, progress_missed, weighted, "of the progress of a single group of tensors",
+            ("One group of tensors", given.group_fraction, progress_missed, weighted, "of the progress of a single group of tensors",
              "of the progress that one group of tensors made alone")
         )  # fmt: skip
     if given.excursion_fraction is not None:
         kinds.append(
-            ("An excursion", given.excursion_fraction, progress_missed, weighted, "of an excursion away and back",
+            ("A way out and back", given.excursion_fraction, progress_missed, weighted, "of an excursion away and back",
              "of an excursion, in which the model went away from its course and came back,")
         )  # fmt: skip
     return [_promise(*kind) for kind in kinds]
@@ -237,6 +237,13 @@ def sources(verdict: Verdict) -> tuple[str, str]:
     if named.sources_pinned:
         return named.sources, "as the policy says"
     return named.sources, "pinned by no policy: the task's program is what the verifier happened to hold"
+
+
+def program(verdict: Verdict) -> str:
+    """What the prover says was run, with arguments and settings; empty where it does not say."""
+    proof = verdict.proof
+    settings = [f"{name}={value}" for name, value in proof.settings.items()]
+    return " ".join([*([proof.program] if proof.program else []), *proof.arguments, *settings])
 
 
 def condition(digest: str | None) -> str:

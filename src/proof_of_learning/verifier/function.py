@@ -16,6 +16,7 @@ import numpy.typing as npt
 from proof_of_learning.errors import PolError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.process import OnWork
+from proof_of_learning.replay.process import idle as unwatched
 from proof_of_learning.replay.protocol import Coasting, Described, Glimpse, Head, Probe
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training import randomness
@@ -24,14 +25,18 @@ from proof_of_learning.verifier.progress import MAIN, SINGLE, Measure, on_grid
 from proof_of_learning.verifier.rest import Resting
 
 SAMPLES = 64
-GRID = 256  # states that are evaluated at least, at equal distances, and as many more where the function moves most
+GRID = 64  # states that are evaluated at least, at equal distances, beside those in which is looked at gradients
+CLOSER = 512  # states at most, with those between where the function moves, unless ``COST`` pays for more
+PAYS = 0.005  # of all importance, that a further state has to spare
 COST = 0.02  # of the training's, which evaluating states may take
-ROUND = 16  # states that are evaluated together
+ROUND, TOGETHER = 32, 64  # states that are chosen together; that a worker is shown at once
+AT_ONCE = 64 << 20  # bytes of them
 GRADIENTS = 64  # states in which is looked at how far gradients reach
 LIVING = 0.1  # share of a layer's outputs that a gradient reaches, below which it learns nothing
 SHUFFLES = 16
 KNOWN = 0.3  # of the final function, that a start under a fresh key may know; honest ones know 0 but for chance (64 samples)
 FRESH = 4  # such starts that are tried, until one knows no more: a single one may resemble the end by chance
+UNSEEN = ("optimizer", "scheduler", "scaler")  # parts that a standard loop's loss is not handed
 LAST, NEAR = 0.01, 5  # of the run, and states: how far the final function moves at the end
 
 Array = npt.NDArray[np.float64]
@@ -90,13 +95,22 @@ class Function:
 class Prober:
     """Evaluates states of one proof. ``seed``: what samples and all else that is drawn follow from.
 
-    ``resting``: takes note of where the states come to rest, where an optimizer follows no rule that is known here.
+    ``grid``: the states that are evaluated in any case. ``resting``: takes note of where the states come to rest, where an optimizer
+    follows no rule that is known here. ``on_work``: told how many states were looked at, and of how many at most.
     """
 
     def __init__(
-        self, proof: Proof, replayer: Replayer, described: Described, seed: int, resting: Resting | None = None
+        self,
+        proof: Proof,
+        replayer: Replayer,
+        described: Described,
+        seed: int,
+        resting: Resting | None = None,
+        on_work: OnWork = unwatched,
     ) -> None:
+        self._on_work = on_work
         self._proof, self._replayer, self._seed, self._resting = proof, replayer, seed, resting
+        self._loss_alone, self._bytes = described.loop_schedule, 0
         count = min(SAMPLES, described.samples)
         drawn = randomness.permutation(randomness.derive(self._key, "samples"), described.samples)[:count]
         self._samples = np.sort(drawn).astype("<i8").tobytes()
@@ -105,11 +119,11 @@ class Prober:
         states = len(self._held)
         # A step costs about three evaluations of its batch; of these states there may be as many as ``COST`` pays for.
         affordable = int(COST * proof.steps * 3 * described.batch / max(1, count))
-        self._room = max(2 * GRID, affordable)
-        stride = 1 if states <= self._room else math.ceil(states / max(GRID, affordable // 2))
+        self._room = max(CLOSER, affordable)
+        stride = math.ceil(states / max(GRID, affordable // 2))
         # Where it begins nobody could know: a false segment could else be the last before each of its states.
         offset = randomness.derive(self._key, "grid") % stride
-        self._grid = {self._held[0], *self._held[offset::stride], self._held[-1]}
+        self.grid = {self._held[0], *self._held[offset::stride], self._held[-1]}
         self._waiting: list[tuple[int, State]] = []
         self._ends: tuple[Outputs, Outputs] | None = None
         self._scales: list[Array] = []
@@ -123,44 +137,46 @@ class Prober:
 
     def begin(self, first: State, last: State) -> None:
         """The two functions that all others are compared with."""
+        self._bytes = last.nbytes
         glimpses = self._ask([first, last])
         self._heads = [(head.name, head.scores) for head in glimpses[1].heads]
         start, end = (self._outputs(glimpse.heads) for glimpse in glimpses)
         self._ends = start, end
         self._scales = [_scale(a, b) for a, b in zip(start, end, strict=True)]
 
-    def add(self, position: int, state: State, on_work: OnWork) -> None:
+    def add(self, position: int, state: State) -> None:
         """Evaluate a state of the grid, some time."""
-        if position in self._grid:
-            self._waiting.append((position, state))
-        if len(self._waiting) >= ROUND or sum(held.nbytes for _, held in self._waiting) > 64 << 20:
-            self.flush(on_work)
+        if position in self.grid:
+            self._wait(position, state)
 
-    def flush(self, on_work: OnWork) -> None:
+    def _wait(self, position: int, state: State) -> None:
+        self._waiting.append((position, state))
+        if len(self._waiting) >= TOGETHER or sum(held.nbytes for _, held in self._waiting) > AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
         """Evaluate what waits."""
         if not self._waiting:
             return
-        total = min(self._room, len(self._held))
-        on_work(len(self._found), total)
         positions = [position for position, _ in self._waiting]
         coasting = None if self._resting is None else self._resting.ask(positions)
         glimpses = self._ask([state for _, state in self._waiting], coasting=coasting)
         self._waiting = []
+        self._on_work(len(self._found), min(self._room, len(self._held)))
         for position, glimpse in zip(positions, glimpses, strict=True):
             self._found[position] = self._apart(self._outputs(glimpse.heads))
             if self._resting is not None and glimpse.rest is not None:
                 apart = (math.nan, math.nan) if glimpse.rest.why else self._apart(self._outputs(glimpse.rest.heads))
                 self._resting.add(position, glimpse.rest, apart)
-        on_work(len(self._found), total)
 
-    def finish(self, other_start: Callable[[int], State | None], on_work: OnWork) -> Function:
+    def finish(self, other_start: Callable[[int], State | None]) -> Function:
         """Look more closely where the function moves most, at how far gradients reach, and at what the start knew."""
-        self.flush(on_work)
-        self._refine(on_work)
+        self.flush()
+        idle, looked = self._idle()
+        self._refine()
         assert self._ends is not None
         start, end = self._ends
         known, fresh_known = self._known(start, end), self._fresh_known(other_start, end)
-        idle, looked = self._idle(on_work)
         positions = sorted(self._found)
         return Function(
             positions=positions,
@@ -179,44 +195,47 @@ class Prober:
 
     # ---- parts ---------------------------------------------------------------------------------------
 
-    def _refine(self, on_work: OnWork) -> None:
-        left = self._room - len(self._found)
-        while left > 0:
+    def _refine(self) -> None:
+        """Look between two states as long as their stretch, weighed by all that moved in it, costs many draws."""
+        missed = np.array([[MAIN], [SINGLE], [SINGLE]])
+        while (left := self._room - len(self._found)) > 0:
             positions = sorted(self._found)
             parts = np.array([self._found[p] for p in positions])
-            weight = np.zeros(len(positions) - 1)
-            for share in on_grid(range(len(positions)), parts[:, 0], parts[:, 1], len(positions) - 1):
-                weight = np.maximum(weight, share)
+            shares = on_grid(range(len(positions)), parts[:, 0], parts[:, 1], len(positions) - 1)
+            weight = np.max(np.stack(shares) / missed, axis=0)
             ranks = np.searchsorted(self._held, positions)
-            wide = np.diff(ranks) > 1
-            order = [int(i) for i in np.argsort(-np.where(wide, weight, -1.0), kind="stable")[: min(ROUND, left)]]
-            middles = [self._held[(ranks[i] + ranks[i + 1]) // 2] for i in order if wide[i] and weight[i] > 0]
+            spare = weight * (np.diff(ranks) - 1)  # what of the weights may vanish
+            enough = PAYS * float((weight * np.diff(ranks)).sum())
+            order = [int(i) for i in np.argsort(-spare, kind="stable")[: min(ROUND, left)]]
+            middles = [self._held[(ranks[i] + ranks[i + 1]) // 2] for i in order if spare[i] > 0 and spare[i] >= enough]
             if not middles:
                 return
             digests = self._proof.state_digests()
             for middle in middles:
-                self._waiting.append((middle, self._proof.state(digests[middle], surveyed=True)))
-            self.flush(on_work)
-            left -= len(middles)
+                self._wait(middle, self._proof.state(digests[middle], surveyed=True))
+            self.flush()
 
-    def _idle(self, on_work: OnWork) -> tuple[float, int]:
+    def _idle(self) -> tuple[float, int]:
         """Of states drawn uniformly the share in which some layer learns nothing, and how many were looked at."""
         among = np.asarray(self._held[:-1] or self._held)
         chosen = np.sort(among[randomness.permutation(randomness.derive(self._key, "idle"), len(among))[:GRADIENTS]])
         digests = self._proof.state_digests()
-        for begin in range(0, len(chosen), ROUND):
-            part = [int(position) for position in chosen[begin : begin + ROUND]]
+        together = max(1, min(TOGETHER, AT_ONCE // max(1, self._bytes)))
+        for begin in range(0, len(chosen), together):
+            part = [int(position) for position in chosen[begin : begin + together]]
             states = [self._proof.state(digests[position], surveyed=True) for position in part]
             coasting = None if self._resting is None else self._resting.ask(part, whole=True)
             glimpses = self._ask(states, gradients=True, coasting=coasting)
             for position, glimpse in zip(part, glimpses, strict=True):
                 self._living[position] = glimpse.living
+                self._found[position] = self._apart(self._outputs(glimpse.heads))  # as good as any other's
                 if self._resting is not None and glimpse.rest is not None:
                     self._resting.glided(position, glimpse.rest)
             if self._resting is not None:
                 ends = [position + 1 for position in part if self._resting.lacks(position + 1)]
-                self._waiting = [(end, self._proof.state(digests[end], surveyed=True)) for end in ends]
-                self.flush(on_work)
+                for end in ends:
+                    self._wait(end, self._proof.state(digests[end], surveyed=True))
+                self.flush()
         # Sparse designs are measured by their own best state.
         best = self._layers()
         idle = [
@@ -297,10 +316,11 @@ def look(
     first: State,
     last: State,
     resting: Resting | None = None,
+    on_work: OnWork = unwatched,
 ) -> tuple[Prober | None, str]:
     """A prober for a proof; None, and why, where the task shows no function."""
     try:
-        prober = Prober(proof, replayer, described, seed, resting)
+        prober = Prober(proof, replayer, described, seed, resting, on_work)
         prober.begin(first, last)
     except PolError as error:
         return None, str(error)

@@ -139,7 +139,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
     resting = Resting(sampler, strange, bounds) if sampler is not None and strange else None
     if looking is not None and final is not None and proof.has_state(digests[0]):
         first = proof.state(digests[0])
-        prober, blind = look(proof, looking.replayer, looking.described, looking.seed, first, final, resting)
+        prober, blind = look(proof, looking.replayer, looking.described, looking.seed, first, final, resting, on_look)
         del first
     del final  # of the final state only the weights are needed from here on
     origin = before = None
@@ -179,7 +179,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
             if sampler is not None:
                 sampler.add(position, state)
             if prober is not None:
-                prober, blind = _looked(prober, position, state, on_look)
+                prober, blind = _looked(prober, position, state)
         before = state
         on_segment(position, count)
     del before
@@ -191,7 +191,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
     function = None
     if prober is not None and looking is not None:
         try:
-            function = prober.finish(looking.other, on_look)
+            function = prober.finish(looking.other)
         except PolError as error:
             blind = str(error)
     measures = weight_measures(trained, sampler.memory() if sampler is not None else ())
@@ -214,9 +214,9 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
     )  # fmt: skip
 
 
-def _looked(prober: Prober, position: int, state: State, on_look: OnWork) -> tuple[Prober | None, str]:
+def _looked(prober: Prober, position: int, state: State) -> tuple[Prober | None, str]:
     try:
-        prober.add(position, state, on_look)
+        prober.add(position, state)
     except PolError as error:
         return None, str(error)
     return prober, ""

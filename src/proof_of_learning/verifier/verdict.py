@@ -62,6 +62,9 @@ class SegmentResult(_Value, frozen=True):
 
 
 class ProofSummary(_Value, frozen=True):
+    """``planned``: how many steps were to be taken, None where nobody knew. ``program``, ``arguments`` and ``settings`` are what the
+    prover says was run: part of the conditions, for a verifier replays with their own."""
+
     root: str
     steps: int
     segments: int
@@ -70,6 +73,10 @@ class ProofSummary(_Value, frozen=True):
     task: str = ""
     parameters: int = 0
     bytes: int = 0
+    planned: int | None = None
+    program: str | None = None
+    arguments: list[str] = []
+    settings: dict[str, str | int | float | bool | None] = {}
 
 
 class Conditions(_Value, frozen=True):
