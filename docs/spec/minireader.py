@@ -123,10 +123,13 @@ def check(folder: Path) -> str:
     top = sha256(tag + b"header\0", raw["header.json"])
     planned = training["steps"] if version == 1 else training["planned"]
     if version > 1:  # [15]
-        neutral = [header["ranks"], header["arithmetic"], header["program"]["kind"], header["program"]["sealed"]]
-        need(
-            [*neutral, header["randomness"]["anchor"]] == [1, "native", "task", None, None], "what is only reserved yet"
-        )
+        neutral = [
+            header["ranks"],
+            header["arithmetic"],
+            header["program"]["kind"] in ("task", "script"),
+            header["program"]["sealed"],
+        ]
+        need([*neutral, header["randomness"]["anchor"]] == [1, "native", True, None, None], "what is only reserved yet")
         need(header["parts"]["model"] == "module" and header["parts"]["progress"] == "progress", "no model, or no step")
 
     log, head = chain(raw["log.jsonl"], top, "log.jsonl", tag)  # [4]

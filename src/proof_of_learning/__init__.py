@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.prover import Recording, prove, register
     from proof_of_learning.recorder import Indexed, Recorder
+    from proof_of_learning.run.clock import Run
     from proof_of_learning.task import Task, TaskReference, load_task
     from proof_of_learning.thinning import regenerate, thin
     from proof_of_learning.training.state import State
@@ -41,6 +42,7 @@ _HOMES = {
     "PolError": "errors",
     "Proof": "proof.reader",
     "Recorder": "recorder",
+    "Run": "run.clock",
     "Recording": "prover",
     "State": "training.state",
     "Task": "task",
@@ -73,7 +75,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "State", "Task", "TaskReference", "Verdict",
+    "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "Task", "TaskReference", "Verdict",
     "__version__", "attacks", "calibrate", "check", "errors", "load_task", "pack", "prove",
     "regenerate", "register", "thin", "unpack", "verify",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,14 @@ def program_of(task: Task) -> Program:
     if len(settings) > MAX_ARGUMENTS or any(len(v) > MAX_TEXT for v in settings.values() if isinstance(v, str)):
         raise UsageError(f"a task takes at most {MAX_ARGUMENTS} settings, of at most {MAX_TEXT} characters each")
     return Program(reference=f"{os.path.basename(place)}:{function}", settings=settings)
+
+
+def script_program(path: str, arguments: Sequence[str]) -> Program:
+    """A script with the arguments that it was called with, less their folders."""
+    told = [without_folders(argument) for argument in arguments]
+    if len(told) > MAX_ARGUMENTS or any(len(argument) > MAX_TEXT for argument in told):
+        raise UsageError(f"a script takes at most {MAX_ARGUMENTS} arguments, of at most {MAX_TEXT} characters each")
+    return Program(kind="script", reference=os.path.basename(path), arguments=told)
 
 
 def without_folders(text: str) -> str:

@@ -134,6 +134,7 @@ class Recorder:
         self._rates: list[list[float]] = []
         self._indices: list[Indices] = []
         self._rng: list[RngSnapshot] = []
+        self._loop: list[Indices] = []
         self._pending: _Pending | None = None
         self._behind = Behind() if asynchronous else None
         self._spare: State | None = None  # memory for the next copy
@@ -181,9 +182,12 @@ class Recorder:
         *,
         indices: Indices | None = None,
         rng: RngSnapshot | None = None,
+        loop: Indices | None = None,
         evaluation: Mapping[str, float] | None = None,
     ) -> bool:
         """Record one finished step; at a segment's end, its checkpoint. Returns whether one was taken.
+
+        ``loop``: what happened in a script's step (:mod:`run.events`).
 
         ``evaluation``: what the model achieves at this checkpoint; only where :meth:`closes_segment` says that there is one.
         ``loss`` is a scalar tensor, read only at the checkpoint, so that a step on an accelerator is not held up.
@@ -197,6 +201,8 @@ class Recorder:
         if indices is not None and rng is not None:
             self._indices.append(np.asarray(indices, dtype=np.int64))
             self._rng.append(rng)
+        if loop is not None:
+            self._loop.append(loop)
         if self._rehearsal is not None:
             self._rehearsal.after(self.steps_done, loss, indices, rng)
         self.steps_done += 1
@@ -360,9 +366,10 @@ class Recorder:
         observed = self.header.randomness.mode == "recorded"
         write = functools.partial(
             self._write, state, encoded, digest, losses, rates, list(self._indices) if observed else None,
-            list(self._rng) if observed else None, None if evaluation is None else finite(evaluation), self.steps_done,
+            list(self._rng) if observed else None, list(self._loop) or None,
+            None if evaluation is None else finite(evaluation), self.steps_done,
         )  # fmt: skip
-        for rows in (self._losses, self._rates, self._indices, self._rng):
+        for rows in (self._losses, self._rates, self._indices, self._rng, self._loop):
             rows.clear()
         if self._behind is None:
             write()
@@ -378,6 +385,7 @@ class Recorder:
         rates: npt.NDArray[np.float64],
         indices: list[Indices] | None,
         rng: list[RngSnapshot] | None,
+        loop: list[Indices] | None,
         evaluation: dict[str, float] | None,
         stop: int,
     ) -> None:
@@ -396,7 +404,7 @@ class Recorder:
             encoded=encoded,
             displacement=moved,
             environment=self.environment,
-            columns=Columns(loss, rates, indices, rng),
+            columns=Columns(loss, rates, indices, rng, loop=loop),
             stop=stop,
             evaluation=evaluation,
         )

@@ -37,13 +37,19 @@ DEFAULT_SEGMENTS = 1000  # the default interval aims at this many segments a run
 
 @dataclass(frozen=True)
 class TaskReference:
-    """Where a task is found: ``target`` is ``path.py:function`` or ``module:function``; ``settings`` its arguments."""
+    """Where a task is found: ``target`` is ``path.py:function`` or ``module:function``, or a script (``path.py``).
+
+    ``settings``: the function's arguments. ``arguments``: the script's; None: those that the proof was recorded with.
+    """
 
     target: str
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    arguments: tuple[str, ...] | None = None
 
     def absolute(self) -> TaskReference:
         """The same reference, valid from any working directory."""
+        if is_script(self.target):
+            return dataclasses.replace(self, target=str(Path(self.target).resolve()))
         place, name = _split(self.target)
         if place.endswith(".py"):
             return TaskReference(f"{Path(place).resolve()}:{name}", dict(self.settings))
@@ -155,6 +161,11 @@ def load_task(reference: str | TaskReference | Task, settings: Mapping[str, Sett
     if not isinstance(made, Task):
         raise TaskError(f"{reference.target} returned a {type(made).__name__}, not a proof_of_learning.Task")
     return dataclasses.replace(made, reference=reference)
+
+
+def is_script(target: str) -> bool:
+    """Whether a reference names a script with a loop of its own, and no function."""
+    return target.endswith(".py") and (":" not in target or Path(target).is_file())
 
 
 def _split(target: str) -> tuple[str, str]:
@@ -277,9 +288,26 @@ class Description:
 def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedulers: Mapping[str, Any],
              parts: Mapping[str, Any]) -> Description:  # fmt: skip
     """Describe a task by the freshly built objects of one session."""
-    names = {id(p): name for name, p in model.named_parameters()}
     home = {str(getattr(getattr(task, name), "__module__", "")) for name in _SOURCES}
-    content = {
+    step = {
+        "accumulate": task.accumulate,
+        "augment": task.augment is not None,
+        "batch_size": task.batch_size,
+        "clip_norm": None if task.clip_norm is None else float(task.clip_norm).hex(),
+        "collate": task.collate is not None,
+        "custom": task.step is not None,
+        "drop_last": task.drop_last,
+        "schedule": task.schedule,
+        "shuffle": task.shuffle,
+    }
+    return Description({**describe_parts(model, optimizers, schedulers, parts, home), "step": step}, _sources(task))
+
+
+def describe_parts(model: nn.Module, optimizers: Mapping[str, Any], schedulers: Mapping[str, Any], parts: Mapping[str, Any],
+                   home: Collection[str]) -> dict[str, Any]:  # fmt: skip
+    """Describe fresh objects. ``home``: the modules whose classes are the task's own."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
         "model": {
             "modules": [[name, _qualified(type(m), home), m.extra_repr()] for name, m in model.named_modules()],
             "parameters": [[n, *_shape(p), p.requires_grad] for n, p in model.named_parameters()],
@@ -303,19 +331,7 @@ def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedu
             for name, s in schedulers.items()
         },
         "parts": {name: _qualified(type(part), home) for name, part in parts.items()},
-        "step": {
-            "accumulate": task.accumulate,
-            "augment": task.augment is not None,
-            "batch_size": task.batch_size,
-            "clip_norm": None if task.clip_norm is None else float(task.clip_norm).hex(),
-            "collate": task.collate is not None,
-            "custom": task.step is not None,
-            "drop_last": task.drop_last,
-            "schedule": task.schedule,
-            "shuffle": task.shuffle,
-        },
     }
-    return Description(content, _sources(task))
 
 
 def _sources(task: Task) -> dict[str, str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from proof_of_learning.cli import common
+from proof_of_learning.errors import UsageError
 
 
 @common.command("interrupted; what is recorded is intact, and the same command goes on from the last checkpoint")
 def prove(
-    task: Annotated[str, typer.Argument(help="The task: `path.py:function` or `module:function`.")],
+    task: Annotated[
+        str, typer.Argument(help="The task: `path.py:function`, `module:function`, or a script (`path.py`).")
+    ],
     out: Annotated[
         str,
         typer.Option(
@@ -72,6 +75,7 @@ def prove(
     json: Annotated[
         str | None, typer.Option("--json", help="Write a summary as JSON to this file (`-`: standard output).")
     ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Of a script: its own arguments, behind `--`.")] = None,
 ) -> None:
     """Train a task and record a proof; go on where a killed run stopped.
 
@@ -90,7 +94,12 @@ def prove(
     environment.pin_process(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
+    from proof_of_learning.task import is_script
 
+    if is_script(task):
+        return _script(task, out, arguments or [], interval, json)
+    if arguments:
+        raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
     with common.progress_bar() as progress:
         recording = pol.prove(
             pol.load_task(task, common.settings(set_)), out,
@@ -105,17 +114,32 @@ def prove(
         "segments": -(-recording.steps // recording.interval), "evaluation": recording.evaluation,
         "complete_before": recording.complete_before,
     }  # fmt: skip
+    _told(out, summary, json)
+
+
+def _told(out: str, summary: dict[str, Any], json: str | None) -> None:
     if json is not None:
         import msgspec
 
         common.write_json(msgspec.json.format(msgspec.json.encode(summary), indent=2), json)
     if json != "-":
-        achieved = "".join(f", {name} {value:.4g}" for name, value in (recording.evaluation or {}).items())
-        before = "complete already, nothing was trained; " if recording.complete_before else ""
+        achieved = "".join(f", {name} {value:.4g}" for name, value in (summary["evaluation"] or {}).items())
+        before = "complete already, nothing was trained; " if summary.get("complete_before") else ""
         common.say(
-            f"{out}: {before}{recording.steps:,} steps in {summary['segments']:,} segments of {recording.interval}{achieved}"
+            f"{out}: {before}{summary['steps']:,} steps in {summary['segments']:,} segments of {summary['interval']}{achieved}"
         )
-        common.say(f"root {recording.root}")
+        common.say(f"root {summary['root']}")
+
+
+def _script(path: str, out: str, arguments: list[str], interval: int | None, json: str | None) -> None:
+    from proof_of_learning.run.command import prove_script
+
+    recorded = prove_script(path, out, arguments, interval=interval)
+    summary = {
+        "root": recorded.root, "path": str(recorded.path), "steps": recorded.steps, "interval": recorded.interval,
+        "segments": -(-recorded.steps // recorded.interval), "evaluation": None,
+    }  # fmt: skip
+    _told(out, summary, json)
 
 
 def _save(model: object, path: Path) -> None:

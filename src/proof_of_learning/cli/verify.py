@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from proof_of_learning.cli import common
+from proof_of_learning.errors import UsageError
+
+if TYPE_CHECKING:
+    from proof_of_learning.task import TaskReference
 
 
 @common.command("interrupted; the proof was only read, and there is no verdict")
@@ -111,6 +115,10 @@ def verify(
         str | None, typer.Option("--json", help="Write the verdict as JSON to this file (`-`: standard output).")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report to this HTML file.")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Of a script, behind `--`: other arguments than the recorded ones (paths, say)."),
+    ] = None,
 ) -> None:
     """Verify a proof against the task that you name.
 
@@ -127,9 +135,8 @@ def verify(
     common.writable("--json", json)
 
     import proof_of_learning as pol
-    from proof_of_learning.task import TaskReference
 
-    reference = None if task is None else TaskReference(task, common.settings(set_)).absolute()
+    reference = None if task is None else _reference(task, common.settings(set_), arguments)
     with common.progress_bar(quiet=json == "-") as progress:
         verdict = pol.verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
@@ -150,6 +157,14 @@ def verify(
         if report is not None:
             common.say(f"report: {report}")
     raise typer.Exit(verdict.exit_status)
+
+
+def _reference(task: str, settings: dict[str, Any], arguments: list[str] | None) -> TaskReference:
+    from proof_of_learning.task import TaskReference, is_script
+
+    if arguments and not is_script(task):
+        raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
+    return TaskReference(task, settings, tuple(arguments) if arguments else None).absolute()
 
 
 def _links(given: list[str]) -> list[tuple[str, Any]]:

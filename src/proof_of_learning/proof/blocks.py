@@ -32,6 +32,7 @@ class Columns:
     """One row per step: ``loss`` float64 [k], ``rates`` float64 [k, groups]; ``indices`` and ``rng`` only where recorded.
 
     ``metrics`` by name, where there are any.
+    ``loop``: what happened in a script's step, as integers (:mod:`run.events`).
     """
 
     loss: npt.NDArray[np.float64]
@@ -39,6 +40,7 @@ class Columns:
     indices: list[npt.NDArray[np.int64]] | None = None
     rng: list[RngSnapshot] | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
+    loop: list[npt.NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -49,6 +51,9 @@ class Columns:
         if self.indices is not None:
             arrays["indices"] = np.concatenate([np.empty(0, np.int64), *self.indices])
             arrays["lengths"] = np.array([len(row) for row in self.indices], np.int64)
+        if self.loop is not None:
+            arrays["loop"] = np.concatenate([np.empty(0, np.int64), *self.loop])
+            arrays["loop/lengths"] = np.array([len(row) for row in self.loop], np.int64)
         if self.rng is not None:
             for name in self.rng[0].states if self.rng else ():
                 rows, distinct = [], dict[bytes, int]()
@@ -85,16 +90,18 @@ class Columns:
         need(not metadata, "it carries metadata")
         loss = column("loss", np.float64, (steps,))
         rates = column("rates", np.float64, (steps, -1))
-        indices = rng = None
-        if "lengths" in arrays:
-            lengths = column("lengths", np.int64, (steps,))
-            flat = column("indices", np.int64, (-1,))
+        rng = None
+
+        def ragged(name: str, lengths: str) -> list[npt.NDArray[np.int64]] | None:
+            if lengths not in arrays:
+                return None
+            sizes = column(lengths, np.int64, (steps,)).tolist()
+            flat = column(name, np.int64, (-1,))
             # The sum is taken in Python integers: int64 would wrap around for hostile lengths.
-            need(
-                min(lengths.tolist(), default=0) >= 0 and sum(lengths.tolist()) == len(flat),
-                "lengths and indices disagree",
-            )
-            indices = np.split(flat, np.cumsum(lengths)[:-1]) if steps else []
+            need(min(sizes, default=0) >= 0 and sum(sizes) == len(flat), f"{lengths} and {name} disagree")
+            return np.split(flat, np.cumsum(sizes)[:-1]) if steps else []
+
+        indices, loop = ragged("indices", "lengths"), ragged("loop", "loop/lengths")
         names = [name[4:-4] for name in list(arrays) if name.startswith("rng/") and name.endswith("/row")]
         if names:
             states: list[dict[str, npt.NDArray[np.uint8]]] = [{} for _ in range(steps)]
@@ -119,4 +126,4 @@ class Columns:
             )
             metrics[name] = Metric(values, places)  # type: ignore[arg-type]
         need(not arrays, f"it has unexpected columns: {brief(', '.join(sorted(arrays)))}")
-        return cls(loss, rates, indices, rng, metrics)  # type: ignore[arg-type]
+        return cls(loss, rates, indices, rng, metrics, loop)  # type: ignore[arg-type]

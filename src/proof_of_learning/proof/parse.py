@@ -98,7 +98,7 @@ def check(header: Header) -> None:
         if value is not None:
             check_digest(value, f"{HEADER_FILE}: the {what}")
     need(header.data.samples >= 1, f"the data set has {header.data.samples} samples")
-    _check_program(header.program)
+    _check_program(header.program, randomness.mode == "recorded")
     need(len(header.inputs) <= MAX_INPUTS, f"it names more than {MAX_INPUTS:,} inputs")
     need(
         header.inputs == sorted(header.inputs, key=lambda item: (item.name, item.digest)), "its inputs are not in order"
@@ -129,12 +129,12 @@ def _short(name: str) -> bool:
     return 1 <= len(name) <= MAX_NAME and name.isprintable()
 
 
-def _check_program(program: Program) -> None:
+def _check_program(program: Program, recorded: bool) -> None:
     def need(condition: bool, message: str) -> None:
         if not condition:
             raise FormatError(f"{HEADER_FILE}: the program {message}")
 
-    need(program.kind == "task", "is a script, which this version cannot replay")
+    need(program.kind == "task" or recorded, "is a script, whose randomness is always recorded")
     need(program.sealed is None, "is sealed, which this version cannot replay")
     need(
         program.reference is None or named(program.reference), "has a reference that names no file, module or function"

@@ -174,6 +174,8 @@ class Proof:
                 columns = Columns.decode(raw, segment.stop - segment.start, what)
                 if (columns.indices is not None) != recorded or (columns.rng is not None) != recorded:
                     raise IntegrityError(f"{what} does not fit {self.header.randomness.mode} randomness")
+                if (columns.loop is not None) != (self.header.program.kind == "script"):
+                    raise IntegrityError(f"{what} does not fit a {self.header.program.kind}'s steps")
                 if columns.metrics and self.header.version < 2:
                     raise FormatError(f"{what} has columns that its version of the format does not have")
                 yield columns

@@ -27,25 +27,43 @@ def possible(threads: int) -> bool:
 
 def run(work: Callable[[], object]) -> None:
     """Run ``work`` in a child and wait for its end; ends this process as the child ended, where that was not in good order."""
-    for runtime in _settled():
-        runtime.omp_pause_resource_all(_PAUSE_HARD)
+    if child():
+        _work(work)
+
+
+def child() -> bool:
+    """True in a child, which must end by ``os._exit``; False here, once it has ended (where not in good order, we end alike)."""
+    settle()
     parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        _child(work, parent)
-    _, status = os.waitpid(child, 0)
+    made = os.fork()
+    if made == 0:
+        if not die_with(parent):
+            os._exit(1)
+        return True
+    _, status = os.waitpid(made, 0)
     if status != 0:
         _end_like(status)
+    return False
 
 
-def _child(work: Callable[[], object], parent: int) -> None:
+def settle() -> None:
+    """Make this process one that can be forked."""
+    for runtime in _settled():
+        runtime.omp_pause_resource_all(_PAUSE_HARD)
+
+
+def die_with(parent: int) -> bool:
+    """End this process when its parent ends; False if that has happened. No child outlives who would be asked to end it."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent
+
+
+def _work(work: Callable[[], object]) -> None:
     status = 1
     try:
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no child outlives who would be asked to end it
-        if os.getppid() == parent:
-            work()
-            status = 0
+        work()
+        status = 0
     except BaseException:
         traceback.print_exc()
     finally:

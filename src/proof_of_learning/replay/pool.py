@@ -32,12 +32,16 @@ MAX_DEATHS = 8  # after so many no worker that ended by itself is started again
 
 @dataclass(frozen=True)
 class Job:
-    """What workers are told of the run: the task, the key, the seed, and the weights that it starts from."""
+    """What workers are told of the run: the task, the key, the seed, and the weights that it starts from.
+
+    ``arguments``: those that a script was recorded with, for a verifier who names no others.
+    """
 
     task: Task | TaskReference
     key: str
     seed: int | None = None
     base: State | None = None
+    arguments: tuple[str, ...] = ()
 
     @property
     def reference(self) -> TaskReference | None:
@@ -123,6 +127,9 @@ class LocalPool:
                 key=self._job.key,
                 seed=self._job.seed,
                 environment=environment,
+                arguments=list(
+                    self._job.arguments if reference is None or reference.arguments is None else reference.arguments
+                ),
             )
             opened, _ = worker.ask(request, [] if self._job.base is None else [self._job.base])
             if not isinstance(opened, protocol.Opened):

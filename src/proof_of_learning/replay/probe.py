@@ -20,7 +20,7 @@ from torch.nn.modules import module as hooks
 from proof_of_learning.data.batches import Feed
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
-from proof_of_learning.replay.coast import at_places, coast
+from proof_of_learning.replay.coast import at_places, coast, of_session
 from proof_of_learning.replay.protocol import Coasting, Glimpse, Head, Probe, Probed, Rest
 from proof_of_learning.task import task_code
 from proof_of_learning.training import randomness
@@ -29,6 +29,9 @@ from proof_of_learning.training.steps import Session
 
 ROWS, COLUMNS = 64, 128  # of an output that are looked at
 HEADS = 4  # outputs of a step: the last ones
+NO_OUTPUT = (
+    "the task's step shows no output of its networks: it should call its modules (`model(x)`, not a method of theirs)"
+)
 
 
 def probe(
@@ -51,10 +54,10 @@ def probe(
         session.restore(state)
         randomness.seed_everything(randomness.derive(key, randomness.STEP))
         try:
-            coast(session, steps, coasting.until, session.task.steps_per_epoch(len(data)))
+            coast(of_session(session, session.task.steps_per_epoch(len(data))), steps, coasting.until)
         except TaskError as error:
             return Rest(why=str(error))
-        return Rest(at_places(session, coasting), glimpse(session.capture(), False).heads)
+        return Rest(at_places(session.model, coasting), glimpse(session.capture(), False).heads)
 
     glimpses = []
     for done, state in enumerate(states):
@@ -90,12 +93,10 @@ def _glimpse(session: Session, state: State, batches: list[Any], seed: int, grad
                 loss = float(torch.stack([value.reshape(()) for value in losses]).double().mean())
         else:
             loss = _steps(session, state, batches)
-    labelled = any(_integers(batch) for batch in batches)
-    heads = [_head(name, outputs, labelled, seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
+    labelled = any(integers(batch) for batch in batches)
+    heads = [head(name, outputs, labelled, seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
     if not heads:
-        raise TaskError(
-            "the task's step shows no output of its networks: it should call its modules (`model(x)`, not a method of theirs)"
-        )
+        raise TaskError(NO_OUTPUT)
     return Glimpse(heads, loss if math.isfinite(loss) else math.inf, seen.living())
 
 
@@ -169,7 +170,7 @@ def watched(parts: Mapping[str, Any], gradients: bool) -> Iterator[_Seen]:
             handle.remove()
 
 
-def _head(name: str, outputs: list[Tensor], labelled: bool, seed: int) -> Head:
+def head(name: str, outputs: list[Tensor], labelled: bool, seed: int) -> Head:
     """One output, of all calls one below the other, cut down to what follows from the seed."""
     tables = [output.double().reshape(-1, output.shape[-1] if output.ndim > 1 else 1).cpu() for output in outputs]
     table = torch.cat([part for part in tables if part.shape[1] == tables[-1].shape[1]])
@@ -202,6 +203,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _integers(batch: Any) -> bool:
+def integers(batch: Any) -> bool:
     """Whether a batch holds labels or tokens."""
     return any(not tensor.is_floating_point() and tensor.dtype != torch.bool for tensor in _tensors(batch))

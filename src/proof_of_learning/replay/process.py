@@ -90,6 +90,9 @@ class WorkerProcess:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         variables = dict(os.environ) if environment is None else environments.process_variables(environment)
         command = [sys.executable, "-m", "proof_of_learning.replay.worker"]
+        # Of what is written outside of a sandbox nothing is left.
+        self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
+        variables = {**variables, "TMPDIR": self._scratch.name}
         if sandbox is not None:
             command = sandbox.command(command, gpu=environment is not None and environment.device.type == "cuda")
             variables = sandbox.variables(variables)
@@ -172,3 +175,4 @@ class WorkerProcess:
             if stream is not None:
                 with suppress(BrokenPipeError):
                     stream.close()
+        self._scratch.cleanup()

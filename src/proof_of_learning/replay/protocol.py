@@ -39,7 +39,7 @@ class Answer(msgspec.Struct, frozen=True, tag_field="answer", forbid_unknown_fie
 
 
 class Open(Request, frozen=True, tag="open"):
-    """Build the task and take on the numeric environment. First of all requests.
+    """Build the task and take on the numeric environment. First of all requests. ``arguments``: of a script.
 
     Behind it, where the run starts from another proof's final weights: these (a state with the part ``model``).
     """
@@ -49,6 +49,7 @@ class Open(Request, frozen=True, tag="open"):
     key: str
     seed: int | None
     environment: Environment | None
+    arguments: list[str] = []
 
 
 class Opened(Answer, frozen=True, tag="opened"):
@@ -66,7 +67,9 @@ class Described(Answer, frozen=True, tag="described"):
     """``members``: of each entry of an optimizer's state (``optimizer/state/0``) the weights that it belongs to, by name.
 
     ``optimizers``: the parts that are optimizers with their numbers of parameter groups, in the order in which rates are told.
-    ``modules``: the parts that are modules.
+    ``modules``: the parts that are modules. ``script``: a script with a loop of its own; then ``steps`` are what was expected when
+    it began, ``steps_per_epoch`` the batches of the first loader, ``batch`` its samples (0: not known),
+    ``arguments`` those it was called with.
     """
 
     digest: str
@@ -81,6 +84,8 @@ class Described(Answer, frozen=True, tag="described"):
     members: dict[str, str]
     optimizers: dict[str, int]
     modules: list[str]
+    script: bool = False
+    arguments: list[str] = []
 
 
 class CommitData(Request, frozen=True, tag="commit-data"):
@@ -143,21 +148,26 @@ class Take(Request, frozen=True, tag="take"):
     """Take the steps from ``start`` up to ``stop``. Behind it: the state that they start from.
 
     ``indices``, ``generators``: of each step, where they do not follow from the key: the samples (int64, little-endian) and the
-    recorded states of the generators by name.
+    recorded states of the generators by name. ``loop``: what else happened in a script's steps (:mod:`run.events`).
     """
 
     start: int
     stop: int
     indices: list[bytes] | None = None
     generators: list[dict[str, bytes]] | None = None
+    loop: list[bytes] | None = None
 
 
 class Taken(Answer, frozen=True, tag="taken"):
-    """Behind it: the state arrived at. ``losses`` and ``rates`` by step; ``seconds``: of the steps alone."""
+    """Behind it: the state arrived at. ``losses`` and ``rates`` by step; ``seconds``: of the steps alone.
+
+    ``closed``: of a script, whether it closed its run at the end of these steps, rather than ask for the next batch.
+    """
 
     losses: list[float]
     rates: list[list[float]]
     seconds: float
+    closed: bool | None = None
 
 
 class Evaluate(Request, frozen=True, tag="evaluate"):

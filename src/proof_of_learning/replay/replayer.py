@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
-from proof_of_learning.errors import DivergedError, FormatError, NumericEnvironmentError, WorkerError
+from proof_of_learning.errors import DivergedError, FormatError, NumericEnvironmentError, UsageError, WorkerError
 from proof_of_learning.proof import files
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
@@ -59,9 +60,18 @@ class Replayer:
         ``reproduce``: start workers with the recorded environment, not with this process's own.
         """
         seed = proof.header.randomness.seed
+        named = task if isinstance(task, TaskReference) else task.reference
+        cut = [argument for argument in arguments_of(proof) if "…/" in argument]
+        if named is not None and named.arguments is None and cut:
+            raise UsageError(
+                f"the script was recorded with the path {cut[0]!r}, whose folder a proof does not hold; call it with your own, "
+                "behind the task: -- ARGUMENTS"
+            )
         base = None if start is None else _final_model(start)
         self.pool: Pool = LocalPool(
-            Job(task, proof.header.randomness.key, None if seed is None else int(seed), base), timeout, sandbox
+            Job(task, proof.header.randomness.key, None if seed is None else int(seed), base, arguments_of(proof)),
+            timeout,
+            sandbox,
         )
         self._proof, self._reproduce = proof, reproduce
         self._named = list(dict.fromkeys(segment.environment for segment in proof.segments))
@@ -190,7 +200,8 @@ class Replayer:
             comparison = compare(state, recorded)
             relative = relative_errors(state, recorded)
             modules = set(self._description(where).modules)
-            rest = [name for name in state.parts() if name not in modules]
+            # A script that sets no seeds starts anywhere; its generators' states are then the prover's word.
+            rest = [name for name in state.parts() if name not in modules and name != "generators"]
             rest_fresh = state.part(*rest).digest() == recorded.part(*rest).digest()
         return requests.Initialized(state.digest(), comparison, relative, rest_fresh, started.tensors)
 
@@ -222,7 +233,7 @@ class Replayer:
         seconds = time.perf_counter() - begun
         return requests.Replayed(
             arrived.digest(), ended.digest(), taken.losses, taken.rates, comparison, displacement, details, seconds,
-            taken.seconds, walked + len(taken.losses),
+            taken.seconds, walked + len(taken.losses), taken.closed,
         )  # fmt: skip
 
     def _noise(self, request: requests.Noise, where: _Where) -> requests.Replayed:
@@ -254,13 +265,15 @@ class Replayer:
     def _take(self, before: State, segment: Segment, count: int | None, where: _Where) -> _Taken:
         """Replay (the first ``count`` steps of) a segment from ``before``."""
         stop = segment.stop if count is None else min(segment.stop, segment.start + count)
-        indices = generators = None
+        indices = generators = loop = None
         if self._proof.header.randomness.mode == "recorded":
             columns = self._proof.columns(segment.index)
             assert columns.indices is not None and columns.rng is not None
             steps = stop - segment.start
             indices, generators = protocol.recorded_steps(columns.indices[:steps], columns.rng[:steps])
-        request = protocol.Take(segment.start, stop, indices, generators)
+            if columns.loop is not None:
+                loop = [np.ascontiguousarray(row, dtype="<i8").tobytes() for row in columns.loop[:steps]]
+        request = protocol.Take(segment.start, stop, indices, generators, loop)
         taken, (state,) = where.ask(request, protocol.Taken, [before])
         if len(taken.losses) != stop - segment.start or len(taken.rates) != stop - segment.start:
             raise WorkerError("the replay worker took another number of steps than it was told")
@@ -336,6 +349,7 @@ class _Taken:
 
     def __init__(self, state: State, told: protocol.Taken) -> None:
         self.state, self.losses, self.rates, self.seconds = state, told.losses, told.rates, told.seconds
+        self.closed = told.closed
 
 
 class _Where:
@@ -353,6 +367,11 @@ class _Where:
         if not isinstance(answer, type_) or len(arrived) != expected:
             raise WorkerError("the replay worker answered something else than it was asked")
         return answer, arrived
+
+
+def arguments_of(proof: Proof) -> tuple[str, ...]:
+    """What a recorded script was called with."""
+    return tuple(proof.header.program.arguments)
 
 
 def _final_model(path: Path) -> State:

@@ -62,6 +62,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     ``displacement``: distance between the segment's two recorded ends; None if the proof no longer holds the second, and for
     :class:`Noise`. ``losses`` are the replay's own, ``rates`` the learning rates it used. ``seconds`` covers loading, steps and
     digest; ``step_seconds`` the steps alone, ``steps`` how many they were: more than the segment's where its start was thinned.
+    ``closed``: whether a script closed its run there.
     """
 
     arrived: str
@@ -74,6 +75,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     seconds: float
     step_seconds: float
     steps: int
+    closed: bool | None = None
 
 
 class Evaluate(Request, frozen=True, tag="evaluate-segment"):

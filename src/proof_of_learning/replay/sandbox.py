@@ -23,7 +23,7 @@ from typing import Literal
 
 import proof_of_learning
 from proof_of_learning.errors import UsageError
-from proof_of_learning.task import TaskReference
+from proof_of_learning.task import TaskReference, is_script
 
 MODES = ("auto", "require", "off")
 CONFINED = "the task's code ran in a sandbox (bubblewrap), without network and with no files but those it needs"
@@ -68,6 +68,8 @@ class Sandbox:
     def serving(self, task: TaskReference, *files: Path | None, scratch: Path | None = None) -> Sandbox:
         """The same sandbox with what this task needs, with ``files`` (a proof's directory, say) and a folder to write."""
         values = [value for value in task.settings.values() if isinstance(value, str)]
+        # Only what the verifier typed: arguments that a proof names must not open files.
+        values += [piece for argument in task.arguments or () for piece in (argument, argument.partition("=")[2])]
         named = [Path(value) for value in (*values, os.environ.get("POL_DATA", "")) if _names_path(value)]
         wanted = (*named, *(file for file in files if file is not None))
         return replace(
@@ -226,7 +228,7 @@ def _names_path(value: str) -> bool:
 
 def _home_of(target: str) -> list[Path]:
     """The folders that a task is loaded from: that of its file, or of the module or package."""
-    place = target.rpartition(":")[0]
+    place = target if is_script(target) else target.rpartition(":")[0]
     if place.endswith(".py"):
         return [Path(place).absolute().parent, Path(place).resolve().parent]
     name = place.partition(".")[0]

@@ -28,7 +28,7 @@ from proof_of_learning.errors import FormatError, PolError, WorkerError
 from proof_of_learning.replay import fork, probe, protocol
 from proof_of_learning.replay.origins import origin
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
-from proof_of_learning.task import Task, TaskReference, load_task, task_code
+from proof_of_learning.task import Task, TaskReference, is_script, load_task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.state import State, live_settings
 from proof_of_learning.training.steps import Session
@@ -41,7 +41,7 @@ class Worker:
     """Carries out requests on one task. ``task``: one that is at hand already, for a worker in the verifier's own process."""
 
     def __init__(self, pulse: Pulse = lambda done, total: None, task: Task | None = None) -> None:
-        self._pulse, self._given = pulse, task
+        self.pulse, self._given = pulse, task
         self._task: Task | None = task
         self._base: State | None = None
         self._data: Dataset | None = None
@@ -85,7 +85,7 @@ class Worker:
                 self.session.restore(states[0])
                 return protocol.Evaluated(self.session.evaluate()), ()
             case protocol.Probe():
-                return probe.probe(self.session, self.data, request, states, self._pulse), ()
+                return probe.probe(self.session, self.data, request, states, self.pulse), ()
 
     # ---- requests ------------------------------------------------------------------------------------
 
@@ -123,12 +123,12 @@ class Worker:
     def _commit(self) -> protocol.Committed:
         total = len(self.data)
         with task_code("reading the data"):
-            return protocol.Committed(commit(self.data, progress=lambda done: self._pulse(done, total)))
+            return protocol.Committed(commit(self.data, progress=lambda done: self.pulse(done, total)))
 
     def _start(self, request: protocol.Start) -> Reply:
         first = self.session
         state = first.capture(live=True)
-        self._pulse(1, 2)
+        self.pulse(1, 2)
         second = Session(self.task, bytes.fromhex(request.other), self._device, self._base).capture(live=True)
         trainable = {f"model/parameters/{name}" for name, p in first.model.named_parameters() if p.requires_grad}
         tensors = [
@@ -142,7 +142,7 @@ class Worker:
         rates, settings = [], []
         for step, row in enumerate(clock.idle(request.stop, per_epoch)):
             if step % 1000 == 0:
-                self._pulse(step, request.stop)
+                self.pulse(step, request.stop)
             if step < request.start:
                 continue
             rates.append(row)
@@ -168,7 +168,7 @@ class Worker:
         for result in steps:
             losses.append(result.loss)
             rates.append(result.rates)
-            self._pulse(result.step + 1 - request.start, request.stop - request.start)
+            self.pulse(result.step + 1 - request.start, request.stop - request.start)
         values = torch.stack(losses).double().cpu().tolist()
         stepped = time.perf_counter() - stepping
         return protocol.Taken(values, rates, stepped), (session.capture(live=True),)
@@ -204,6 +204,11 @@ def serve(worker: Worker, requests: BinaryIO, answers: BinaryIO) -> None:
             request, states = protocol.receive(requests, AnyRequest)  # type: ignore[arg-type, var-annotated]
         except EOFError:
             return
+
+        if isinstance(request, protocol.Open) and is_script(request.task):
+            from proof_of_learning.run import serve as scripts
+
+            return scripts.serve(request, requests, answers, worker.pulse)
 
         def reply(request: AnyRequest = request, states: Sequence[State] = states) -> bool:
             reply: tuple[Any, Sequence[State]]

@@ -243,23 +243,10 @@ class Session:
         return StepResult(step, loss.detach().reshape(()), rates)
 
     def members(self) -> dict[str, str]:
-        """The entries of the optimizers' states (``optimizer/state/0``) with the names of the weights that each belongs to."""
-        named = {
-            p: "/".join(("model", "parameters", states.escaped(name))) for name, p in self.model.named_parameters()
-        }
-        found = {}
-        for part, optimizer in self._optimizer_parts().items():
-            members = [p for group in optimizer.param_groups for p in group["params"]]
-            for number, weight in enumerate(members):
-                found[f"{states.escaped(part)}/state/{number}"] = named.get(weight, "")
-        return found
+        return members(self.parts)
 
     def groups(self) -> dict[str, int]:
-        """The parts that are optimizers, with their numbers of parameter groups, in the order of :meth:`rates`."""
-        return {part: len(optimizer.param_groups) for part, optimizer in self._optimizer_parts().items()}
-
-    def _optimizer_parts(self) -> dict[str, Any]:
-        return {part: item for part, item in self.parts.items() if part.split(".")[0] == "optimizer"}
+        return groups(self.parts)
 
     def rates(self) -> list[float]:
         """The learning rates in force, by optimizer and group."""
@@ -290,6 +277,28 @@ class Session:
             if not isinstance(values, Mapping):
                 raise TaskError(f"evaluate must return a mapping of names to numbers, not {type(values).__name__}")
             return {str(name): float(value) for name, value in values.items()}
+
+
+def members(parts: Mapping[str, Any]) -> dict[str, str]:
+    """The entries of the optimizers' states (``optimizer/state/0``) with the names of the weights that each belongs to."""
+    named = {
+        p: "/".join(("model", "parameters", states.escaped(name))) for name, p in parts["model"].named_parameters()
+    }
+    found = {}
+    for part, optimizer in _optimizers(parts).items():
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        for number, weight in enumerate(weights):
+            found[f"{states.escaped(part)}/state/{number}"] = named.get(weight, "")
+    return found
+
+
+def groups(parts: Mapping[str, Any]) -> dict[str, int]:
+    """The parts that are optimizers, with their numbers of parameter groups, in the order in which rates are told."""
+    return {part: len(optimizer.param_groups) for part, optimizer in _optimizers(parts).items()}
+
+
+def _optimizers(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {part: item for part, item in parts.items() if part.split(".")[0] == "optimizer"}
 
 
 def feed_epoch_end(feed: Feed, step: int) -> bool:

@@ -16,6 +16,7 @@ from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described
 from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.task import compare
 from proof_of_learning.training.state import decode_settings
+from proof_of_learning.verifier.changes import unusual
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, Status
 
@@ -34,7 +35,11 @@ class HyperparametersCheck:
     )
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        yield [Describe(), *self._rates(evidence)]
+        yield [Describe()]
+        if answers.get(Describe(), Described).script:
+            yield [_replay(evidence, index) for index in _suspicious(evidence, script=True)]
+            return
+        yield self._rates(evidence)
         stray = self._stray(evidence, answers)
         if stray is not None and evidence.proof.has_state(evidence.proof.state_digests()[stray - 1]):
             yield [_replay(evidence, stray - 1)]
@@ -48,6 +53,8 @@ class HyperparametersCheck:
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)
+        if described.script:
+            return self._script(evidence, answers)
         expected = [row for request in self._rates(evidence) for row in answers.get(request, RatesGiven).rates]
         trivial = float(evidence.survey.trivial.mean())
         exact = not any(evidence.differences.values())
@@ -84,6 +91,23 @@ class HyperparametersCheck:
             self, "pass", f"learning rates of all {len(expected):,} steps and the settings in all states are the task's{idle}",
             rate_lowest=float(flat.min()) if flat.size else math.nan, rate_highest=float(flat.max()) if flat.size else math.nan,
             trivial_share=trivial, scalars_replayed=list(suspicious.values()),
+        )  # fmt: skip
+
+    def _script(self, evidence: Evidence, answers: Answers) -> CheckResult:
+        """The loop alone knows its schedule: the start is the script's, replays show rates, and odd changes were all replayed."""
+        suspicious = _suspicious(evidence, script=True)
+        for index, why in suspicious.items():
+            judged = self._judge_suspicious(evidence, answers, index, why)
+            if judged is not None:
+                return judged
+        rates = [columns.rates for columns in evidence.proof.all_columns() if columns.rates.size]
+        return result(
+            self, "pass",
+            f"the script sets them; all {len(suspicious)} segments in which a setting changes in a rare way were replayed"
+            if suspicious else "the script sets them, and none changes in a rare way",
+            rate_lowest=min((float(r.min()) for r in rates), default=math.nan),
+            rate_highest=max((float(r.max()) for r in rates), default=math.nan),
+            trivial_share=float(evidence.survey.trivial.mean()), scalars_replayed=list(suspicious.values()),
         )  # fmt: skip
 
     def _settings(self, evidence: Evidence, answers: Answers) -> list[bytes]:
@@ -157,10 +181,16 @@ class HyperparametersCheck:
         return result(self, status, where, segment=index)
 
 
-def _suspicious(evidence: Evidence) -> dict[int, str]:
-    """Segments whose ends hold scalars that broke or changed as they hardly ever do, with the reason: few, and replayed."""
+def _suspicious(evidence: Evidence, script: bool = False) -> dict[int, str]:
+    """Segments whose ends hold scalars that broke or changed as they hardly ever do, with the reason: few, and replayed.
+
+    script: settings are among these scalars, for no schedule says what they are.
+    """
     scalars, count = evidence.survey.scalars, len(evidence.proof.segments)
-    found = {index: f"{path} changes as it hardly ever does" for index, path in scalars.rare(FEW + count // 50).items()}
+    most = FEW + count // 50
+    odd = unusual(evidence.survey.settings, most) if script else {}
+    found = {index: f"{path} changes as it hardly ever does" for index, path in scalars.rare(most).items()}
+    found |= {index: f"the setting {path} changes unlike elsewhere" for index, path in odd.items()}
     found |= {index: f"{path} is not finite any more" for index, path in scalars.broken.items()}
     if scalars.unsound is not None:
         found[scalars.unsound[0] - 1] = scalars.unsound[1]

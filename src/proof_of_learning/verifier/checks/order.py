@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from proof_of_learning.replay.protocol import Describe, Described
+from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.training.randomness import key_from_seed
-from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
-from proof_of_learning.verifier.verdict import CheckResult
+from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
+from proof_of_learning.verifier.verdict import CheckResult, Status
+from proof_of_learning.verifier.walks import Loop
 
 # Samplers that pad the last batch repeat a few samples, and a loop that was taken up again amid an epoch begins a new
 # permutation there: no sample comes more than twice an epoch, and over a whole run such repeats are few.
@@ -39,10 +41,14 @@ class OrderCheck:
     limits = "A recorded order was free for the prover to choose; a derived one follows from a seed that the prover may have picked."
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        return [[Describe()]]
+        yield [Describe()]
+        if answers.get(Describe(), Described).script:
+            yield [_last(evidence)]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)
+        if described.script:
+            return self._script(evidence, answers, described)
         header = evidence.proof.header
         training, randomness, steps = header.training, header.randomness, evidence.proof.steps
         planned = steps if training.planned is None else training.planned
@@ -78,6 +84,61 @@ class OrderCheck:
         if evidence.options.claims.accept_stopped:
             return result(self, "pass", f"{found.summary}; {short}, which the verifier accepts", **told)
         return result(self, "inconclusive", f"{found.summary}, but {short}; {STOPPED}", **told)
+
+    def _script(self, evidence: Evidence, answers: Answers, described: Described) -> CheckResult:
+        """Length and order of a script's loop: it ends where the script closes its run, and every walk takes each sample once."""
+        request, steps = _last(evidence), evidence.proof.segments[-1].stop
+        failure = answers.failure(request)
+        if failure is not None:
+            status: Status = "fail" if failure.error in REJECTED else "inconclusive"
+            return result(
+                self, status, f"whether the script ends after {steps:,} steps could not be seen: {failure.message}"
+            )
+        if not answers.get(request, Replayed).closed:
+            return result(
+                self, "inconclusive",
+                f"the proof ends after {steps:,} steps, and the script goes on there; what ends it is no part of its state, or it "
+                "was stopped early",
+            )  # fmt: skip
+        options = msgspec.json.decode(described.description)["step"]
+        rule = _Rule(described.samples, described.batch, described.steps_per_epoch, options["drop_last"])
+        loop, use = Loop(evidence.proof, options["counted"]), _Use(rule)
+        odd = None
+        for batch in loop.batches():
+            if batch.indices.size and not 0 <= batch.indices.min() <= batch.indices.max() < rule.samples:
+                odd = odd or f"step {batch.step:,} names samples outside the data set of {rule.samples:,}"
+                continue
+            if not loop.counted and (
+                not batch.indices.size or (rule.batch and len(batch.indices) not in (rule.batch, rule.last))
+            ):
+                return result(
+                    self,
+                    "fail",
+                    f"step {batch.step:,} takes a batch of {len(batch.indices)}; the script's loader gives {rule.batch}",
+                )
+            use.add(batch.step, batch.indices, batch.position)
+        use.end_epoch()
+        if loop.counted:
+            found = f"{steps:,} steps; the script draws its samples from generators that are part of every state"
+            odd = (
+                odd
+                or (loop.odd or [""])[0]
+                or ("generators are moved amid its steps" if loop.moved or loop.beside else None)
+            )
+            told: dict[str, Any] = {}
+        else:
+            found = (
+                f"{steps:,} steps in {loop.walks:,} walks, order as recorded; {use.share:.3g} of the samples were used"
+            )
+            unsized = None if rule.batch else "the script's own batch sampler decides how many samples a batch has"
+            others = "other loaders give batches beside, whose data are not committed to" if loop.beside else None
+            odd = odd or (loop.odd or [""])[0] or unsized or others or use.odd(shuffled=options["shuffle"])
+            told = use.told()
+        if not odd:
+            return result(self, "pass", found, **told)
+        if evidence.options.claims.accept_order:
+            return result(self, "pass", f"{found}; accepted by the verifier although {odd}", accepted=odd, **told)
+        return result(self, "inconclusive", f"{found}, but {odd}; {REMEDY}", **told)
 
     def _recorded(self, evidence: Evidence, described: Described) -> CheckResult:
         options = msgspec.json.decode(described.description)["step"]
@@ -129,8 +190,9 @@ class _Use:
         self.moved: int | None = None  # the first step that does not take the data set's own order
         self._epoch: list[npt.NDArray[np.int64]] = []
 
-    def add(self, step: int, indices: npt.NDArray[np.int64]) -> None:
-        position = step % self.rule.steps_per_epoch
+    def add(self, step: int, indices: npt.NDArray[np.int64], position: int | None = None) -> None:
+        """``position``: of a script's batch in its walk."""
+        position = step % self.rule.steps_per_epoch if position is None else position
         if position == 0:
             self.end_epoch()
         if self.short is None and len(indices) != self.rule.batch and position != self.rule.steps_per_epoch - 1:
@@ -185,6 +247,11 @@ class _Use:
             "most_repeats_in_an_epoch": max(self.repeats, default=0), "fewest_distinct_in_an_epoch": min(self.distinct, default=0),
             "repeated_share": sum(self.repeats) / max(1, int(self.counts.sum())),
         }  # fmt: skip
+
+
+def _last(evidence: Evidence) -> Replay:
+    index = len(evidence.proof.segments) - 1
+    return Replay(index, calibrate=evidence.calibrates(index))
 
 
 def _steps(evidence: Evidence) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

@@ -1,0 +1,185 @@
+"""``Run``, the object that a training script asks for its epochs and batches, and the clock behind it.
+
+A step is one optimizer update: it begins with the batch that it receives first, and ends when the next one is received or at
+``close()``. Off, which it is unless a command or ``out=`` turns it on, ``Run`` hands out the script's own objects.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from proof_of_learning.run.mode import ACTIVE, Given
+
+if TYPE_CHECKING:
+    from proof_of_learning.run.loaders import Source
+
+NO_EPOCH = -1  # where the loop is outside of `run.epochs`
+
+
+class Run:
+    """Watches a training loop: records its proof, or replays it.
+
+    data: the data set that is committed to (default: that of the first loader); with ``steps``, the tensor or array drawn from.
+    interval: steps between checkpoints (default: about a thousand checkpoints; 10 where the length is not known).
+    out: directory for the proof; records without ``pol prove``.
+    strict: whether what cannot be recorded ends the training, rather than the recording.
+    pretrained: file with the weights that the run starts from.
+    parts: whatever holds state, by any name: modules, optimizers, schedulers, scalers, averages, objects with ``state_dict()``.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: Any = None,
+        interval: int | None = None,
+        out: Any = None,
+        strict: bool = False,
+        pretrained: Any = None,
+        **parts: Any,
+    ) -> None:
+        self._clock: Clock | None = None
+        given = Given(data, interval, out, strict, pretrained, parts)
+        if ACTIVE.start is not None:
+            self._clock = ACTIVE.start(given)
+        elif out is not None:
+            # By name: who only replays needs no recorder.
+            self._clock = importlib.import_module("proof_of_learning.run.record").alone(given)
+
+    def epochs(self, first: int, last: int | None = None) -> Iterable[int]:
+        """Like ``range``: the numbers of the epochs."""
+        numbers = range(first) if last is None else range(first, last)
+        return numbers if self._clock is None else self._clock.epochs(numbers)
+
+    def batches(self, loader: Any) -> Any:
+        """The loader, watched: iterate over it as over the loader itself."""
+        if self._clock is None:
+            return loader
+        from proof_of_learning.run.loaders import Loaded
+
+        return Batches(self._clock, Loaded(loader))
+
+    def steps(self, first: int, last: int | None = None) -> Iterable[int]:
+        """Like ``range``: the numbers of steps that draw their own samples."""
+        numbers = range(first) if last is None else range(first, last)
+        if self._clock is None:
+            return numbers
+        from proof_of_learning.run.loaders import Counted
+
+        return Batches(self._clock, Counted(numbers))
+
+    def loss(self, value: Any) -> None:
+        """The step's loss, in place of the sum of what ``backward`` was called on."""
+        if self._clock is not None:
+            self._clock.told(value)
+
+    def log(self, **values: Any) -> None:
+        """Numbers that belong to this step."""
+        if self._clock is not None:
+            self._clock.log(values)
+
+    def close(self) -> None:
+        """Training is over: the last step ends, and the proof is sealed."""
+        if self._clock is not None:
+            self._clock.close()
+
+
+class Batches:
+    """An iterable in the place of a loader; each iteration over it is a walk."""
+
+    def __init__(self, clock: Clock, source: Source) -> None:
+        self._clock, self._source = clock, source
+
+    def __iter__(self) -> Walk:
+        return self._clock.walk_through(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._source.loader, name)
+
+
+class Walk:
+    """One iteration over a source. ``number``: which it is within its epoch, where it is the clock; ``position``: batches given."""
+
+    def __init__(self, clock: Clock, source: Source) -> None:
+        self.source, self.number, self.position, self.done = source, NO_EPOCH, 0, False
+        self.iterator: Iterator[Any] | None = None
+        self._clock = clock
+
+    def __iter__(self) -> Walk:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __next__(self) -> Any:
+        return self._clock.request(self)
+
+    def __del__(self) -> None:
+        self._clock.end(self)
+
+
+class Clock:
+    """Where the loop stands: which ``run.epochs`` (``phase``), which epoch, and which walk is the clock of its steps.
+
+    The first walk that is asked is the clock until it is exhausted or dropped; others only add their batches to its steps.
+    """
+
+    def __init__(self) -> None:
+        self.phase, self.epoch, self.walks = 0, NO_EPOCH, 0
+        self.active: int | None = None  # the walk's id: to hold the walk itself would keep it from being dropped
+
+    def epochs(self, numbers: range) -> Iterator[int]:
+        self.phase += 1
+        for number in self.wanted(numbers):
+            self.active, self.epoch, self.walks = None, number, 0
+            yield number
+        self.active, self.epoch, self.walks = None, NO_EPOCH, 0
+
+    def walk_through(self, source: Source) -> Walk:
+        return Walk(self, source)
+
+    def request(self, walk: Walk) -> Any:
+        """The next batch of a walk; StopIteration at its end."""
+        if walk.done:
+            raise StopIteration
+        if self.active is None:
+            self.active, walk.number = id(walk), self.walks
+            self.walks += 1
+        try:
+            return self.clocked(walk) if self.active == id(walk) else self.beside(walk)
+        except StopIteration:
+            self.end(walk)
+            raise
+
+    def end(self, walk: Walk) -> None:
+        """The walk is exhausted, or nobody holds it any more."""
+        walk.done = True
+        if self.active == id(walk):
+            self.active = None
+
+    # ---- what the modes do ---------------------------------------------------------------------------
+
+    def wanted(self, numbers: range) -> Iterable[int]:
+        """The epochs that are walked through."""
+        return numbers
+
+    def clocked(self, walk: Walk) -> Any:
+        raise NotImplementedError
+
+    def beside(self, walk: Walk) -> Any:
+        raise NotImplementedError
+
+    def told(self, value: Any) -> None:
+        raise NotImplementedError
+
+    def log(self, values: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError

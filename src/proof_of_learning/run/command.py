@@ -1,0 +1,66 @@
+"""``pol prove SCRIPT``: run a script with its ``Run`` turned on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proof_of_learning.errors import RecordingError, TaskError, UsageError
+from proof_of_learning.run import script
+from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.record import Recording, say, unfinished
+from proof_of_learning.task import task_code
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A finished recording of a script."""
+
+    path: Path
+    root: str
+    steps: int
+    interval: int
+
+
+def prove_script(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    arguments: Sequence[str] = (),
+    *,
+    interval: int | None = None,
+) -> Recorded:
+    """Run the script at ``path`` as ``python PATH ARGUMENTS`` would, and record the run that its ``pol.Run`` watches into ``out``.
+
+    Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
+    """
+    made: list[Recording] = []
+
+    def start(given: Given) -> Recording:
+        if made:
+            say("a script can record one pol.Run; the second one is not recorded")
+            raise UsageError("the script makes a second pol.Run; one can be recorded, so give all parts to it")
+        made.append(Recording(given, out, list(arguments), interval))
+        return made[-1]
+
+    ACTIVE.start = start
+    try:
+        with task_code(f"running {os.path.basename(path)}"):
+            try:
+                script.execute(path, arguments)
+            except SystemExit as error:
+                if error.code not in (None, 0):
+                    raise TaskError(f"the script ended itself with status {error.code}; nothing was sealed") from error
+    finally:
+        ACTIVE.start = None
+    if not made:
+        raise TaskError(
+            f"{os.path.basename(path)} holds no pol.Run that watches its loop, so there is nothing to record"
+        )
+    recording = made[0]
+    if recording.failed:
+        raise RecordingError(recording.failed)
+    if not recording.root:
+        raise RecordingError(unfinished(recording))
+    return Recorded(Path(out), recording.root, recording.steps, recording.interval)

@@ -1,0 +1,208 @@
+"""What steps take their batches from: loaders, whose batches carry their samples' indices, and plain counting.
+
+A loader is neither rebuilt nor started late. While it makes an iterator, its data set and collate function are exchanged for ones
+that hand indices on; worker processes inherit these. Where fetching draws from generators, in a worker too, the states before
+are handed on as well, so that a batch can be made again from its indices.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.training.randomness import RngSnapshot
+
+Drawn = dict[str, bytes]
+
+
+@dataclass
+class Handed:
+    """A batch with its samples' indices; ``drawn``: of generators that fetching it moved, the states before."""
+
+    indices: list[int]
+    batch: Any
+    drawn: Drawn | None = None
+
+    def pin_memory(self) -> Handed:
+        self.batch = pin_memory(self.batch)  # type: ignore[no-untyped-call]
+        return self
+
+
+class Source(Protocol):
+    """What a walk goes through. ``open``: a real iteration; ``again``: the batch at a position of a walk from recorded indices."""
+
+    loader: Any
+
+    def __len__(self) -> int: ...
+    def open(self) -> Iterator[Handed]: ...
+    def again(self, indices: Sequence[int], position: int) -> Any: ...
+
+
+class Counted:
+    """``run.steps``: numbers, without samples."""
+
+    def __init__(self, numbers: range) -> None:
+        self.loader = self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def open(self) -> Iterator[Handed]:
+        return (Handed([], number) for number in self.numbers)
+
+    def again(self, indices: Sequence[int], position: int) -> int:
+        if not 0 <= position < len(self.numbers):
+            raise FormatError(f"a recorded step has number {position}; the script's loop has {len(self.numbers)}")
+        return self.numbers[position]
+
+
+class Loaded:
+    """``run.batches``: a loader over a data set with indices."""
+
+    def __init__(self, loader: Any) -> None:
+        base = getattr(loader, "base_dataloader", loader)
+        if not isinstance(base, DataLoader) or isinstance(base.dataset, IterableDataset):
+            what = type(base.dataset if isinstance(base, DataLoader) else loader).__name__
+            raise UsageError(
+                f"run.batches was given a {what}, whose samples have no indices; use a torch DataLoader over a data set with "
+                "len() and [index]"
+            )
+        self.loader, self.base = loader, base
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def data(self) -> Any:
+        return self.base.dataset
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch; 0 where a sampler of its own decides."""
+        return self.base.batch_size or (0 if self.base.batch_sampler is not None else 1)
+
+    @property
+    def shuffles(self) -> bool:
+        return not isinstance(self.base.sampler, torch.utils.data.SequentialSampler)
+
+    def open(self) -> Iterator[Handed]:
+        base = self.base
+        data, collate, kept = base.dataset, base.collate_fn, base._iterator
+        # A loader refuses a new data set in the usual way.
+        object.__setattr__(base, "dataset", _Fetching(data))
+        base.collate_fn = _Collating(collate)
+        if base.persistent_workers:  # workers of ours, beside those of the script's own iterations
+            base._iterator = getattr(base, "_pol_iterator", None)
+        try:
+            iterator: Iterator[Handed] = iter(self.loader)
+            if base.persistent_workers:
+                object.__setattr__(base, "_pol_iterator", base._iterator)
+            return iterator
+        finally:
+            object.__setattr__(base, "dataset", data)
+            base.collate_fn, base._iterator = collate, kept
+
+    def again(self, indices: Sequence[int], position: int) -> Any:
+        data, base = self.data, self.base
+        if any(not 0 <= index < len(data) for index in indices):
+            raise FormatError(f"a recorded batch names samples outside the data set of {len(data):,}")
+        if base.batch_sampler is not None:
+            return base.collate_fn(_samples(data, list(indices)))
+        many = len(indices) != 1 or isinstance(base.sampler, torch.utils.data.BatchSampler)
+        return base.collate_fn(data[list(indices) if many else indices[0]])
+
+
+class _Samples(list[Any]):
+    """Samples on their way to the collate function."""
+
+    indices: list[int]
+    drawn: Drawn | None
+    alone: bool  # the one item is what the function takes
+
+
+class _Fetching:
+    """The data set while ours is the iteration."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_data":
+            raise AttributeError(name)
+        return getattr(self._data, name)
+
+    def __getitems__(self, indices: list[Any]) -> _Samples:
+        before = generators()
+        return _packed(_samples(self._data, indices), indices, before, alone=False)
+
+    def __getitem__(self, index: Any) -> _Samples:
+        """Without automatic batches: whatever the sampler gives is one index."""
+        before = generators()
+        indices = list(index) if isinstance(index, (list, tuple)) else [index]
+        return _packed([self._data[index]], indices, before, alone=True)
+
+
+def _packed(items: list[Any], indices: Sequence[Any], before: Any, alone: bool) -> _Samples:
+    samples = _Samples(items)
+    samples.indices = [int(index) for index in indices]
+    samples.drawn, samples.alone = moved(before), alone
+    return samples
+
+
+def _samples(data: Any, indices: list[Any]) -> list[Any]:
+    """As PyTorch's own fetcher gets them."""
+    several = getattr(data, "__getitems__", None)
+    return list(several(indices)) if several else [data[index] for index in indices]
+
+
+class _Collating:
+    """The collate function while ours is the iteration."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: _Samples) -> Handed:
+        before = generators()
+        batch = self._collate(samples[0] if samples.alone else list(samples))
+        drawn = moved(before)
+        # What the data set drew came first; a function that draws goes on from there.
+        return Handed(samples.indices, batch, {**(drawn or {}), **(samples.drawn or {})} or None)
+
+
+def generators() -> tuple[Any, Any, Any]:
+    """What batches may draw from, cheap to take and to compare; see :func:`moved`."""
+    return torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
+
+
+def moved(before: tuple[Any, Any, Any]) -> Drawn | None:
+    """Of the generators that moved since, the states before; None if none did."""
+    now = generators()
+    same_numpy = before[1]["state"]["pos"] == now[1]["state"]["pos"] and bool(
+        (before[1]["state"]["key"] == now[1]["state"]["key"]).all()
+    )
+    kept = {
+        "torch": torch.equal(before[0], now[0]),
+        "numpy": same_numpy and before[1]["has_gauss"] == now[1]["has_gauss"],
+        "python": before[2] == now[2],
+    }
+    if all(kept.values()):
+        return None
+    torch.set_rng_state(before[0])
+    np.random.set_state(before[1])
+    random.setstate(before[2])
+    states = RngSnapshot.take().states
+    torch.set_rng_state(now[0])
+    np.random.set_state(now[1])
+    random.setstate(now[2])
+    return {name: states[name].tobytes() for name, same in kept.items() if not same}

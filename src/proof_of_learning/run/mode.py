@@ -1,0 +1,34 @@
+"""What a ``Run`` is turned on by: the command that executes the script says so here, before the script runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proof_of_learning.run.clock import Clock
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a script hands to ``Run``: see there."""
+
+    data: Any = None
+    interval: int | None = None
+    out: Any = None
+    strict: bool = False
+    pretrained: Any = None
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Mode:
+    """``start``: makes the clock of a script's ``Run``, or None where runs are off; ``begun``: how many it has made."""
+
+    start: Callable[[Given], Clock] | None = None
+    begun: int = 0
+
+
+# The one thing that a script and the command that executes it have in common.
+ACTIVE = Mode()

@@ -1,0 +1,105 @@
+"""What a script hands to ``Run``, under the names that states have: the trained modules as ``model``, optimizers, schedulers …"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.training.randomness import RngSnapshot
+from proof_of_learning.training.steps import Progress
+
+MODEL, PLACE, GENERATORS = "model", "progress", "generators"
+
+
+class Modules(nn.Module):
+    """Several trained modules by name, so that "the weights" means the same everywhere."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+class Place(Progress):
+    """At which step a state stands, and which modules are not in training mode there."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules = {
+            f"{part}.{name}" if name else part: module
+            for part, root in modules.items()
+            for name, module in root.named_modules()
+            if not isinstance(module, Modules)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        evaluating = sorted(name for name, module in self._modules.items() if not module.training)
+        return {**super().state_dict(), **({"evaluating": evaluating} if evaluating else {})}
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        super().load_state_dict(values)
+        evaluating = set(values.get("evaluating", ()))
+        if not evaluating <= set(self._modules):
+            raise FormatError("a state has modules in evaluation mode that the script does not have")
+        for name, module in self._modules.items():
+            module.training = name not in evaluating
+
+
+class Generators:
+    """The process's generators as a part of the state: for loops that draw their own samples, which follow from them."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(state) for name, state in RngSnapshot.take().states.items()}
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        RngSnapshot({name: np.asarray(state) for name, state in values.items()}).restore()
+
+
+def arrange(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts under the names of their families. Raises UsageError for what holds no state."""
+    optimizers = {name: part for name, part in given.items() if isinstance(part, torch.optim.Optimizer)}
+    trained = {id(p) for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"]}
+    modules = {name: part for name, part in given.items() if isinstance(part, nn.Module)}
+    learning = {name: m for name, m in modules.items() if any(id(p) in trained for p in m.parameters())} or modules
+    schedulers = {name: part for name, part in given.items() if isinstance(part, torch.optim.lr_scheduler.LRScheduler)}
+    scalers = {name: part for name, part in given.items() if isinstance(part, torch.amp.GradScaler)}
+    if not learning:
+        raise UsageError(
+            "pol.Run was given no module; hand over what is trained: pol.Run(model=model, optimizer=optimizer)"
+        )
+    arranged: dict[str, Any] = {
+        MODEL: next(iter(learning.values())) if len(learning) == 1 else Modules(learning),
+        **_named("optimizer", optimizers),
+        **_named("scheduler", schedulers),
+        **_named("scaler", scalers),
+    }
+    families = (*learning, *optimizers, *schedulers, *scalers)
+    for name, part in given.items():
+        if name in families:
+            continue
+        if name in (*arranged, PLACE, GENERATORS):
+            raise UsageError(f"pol.Run calls something else {name!r}; give this part another name")
+        if not isinstance(part, nn.Module) and not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            raise UsageError(
+                f"the part {name!r} is a {type(part).__name__} without state_dict() and load_state_dict(), so it holds no state "
+                "that could be recorded; wrap it in an object that has them"
+            )
+        arranged[name] = part
+    return {**arranged, PLACE: Place({name: p for name, p in arranged.items() if isinstance(p, nn.Module)})}
+
+
+def _named(family: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """One part has the family's name; of several, each has its own behind it."""
+    if len(parts) == 1:
+        return dict(zip((family,), parts.values(), strict=True))
+    return {f"{family}.{name}": part for name, part in parts.items()}
+
+
+def family(parts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The parts of a family, in their order."""
+    return {part: item for part, item in parts.items() if part.split(".")[0] == name}

@@ -1,0 +1,160 @@
+"""What a script's networks put out on the verifier's samples: one of its own steps from each of some states, watched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+
+from proof_of_learning.errors import TaskError, WorkerError
+from proof_of_learning.replay import protocol
+from proof_of_learning.replay.coast import Driven, at_places, coast
+from proof_of_learning.replay.probe import HEADS, NO_OUTPUT, head, integers, watched
+from proof_of_learning.replay.protocol import Glimpse, Rest
+from proof_of_learning.run import counting
+from proof_of_learning.run.clock import Walk
+from proof_of_learning.run.facts import facts
+from proof_of_learning.run.replay import Answer, Replaying, Tools
+from proof_of_learning.run.watch import Seen, watching
+from proof_of_learning.training import randomness
+from proof_of_learning.training.state import State, capture, restore
+
+# The place in its walk that the loop believes each step to have: not the first, where loops look at themselves.
+PLACE = 1
+PATIENCE = 64  # times that all samples are given to a loop that makes no update
+
+
+class Probing:
+    """Gives, for each state, the samples in batches of the size that the script trains with."""
+
+    place = None
+
+    def __init__(
+        self, clock: Replaying, request: protocol.Probe, states: Sequence[State], answer: Answer, tools: Tools
+    ) -> None:
+        self._clock, self._request, self._states, self._answer, self._tools = clock, request, states, answer, tools
+        self._key = randomness.key_from_seed(request.seed)
+        self._glimpses: list[Glimpse] = []
+        self._losses: list[float] = []
+        self._labelled = False  # whether a batch of the state under way holds labels or tokens
+        self._chunks: list[list[int]] = []
+        self._given = 0  # batches, of the state under way
+        self._parts: dict[str, Any] = {}
+        self._exit, self._watch = ExitStack(), ExitStack()
+        self._from = states[0]  # the state that steps are taken from
+        self._rest: Rest | None = None  # where it came to rest
+
+    @property
+    def _seen(self) -> Seen:
+        if self._clock.seen is None:
+            self._clock.seen = Seen(self._parts)
+        return self._clock.seen
+
+    def clocked(self, walk: Walk) -> Any:
+        if not self._clock.begun:
+            self._begin(walk)
+            if not self._request.samples:
+                self._coast_only()
+            self._state()
+        elif self._seen.updated or self._given > PATIENCE * len(self._chunks):
+            self._losses.append(float(self._seen.loss))
+            if self._given >= len(self._chunks):
+                self._seen_all()
+            else:
+                self._restore()
+        chosen = self._chunks[self._given % len(self._chunks)]
+        self._given += 1
+        batch = walk.source.again(chosen, min(PLACE, len(walk.source) - 1))
+        self._labelled |= integers(batch)
+        return batch
+
+    def beside(self, walk: Walk) -> Any:
+        chosen = self._chunks[(self._given - 1) % len(self._chunks)]
+        samples = len(walk.source.data)  # type: ignore[attr-defined]
+        return walk.source.again([index % samples for index in chosen], 0)
+
+    def closed(self) -> None:
+        raise WorkerError("the script's loop ended before it took a step on the verifier's samples")
+
+    def _begin(self, walk: Walk) -> None:
+        found = facts(self._clock.given, walk.source)
+        self._parts = found.parts
+        samples = np.frombuffer(self._request.samples, dtype="<i8").tolist()
+        size = found.batch or len(samples)
+        whole = max(1, len(samples) // size)  # a short batch is one that some networks cannot take
+        self._chunks = [[]] if found.counted else [samples[i * size : (i + 1) * size] for i in range(whole)]
+        self._clock.begun, self._clock.seen = True, self._seen
+        self._exit.enter_context(watching(lambda: self._clock.seen))
+        walk.position = min(PLACE, len(walk.source) - 1)
+        counting.advance(walk, walk.position)
+
+    def _state(self) -> None:
+        """The next state."""
+        self._from, self._rest = self._states[len(self._glimpses)], None
+        self._look(self._request.gradients)
+
+    def _look(self, gradients: bool) -> None:
+        self._given, self._losses, self._labelled = 0, [], False
+        self._shown = self._watch.enter_context(watched(self._parts, gradients))
+        self._restore()
+
+    def _restore(self) -> None:
+        restore(self._parts, self._from)
+        randomness.seed_everything(randomness.derive(self._key, randomness.STEP))
+        self._seen.begin()
+
+    def _seen_all(self) -> None:
+        """All batches were given; what was seen is the state's glimpse, or the one of where it came to rest."""
+        outputs = list(self._shown.outputs.items())[-HEADS:]
+        heads = [head(name, values, self._labelled, self._request.seed) for name, values in outputs]
+        if not heads:
+            raise TaskError(NO_OUTPUT)
+        living = self._shown.living()
+        self._watch.close()
+        if self._rest is None:
+            loss = sum(self._losses) / len(self._losses)
+            glimpse = Glimpse(heads, loss if math.isfinite(loss) else math.inf, living)
+            self._glimpses.append(glimpse)
+            if self._request.coasting is not None and self._coasts(self._request.coasting):
+                return
+        else:
+            self._glimpses[-1] = msgspec.structs.replace(
+                self._glimpses[-1], rest=msgspec.structs.replace(self._rest, heads=heads)
+            )
+        self._tools.pulse(len(self._glimpses), len(self._states))
+        if len(self._glimpses) == len(self._states):
+            self._answer(protocol.Probed(self._glimpses), ())
+        self._state()
+
+    def _coast_only(self) -> NoReturn:
+        """Outputs are not asked for."""
+        for state in self._states:
+            self._from = state
+            self._glimpses.append(Glimpse([], 0.0))
+            if self._request.coasting is not None:
+                self._glimpses[-1] = Glimpse([], 0.0, rest=self._rested(self._request.coasting))
+            self._tools.pulse(len(self._glimpses), len(self._states))
+        self._answer(protocol.Probed(self._glimpses), ())
+
+    def _coasts(self, coasting: protocol.Coasting) -> bool:
+        """Take the state to where its optimizers alone carry it; whether it can be looked at there."""
+        self._rest = self._rested(coasting)
+        if self._rest.why:
+            self._glimpses[-1] = msgspec.structs.replace(self._glimpses[-1], rest=self._rest)
+            return False
+        self._from = capture(self._parts)
+        self._look(False)
+        return True
+
+    def _rested(self, coasting: protocol.Coasting) -> Rest:
+        """Where the state comes to rest, at the rates that it holds."""
+        self._restore()
+        try:
+            coast(Driven(self._parts), coasting.steps[len(self._glimpses) - 1], coasting.until)
+        except TaskError as error:
+            return Rest(why=str(error))
+        return Rest(at_places(self._parts["model"], coasting))

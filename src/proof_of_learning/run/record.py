@@ -1,0 +1,250 @@
+"""Record mode: the loop trains as ever, and what a replay needs of each step is written down."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proof_of_learning.data.commit import check_deterministic, commit
+from proof_of_learning.errors import PolError, RecordingError, UsageError
+from proof_of_learning.header import kinds_of, script_program
+from proof_of_learning.proof import codecs, format, parse
+from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
+from proof_of_learning.recorder import Recorder
+from proof_of_learning.run import events, script
+from proof_of_learning.run.clock import Clock, Walk
+from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
+from proof_of_learning.run.facts import Facts, device_of, facts, script_path
+from proof_of_learning.run.loaders import Drawn, generators, moved
+from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.parts import PLACE
+from proof_of_learning.run.watch import Seen, watching
+from proof_of_learning.task import default_interval
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training import randomness
+from proof_of_learning.training.randomness import RngSnapshot
+
+UNKNOWN_LENGTH = 10  # the interval where nobody knows how many steps there will be
+
+
+def say(message: str) -> None:
+    """One line for whoever trains."""
+    print(f"pol: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+class Recording(Clock):
+    """The clock of a script that is recorded into ``path``.
+
+    ``failed``: why recording ended before the training did. ``root``: of the sealed proof.
+    """
+
+    def __init__(self, given: Given, path: str | os.PathLike[str], arguments: list[str], interval: int | None) -> None:
+        super().__init__()
+        self._given, self._path, self._arguments = given, Path(path), arguments
+        self._interval = interval if interval is not None else given.interval
+        self._recorder: Recorder | None = None
+        self._seen: Seen | None = None
+        self._events: list[Event] | None = None  # of the step under way
+        self._indices: list[int] = []
+        self._rng: RngSnapshot | None = None
+        self._flowing = False
+        self._length = 1  # epochs that are planned
+        self.failed, self.root = "", ""
+        self.steps = 0
+        self._exit = ExitStack()
+        self._guard(lambda: self._refuse_used())
+
+    # ---- the clock -----------------------------------------------------------------------------------
+
+    def wanted(self, numbers: range) -> range:
+        self._length = max(self._length, len(numbers)) if self._recorder is None else self._length
+        return numbers
+
+    def walk_through(self, source: Any) -> Walk:
+        walk = Walk(self, source)
+        walk.iterator = source.open()
+        return walk
+
+    def clocked(self, walk: Walk) -> Any:
+        assert walk.iterator is not None
+        before = generators() if self._events is not None else None
+        try:
+            handed = next(walk.iterator)
+        except StopIteration:
+            self._note(Event(END))
+            raise
+        self._guard(lambda: self._received(walk, handed, before))
+        walk.position += 1
+        return handed.batch
+
+    def beside(self, walk: Walk) -> Any:
+        assert walk.iterator is not None
+        before = generators()
+        try:
+            handed = next(walk.iterator)
+        except StopIteration:
+            self._note(Event(OVER))
+            raise
+        self._drawn(BEFORE, handed.drawn)
+        self._note(Event(BESIDE, indices=tuple(handed.indices), position=walk.position))
+        self._after(before)
+        walk.position += 1
+        return handed.batch
+
+    def _received(self, walk: Walk, handed: Any, before: Any) -> None:
+        if self._seen is not None and self._events is not None and self._seen.updated:
+            self._finish()
+        if self._recorder is None:
+            self._begin(walk)
+        assert self._seen is not None
+        first = self._events is None
+        if first:
+            self._events, self._indices = [], []
+            # Where generators are a part of the state, what they are at its start is enough.
+            if not self._flowing or self.steps % self.interval == 0:
+                self._rng = RngSnapshot.take()
+            self._seen.begin()
+        self._drawn(BEFORE, handed.drawn)
+        place = (self.phase, self.epoch, walk.number)
+        self._note(Event(BATCH, place, walk.position, len(handed.indices)))
+        self._indices += handed.indices
+        if not first:
+            self._after(before)
+
+    def told(self, value: Any) -> None:
+        if self._seen is not None:
+            self._seen.tell(value)
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Kept by whoever wants them; no part of the proof yet."""
+
+    def close(self) -> None:
+        self.active = None
+        if self.failed or self.root:
+            return
+        self._guard(self._seal)
+        self._exit.close()
+
+    @property
+    def interval(self) -> int:
+        return 0 if self._recorder is None else self._recorder.header.training.interval
+
+    # ---- the recording -------------------------------------------------------------------------------
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """What cannot be recorded ends the recording, not the training, unless the script is strict."""
+        if self.failed:
+            return
+        try:
+            work()
+        except PolError as error:
+            self.failed = str(error)
+            self._seen = self._events = None
+            if self._recorder is not None:
+                self._recorder.__exit__(type(error), error, None)
+            self._exit.close()
+            if self._given.strict:
+                raise
+            say(f"{error}. Training goes on without a proof")
+
+    def _refuse_used(self) -> None:
+        for name, what in ((format.SEAL_FILE, "a finished proof"), (format.HEADER_FILE, "an unfinished recording")):
+            if (self._path / name).exists():
+                raise RecordingError(f"{self._path} holds {what} already; name another directory, or remove it")
+
+    def _begin(self, walk: Walk) -> None:
+        """The first batch is there: write what is claimed before the first step, and the first state."""
+        found = facts(self._given, walk.source)
+        self._seen, self._flowing = Seen(found.parts), found.counted
+        environment = environments.current(device_of(found.parts))
+        self._recorder = Recorder(self._path, self._header(found), found.parts, environment)
+        self._exit.enter_context(self._recorder)
+        self._exit.enter_context(watching(lambda: self._seen))
+
+    def _header(self, found: Facts) -> Header:
+        with randomness.preserved():
+            check_deterministic(found.data)
+            data = commit(found.data)
+        expected = self._length * found.walk
+        description = found.describe()
+        codec = codecs.get_codec(codecs.DEFAULT)
+        header = Header(
+            format=format.FORMAT,
+            task=TaskClaim(
+                description.digest(),
+                script.name_of(script_path() or "script"),
+                description.content,
+                description.sources,
+            ),
+            data=data,
+            training=Training(
+                None,
+                self._interval or (default_interval(expected) if expected else UNKNOWN_LENGTH),
+                max(1, found.walk),
+            ),
+            randomness=Randomness("recorded", randomness.key_from_seed(0).hex(), seed="0"),
+            initialization=Initialization("recorded"),
+            codec=CodecClaim(codec.name, codec.version, in_loop=False),
+            program=script_program(script_path() or "script", self._arguments),
+            parts=kinds_of(found.parts),
+        )
+        parse.check(header)
+        return header
+
+    def _finish(self) -> None:
+        """The step under way is over."""
+        assert self._recorder is not None and self._seen is not None and self._events is not None
+        self.steps += 1
+        self._recorder.parts[PLACE].step = self.steps
+        self._recorder.step(
+            self._seen.loss, self._seen.rates, indices=np.array(self._indices, dtype=np.int64), rng=self._rng,
+            loop=events.encode(self._events),
+        )  # fmt: skip
+        self._events = None
+
+    def _seal(self) -> None:
+        if self._recorder is None:
+            raise UsageError("the script called close() before its first step, so there is nothing to seal")
+        if self._events is not None:
+            self._finish()
+        self.root = self._recorder.close()
+
+    def _note(self, event: Event) -> None:
+        if self._events is not None:
+            self._events.append(event)
+
+    def _drawn(self, code: int, drawn: Drawn | None) -> None:
+        for name, state in sorted((drawn or {}).items()):
+            self._note(Event(code, generator=name, state=state))
+
+    def _after(self, before: Any) -> None:
+        """Where the generators were moved by a request amid a step: where they stand behind it."""
+        if self._events is not None and before is not None and (drawn := moved(before)) is not None:
+            states = RngSnapshot.take().states
+            self._drawn(AFTER, {name: states[name].tobytes() for name in drawn})
+
+
+def alone(given: Given) -> Recording:
+    """``Run(out=…)`` in a script that no command of ours runs."""
+    if ACTIVE.begun:
+        say("a script can record one pol.Run; the second one is not recorded")
+    ACTIVE.begun += 1
+    recording = Recording(given, given.out, sys.argv[1:], None)
+
+    def ended() -> None:
+        if not (recording.failed or recording.root):
+            say(unfinished(recording))
+
+    atexit.register(ended)
+    return recording
+
+
+def unfinished(recording: Recording) -> str:
+    return f"the script ended after {recording.steps:,} steps without run.close(), so nothing was sealed; call it behind the loop"

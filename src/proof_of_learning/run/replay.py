@@ -1,0 +1,244 @@
+"""Replay mode: the script waits at its first epoch or batch, and each request is answered by a child in which its loop goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import torch
+
+from proof_of_learning.errors import FormatError, PolError, WorkerError
+from proof_of_learning.replay import protocol
+from proof_of_learning.run import counting, events
+from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
+from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
+from proof_of_learning.run.facts import facts
+from proof_of_learning.run.mode import Given
+from proof_of_learning.run.parts import PLACE
+from proof_of_learning.run.watch import Seen, watching
+from proof_of_learning.task import task_code
+from proof_of_learning.training.randomness import RngSnapshot
+from proof_of_learning.training.state import State, capture, restore
+
+MOST_EMPTY = 100_000  # walks that a loop is sent through before the one that it should begin with
+Answer = Callable[[protocol.AnyAnswer, Sequence[State]], NoReturn]
+
+
+class Job(Protocol):
+    """What a child does with the script's loop: it gives batches until it can answer, and ends the process then.
+
+    ``place``: phase, epoch and walk at which it begins; None: wherever the loop does.
+    """
+
+    @property
+    def place(self) -> tuple[int, int, int] | None: ...
+    def clocked(self, walk: Walk) -> Any: ...
+    def beside(self, walk: Walk) -> Any: ...
+    def closed(self) -> None: ...
+
+
+class Replaying(Clock):
+    """The clock of a script in a replay worker. ``wait``: gives, in a child, what is asked of it; in the parent it never returns."""
+
+    def __init__(self, given: Given, wait: Callable[[Replaying], Job]) -> None:
+        super().__init__()
+        self.given, self._wait = given, wait
+        self.job: Job | None = None
+        self.begun = False
+        self.seen: Seen | None = None
+        self._empty = 0
+        self.expected = 1  # epochs of the loop that runs
+
+    def wanted(self, numbers: range) -> Iterable[int]:
+        self.expected = len(numbers)
+        job = self._asked()
+        if self.begun or job.place is None:
+            return numbers
+        phase, epoch, _ = job.place
+        if phase != self.phase or epoch == NO_EPOCH:
+            return ()
+        if epoch not in numbers:
+            raise FormatError(
+                f"the recorded epoch {epoch} is none of the script's ({numbers.start} to {numbers.stop - 1})"
+            )
+        return numbers[numbers.index(epoch) :]
+
+    def clocked(self, walk: Walk) -> Any:
+        job = self._asked()
+        if not self.begun and job.place not in (None, (self.phase, self.epoch, walk.number)):
+            self._empty += 1
+            if self._empty > MOST_EMPTY:
+                raise WorkerError("the script's loop does not come to where the recorded step begins")
+            raise StopIteration
+        return job.clocked(walk)
+
+    def beside(self, walk: Walk) -> Any:
+        return self._asked().beside(walk)
+
+    def told(self, value: Any) -> None:
+        if self.seen is not None:
+            self.seen.tell(value)
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Not asked for."""
+
+    def close(self) -> None:
+        self._asked().closed()
+
+    def _asked(self) -> Job:
+        if self.job is None:
+            self.job = self._wait(self)
+        return self.job
+
+
+class Tools(Protocol):
+    """What a job needs of the worker around it. ``second``: the first state with every seed mapped through a key."""
+
+    def pulse(self, done: int, total: int) -> None: ...
+    def second(self, key: str) -> State: ...
+
+
+class Taking:
+    """Takes the recorded steps of a segment."""
+
+    def __init__(self, clock: Replaying, request: protocol.Take, start: State, answer: Answer, tools: Tools) -> None:
+        if request.loop is None or request.indices is None or request.generators is None:
+            raise FormatError("the proof does not hold what a script's steps need")
+        self._clock, self._request, self._start, self._answer, self._tools = clock, request, start, answer, tools
+        self._steps = [events.decode(np.frombuffer(raw, dtype="<i8")) for raw in request.loop]
+        if any(next((e.code for e in step if e.code != BEFORE), None) != BATCH for step in self._steps):
+            raise FormatError("a recorded step does not begin with a batch")
+        self.place = next(event for event in self._steps[0] if event.code == BATCH).place
+        self._at, self._next = 0, 0  # the step under way, counted from the segment's start, and its next event
+        self._taken = 0  # of its indices
+        self._losses: list[torch.Tensor] = []
+        self._rates: list[list[float]] = []
+        self._parts: dict[str, Any] = {}
+        self._watch: Any = None
+        self._flowing = False  # generators are a part of the state, and set nowhere else
+
+    # ---- requests ------------------------------------------------------------------------------------
+
+    def clocked(self, walk: Walk) -> Any:
+        if not self._clock.begun:
+            self._begin(walk)
+        if self._peek() is None:
+            self._end_step()
+            if self._at == len(self._steps):
+                self._finish(closed=False)
+            self._begin_step()
+        self._before()
+        event = self._peek()
+        here = (self._clock.phase, self._clock.epoch, walk.number)
+        if event is not None and event.code == END:
+            self._next += 1
+            raise StopIteration
+        if event is not None and event.code == BATCH and event.place != here and walk.position == 0:
+            raise StopIteration  # a walk that was empty
+        if event is None or event.code != BATCH or event.place != here or event.position != walk.position:
+            raise self._strayed()
+        return self._hand(walk, event)
+
+    def beside(self, walk: Walk) -> Any:
+        self._before()
+        event = self._peek()
+        if event is None or event.code not in (BESIDE, OVER):
+            raise self._strayed()
+        if event.code == OVER:
+            self._next += 1
+            raise StopIteration
+        self._next += 1
+        batch = walk.source.again(event.indices, event.position)
+        self._after()
+        return batch
+
+    def closed(self) -> None:
+        if not self._clock.begun or self._peek() is not None or self._at + 1 < len(self._steps):
+            raise self._strayed()
+        self._end_step()
+        self._finish(closed=True)
+
+    # ---- steps ---------------------------------------------------------------------------------------
+
+    def _begin(self, walk: Walk) -> None:
+        found = facts(self._clock.given, walk.source)
+        self._parts, self._flowing = found.parts, found.counted
+        restore(self._parts, self._start)
+        if self._parts[PLACE].step != self._request.start:
+            raise FormatError(
+                f"the state before step {self._request.start} says it stands at step {self._parts[PLACE].step}"
+            )
+        first = next(event for event in self._steps[0] if event.code == BATCH)
+        walk.position = first.position
+        if first.position:
+            counting.advance(walk, first.position)
+        self._clock.begun = True
+        self._clock.seen = Seen(self._parts)
+        self._watch = watching(lambda: self._clock.seen)
+        self._watch.__enter__()
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        assert self._clock.seen is not None
+        self._clock.seen.begin()
+        self._next = self._taken = 0
+
+    def _end_step(self) -> None:
+        seen = self._clock.seen
+        assert seen is not None
+        self._losses.append(seen.loss)
+        self._rates.append(seen.rates)
+        self._at += 1
+        self._parts[PLACE].step = self._request.start + self._at
+        self._tools.pulse(self._at, len(self._steps))
+
+    def _finish(self, closed: bool) -> None:
+        with task_code("capturing the state"):
+            state = capture(self._parts, live=True)
+        losses = torch.stack(self._losses).cpu().tolist()
+        self._answer(protocol.Taken(losses, self._rates, 0.0, closed), (state,))
+
+    def _hand(self, walk: Walk, event: Event) -> Any:
+        """The recorded batch, with the generators as they were when it was handed over."""
+        first = self._taken == 0 and not any(e.code == BATCH for e in self._steps[self._at][: self._next])
+        self._next += 1
+        row = np.frombuffer(self._request.indices[self._at], dtype="<i8")  # type: ignore[index]
+        chosen = row[self._taken : self._taken + event.samples].tolist()
+        if len(chosen) != event.samples:
+            raise FormatError("a recorded step has fewer samples than its batches")
+        self._taken += event.samples
+        with task_code(f"making the batch of step {self._request.start + self._at}"):
+            batch = walk.source.again(chosen, event.position)
+        walk.position += 1
+        if not first:
+            self._after()
+        elif not self._flowing:
+            protocol.snapshot(self._request.generators[self._at]).restore()  # type: ignore[index]
+        return batch
+
+    def _before(self) -> None:
+        self._generators(BEFORE)
+
+    def _after(self) -> None:
+        self._generators(AFTER)
+
+    def _generators(self, code: int) -> None:
+        """Put generators into the states that the next events name."""
+        states = {}
+        while (event := self._peek()) is not None and event.code == code:
+            states[event.generator] = np.frombuffer(event.state, dtype=np.uint8)
+            self._next += 1
+        if states:
+            RngSnapshot(states).restore()
+
+    def _peek(self) -> Event | None:
+        step = self._steps[self._at] if self._at < len(self._steps) else []
+        return step[self._next] if self._next < len(step) else None
+
+    def _strayed(self) -> PolError:
+        step = self._request.start + self._at
+        return WorkerError(
+            f"in step {step} the script's loop takes another way than was recorded: what it decides by is no recorded state "
+            "(a local variable, say); hand it to pol.Run as a part"
+        )

@@ -1,0 +1,39 @@
+"""A script as a program: how it is run, and what it is made of."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from proof_of_learning import sources
+from proof_of_learning.errors import UsageError
+
+
+def execute(path: str | os.PathLike[str], arguments: Iterable[str] = ()) -> None:
+    """Run a script as ``python PATH ARGUMENTS`` would: as ``__main__``, with its folder first on the search path."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise UsageError(f"there is no script {os.fspath(path)!r}")
+    try:
+        code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{file.name} is no Python script: {error}") from error
+    module = ModuleType("__main__")
+    module.__file__ = str(file)
+    module.__dict__["__builtins__"] = __builtins__
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(file.parent))
+    sys.modules["__main__"] = module
+    exec(code, module.__dict__)
+
+
+def of_script() -> dict[str, str]:
+    """Digests of the script that runs, and of the local modules that it imports."""
+    return sources.of_modules((), sys.modules["__main__"])
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    return Path(path).stem

@@ -1,0 +1,183 @@
+"""A script in a replay worker: run up to its first request, from where children answer what the verifier asks.
+
+Beside it waits a process that was forked before the script began: it runs the set-up again where a first state under another key is
+asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, NoReturn
+
+import torch
+
+from proof_of_learning.errors import PolError, TaskError, WorkerError
+from proof_of_learning.replay import fork, protocol
+from proof_of_learning.run import script, seeds, shadow
+from proof_of_learning.run.facts import facts
+from proof_of_learning.run.jobs import job_for
+from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.replay import Job, Replaying
+from proof_of_learning.task import task_code
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training.state import State
+
+Pulse = Callable[[int, int], None]
+
+
+def serve(request: protocol.Open, requests: BinaryIO, answers: BinaryIO, pulse: Pulse) -> None:
+    """Answer requests about a script until they end. ``request``: the first, which names it."""
+    device = "cpu"
+    if request.environment is not None:
+        environments.apply(request.environment, lasting=True)
+        if request.environment.device.type == "cuda" and torch.cuda.is_available():
+            device = "cuda"
+    here = environments.current(device)
+    children = device == "cpu" and fork.possible(here.threads)
+    server = _Server(request, requests, answers, pulse, children)
+    protocol.send(answers, protocol.Opened(here, children))
+    server.run()
+
+
+class _Server:
+    def __init__(
+        self, opened: protocol.Open, requests: BinaryIO, answers: BinaryIO, pulse: Pulse, children: bool
+    ) -> None:
+        self._opened, self._requests, self._answers, self._children = opened, requests, answers, children
+        self.pulse = pulse
+        self._asked = False  # whether this process is to answer a request
+        self._others = _Others(lambda key: _start(opened, key))
+
+    def run(self) -> None:
+        ACTIVE.start = self._run
+        shadow.install()
+        try:
+            _execute(self._opened)
+            error: PolError = TaskError(
+                "the script ended before it took a step" if ACTIVE.begun
+                else "the script holds no pol.Run that watches its loop"
+            ) if not self._asked else WorkerError("the script ended before the recorded steps did")  # fmt: skip
+        except PolError as raised:
+            error = raised
+        if self._asked:
+            self._answer(protocol.Failed(type(error).__name__, str(error)), ())
+        while True:  # whatever is asked of a script that cannot be run
+            try:
+                protocol.receive(self._requests, protocol.AnyRequest)  # type: ignore[arg-type]
+            except EOFError:
+                return
+            protocol.send(self._answers, protocol.Failed(type(error).__name__, str(error)))
+
+    def second(self, key: str) -> State:
+        return self._others.ask(key)
+
+    def _run(self, given: Given) -> Replaying:
+        ACTIVE.begun += 1
+        if ACTIVE.begun > 1:
+            raise TaskError("the script makes a second pol.Run; one is recorded")
+        return Replaying(given, self._wait)
+
+    def _wait(self, clock: Replaying) -> Job:
+        """The parent stays here; a child returns with its job."""
+        while True:
+            try:
+                request, states = protocol.receive(self._requests, protocol.AnyRequest)  # type: ignore[arg-type, var-annotated]
+            except EOFError:
+                os._exit(0)
+            if not self._children or fork.child():
+                self._asked = True
+                return job_for(clock, request, states, self._answer, self)
+            del request, states
+
+    def _answer(self, answer: protocol.AnyAnswer, states: Sequence[State]) -> NoReturn:
+        protocol.send(self._answers, answer, states)
+        os._exit(0)
+
+
+def _execute(opened: protocol.Open) -> None:
+    with task_code(f"running {os.path.basename(opened.task)}"):
+        script.execute(opened.task, opened.arguments)
+
+
+def _start(opened: protocol.Open, key: str) -> State:
+    """In a child: the script's state before its first step, with every seed mapped through ``key``."""
+
+    class Found(BaseException):
+        pass
+
+    kept: list[State] = []
+
+    class Stopping:
+        place = None
+
+        def clocked(self, walk: object) -> None:
+            kept.append(facts(clocks[0].given, walk.source).capture())  # type: ignore[attr-defined]
+            raise Found
+
+        beside = clocked
+
+        def closed(self) -> None:
+            raise TaskError("the script called close() before its first step")
+
+    clocks: list[Replaying] = []
+
+    def run(given: Given) -> Replaying:
+        clocks.append(Replaying(given, lambda clock: Stopping()))
+        return clocks[-1]
+
+    seeds.map_through(bytes.fromhex(key))
+    shadow.install()
+    ACTIVE.start = run
+    try:
+        _execute(opened)
+    except TaskError as error:
+        if not isinstance(error.__cause__, Found):
+            raise
+    if not kept:
+        raise TaskError("the script ended before it took a step")
+    return kept[0]
+
+
+class _Others:
+    """A process as it was before the script began, which runs ``make`` in a child of its own for each key."""
+
+    def __init__(self, make: Callable[[str], State]) -> None:
+        ours, theirs = socket.socketpair()
+        self._make = make
+        fork.settle()
+        self._parent = os.getpid()
+        if os.fork() == 0:
+            ours.close()
+            fork.die_with(self._parent)
+            self._serve(theirs)
+        theirs.close()
+        self._stream: Any = ours.makefile("rwb", buffering=0)
+
+    def ask(self, key: str) -> State:
+        protocol.write_all(self._stream, bytes.fromhex(key))
+        answer, states = protocol.receive(self._stream, protocol.AnyAnswer)  # type: ignore[arg-type, var-annotated]
+        if isinstance(answer, protocol.Failed):
+            raise TaskError(f"with other seeds, {answer.message}")
+        return states[0]
+
+    def _serve(self, theirs: socket.socket) -> NoReturn:
+        stream: Any = theirs.makefile("rwb", buffering=0)
+        while True:
+            raw = bytearray()
+            while len(raw) < 32:
+                piece = stream.read(32 - len(raw))
+                if not piece:
+                    os._exit(0)
+                raw += piece
+
+            def work(key: str = raw.hex()) -> None:
+                try:
+                    answer: protocol.AnyAnswer = protocol.Started([])
+                    states: Sequence[State] = (self._make(key),)
+                except PolError as error:
+                    answer, states = protocol.Failed(type(error).__name__, str(error)), ()
+                protocol.send(stream, answer, states)
+
+            fork.run(work)

@@ -1,0 +1,101 @@
+"""A script's recorded loop: which batches its steps took, walk by walk, and what of it no sampler of the script's own would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from proof_of_learning.errors import FormatError
+from proof_of_learning.header import without_folders
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.protocol import Described
+from proof_of_learning.run import events
+from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, OVER
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``fresh``: the first of a walk."""
+
+    step: int
+    fresh: bool
+    position: int
+    indices: npt.NDArray[np.int64]
+
+
+@dataclass
+class Loop:
+    """What was seen of a loop, once :meth:`batches` has run through.
+
+    beside: batches that other loaders gave. moved: steps in which generators are put somewhere amid a step.
+    odd: why the walks are none that a script's loop makes.
+    """
+
+    proof: Proof
+    counted: bool
+    beside: int = 0
+    moved: int = 0
+    walks: int = 0
+    odd: list[str] = field(default_factory=list)
+
+    def batches(self) -> Iterator[Batch]:
+        """Every batch of the clock, in order. Raises FormatError where the column is malformed or missing."""
+        place, position = (0, -2, -1), 0
+        for segment, columns in zip(self.proof.segments, self.proof.all_columns(), strict=True):
+            if columns.loop is None or columns.indices is None:
+                raise FormatError(
+                    f"the block of segment {segment.index} does not say what happened in the script's steps"
+                )
+            for offset, (row, indices) in enumerate(zip(columns.loop, columns.indices, strict=True)):
+                step, taken = segment.start + offset, 0
+                for event in events.decode(row):
+                    self.beside += event.code in (BESIDE, OVER)
+                    self.moved += event.code in (BEFORE, AFTER)
+                    if event.code != BATCH:
+                        continue
+                    fresh = event.place != place
+                    expected = 0 if fresh else position + 1
+                    if (fresh and not _later(place, event.place)) or event.position != expected:
+                        self._strange(
+                            f"step {step:,} takes batch {event.position:,} of a walk where {expected:,} would be next"
+                        )
+                    if self.counted and event.samples:
+                        self._strange(f"step {step:,} names samples, but the script draws its own")
+                    place, position = event.place, event.position
+                    self.walks += fresh
+                    chosen = indices[taken : taken + event.samples]
+                    taken += event.samples
+                    yield Batch(step, fresh, event.position, chosen)
+                if taken != len(indices):
+                    self._strange(f"step {step:,} names samples that no batch takes")
+
+    def _strange(self, why: str) -> None:
+        if len(self.odd) < 5:
+            self.odd.append(why)
+
+
+def other_arguments(proof: Proof, described: Described) -> str:
+    """What the verifier called a script with, where it is not what the proof says; nothing where it is."""
+    if not described.script:
+        return ""
+    own = [without_folders(argument) for argument in described.arguments]
+    recorded = proof.header.program.arguments
+    if own == recorded:
+        return ""
+    return f"you named other arguments ({' '.join(own) or 'none'}) than the proof was recorded with ({' '.join(recorded) or 'none'})"
+
+
+def _later(before: tuple[int, int, int], after: tuple[int, int, int]) -> bool:
+    """Whether a walk can come after another: phases, and within one of them epochs, and within these walks only grow.
+
+    The walks of a phase outside of its epochs (-1) come behind them.
+    """
+
+    def order(place: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        phase, epoch, walk = place
+        return phase, int(epoch == -1), epoch, walk
+
+    return order(before) < order(after) or before[1] == -2

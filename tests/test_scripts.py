@@ -1,0 +1,199 @@
+"""Scripts with a loop of their own: recorded without a change of any number, and replayed by the same script elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import proof_of_learning as pol
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.task import TaskReference
+
+SCRIPTS = Path(__file__).parents[1] / "examples" / "scripts"
+
+# Script, arguments, interval. Intervals that do not divide an epoch: segments begin in its middle, and span its end.
+TABLE = [
+    ("classify.py", ["--epochs", "2", "--lr", "0.1"], 5),
+    ("gan.py", ["--epochs", "2"], 9),
+    ("language.py", ["--steps", "30"], 4),
+]
+
+# A loop of one hidden layer, with places for what a test wants to be different.
+LOOP = """
+import sys, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+import proof_of_learning as pol
+from proof_of_learning.data.digits import digits
+
+torch.manual_seed(1)
+x, y = digits()
+data = TensorDataset(torch.tensor(x[:640].reshape(640, 64), dtype=torch.float32) / 16, torch.tensor(y[:640]))
+loader = DataLoader(data, batch_size=32, shuffle=True)
+model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+run = pol.Run(model=model, optimizer=optimizer)
+steps = 0
+for epoch in run.epochs(EPOCHS):
+    for number, (a, b) in enumerate(run.batches(loader)):
+        BEGIN
+        loss = nn.functional.cross_entropy(model(a), b)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        STEP
+    EPOCH
+END
+"""
+
+
+def script(folder: Path, name: str = "train.py", *, epochs: int = 2, begin: str = "pass", step: str = "pass", epoch: str = "pass",
+           end: str = "run.close()") -> Path:  # fmt: skip
+    text = LOOP.replace("EPOCHS", str(epochs)).replace("BEGIN", begin).replace("STEP", step)
+    text = text.replace("    EPOCH\n", f"    {epoch}\n").replace("END", end)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment, cwd=cwd, check=False
+    )
+
+
+def record(path: Path, out: Path, *arguments: str, interval: int = 4) -> subprocess.CompletedProcess[str]:
+    return run(
+        "-m", "proof_of_learning", "prove", path, "-o", out, "-k", str(interval), "--", *arguments, cwd=out.parent
+    )
+
+
+def verdict(proof: Path, path: Path, *, arguments: tuple[str, ...] | None = None, **choices: object) -> pol.Verdict:
+    return pol.verify(proof, TaskReference(str(path), arguments=arguments), **choices)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "arguments", "interval"), TABLE, ids=[row[0] for row in TABLE])
+def test_an_example_records_unchanged_and_is_valid_elsewhere(
+    name: str, arguments: list[str], interval: int, tmp_path: Path
+) -> None:
+    plain = run(SCRIPTS / name, *arguments)
+    recorded = record(SCRIPTS / name, tmp_path / "run.pol", *arguments, interval=interval)
+    assert recorded.returncode == 0, recorded.stderr
+    assert plain.stdout and recorded.stdout.startswith(plain.stdout)  # every loss and accuracy that it prints
+    drawn = verdict(tmp_path / "run.pol", SCRIPTS / name)
+    assert drawn.verdict == "valid", drawn.reason
+    assert drawn.assurance == "observed"
+    every = verdict(tmp_path / "run.pol", SCRIPTS / name, everything=True)
+    assert every.verdict == "valid", every.reason
+    assert len(every.segments) == len(Proof.open(tmp_path / "run.pol").segments)
+    assert all(segment.exact for segment in every.segments)
+
+
+def test_an_example_changes_at_most_four_lines() -> None:
+    for name, *_ in TABLE:
+        changed = [line for line in (SCRIPTS / name).read_text().splitlines() if "run." in line or "pol" in line]
+        own = [line for line in changed if "digits import" not in line]
+        assert len(own) <= 5, own  # the import, the Run, and three uses of it at most
+
+
+# What a forger's script does besides, with the verifier's script as it should be.
+FORGERIES = [
+    ("a jump", {"step": "if (epoch, number) == (1, 3): [p.data.add_(0.01) for p in model.parameters()]"}),
+    ("a falsified rate", {"step": "if (epoch, number) == (1, 3): optimizer.param_groups[0]['lr'] = 0.2"}),
+    ("a falsified momentum", {"step": "if (epoch, number) == (1, 3): optimizer.param_groups[0]['momentum'] = 0.99"}),
+    ("its own batches", {"begin": "a = a.flip(0)"}),
+]
+
+
+@pytest.mark.parametrize(("why", "places"), FORGERIES, ids=[row[0] for row in FORGERIES])
+def test_a_forgery_of_a_scripts_run_is_invalid(why: str, places: dict[str, str], tmp_path: Path) -> None:
+    honest = script(tmp_path)
+    (tmp_path / "other").mkdir()
+    forged = script(tmp_path / "other", **places)  # type: ignore[arg-type]
+    assert record(forged, tmp_path / "run.pol", interval=1).returncode == 0
+    found = verdict(tmp_path / "run.pol", honest)
+    assert found.verdict == "invalid", found.reason
+
+
+def test_a_run_that_is_shorter_than_the_script_is_not_valid(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert record(script(tmp_path / "other", epochs=1), tmp_path / "run.pol").returncode == 0
+    found = verdict(tmp_path / "run.pol", script(tmp_path, epochs=2))
+    assert found.verdict == "inconclusive" and "the script goes on" in found.reason
+
+
+def test_a_live_epoch_and_a_live_count_are_right_after_a_jump(tmp_path: Path) -> None:
+    live = script(tmp_path, begin="optimizer.param_groups[0]['lr'] = 0.1 / (1 + epoch) / (1 + number % 3)")
+    assert record(live, tmp_path / "run.pol", interval=3).returncode == 0
+    found = verdict(tmp_path / "run.pol", live, everything=True)
+    assert found.verdict == "valid", found.reason
+
+
+def test_what_a_script_writes_is_read_again_in_a_replay_and_changes_no_file(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        epoch="torch.save(model.state_dict(), 'best.pt'); model.load_state_dict(torch.load('best.pt')); "
+        "open('log.txt', 'a').write(f'{epoch}')",
+    )
+    assert record(path, tmp_path / "run.pol", interval=7).returncode == 0
+    weights, log = tmp_path / "best.pt", tmp_path / "log.txt"
+    before = weights.read_bytes()
+    assert log.read_text() == "01"
+    found = verdict(tmp_path / "run.pol", path, everything=True)
+    assert found.verdict == "valid", found.reason
+    assert weights.read_bytes() == before and log.read_text() == "01"
+
+
+def test_a_draw_while_a_batch_is_fetched_is_repeated(tmp_path: Path) -> None:
+    path = script(tmp_path)
+    text = path.read_text().replace(
+        "loader = DataLoader(data, batch_size=32, shuffle=True)",
+        "noisy = lambda items: [a + 0.1 * torch.randn_like(a) if a.is_floating_point() else a for a in default_collate(items)]\n"
+        "loader = DataLoader(data, batch_size=32, shuffle=True, collate_fn=noisy, num_workers=WORKERS)",
+    )
+    path.write_text(
+        text.replace("import DataLoader", "import DataLoader, default_collate").replace("WORKERS", "int(sys.argv[1])")
+    )
+    for workers in ("0", "1"):
+        out = tmp_path / f"run{workers}.pol"
+        assert record(path, out, workers, interval=7).returncode == 0
+        found = verdict(out, path, everything=True)
+        assert found.verdict == "valid", found.reason
+
+
+def test_other_arguments_of_the_verifiers_are_no_forgery(tmp_path: Path) -> None:
+    path = script(tmp_path, begin="optimizer.param_groups[0]['lr'] = float(sys.argv[1])")
+    assert record(path, tmp_path / "run.pol", "0.1").returncode == 0
+    assert Proof.open(tmp_path / "run.pol").header.program.arguments == ["0.1"]
+    found = verdict(tmp_path / "run.pol", path, arguments=("0.3",))
+    assert found.verdict == "inconclusive"
+    assert "you named other arguments (0.3) than the proof was recorded with (0.1)" in found.reason
+    assert verdict(tmp_path / "run.pol", path).verdict == "valid"
+
+
+# What cannot be recorded: said in one line, nothing is sealed, status 2; the training went on.
+BAD = [
+    ("without run.close()", {"end": "pass"}),
+    ("training is no longer finite", {"begin": "optimizer.param_groups[0]['lr'] = 1e38"}),
+    ("makes a second pol.Run", {"end": "run.close(); pol.Run(model=model)"}),
+    ("ended itself with status 3", {"step": "sys.exit(3)"}),
+]
+
+
+@pytest.mark.parametrize(("says", "places"), BAD, ids=[row[0] for row in BAD])
+def test_what_cannot_be_recorded_is_said_in_one_line(says: str, places: dict[str, str], tmp_path: Path) -> None:
+    done = record(script(tmp_path, **places), tmp_path / "run.pol")  # type: ignore[arg-type]
+    assert done.returncode == 2
+    assert says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_finished_directory_is_refused_and_the_training_goes_on(tmp_path: Path) -> None:
+    path = script(tmp_path, end="run.close(); print('trained')")
+    assert record(path, tmp_path / "run.pol").returncode == 0
+    again = record(path, tmp_path / "run.pol")
+    assert again.returncode == 2 and "trained" in again.stdout
+    assert "holds a finished proof already" in again.stderr
