@@ -60,8 +60,11 @@ RUNS = {
     "adamw, 3,000": Run({"steps": 3000, "optimizer": "adamw", "decay": 0.01, "seed": 2}),
     "cnn, k = 5, 3,000": Run({"steps": 15_000, "model": "cnn", "lr": 0.02, "seed": 3}, 5),
     "sgd with scaler, 2,000": Run({"steps": 2000, "scaler": True, "seed": 7}),
+    "sgd of an unknown class, 2,000": Run({"steps": 2000, "optimizer": "own", "seed": 15}),
+    "nadam, 2,000": Run({"steps": 2000, "optimizer": "nadam", "seed": 8}),
 }
 PLAIN, DECAY, ADAM, SCALER = "sgd, 2,000 segments", "sgd with decay, 2,000", "adam, 2,000", "sgd with scaler, 2,000"
+OWN, NADAM = "sgd of an unknown class, 2,000", "nadam, 2,000"
 FORGERIES = (
     Forged("shadow", DECAY, {"carrier": "decay"}),
     Forged("shadow", DECAY, {"carrier": "decay", "how": "momentum"}),
@@ -88,6 +91,11 @@ FORGERIES = (
     Forged("scaler-freeze", SCALER, {"value": "inf", "goal": "stolen"}),
     Forged("adam-freeze", ADAM),
     Forged("adam-freeze", ADAM, {"how": "gradient"}),
+    Forged("adam-freeze", NADAM),
+    Forged("hidden-memory", PLAIN),
+    Forged("hidden-memory", PLAIN, {"how": "dtype"}),
+    Forged("hidden-memory", OWN),
+    Forged("hidden-memory", OWN, {"pushes": 12, "living": 0.4}),
 )
 QUICK_RUNS, QUICK = (
     ("sgd, 2,000 segments",),

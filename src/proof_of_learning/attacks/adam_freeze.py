@@ -31,6 +31,8 @@ from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 
+KINDS = (torch.optim.Adam, torch.optim.NAdam)  # AdamW is an Adam
+
 
 @dataclass(init=False, frozen=True)
 class AdamFreeze(Attack):
@@ -50,8 +52,8 @@ class AdamFreeze(Attack):
 
     def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
         session, count = victim.own_session(victim.own_seed(self.seed)), len(victim.proof.segments)
-        if not any(isinstance(optimizer, torch.optim.Adam) for optimizer in session.optimizers.values()):
-            raise AttackError("this attack needs a task whose optimizer is Adam or AdamW")
+        if not any(isinstance(optimizer, KINDS) for optimizer in session.optimizers.values()):
+            raise AttackError("this attack needs a task whose optimizer is Adam, AdamW or NAdam")
         entry = max(2, round(self.head * count))
         leave = count - max(1, round(self.tail * count)) - 1
         if leave <= entry:
