@@ -126,6 +126,31 @@ def test_a_run_that_is_shorter_than_the_script_is_not_valid(tmp_path: Path) -> N
     assert found.verdict == "inconclusive" and "the script goes on" in found.reason
 
 
+# What a forger's loop leaves out; the script as the verifier has it would have made more steps.
+SHORTER = [
+    ("epochs", "run.epochs(EPOCHS)", "(e for e in run.epochs(4) if e in (0, 3))"),
+    (
+        "batches",
+        "batch_size=32, shuffle=True",
+        "batch_size=32, sampler=torch.utils.data.RandomSampler(data, num_samples=128)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "honest", "forged"), SHORTER, ids=[row[0] for row in SHORTER])
+def test_a_run_that_leaves_steps_out_is_not_valid(what: str, honest: str, forged: str, tmp_path: Path) -> None:
+    path = script(tmp_path, epochs=4)
+    (tmp_path / "other").mkdir()
+    other = script(tmp_path / "other", epochs=4)
+    text = other.read_text().replace(honest.replace("EPOCHS", "4"), forged)
+    assert text != other.read_text()
+    other.write_text(text)
+    assert record(other, tmp_path / "run.pol", interval=1).returncode == 0
+    found = verdict(tmp_path / "run.pol", path)
+    assert found.verdict == "inconclusive", found.reason
+    assert found.reason.startswith("order"), found.reason
+
+
 def test_a_live_epoch_and_a_live_count_are_right_after_a_jump(tmp_path: Path) -> None:
     live = script(tmp_path, begin="optimizer.param_groups[0]['lr'] = 0.1 / (1 + epoch) / (1 + number % 3)")
     assert record(live, tmp_path / "run.pol", interval=3).returncode == 0
@@ -192,8 +217,9 @@ def test_what_cannot_be_recorded_is_said_in_one_line(says: str, places: dict[str
 
 
 def test_a_finished_directory_is_refused_and_the_training_goes_on(tmp_path: Path) -> None:
-    path = script(tmp_path, end="run.close(); print('trained')")
-    assert record(path, tmp_path / "run.pol").returncode == 0
-    again = record(path, tmp_path / "run.pol")
-    assert again.returncode == 2 and "trained" in again.stdout
-    assert "holds a finished proof already" in again.stderr
+    path = script(tmp_path, epochs=1, end="run.close(); print('trained')")
+    (tmp_path / "run.pol").mkdir()
+    (tmp_path / "run.pol" / "seal.json").write_text("{}")
+    done = record(path, tmp_path / "run.pol")
+    assert done.returncode == 2 and "trained" in done.stdout
+    assert "holds a finished proof already" in done.stderr

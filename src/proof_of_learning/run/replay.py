@@ -126,12 +126,14 @@ class Taking:
         if self._peek() is None:
             self._end_step()
             if self._at == len(self._steps):
-                self._finish(closed=False)
+                self._finish([self._clock.phase, self._clock.epoch, walk.number, walk.position])
             self._begin_step()
         self._before()
         event = self._peek()
         here = (self._clock.phase, self._clock.epoch, walk.number)
         if event is not None and event.code == END:
+            if walk.position != len(walk.source):
+                raise self._strayed()  # a walk that is said to end early would make training shorter
             self._next += 1
             raise StopIteration
         if event is not None and event.code == BATCH and event.place != here and walk.position == 0:
@@ -157,7 +159,7 @@ class Taking:
         if not self._clock.begun or self._peek() is not None or self._at + 1 < len(self._steps):
             raise self._strayed()
         self._end_step()
-        self._finish(closed=True)
+        self._finish(None)
 
     # ---- steps ---------------------------------------------------------------------------------------
 
@@ -193,11 +195,12 @@ class Taking:
         self._parts[PLACE].step = self._request.start + self._at
         self._tools.pulse(self._at, len(self._steps))
 
-    def _finish(self, closed: bool) -> None:
+    def _finish(self, asked: list[int] | None) -> None:
+        """``asked``: where the next batch was asked for; None at ``close()``."""
         with task_code("capturing the state"):
             state = capture(self._parts, live=True)
         losses = torch.stack(self._losses).cpu().tolist()
-        self._answer(protocol.Taken(losses, self._rates, 0.0, closed), (state,))
+        self._answer(protocol.Taken(losses, self._rates, 0.0, asked is None, asked or []), (state,))
 
     def _hand(self, walk: Walk, event: Event) -> Any:
         """The recorded batch, with the generators as they were when it was handed over."""
