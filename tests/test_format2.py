@@ -68,6 +68,9 @@ def test_a_run_that_stops_early_is_sealed_as_one(stop: int, codec: str, tmp_path
     assert (proof.steps, proof.end.steps, proof.header.training.planned) == (stop, stop, STEPS)
     assert proof.end.ended == ("completed" if stop == STEPS else "stopped")
     assert [s.stop for s in proof.segments] == [*range(INTERVAL, stop, INTERVAL), stop]
+    # A codec in the loop rounds the end of a run that stops at a checkpoint, as it did that of every segment before.
+    rounded = codec == "quantised" and stop == 15
+    assert (proof.segments[-1].arrived != proof.segments[-1].state) == rounded
     assert pol.check(proof.path).status == "pass"
     if codec == "raw":
         assert minireader.check(proof.path) == proof.root
@@ -277,6 +280,18 @@ def test_an_event_after_the_last_step_is_refused(eventful: Path, tmp_path: Path)
     relog(path, lambda lines: lines.insert(-1, {**next(x for x in lines if x["kind"] == "event"), "step": STEPS}))
     with pytest.raises(IntegrityError, match="does not belong"):
         Proof.open(path)
+
+
+def test_an_event_of_a_step_that_a_short_segment_does_not_have_is_refused(eventful: Path, tmp_path: Path) -> None:
+    event = next(msgspec.json.decode(x) for x in (eventful / "log.jsonl").read_bytes().splitlines() if b"reload" in x)
+    for step, fits in ((12, True), (13, False)):
+        path = stopped(tmp_path / f"{step}.pol", 13).path
+        relog(path, lambda lines, step=step: lines.insert(-2, {**event, "step": step}))  # type: ignore[misc]
+        if fits:
+            assert [found.step for found in Proof.open(path).events] == [step]
+        else:
+            with pytest.raises(IntegrityError, match="not taken"):
+                Proof.open(path)
 
 
 def test_metrics_are_columns(tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def test_another_claim_or_none_is_no_basis_for_a_proof(
 
 def test_an_edited_claim_is_refused(tiny: TaskReference, registered: tuple[Path, Path], tmp_path: Path) -> None:
     kept = registration.load(registered[0])
-    claim = msgspec.structs.replace(kept.claim, steps=25)
+    assert kept.claim.steps is not None
+    claim = msgspec.structs.replace(kept.claim, steps=kept.claim.steps + 1)
     edited = tmp_path / "claim.json"
     edited.write_bytes(msgspec.structs.replace(kept, claim=claim).encoded())
     assert verify(registered[1], tiny, registration=edited).check("registration").status == "fail"

@@ -344,9 +344,8 @@ class ProofWriter:
             number for number, (line, _) in enumerate(lines)
             if isinstance(line, Segment) and line.stop % training.interval and line.stop != training.planned
         ]  # fmt: skip
-        del lines[
-            min(short, default=len(lines)) :
-        ]  # the run was about to end there, for a reason that is not known any more
+        # At a short segment the run was about to end, for a reason that is not known any more.
+        del lines[min(short, default=len(lines)) :]
         del lines[self._accounted(lines, index) :]
         while lines:
             line = lines[-1][0]
