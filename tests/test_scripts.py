@@ -190,6 +190,38 @@ def test_a_draw_while_a_batch_is_fetched_is_repeated(tmp_path: Path) -> None:
         assert found.verdict == "valid", found.reason
 
 
+def test_parts_of_every_kind_are_state(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        step="averaged.update_parameters(model); counter.load_state_dict({'n': counter.n + 1}); "
+        "optimizer.param_groups[0]['weight_decay'] = 1e-4 * (counter.n % 5)",
+        epoch="plateau.step(float(loss)); warm.step()",
+    )
+    text = path.read_text().replace(
+        "run = pol.Run(model=model, optimizer=optimizer)",
+        """
+class Counter:
+    n = 0
+    def state_dict(self): return {"n": self.n}
+    def load_state_dict(self, values): self.n = values["n"]
+
+counter = Counter()
+averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))
+run = pol.Run(net=model, opt=optimizer, plateau=plateau, warm=warm, ema=averaged, counter=counter)
+""",
+    )
+    path.write_text(text)
+    done = record(path, tmp_path / "run.pol", interval=3)
+    assert done.returncode == 0, done.stderr
+    assert set(Proof.open(tmp_path / "run.pol").header.parts) == {
+        "model", "optimizer", "scheduler.plateau", "scheduler.warm", "ema", "counter", "progress",
+    }  # fmt: skip
+    found = verdict(tmp_path / "run.pol", path, everything=True)
+    assert found.verdict == "valid", found.reason
+
+
 def test_other_arguments_of_the_verifiers_are_no_forgery(tmp_path: Path) -> None:
     path = script(tmp_path, begin="optimizer.param_groups[0]['lr'] = float(sys.argv[1])")
     assert record(path, tmp_path / "run.pol", "0.1").returncode == 0
