@@ -222,6 +222,21 @@ run = pol.Run(net=model, opt=optimizer, plateau=plateau, warm=warm, ema=averaged
     assert found.verdict == "valid", found.reason
 
 
+def test_batches_that_the_script_names_itself_are_recorded_and_replayed(tmp_path: Path) -> None:
+    path = script(tmp_path, epoch="run.end()")
+    text = path.read_text().replace(
+        "for number, (a, b) in enumerate(run.batches(loader)):",
+        "for chosen in torch.randperm(640).split(32):\n        a, b = data[run.begin(chosen)]",
+    )
+    path.write_text(text.replace("model=model,", "data=data, model=model,"))
+    plain, done = run(path), record(path, tmp_path / "run.pol", interval=3)
+    assert plain.returncode == 0 and done.returncode == 0, done.stderr
+    # Whoever verifies cannot know what batches the script would name, and has to accept that.
+    assert verdict(tmp_path / "run.pol", path).verdict == "inconclusive"
+    found = verdict(tmp_path / "run.pol", path, everything=True, accept_order=True)
+    assert found.verdict == "valid", found.reason
+
+
 def test_other_arguments_of_the_verifiers_are_no_forgery(tmp_path: Path) -> None:
     path = script(tmp_path, begin="optimizer.param_groups[0]['lr'] = float(sys.argv[1])")
     assert record(path, tmp_path / "run.pol", "0.1").returncode == 0

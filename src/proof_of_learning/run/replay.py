@@ -14,6 +14,7 @@ from proof_of_learning.run import counting, events
 from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import facts
+from proof_of_learning.run.loaders import Named
 from proof_of_learning.run.mode import Given
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.watch import Seen, watching
@@ -109,7 +110,8 @@ class Taking:
         self._steps = [events.decode(np.frombuffer(raw, dtype="<i8")) for raw in request.loop]
         if any(next((e.code for e in step if e.code != BEFORE), None) != BATCH for step in self._steps):
             raise FormatError("a recorded step does not begin with a batch")
-        self.place = next(event for event in self._steps[0] if event.code == BATCH).place
+        self._first = next(event for event in self._steps[0] if event.code == BATCH)
+        self.place = self._first.place
         self._at, self._next = 0, 0  # the step under way, counted from the segment's start, and its next event
         self._taken = 0  # of its indices
         self._losses: list[torch.Tensor] = []
@@ -122,6 +124,11 @@ class Taking:
 
     def clocked(self, walk: Walk) -> Any:
         if not self._clock.begun:
+            if isinstance(walk.source, Named) and walk.position < self._first.position:
+                # Nobody can move the script's own loop on, so it takes the steps up to there, before the state is restored.
+                walk.position += 1
+                self._tools.pulse(0, len(self._steps))
+                return walk.source.named
             self._begin(walk)
         if self._peek() is None:
             self._end_step()
@@ -171,10 +178,9 @@ class Taking:
             raise FormatError(
                 f"the state before step {self._request.start} says it stands at step {self._parts[PLACE].step}"
             )
-        first = next(event for event in self._steps[0] if event.code == BATCH)
-        walk.position = first.position
-        if first.position:
-            counting.advance(walk, first.position)
+        if walk.position < self._first.position:
+            counting.advance(walk, self._first.position)
+            walk.position = self._first.position
         self._clock.begun = True
         self._clock.seen = Seen(self._parts)
         self._watch = watching(lambda: self._clock.seen)
