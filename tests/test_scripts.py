@@ -126,6 +126,31 @@ def test_a_run_that_is_shorter_than_the_script_is_not_valid(tmp_path: Path) -> N
     assert found.verdict == "inconclusive" and "the script goes on" in found.reason
 
 
+# What a forger's loop leaves out; the script as the verifier has it would have made more steps.
+SHORTER = [
+    ("epochs", "run.epochs(EPOCHS)", "(e for e in run.epochs(4) if e in (0, 3))"),
+    (
+        "batches",
+        "batch_size=32, shuffle=True",
+        "batch_size=32, sampler=torch.utils.data.RandomSampler(data, num_samples=128)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "honest", "forged"), SHORTER, ids=[row[0] for row in SHORTER])
+def test_a_run_that_leaves_steps_out_is_not_valid(what: str, honest: str, forged: str, tmp_path: Path) -> None:
+    path = script(tmp_path, epochs=4)
+    (tmp_path / "other").mkdir()
+    other = script(tmp_path / "other", epochs=4)
+    text = other.read_text().replace(honest.replace("EPOCHS", "4"), forged)
+    assert text != other.read_text()
+    other.write_text(text)
+    assert record(other, tmp_path / "run.pol", interval=1).returncode == 0
+    found = verdict(tmp_path / "run.pol", path)
+    assert found.verdict == "inconclusive", found.reason
+    assert found.reason.startswith("order"), found.reason
+
+
 def test_a_live_epoch_and_a_live_count_are_right_after_a_jump(tmp_path: Path) -> None:
     live = script(tmp_path, begin="optimizer.param_groups[0]['lr'] = 0.1 / (1 + epoch) / (1 + number % 3)")
     assert record(live, tmp_path / "run.pol", interval=3).returncode == 0
@@ -165,6 +190,53 @@ def test_a_draw_while_a_batch_is_fetched_is_repeated(tmp_path: Path) -> None:
         assert found.verdict == "valid", found.reason
 
 
+def test_parts_of_every_kind_are_state(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        step="averaged.update_parameters(model); counter.load_state_dict({'n': counter.n + 1}); "
+        "optimizer.param_groups[0]['weight_decay'] = 1e-4 * (counter.n % 5)",
+        epoch="plateau.step(float(loss)); warm.step()",
+    )
+    text = path.read_text().replace(
+        "run = pol.Run(model=model, optimizer=optimizer)",
+        """
+class Counter:
+    n = 0
+    def state_dict(self): return {"n": self.n}
+    def load_state_dict(self, values): self.n = values["n"]
+
+counter = Counter()
+averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))
+run = pol.Run(net=model, opt=optimizer, plateau=plateau, warm=warm, ema=averaged, counter=counter)
+""",
+    )
+    path.write_text(text)
+    done = record(path, tmp_path / "run.pol", interval=3)
+    assert done.returncode == 0, done.stderr
+    assert set(Proof.open(tmp_path / "run.pol").header.parts) == {
+        "model", "optimizer", "scheduler.plateau", "scheduler.warm", "ema", "counter", "progress",
+    }  # fmt: skip
+    found = verdict(tmp_path / "run.pol", path, everything=True)
+    assert found.verdict == "valid", found.reason
+
+
+def test_batches_that_the_script_names_itself_are_recorded_and_replayed(tmp_path: Path) -> None:
+    path = script(tmp_path, epoch="run.end()")
+    text = path.read_text().replace(
+        "for number, (a, b) in enumerate(run.batches(loader)):",
+        "for chosen in torch.randperm(640).split(32):\n        a, b = data[run.begin(chosen)]",
+    )
+    path.write_text(text.replace("model=model,", "data=data, model=model,"))
+    plain, done = run(path), record(path, tmp_path / "run.pol", interval=3)
+    assert plain.returncode == 0 and done.returncode == 0, done.stderr
+    # Whoever verifies cannot know what batches the script would name, and has to accept that.
+    assert verdict(tmp_path / "run.pol", path).verdict == "inconclusive"
+    found = verdict(tmp_path / "run.pol", path, everything=True, accept_order=True)
+    assert found.verdict == "valid", found.reason
+
+
 def test_other_arguments_of_the_verifiers_are_no_forgery(tmp_path: Path) -> None:
     path = script(tmp_path, begin="optimizer.param_groups[0]['lr'] = float(sys.argv[1])")
     assert record(path, tmp_path / "run.pol", "0.1").returncode == 0
@@ -192,8 +264,9 @@ def test_what_cannot_be_recorded_is_said_in_one_line(says: str, places: dict[str
 
 
 def test_a_finished_directory_is_refused_and_the_training_goes_on(tmp_path: Path) -> None:
-    path = script(tmp_path, end="run.close(); print('trained')")
-    assert record(path, tmp_path / "run.pol").returncode == 0
-    again = record(path, tmp_path / "run.pol")
-    assert again.returncode == 2 and "trained" in again.stdout
-    assert "holds a finished proof already" in again.stderr
+    path = script(tmp_path, epochs=1, end="run.close(); print('trained')")
+    (tmp_path / "run.pol").mkdir()
+    (tmp_path / "run.pol" / "seal.json").write_text("{}")
+    done = record(path, tmp_path / "run.pol")
+    assert done.returncode == 2 and "trained" in done.stdout
+    assert "holds a finished proof already" in done.stderr

@@ -69,7 +69,7 @@ class Described(Answer, frozen=True, tag="described"):
     ``optimizers``: the parts that are optimizers with their numbers of parameter groups, in the order in which rates are told.
     ``modules``: the parts that are modules. ``script``: a script with a loop of its own; then ``steps`` are what was expected when
     it began, ``steps_per_epoch`` the batches of the first loader, ``batch`` its samples (0: not known),
-    ``arguments`` those it was called with.
+    ``arguments`` those it was called with, ``place`` where its loop begins: phase, epoch and walk (:mod:`run.events`).
     """
 
     digest: str
@@ -86,6 +86,7 @@ class Described(Answer, frozen=True, tag="described"):
     modules: list[str]
     script: bool = False
     arguments: list[str] = []
+    place: list[int] = []
 
 
 class CommitData(Request, frozen=True, tag="commit-data"):
@@ -161,13 +162,15 @@ class Take(Request, frozen=True, tag="take"):
 class Taken(Answer, frozen=True, tag="taken"):
     """Behind it: the state arrived at. ``losses`` and ``rates`` by step; ``seconds``: of the steps alone.
 
-    ``closed``: of a script, whether it closed its run at the end of these steps, rather than ask for the next batch.
+    ``closed``: of a script, whether it closed its run at the end of these steps, rather than ask for the next batch;
+    ``asked``: where that one was asked for (phase, epoch, walk, position in the walk).
     """
 
     losses: list[float]
     rates: list[list[float]]
     seconds: float
     closed: bool | None = None
+    asked: list[int] = []
 
 
 class Evaluate(Request, frozen=True, tag="evaluate"):

@@ -234,6 +234,7 @@ class Replayer:
         return requests.Replayed(
             arrived.digest(), ended.digest(), taken.losses, taken.rates, comparison, displacement, details, seconds,
             taken.seconds, walked + len(taken.losses), taken.closed,
+            taken.asked,
         )  # fmt: skip
 
     def _noise(self, request: requests.Noise, where: _Where) -> requests.Replayed:
@@ -349,7 +350,7 @@ class _Taken:
 
     def __init__(self, state: State, told: protocol.Taken) -> None:
         self.state, self.losses, self.rates, self.seconds = state, told.losses, told.rates, told.seconds
-        self.closed = told.closed
+        self.closed, self.asked = told.closed, told.asked
 
 
 class _Where:

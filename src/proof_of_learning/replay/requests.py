@@ -6,6 +6,8 @@ what a blind worker is told (:mod:`replay.protocol`), and what comes back into t
 
 from __future__ import annotations
 
+import msgspec
+
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.measure import Comparison, Detail, Distance
 from proof_of_learning.replay.protocol import Answer, Request, TensorOrigin
@@ -62,7 +64,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     ``displacement``: distance between the segment's two recorded ends; None if the proof no longer holds the second, and for
     :class:`Noise`. ``losses`` are the replay's own, ``rates`` the learning rates it used. ``seconds`` covers loading, steps and
     digest; ``step_seconds`` the steps alone, ``steps`` how many they were: more than the segment's where its start was thinned.
-    ``closed``: whether a script closed its run there.
+    ``closed``: whether a script closed its run there; ``asked``: where else it asked for the next batch.
     """
 
     arrived: str
@@ -76,6 +78,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     step_seconds: float
     steps: int
     closed: bool | None = None
+    asked: list[int] = msgspec.field(default_factory=list)
 
 
 class Evaluate(Request, frozen=True, tag="evaluate-segment"):

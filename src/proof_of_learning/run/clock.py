@@ -7,7 +7,7 @@ A step is one optimizer update: it begins with the batch that it receives first,
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from proof_of_learning.run.mode import ACTIVE, Given
@@ -40,6 +40,7 @@ class Run:
         **parts: Any,
     ) -> None:
         self._clock: Clock | None = None
+        self._named: Walk | None = None  # of batches that the script names itself
         given = Given(data, interval, out, strict, pretrained, parts)
         if ACTIVE.start is not None:
             self._clock = ACTIVE.start(given)
@@ -68,6 +69,22 @@ class Run:
         from proof_of_learning.run.loaders import Counted
 
         return Batches(self._clock, Counted(numbers))
+
+    def begin(self, indices: Sequence[int]) -> list[int]:
+        """A batch that no loader gives: of these samples of ``data``. Returns those to take, in a replay the recorded ones."""
+        if self._clock is None:
+            return [int(index) for index in indices]
+        from proof_of_learning.run.loaders import Named
+
+        if self._named is None or self._named.done or self._clock.active != id(self._named):
+            self._named = self._clock.walk_through(Named())
+        self._named.source.name(indices)  # type: ignore[attr-defined]
+        return list(next(self._named))
+
+    def end(self) -> None:
+        """The walk of batches begun by :meth:`begin` is over, as a loader's is at the end of an epoch; the last step stays open."""
+        if self._clock is not None and self._named is not None:
+            self._clock.end(self._named)
 
     def loss(self, value: Any) -> None:
         """The step's loss, in place of the sum of what ``backward`` was called on."""

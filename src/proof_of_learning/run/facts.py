@@ -12,7 +12,7 @@ import torch
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import UsageError
 from proof_of_learning.run import script
-from proof_of_learning.run.loaders import Loaded, Source
+from proof_of_learning.run.loaders import Loaded, Named, Source
 from proof_of_learning.run.mode import Given
 from proof_of_learning.run.parts import GENERATORS, MODEL, PLACE, Generators, arrange, family
 from proof_of_learning.task import Description, describe_parts
@@ -92,6 +92,12 @@ def facts(given: Given, source: Source) -> Facts:
         return Facts(
             parts, _dataset(data), source.batch_size, len(source), False, bool(source.base.drop_last), source.shuffles
         )
+    if given.data is None and isinstance(source, Named):
+        raise UsageError(
+            "run.begin knows no loader, so say which data set its indices are of: pol.Run(data=train_set, …)"
+        )
+    if isinstance(source, Named):
+        return Facts(parts, _dataset(given.data), 0, 0, False, shuffle=True)
     if given.data is None:
         raise UsageError(
             "run.steps knows no loader, so say what the script draws its samples from: pol.Run(data=tokens, …), a tensor, an array "

@@ -43,7 +43,7 @@ class Telling:
         found = facts(self._clock.given, walk.source)
         match self._request:
             case protocol.Describe():
-                self._answer(described(found, self._clock.expected), ())
+                self._answer(described(found, self._clock, walk), ())
             case protocol.CommitData():
                 total = len(found.data)
                 with task_code("reading the data"):
@@ -62,13 +62,13 @@ class Telling:
         raise TaskError("the script called close() before its first step")
 
 
-def described(found: Facts, epochs: int) -> protocol.Described:
+def described(found: Facts, clock: Replaying, walk: Walk) -> protocol.Described:
     description = found.describe()
     return protocol.Described(
         digest=description.digest(),
         description=canonical.encode(description.content),
         sources=description.sources,
-        steps=epochs * found.walk,
+        steps=clock.expected * found.walk,
         steps_per_epoch=max(1, found.walk),
         samples=len(found.data),
         batch=found.batch,
@@ -79,6 +79,7 @@ def described(found: Facts, epochs: int) -> protocol.Described:
         modules=found.modules(),
         script=True,
         arguments=sys.argv[1:],
+        place=[clock.phase, clock.epoch, walk.number],
     )
 
 

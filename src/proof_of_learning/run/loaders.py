@@ -64,6 +64,27 @@ class Counted:
         return self.numbers[position]
 
 
+class Named:
+    """``run.begin``: batches whose samples the script names itself."""
+
+    def __init__(self) -> None:
+        self.loader: Any = self
+        self.named: list[int] = []
+
+    def __len__(self) -> int:
+        return 0
+
+    def name(self, indices: Sequence[int]) -> None:
+        self.named = [int(index) for index in indices]
+
+    def open(self) -> Iterator[Handed]:
+        while True:
+            yield Handed(self.named, self.named)
+
+    def again(self, indices: Sequence[int], position: int) -> list[int]:
+        return list(indices)
+
+
 class Loaded:
     """``run.batches``: a loader over a data set with indices."""
 

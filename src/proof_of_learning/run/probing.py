@@ -84,7 +84,7 @@ class Probing:
         found = facts(self._clock.given, walk.source)
         self._parts = found.parts
         samples = np.frombuffer(self._request.samples, dtype="<i8").tolist()
-        size = found.batch or len(samples)
+        size = found.batch or len(samples) or 1
         whole = max(1, len(samples) // size)  # a short batch is one that some networks cannot take
         self._chunks = [[]] if found.counted else [samples[i * size : (i + 1) * size] for i in range(whole)]
         self._clock.begun, self._clock.seen = True, self._seen

@@ -14,6 +14,7 @@ from proof_of_learning.run import counting, events
 from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import facts
+from proof_of_learning.run.loaders import Named
 from proof_of_learning.run.mode import Given
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.watch import Seen, watching
@@ -109,7 +110,8 @@ class Taking:
         self._steps = [events.decode(np.frombuffer(raw, dtype="<i8")) for raw in request.loop]
         if any(next((e.code for e in step if e.code != BEFORE), None) != BATCH for step in self._steps):
             raise FormatError("a recorded step does not begin with a batch")
-        self.place = next(event for event in self._steps[0] if event.code == BATCH).place
+        self._first = next(event for event in self._steps[0] if event.code == BATCH)
+        self.place = self._first.place
         self._at, self._next = 0, 0  # the step under way, counted from the segment's start, and its next event
         self._taken = 0  # of its indices
         self._losses: list[torch.Tensor] = []
@@ -122,16 +124,23 @@ class Taking:
 
     def clocked(self, walk: Walk) -> Any:
         if not self._clock.begun:
+            if isinstance(walk.source, Named) and walk.position < self._first.position:
+                # Nobody can move the script's own loop on, so it takes the steps up to there, before the state is restored.
+                walk.position += 1
+                self._tools.pulse(0, len(self._steps))
+                return walk.source.named
             self._begin(walk)
         if self._peek() is None:
             self._end_step()
             if self._at == len(self._steps):
-                self._finish(closed=False)
+                self._finish([self._clock.phase, self._clock.epoch, walk.number, walk.position])
             self._begin_step()
         self._before()
         event = self._peek()
         here = (self._clock.phase, self._clock.epoch, walk.number)
         if event is not None and event.code == END:
+            if walk.position != len(walk.source):
+                raise self._strayed()  # a walk that is said to end early would make training shorter
             self._next += 1
             raise StopIteration
         if event is not None and event.code == BATCH and event.place != here and walk.position == 0:
@@ -157,7 +166,7 @@ class Taking:
         if not self._clock.begun or self._peek() is not None or self._at + 1 < len(self._steps):
             raise self._strayed()
         self._end_step()
-        self._finish(closed=True)
+        self._finish(None)
 
     # ---- steps ---------------------------------------------------------------------------------------
 
@@ -169,10 +178,9 @@ class Taking:
             raise FormatError(
                 f"the state before step {self._request.start} says it stands at step {self._parts[PLACE].step}"
             )
-        first = next(event for event in self._steps[0] if event.code == BATCH)
-        walk.position = first.position
-        if first.position:
-            counting.advance(walk, first.position)
+        if walk.position < self._first.position:
+            counting.advance(walk, self._first.position)
+            walk.position = self._first.position
         self._clock.begun = True
         self._clock.seen = Seen(self._parts)
         self._watch = watching(lambda: self._clock.seen)
@@ -193,11 +201,12 @@ class Taking:
         self._parts[PLACE].step = self._request.start + self._at
         self._tools.pulse(self._at, len(self._steps))
 
-    def _finish(self, closed: bool) -> None:
+    def _finish(self, asked: list[int] | None) -> None:
+        """``asked``: where the next batch was asked for; None at ``close()``."""
         with task_code("capturing the state"):
             state = capture(self._parts, live=True)
         losses = torch.stack(self._losses).cpu().tolist()
-        self._answer(protocol.Taken(losses, self._rates, 0.0, closed), (state,))
+        self._answer(protocol.Taken(losses, self._rates, 0.0, asked is None, asked or []), (state,))
 
     def _hand(self, walk: Walk, event: Event) -> Any:
         """The recorded batch, with the generators as they were when it was handed over."""

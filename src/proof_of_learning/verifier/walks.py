@@ -15,6 +15,8 @@ from proof_of_learning.replay.protocol import Described
 from proof_of_learning.run import events
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, OVER
 
+MAX_TURNS = 8  # ways in which walks follow each other, each of which is replayed once
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -31,6 +33,8 @@ class Loop:
     """What was seen of a loop, once :meth:`batches` has run through.
 
     beside: batches that other loaders gave. moved: steps in which generators are put somewhere amid a step.
+    turns: of each way in which one walk follows another (how far the epoch goes on, how long the walk was …) the first segment that
+        holds it: a script that goes another way there would have made another number of steps.
     odd: why the walks are none that a script's loop makes.
     """
 
@@ -39,11 +43,12 @@ class Loop:
     beside: int = 0
     moved: int = 0
     walks: int = 0
+    turns: dict[tuple[object, ...], int] = field(default_factory=dict)
     odd: list[str] = field(default_factory=list)
 
     def batches(self) -> Iterator[Batch]:
         """Every batch of the clock, in order. Raises FormatError where the column is malformed or missing."""
-        place, position = (0, -2, -1), 0
+        place, position, before = (0, -2, -1), 0, 0
         for segment, columns in zip(self.proof.segments, self.proof.all_columns(), strict=True):
             if columns.loop is None or columns.indices is None:
                 raise FormatError(
@@ -57,6 +62,8 @@ class Loop:
                     if event.code != BATCH:
                         continue
                     fresh = event.place != place
+                    if fresh and place[1] != -2:
+                        self._turn(place, event.place, position + 1, before)
                     expected = 0 if fresh else position + 1
                     if (fresh and not _later(place, event.place)) or event.position != expected:
                         self._strange(
@@ -64,7 +71,7 @@ class Loop:
                         )
                     if self.counted and event.samples:
                         self._strange(f"step {step:,} names samples, but the script draws its own")
-                    place, position = event.place, event.position
+                    place, position, before = event.place, event.position, segment.index
                     self.walks += fresh
                     chosen = indices[taken : taken + event.samples]
                     taken += event.samples
@@ -72,9 +79,34 @@ class Loop:
                 if taken != len(indices):
                     self._strange(f"step {step:,} names samples that no batch takes")
 
+    def _turn(self, before: tuple[int, int, int], after: tuple[int, int, int], batches: int, segment: int) -> None:
+        same = before[0] == after[0]
+        epochs: object = after[1] - before[1] if same and before[1] != -1 else (before, after)
+        if before[1] == after[1] == -1 and same:
+            epochs = 0
+        if len(self.turns) <= MAX_TURNS:
+            self.turns.setdefault(
+                (epochs, before[2] if epochs != 0 or before[1] != -1 else 0, after[2] - before[2], batches), segment
+            )
+
     def _strange(self, why: str) -> None:
         if len(self.odd) < 5:
             self.odd.append(why)
+
+
+def turning(proof: Proof) -> list[int]:
+    """The segments that show, once each, the ways in which walks follow each other."""
+    loop = Loop(proof, counted=False)
+    for _ in loop.batches():
+        pass
+    return list(loop.turns.values())
+
+
+def begins(proof: Proof, index: int) -> list[int]:
+    """Where segment ``index`` takes its first batch: phase, epoch, walk, position."""
+    columns = proof.columns(index)
+    first = None if not columns.loop else next((e for e in events.decode(columns.loop[0]) if e.code == BATCH), None)
+    return [] if first is None else [*first.place, first.position]
 
 
 def other_arguments(proof: Proof, described: Described) -> str:

@@ -21,7 +21,7 @@ from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.training.randomness import key_from_seed
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, Status
-from proof_of_learning.verifier.walks import Loop
+from proof_of_learning.verifier.walks import MAX_TURNS, Loop, begins, turning
 
 # Samplers that pad the last batch repeat a few samples, and a loop that was taken up again amid an epoch begins a new
 # permutation there: no sample comes more than twice an epoch, and over a whole run such repeats are few.
@@ -43,7 +43,11 @@ class OrderCheck:
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
         yield [Describe()]
         if answers.get(Describe(), Described).script:
-            yield [_last(evidence)]
+            turns = turning(evidence.proof)[:MAX_TURNS]
+            yield [
+                _replay(evidence, index)
+                for index in sorted({*evidence.challenge.segments, *turns, _last(evidence).index})
+            ]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)
@@ -102,6 +106,8 @@ class OrderCheck:
             )  # fmt: skip
         options = msgspec.json.decode(described.description)["step"]
         rule = _Rule(described.samples, described.batch, described.steps_per_epoch, options["drop_last"])
+        if (strays := self._strays(evidence, answers, described)) is not None:
+            return strays
         loop, use = Loop(evidence.proof, options["counted"]), _Use(rule)
         odd = None
         for batch in loop.batches():
@@ -118,6 +124,8 @@ class OrderCheck:
                 )
             use.add(batch.step, batch.indices, batch.position)
         use.end_epoch()
+        if len(loop.turns) > MAX_TURNS:
+            odd = odd or f"its walks follow each other in more than {MAX_TURNS} ways"
         if loop.counted:
             found = f"{steps:,} steps; the script draws its samples from generators that are part of every state"
             odd = (
@@ -139,6 +147,27 @@ class OrderCheck:
         if evidence.options.claims.accept_order:
             return result(self, "pass", f"{found}; accepted by the verifier although {odd}", accepted=odd, **told)
         return result(self, "inconclusive", f"{found}, but {odd}; {REMEDY}", **told)
+
+    def _strays(self, evidence: Evidence, answers: Answers, described: Described) -> CheckResult | None:
+        """The script begins elsewhere than the proof, or goes on elsewhere after a segment that was replayed."""
+        count = len(evidence.proof.segments)
+        if begins(evidence.proof, 0) != [*described.place, 0]:
+            return result(self, "inconclusive", "the proof does not begin where the script's loop does")
+        for request in answers.requests(Replay):
+            if request.steps is not None or answers.failure(request) is not None:
+                continue
+            found, segment = answers.get(request, Replayed), evidence.proof.segments[request.index]
+            if found.arrived != segment.arrived:
+                continue  # which the trajectory judges
+            wanted = begins(evidence.proof, request.index + 1) if request.index + 1 < count else []
+            if found.asked != wanted or found.closed != (not wanted):
+                return result(
+                    self, "inconclusive",
+                    f"after step {segment.stop:,} the script's loop goes on elsewhere than the proof: what it decides by is no part "
+                    "of its state, or steps were left out",
+                    segment=request.index, script=found.asked, proof=wanted,
+                )  # fmt: skip
+        return None
 
     def _recorded(self, evidence: Evidence, described: Described) -> CheckResult:
         options = msgspec.json.decode(described.description)["step"]
@@ -250,7 +279,10 @@ class _Use:
 
 
 def _last(evidence: Evidence) -> Replay:
-    index = len(evidence.proof.segments) - 1
+    return _replay(evidence, len(evidence.proof.segments) - 1)
+
+
+def _replay(evidence: Evidence, index: int) -> Replay:
     return Replay(index, calibrate=evidence.calibrates(index))
 
 
