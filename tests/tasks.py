@@ -45,6 +45,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "multistep": lambda o: lr_scheduler.MultiStepLR(o, [3, 9, 9, 14], gamma=0.7),
     "onecycle": lambda o: lr_scheduler.OneCycleLR(o, 0.05, total_steps=40),
     "sequential": sequential,
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0, threshold=0.9),  # falls every epoch
 }
 
 

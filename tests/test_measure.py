@@ -252,3 +252,16 @@ def test_weights_of_any_type_have_an_estimate_of_d_ref(dtype: torch.dtype) -> No
     """A mask that is a parameter, say: constant at the start, so that its way is what counts."""
     start, end = torch.zeros(4).to(dtype), torch.tensor([0.0, 1.0, 0.0, 1.0]).to(dtype)
     assert math.isfinite(estimate_d_ref({"w": start}, {"w": end}).l2)
+
+
+def test_what_is_made_of_losses_may_differ_as_losses_do_between_machines() -> None:
+    def holding(best: float, losses: float, factor: float = 0.5) -> State:
+        tree = {
+            "scheduler": {"best": best, "factor": factor, "num_bad_epochs": 1},
+            "progress": {"step": 3, "losses": [losses, 2]},
+        }
+        return State(encode_tree(tree, "", {}), {})
+
+    assert compare(holding(2.0, 3.0), holding(2.000001, 3.000001)).unequal == []
+    for other in (holding(2.1, 3.0), holding(2.0, 3.1), holding(2.0, 3.0, 0.500001)):
+        assert compare(holding(2.0, 3.0), other).unequal == ["(structure or scalars)"]

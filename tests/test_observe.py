@@ -101,8 +101,11 @@ class Loop:
                     if stop():
                         return
             if self.schedule == "epoch":
-                self.scheduler.step()
+                self.end_epoch(recorder)
             self.evaluate()
+
+    def end_epoch(self, recorder: Recorder) -> None:
+        self.scheduler.step()
 
     @property
     def per_epoch(self) -> int:
@@ -137,6 +140,23 @@ def test_every_step_of_a_foreign_loop_replays(accumulate: int, schedule: str, in
     assert proof.header.training.planned == EPOCHS * loop.per_epoch == loop.steps
     state = proof.state(proof.segments[-1].state)
     assert state.part("model", "optimizer", "scheduler").digest() == capture(loop.parts).digest()
+
+
+def test_a_foreign_loop_steps_its_plateau_scheduler_with_the_loss_of_the_epoch(tmp_path: Path) -> None:
+    class Driven(Loop):
+        def end_epoch(self, recorder: Recorder) -> None:
+            self.scheduler.step(recorder.epoch_loss())  # type: ignore[arg-type]
+
+    described, loop = replace(task(), scheduler=tasks.SCHEDULERS["plateau"]), Driven()
+    loop.optimizer = described.optimizer(loop.model)
+    loop.scheduler = tasks.SCHEDULERS["plateau"](loop.optimizer)
+    with Recorder.observe(tmp_path / "run.pol", described, loop.parts, interval=4) as recorder:
+        loop.train(recorder)
+        recorder.close()
+    replays_alone(tmp_path / "run.pol", described)
+    check = pol.verify(tmp_path / "run.pol", described, random=0, top_q=0, keep_going=True).check("hyperparameters")
+    assert check.status == "pass", check.summary
+    assert check.evidence["rate_lowest"] == 0.005 < check.evidence["rate_highest"]
 
 
 def test_workers_that_run_ahead_do_not_disturb_the_recorded_order(tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import proof_of_learning as pol
 import support_forging
+import tasks
+from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import StepContext, standard_step
 
@@ -64,6 +67,56 @@ def test_other_settings_in_one_state_are_found_without_being_challenged(
     check = verdict.check("hyperparameters")
     assert (verdict.verdict, check.status) == ("invalid", "fail")
     assert check.summary.startswith(f"the settings in the state at step 12 are not the task's: {shown}")
+
+
+def stepped_by_itself(context: StepContext, batches: list[Any]) -> Any:
+    loss = standard_step(context, batches, tasks.loss)
+    if context.step % 6 == 5:
+        context.schedulers["scheduler"].step(loss.detach())
+    return loss
+
+
+@pytest.mark.parametrize("step", [None, stepped_by_itself], ids=["standard", "custom"])
+def test_a_schedule_that_follows_a_metric_gets_a_verdict(step: Any, tiny: pol.TaskReference, tmp_path: Path) -> None:
+    task = local(tiny, scheduler="plateau")
+    task = task if step is None else replace(task, loss=None, step=step)
+    pol.prove(task, tmp_path / "honest", interval=4)
+    rates = [row[0] for columns in pol.Proof.open(tmp_path / "honest").all_columns() for row in columns.rates.tolist()]
+    assert rates == [*[0.05] * 12, *[0.025] * 6, *[0.0125] * 6]
+    assert pol.verify(tmp_path / "honest", task, random=1, top_q=0).verdict == "valid"
+
+    def halved(states: list[State]) -> list[State]:
+        tree = _with(states[2].tree, ("optimizer", "groups", 0, "lr"), {"f": (0.025).hex()})
+        return [*states[:2], State(tree, states[2].tensors), *states[3:]]
+
+    support_forging.rewrite(tmp_path / "honest", tmp_path / "forged", states=halved)
+    verdict = pol.verify(tmp_path / "forged", task, random=0, top_q=0)
+    assert (verdict.verdict, verdict.check("hyperparameters").status) == ("invalid", "fail")
+
+
+def test_rates_that_do_not_follow_from_the_recorded_losses_are_found(tiny: pol.TaskReference, tmp_path: Path) -> None:
+    task = local(tiny, scheduler="plateau")
+    pol.prove(task, tmp_path / "honest", interval=3)
+
+    def improved(columns: list[Columns]) -> list[Columns]:
+        return [*columns[:4], *(replace(c, loss=c.loss / 1000) for c in columns[4:6]), *columns[6:]]
+
+    support_forging.rewrite(tmp_path / "honest", tmp_path / "forged", columns=improved)
+    check = pol.verify(tmp_path / "forged", task, random=0, top_q=0).check("hyperparameters")
+    assert (check.status, check.summary) == (
+        "fail",
+        "step 18: the proof says learning rate [0.0125], the task's schedule gives [0.025]",
+    )
+
+
+def test_a_scheduler_that_needs_more_than_a_metric_is_refused_by_name(tiny: pol.TaskReference, tmp_path: Path) -> None:
+    class Timed(torch.optim.lr_scheduler.ExponentialLR):
+        def step(self, epoch: int) -> None:  # type: ignore[override]
+            super().step(epoch)
+
+    task = replace(local(tiny), scheduler=lambda optimizer: {"slow": object.__new__(Timed)})
+    with pytest.raises(pol.PolError, match="the scheduler 'slow' cannot be stepped without epoch; use one"):
+        pol.prove(task, tmp_path / "run")
 
 
 def test_settings_that_training_itself_makes_need_a_replay_of_every_segment(

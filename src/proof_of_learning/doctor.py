@@ -35,6 +35,7 @@ from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training import state as states
 from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.schedules import epoch_means
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, StepResult, derived_feed
 
@@ -351,7 +352,17 @@ class _Doctor:
     def _schedule(self, player: Player, header: Header, course: _Course) -> None:
         """The rates and settings that the task's schedule gives without training, as the verifier asks for them."""
         interval = header.training.interval
-        answer, _ = player.ask(protocol.Rates(0, course.steps, interval, header.training.at_most))
+        answer, _ = player.ask(
+            protocol.Rates(
+                0,
+                course.steps,
+                interval,
+                header.training.at_most,
+                epoch_means((result.loss.item() for result in course.results), header.training.steps_per_epoch)
+                if course.session.metric
+                else (),
+            )
+        )
         if not isinstance(answer, protocol.RatesGiven):
             return
         own = [result.rates for result in course.results]

@@ -289,7 +289,7 @@ class Recorder:
             if set(parts) != expected:
                 raise UsageError(f"the task has the parts {sorted(expected)}; the loop gave {sorted(parts)}")
             header = make_header(task, session, task.data(), interval=interval, mode="recorded", codec=codec)
-        parts = {**parts, "progress": Progress()}
+        parts = {**parts, "progress": Progress(session.progress.adding)}
         environment = environments.current(device)
         rehearsal = None
         if beside.wanted(rehearse):
@@ -323,6 +323,18 @@ class Recorder:
             raise UsageError("recorder.loss(loss) belongs between the batches of recorder.watch(loader)")
         self._pending.losses.append(value.detach().reshape(()))
 
+    def epoch_loss(self) -> float:
+        """The mean loss of the epoch, at whose end a task gives it to schedulers that are driven by a metric: a loop that is recorded
+        steps them with the same number. UsageError where no step is open, or no scheduler of the task's needs it.
+        """
+        if self._pending is None or not self._pending.losses or not self.parts["progress"].adding:
+            raise UsageError(
+                "recorder.epoch_loss() is for the end of an epoch, behind the loop over recorder.watch(loader), where the task has "
+                "a scheduler that is driven by a metric"
+            )
+        mean: float = self.parts["progress"].mean(_mean(self._pending.losses))
+        return mean
+
     def _finish_pending(self) -> None:
         if self._pending is not None:
             done, self._pending = self._pending, None
@@ -331,9 +343,9 @@ class Recorder:
                     f"the loop left step {self.steps_done} after {len(done.losses)} losses for {done.batches} batches; "
                     "take a step with all its batches, and call recorder.loss(loss) once for each"
                 )
+            loss = _mean(done.losses)
+            self.parts["progress"].add(loss, (self.steps_done + 1) % self.header.training.steps_per_epoch == 0)
             self.parts["progress"].step = self.steps_done + 1
-            # Added up as the standard step does, so that the replay's loss has the same bits.
-            loss = functools.reduce(torch.add, [loss / len(done.losses) for loss in done.losses])
             self.step(loss, done.rates, indices=done.indices, rng=done.rng)
 
     # ---- inside --------------------------------------------------------------------------------------
@@ -413,6 +425,11 @@ class Recorder:
     def _check_same_run(self) -> None:
         if bytes(files.read_bounded(self.path / format.HEADER_FILE, limits.MAX_HEADER)) != self.header.encoded():
             raise RecordingError(f"{self.path} holds the finished proof of another run; choose another path")
+
+
+def _mean(losses: list[torch.Tensor]) -> torch.Tensor:
+    """Added up as the standard step does, so that the replay's loss has the same bits."""
+    return functools.reduce(torch.add, [loss / len(losses) for loss in losses])
 
 
 def finite(evaluation: Mapping[str, float]) -> dict[str, float]:

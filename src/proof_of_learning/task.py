@@ -65,7 +65,9 @@ class Task:
     optimizer: from the model to an optimizer, or to a dict of named ones.
     loss: ``loss(model, batch) -> Tensor`` for the standard step; or
     step: ``step(context, batches) -> Tensor``, a custom step (see ``training.steps.StepContext``).
-    scheduler: from what ``optimizer`` returned to a scheduler, or to a dict of named ones, stepped per ``schedule``.
+    scheduler: from what ``optimizer`` returned to a scheduler, or to a dict of named ones, stepped per ``schedule``. One that is
+        driven by a metric (``ReduceLROnPlateau``) is given the mean of the training losses at the end of each epoch, whatever
+        ``schedule`` says; beside a custom step it is that step's to step (``context.schedulers``).
     parts: further named parts of the state (EMA, queues, …): objects with ``state_dict``/``load_state_dict`` or modules.
     scaler: factory of a gradient scaler.
     batch_size: samples in a batch; a step takes ``accumulate`` batches.

@@ -39,8 +39,7 @@ def of_session(session: Session, per_epoch: int) -> Driven:
     """A session, whose schedule goes on as in a run."""
 
     def end(step: int) -> None:
-        if session.task.schedule == "step" or (step + 1) % per_epoch == 0:
-            session.step_schedulers()
+        session.step_schedulers((step + 1) % per_epoch == 0)
 
     return Driven(session.parts, end)
 
@@ -48,8 +47,8 @@ def of_session(session: Session, per_epoch: int) -> Driven:
 def coast(driven: Driven, steps: int, until: int) -> None:
     """Take up to ``steps`` steps of all optimizers with gradients of zero, but none beyond step ``until`` of the run.
 
-    The schedule goes on as in a run; a custom step's own, or a script's, is not known, and stays. Ends early where nothing moves any
-    more. Raises TaskError for an optimizer that takes no step by itself (one that needs a closure).
+    The schedule goes on as in a run; what follows a metric, a custom step's own, or a script's, is not known, and stays. Ends early
+    where nothing moves any more. Raises TaskError for an optimizer that takes no step by itself (one that needs a closure).
     """
     trained = [
         parameter

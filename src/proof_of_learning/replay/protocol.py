@@ -21,6 +21,7 @@ from proof_of_learning.task import Setting
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State
+from proof_of_learning.training.steps import Metric
 
 MAX_MESSAGE = 256 << 20
 MAX_STATES = 64  # behind one message
@@ -70,6 +71,7 @@ class Described(Answer, frozen=True, tag="described"):
     ``modules``: the parts that are modules. ``script``: a script with a loop of its own; then ``steps`` are what was expected when
     it began, ``steps_per_epoch`` the batches of the first loader, ``batch`` its samples (0: not known),
     ``arguments`` those it was called with, ``place`` where its loop begins: phase, epoch and walk (:mod:`run.events`).
+    ``metric``: what schedulers are given that are driven by one (``training.steps.Metric``).
     """
 
     digest: str
@@ -85,6 +87,7 @@ class Described(Answer, frozen=True, tag="described"):
     optimizers: dict[str, int]
     modules: list[str]
     script: bool = False
+    metric: Metric = ""
     arguments: list[str] = []
     place: list[int] = []
 
@@ -129,13 +132,14 @@ class Started(Answer, frozen=True, tag="started"):
 class Rates(Request, frozen=True, tag="rates"):
     """The learning rates that the task's own schedule gives for steps ``start`` up to ``stop``, without training.
 
-    ``interval``: how many steps a segment has.
+    ``interval``: how many steps a segment has. ``metrics``: of each whole epoch, what schedulers that are driven by one were given.
     """
 
     start: int
     stop: int
     interval: int
     steps: int
+    metrics: tuple[float, ...] = ()
 
 
 class RatesGiven(Answer, frozen=True, tag="rates"):

@@ -114,6 +114,7 @@ class Worker:
             samples=samples,
             batch=task.batch_size * task.accumulate,
             loop_schedule=task.step is None,
+            metric=session.metric,
             evaluates=task.evaluate is not None,
             members=session.members(),
             optimizers=session.groups(),
@@ -140,7 +141,7 @@ class Worker:
     def _schedule(self, request: protocol.Rates) -> protocol.RatesGiven:
         per_epoch, clock = self.task.steps_per_epoch(len(self.data)), self.session
         rates, settings = [], []
-        for step, row in enumerate(clock.idle(request.stop, per_epoch)):
+        for step, row in enumerate(clock.idle(request.stop, per_epoch, request.metrics)):
             if step % 1000 == 0:
                 self.pulse(step, request.stop)
             if step < request.start:

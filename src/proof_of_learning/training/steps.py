@@ -7,11 +7,12 @@ its first batch, where the generators are seeded from the run's key or, in an ob
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,10 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training import state as states
 from proof_of_learning.training.modules import BufferSnapshot
 from proof_of_learning.training.randomness import RngSnapshot
+from proof_of_learning.training.schedules import driven_by_metric
 from proof_of_learning.training.state import State
 
+Metric = Literal["", "loss", "custom"]
 RESERVED_PARTS = ("model", "optimizer", "scheduler", "scaler", "progress")
 
 
@@ -40,13 +43,34 @@ class StepResult:
 
 
 class Progress:
-    """The part that ties a state to its place in the run."""
+    """The part that ties a state to its place in the run.
 
-    def __init__(self) -> None:
-        self.step = 0
+    ``adding``: it holds the sum of the epoch's losses as well, for schedulers that are given their mean.
+    """
 
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.step}
+    def __init__(self, adding: bool = False) -> None:
+        self.step, self.adding = 0, adding
+        self._sum, self._count = torch.zeros((), dtype=torch.float64), 0
+
+    def add(self, loss: Tensor, epoch_ends: bool) -> float | None:
+        """Take a step's loss; the mean of the epoch's where it ends. Until then nothing waits for an accelerator."""
+        if not self.adding:
+            return None
+        mean = self.mean(loss) if epoch_ends else None
+        self._sum, self._count = self._with(loss), self._count + 1
+        if epoch_ends:
+            self._sum, self._count = torch.zeros_like(self._sum), 0
+        return mean
+
+    def mean(self, loss: Tensor) -> float:
+        """The mean of the epoch's losses, the last of which is ``loss``."""
+        return float(self._with(loss)) / (self._count + 1)
+
+    def _with(self, loss: Tensor) -> Tensor:
+        return self._sum.to(loss.device) + loss.detach().reshape(()).double()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, **({"losses": [float(self._sum), self._count]} if self.adding else {})}
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         step = values["step"]
@@ -54,18 +78,24 @@ class Progress:
         if type(step) is not int or not 0 <= step < 2**64:
             raise FormatError("the state does not say, as an integer, at which step it stands")
         self.step = step
+        if self.adding:
+            total, count = values["losses"]
+            if type(total) is not float or not math.isfinite(total) or type(count) is not int or count < 0:
+                raise FormatError("the state does not say what the losses of its epoch add up to")
+            self._sum, self._count = torch.tensor(total, dtype=torch.float64), count
 
 
 class StepContext:
     """What a custom step is given: the live parts, and the standard moves to build from.
 
-    Attributes: ``model``, ``optimizers`` (by name), ``optimizer`` (the only one), ``parts``, ``scaler``, ``step``.
+    Attributes: ``model``, ``optimizers`` (by name), ``optimizer`` (the only one), ``schedulers`` (by name), ``parts``, ``scaler``,
+    ``step``. Schedulers that are driven by a metric are the custom step's to step; the others move by themselves.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.model, self.optimizers = session.model, session.optimizers
-        self.parts, self.scaler = session.extra, session.scaler
+        self.schedulers, self.parts, self.scaler = session.schedulers, session.extra, session.scaler
 
     @property
     def step(self) -> int:
@@ -171,10 +201,11 @@ class Session:
             self.schedulers: dict[str, Any] = (
                 {} if schedule is None else dict(schedule) if isinstance(schedule, Mapping) else {"scheduler": schedule}
             )
+            self.driven = {name for name, item in self.schedulers.items() if driven_by_metric(name, item)}
         with task_code("building the further parts"):
             self.extra: dict[str, Any] = {} if task.parts is None else dict(task.parts(self.model))
             self.scaler = None if task.scaler is None else task.scaler()
-        self.progress = Progress()
+        self.progress = Progress(adding=self.metric == "loss")
         self.parts = self._named_parts()
 
     def _named_parts(self) -> dict[str, Any]:
@@ -192,6 +223,11 @@ class Session:
             **self.extra,
             "progress": self.progress,
         }
+
+    @property
+    def metric(self) -> Metric:
+        """What drives schedulers that are given a metric: the mean of an epoch's losses, or the task's custom step."""
+        return "" if not self.driven else "loss" if self.task.step is None else "custom"
 
     def describe(self) -> Description:
         """The task's description; call it on a fresh session, before any step."""
@@ -237,8 +273,7 @@ class Session:
                 loss = standard_step(StepContext(self), batches, self.task.loss)
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise TaskError("a custom step must return its loss as a tensor of one element")
-            if self.task.schedule == "step" or epoch_ends:
-                self.step_schedulers()
+            self.step_schedulers(epoch_ends, self.progress.add(loss, epoch_ends))
         self.progress.step = step + 1
         return StepResult(step, loss.detach().reshape(()), rates)
 
@@ -252,18 +287,26 @@ class Session:
         """The learning rates in force, by optimizer and group."""
         return [rate for name, optimizer in self.optimizers.items() for rate in rates_of(name, optimizer)]
 
-    def step_schedulers(self) -> None:
-        for scheduler in self.schedulers.values():
-            scheduler.step()
+    def step_schedulers(self, epoch_ends: bool, metric: float | None = None) -> None:
+        """What schedulers do at a step's end. Those that are driven by a metric stay where there is none."""
+        for name, scheduler in self.schedulers.items():
+            if name in self.driven:
+                if epoch_ends and metric is not None:
+                    scheduler.step(metric)
+            elif self.task.schedule == "step" or epoch_ends:
+                scheduler.step()
 
-    def idle(self, stop: int, steps_per_epoch: int) -> Iterator[list[float]]:
-        """The schedule alone, up to ``stop``: yields each step's rates. Progress and schedulers move as in a run, parameters stay."""
+    def idle(self, stop: int, steps_per_epoch: int, metrics: Sequence[float] = ()) -> Iterator[list[float]]:
+        """The schedule alone, up to ``stop``: yields each step's rates. Progress and schedulers move as in a run, parameters stay.
+
+        ``metrics``: of each epoch, what training gave the schedulers that are driven by it.
+        """
         while self.progress.step < stop:
             rates = self.rates()
+            epoch, place = divmod(self.progress.step, steps_per_epoch)
             with task_code("stepping the scheduler"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch misses the optimizer's step, which is left out on purpose
-                if self.task.schedule == "step" or (self.progress.step + 1) % steps_per_epoch == 0:
-                    self.step_schedulers()
+                self.step_schedulers(place + 1 == steps_per_epoch, metrics[epoch] if epoch < len(metrics) else None)
             self.progress.step += 1
             yield rates
 

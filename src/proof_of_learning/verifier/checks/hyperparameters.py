@@ -15,6 +15,7 @@ from proof_of_learning.replay.measure import near
 from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven
 from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.task import compare
+from proof_of_learning.training.schedules import epoch_means
 from proof_of_learning.training.state import decode_settings
 from proof_of_learning.verifier.changes import unusual
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
@@ -30,32 +31,39 @@ class HyperparametersCheck:
         "schedule give."
     )
     limits = (
-        "A custom step can set rates of its own; for those only the replayed segments show them. Scalars of custom parts do not "
+        "A custom step can set rates of its own; for those only the replayed segments show them. Rates that follow the losses are "
+        "what the recorded losses lead to. Scalars of custom parts do not "
         "follow from the task: those that break or change in a rare way are replayed, the others only where a segment is drawn."
     )
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
         yield [Describe()]
-        if answers.get(Describe(), Described).script:
-            yield [_replay(evidence, index) for index in _suspicious(evidence, script=True)]
+        described = answers.get(Describe(), Described)
+        if _own_schedule(described):
+            yield [_replay(evidence, index) for index in _suspicious(evidence, own_schedule=True)]
             return
-        yield self._rates(evidence)
+        yield self._rates(evidence, described)
         stray = self._stray(evidence, answers)
         if stray is not None and evidence.proof.has_state(evidence.proof.state_digests()[stray - 1]):
             yield [_replay(evidence, stray - 1)]
         yield [_replay(evidence, index) for index in _suspicious(evidence)]
 
-    def _rates(self, evidence: Evidence) -> list[Rates]:
+    def _rates(self, evidence: Evidence, described: Described) -> list[Rates]:
         steps, interval = evidence.proof.steps, evidence.proof.header.training.interval
+        metrics: tuple[float, ...] = ()
+        if described.metric:
+            losses = (loss for columns in evidence.proof.all_columns() for loss in columns.loss.tolist())
+            metrics = epoch_means(losses, described.steps_per_epoch)
         return [
-            Rates(start, min(start + RATES_AT_ONCE, steps), interval, steps) for start in range(0, steps, RATES_AT_ONCE)
+            Rates(start, min(start + RATES_AT_ONCE, steps), interval, steps, metrics)
+            for start in range(0, steps, RATES_AT_ONCE)
         ]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)
-        if described.script:
-            return self._script(evidence, answers)
-        expected = [row for request in self._rates(evidence) for row in answers.get(request, RatesGiven).rates]
+        if _own_schedule(described):
+            return self._own_schedule(evidence, answers, "script" if described.script else "task's custom step")
+        expected = [row for given in _given(answers) for row in given.rates]
         trivial = float(evidence.survey.trivial.mean())
         exact = not any(evidence.differences.values())
         for segment, columns in zip(evidence.proof.segments, evidence.proof.all_columns(), strict=True):
@@ -93,9 +101,9 @@ class HyperparametersCheck:
             trivial_share=trivial, scalars_replayed=list(suspicious.values()),
         )  # fmt: skip
 
-    def _script(self, evidence: Evidence, answers: Answers) -> CheckResult:
-        """The loop alone knows its schedule: the start is the script's, replays show rates, and odd changes were all replayed."""
-        suspicious = _suspicious(evidence, script=True)
+    def _own_schedule(self, evidence: Evidence, answers: Answers, whose: str) -> CheckResult:
+        """The loop alone knows its schedule: the start is its own, replays show rates, and odd changes were all replayed."""
+        suspicious = _suspicious(evidence, own_schedule=True)
         for index, why in suspicious.items():
             judged = self._judge_suspicious(evidence, answers, index, why)
             if judged is not None:
@@ -103,21 +111,21 @@ class HyperparametersCheck:
         rates = [columns.rates for columns in evidence.proof.all_columns() if columns.rates.size]
         return result(
             self, "pass",
-            f"the script sets them; all {len(suspicious)} segments in which a setting changes in a rare way were replayed"
-            if suspicious else "the script sets them, and none changes in a rare way",
+            f"the {whose} sets them; all {len(suspicious)} segments in which a setting changes in a rare way were replayed"
+            if suspicious else f"the {whose} sets them, and none changes in a rare way",
             rate_lowest=min((float(r.min()) for r in rates), default=math.nan),
             rate_highest=max((float(r.max()) for r in rates), default=math.nan),
             trivial_share=float(evidence.survey.trivial.mean()), scalars_replayed=list(suspicious.values()),
         )  # fmt: skip
 
-    def _settings(self, evidence: Evidence, answers: Answers) -> list[bytes]:
+    def _settings(self, answers: Answers) -> list[bytes]:
         """What the task's schedule leads to, for the end of each segment."""
-        return [raw for request in self._rates(evidence) for raw in answers.get(request, RatesGiven).settings]
+        return [raw for given in _given(answers) for raw in given.settings]
 
     def _stray(self, evidence: Evidence, answers: Answers) -> int | None:
         """The first state after the initial one whose settings are others."""
         exact = not any(evidence.differences.values())
-        pairs = zip(self._settings(evidence, answers), evidence.survey.settings[1:], strict=False)
+        pairs = zip(self._settings(answers), evidence.survey.settings[1:], strict=False)
         for position, (task, proof) in enumerate(pairs, 1):
             if (
                 proof is not None
@@ -131,7 +139,7 @@ class HyperparametersCheck:
         """A state with settings of its own is forged, unless the task's training makes them: None if all of that was replayed."""
         index, request, proof = stray - 1, _replay(evidence, stray - 1), evidence.survey.settings[stray]
         assert proof is not None
-        lines = compare(decode_settings(self._settings(evidence, answers)[index]), decode_settings(proof))
+        lines = compare(decode_settings(self._settings(answers)[index]), decode_settings(proof))
         where = f"the settings in the state at step {evidence.proof.segments[index].stop:,} are not the task's: {'; '.join(lines[:3])}"
         failure = answers.failure(request)
         status: Status = "inconclusive"
@@ -181,14 +189,23 @@ class HyperparametersCheck:
         return result(self, status, where, segment=index)
 
 
-def _suspicious(evidence: Evidence, script: bool = False) -> dict[int, str]:
+def _own_schedule(described: Described) -> bool:
+    """Whether only the loop itself knows the schedule: a script's, or a custom step that gives schedulers metrics of its own."""
+    return described.script or described.metric == "custom"
+
+
+def _given(answers: Answers) -> list[RatesGiven]:
+    return [answers.get(r, RatesGiven) for r in sorted(answers.requests(Rates), key=lambda request: request.start)]
+
+
+def _suspicious(evidence: Evidence, own_schedule: bool = False) -> dict[int, str]:
     """Segments whose ends hold scalars that broke or changed as they hardly ever do, with the reason: few, and replayed.
 
-    script: settings are among these scalars, for no schedule says what they are.
+    own_schedule: settings are among these scalars, for no schedule says what they are.
     """
     scalars, count = evidence.survey.scalars, len(evidence.proof.segments)
     most = FEW + count // 50
-    odd = unusual(evidence.survey.settings, most) if script else {}
+    odd = unusual(evidence.survey.settings, most) if own_schedule else {}
     found = {index: f"{path} changes as it hardly ever does" for index, path in scalars.rare(most).items()}
     found |= {index: f"the setting {path} changes unlike elsewhere" for index, path in odd.items()}
     found |= {index: f"{path} is not finite any more" for index, path in scalars.broken.items()}
