@@ -14,13 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.training.randomness import RngSnapshot
 
 Drawn = dict[str, bytes]
+_WITHOUT_DRAWS = (default_collate, default_convert)  # no need to look whether they draw
 
 
 @dataclass
@@ -164,7 +165,7 @@ class _Fetching:
         return getattr(self._data, name)
 
     def __getitems__(self, indices: list[Any]) -> _Samples:
-        before = generators()
+        before = None if type(self._data) is TensorDataset else generators()
         return _packed(_samples(self._data, indices), indices, before, alone=False)
 
     def __getitem__(self, index: Any) -> _Samples:
@@ -177,7 +178,7 @@ class _Fetching:
 def _packed(items: list[Any], indices: Sequence[Any], before: Any, alone: bool) -> _Samples:
     samples = _Samples(items)
     samples.indices = [int(index) for index in indices]
-    samples.drawn, samples.alone = moved(before), alone
+    samples.drawn, samples.alone = None if before is None else moved(before), alone
     return samples
 
 
@@ -194,9 +195,9 @@ class _Collating:
         self._collate = collate
 
     def __call__(self, samples: _Samples) -> Handed:
-        before = generators()
+        before = None if self._collate in _WITHOUT_DRAWS else generators()
         batch = self._collate(samples[0] if samples.alone else list(samples))
-        drawn = moved(before)
+        drawn = None if before is None else moved(before)
         # What the data set drew came first; a function that draws goes on from there.
         return Handed(samples.indices, batch, {**(drawn or {}), **(samples.drawn or {})} or None)
 

@@ -74,7 +74,9 @@ class Recording(Clock):
 
     def clocked(self, walk: Walk) -> Any:
         assert walk.iterator is not None
-        before = generators() if self._events is not None else None
+        # A request that begins a step is followed by a snapshot anyway.
+        amid = self._events is not None and self._seen is not None and not self._seen.updated
+        before = generators() if amid else None
         try:
             handed = next(walk.iterator)
         except StopIteration:
