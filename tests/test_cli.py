@@ -44,6 +44,13 @@ def target(tiny: TaskReference) -> str:
     return tiny.target
 
 
+def test_options_that_a_script_has_no_use_for_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("raise SystemExit('it was run')")
+    said = one_line(pol("prove", tmp_path / "train.py", "-o", tmp_path / "run.pol", "--codec", "raw", "--seed", 0), 2)
+    assert "--seed, --codec" in said and "--set" not in said
+    assert not (tmp_path / "run.pol").exists()
+
+
 @pytest.mark.quick
 def test_prove_verify_check_inspect(target: str, tmp_path: Path) -> None:
     run = tmp_path / "run.pol"

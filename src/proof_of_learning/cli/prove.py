@@ -97,6 +97,13 @@ def prove(
     from proof_of_learning.task import is_script
 
     if is_script(task):
+        given = {
+            "--seed": seed, "--registration": registration, "--start-from": start_from, "--evaluations": evaluations or None,
+            "--codec": codec, "--keep-every": keep_every, "--async": asynchronous, "--set": set_ or None,
+            "--save-model": save_model,
+        }  # fmt: skip
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
         return _script(task, out, arguments or [], interval, json)
     if arguments:
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
