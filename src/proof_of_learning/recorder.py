@@ -39,10 +39,10 @@ from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.modules import stray_parameters
+from proof_of_learning.training.parts import Progress, rates, stray_parameters
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
-from proof_of_learning.training.steps import Progress, Session, rates_of
+from proof_of_learning.training.steps import Session
 
 
 def make_header(
@@ -289,7 +289,8 @@ class Recorder:
             if set(parts) != expected:
                 raise UsageError(f"the task has the parts {sorted(expected)}; the loop gave {sorted(parts)}")
             header = make_header(task, session, task.data(), interval=interval, mode="recorded", codec=codec)
-        parts = {**parts, "progress": Progress(session.progress.adding)}
+        # In the task's order, in which rates are told.
+        parts = {**{n: parts[n] for n in session.parts if n in parts}, "progress": Progress(session.progress.adding)}
         environment = environments.current(device)
         rehearsal = None
         if beside.wanted(rehearse):
@@ -311,7 +312,7 @@ class Recorder:
                 return  # the step stays open: a scheduler may be stepped once the epoch's loop has ended
             self._finish_pending()
             indices = np.concatenate([torch.as_tensor(given).reshape(-1).numpy() for given, _ in items])
-            pending = self._pending = _Pending(indices, RngSnapshot.take(), self._live_rates(), len(items))
+            pending = self._pending = _Pending(indices, RngSnapshot.take(), rates(self.parts), len(items))
             for position, (_, batch) in enumerate(items, 1):
                 yield batch
                 if len(pending.losses) != position:
@@ -349,10 +350,6 @@ class Recorder:
             self.step(loss, done.rates, indices=done.indices, rng=done.rng)
 
     # ---- inside --------------------------------------------------------------------------------------
-
-    def _live_rates(self) -> list[float]:
-        optimizers = {name: part for name, part in self.parts.items() if isinstance(part, torch.optim.Optimizer)}
-        return [rate for name, optimizer in optimizers.items() for rate in rates_of(name, optimizer)]
 
     def _capture(self) -> State:
         with task_code("capturing the state"):

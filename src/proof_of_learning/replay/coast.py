@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from proof_of_learning.replay.protocol import Coasting
 from proof_of_learning.task import task_code
+from proof_of_learning.training.parts import optimizers
 from proof_of_learning.training.state import escaped
 from proof_of_learning.training.steps import Session
 
@@ -32,7 +33,7 @@ class Driven:
 
     @property
     def optimizers(self) -> list[Any]:
-        return [part for name, part in self.parts.items() if name.split(".")[0] == "optimizer"]
+        return list(optimizers(self.parts).values())
 
 
 def of_session(session: Session, per_epoch: int) -> Driven:

@@ -30,6 +30,7 @@ from proof_of_learning.replay.origins import origin
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
 from proof_of_learning.task import Task, TaskReference, is_script, load_task, task_code
 from proof_of_learning.training import environment as environments
+from proof_of_learning.training.parts import of_kind
 from proof_of_learning.training.state import State, live_settings
 from proof_of_learning.training.steps import Session
 
@@ -118,7 +119,7 @@ class Worker:
             evaluates=task.evaluate is not None,
             members=session.members(),
             optimizers=session.groups(),
-            modules=[name for name, part in session.parts.items() if isinstance(part, torch.nn.Module)],
+            modules=list(of_kind(session.parts, "module")),
         )
 
     def _commit(self) -> protocol.Committed:
