@@ -33,6 +33,7 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.rehearsal.beside import Rehearsal
+from proof_of_learning.rehearsal.structure import regrouped
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Task, default_interval, task_code
@@ -42,7 +43,7 @@ from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.parts import Progress, rates, stray_parameters
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
-from proof_of_learning.training.steps import Session
+from proof_of_learning.training.steps import Session, groups
 
 
 def make_header(
@@ -137,6 +138,7 @@ class Recorder:
         self._loop: list[Indices] = []
         self._pending: _Pending | None = None
         self._behind = Behind() if asynchronous else None
+        self._groups = groups(self.parts)
         self._spare: State | None = None  # memory for the next copy
         self._rehearsal = rehearsal
         self.complete = (self.path / format.SEAL_FILE).exists()
@@ -194,6 +196,7 @@ class Recorder:
         """
         if self._behind is not None:
             self._behind.check()
+        self._check_groups()
         self._losses.append(loss)
         self._rates.append(rates)
         if (indices is None) != (self.header.randomness.mode == "derived"):
@@ -418,6 +421,12 @@ class Recorder:
             evaluation=evaluation,
         )
         self._spare = before if before is not self._writer.state else None
+
+    def _check_groups(self) -> None:
+        """A row of rates has one column for each group, throughout a run. TaskError where training has changed their number."""
+        for name, count in groups(self.parts).items():
+            if count != self._groups[name]:
+                raise TaskError(regrouped(name, self._groups[name], count, self.steps_done + 1).line())
 
     def _check_same_run(self) -> None:
         if bytes(files.read_bounded(self.path / format.HEADER_FILE, limits.MAX_HEADER)) != self.header.encoded():
