@@ -9,6 +9,7 @@ import math
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import tasks
 from proof_of_learning.errors import FormatError, TaskError
-from proof_of_learning.training import randomness
+from proof_of_learning.replay import protocol
+from proof_of_learning.replay.worker import Worker
+from proof_of_learning.training import names, randomness
+from proof_of_learning.training.names import kind_of
 from proof_of_learning.training.state import (
     DTYPE_NAMES,
     DTYPES,
@@ -30,7 +34,6 @@ from proof_of_learning.training.state import (
     capture,
     decode_tree,
     encode_tree,
-    kind_of,
     restore,
     tree_tensors,
 )
@@ -482,3 +485,28 @@ def test_an_optimizer_that_holds_more_than_its_state_goes_on_from_a_restored_one
     train(one, range(4, 8))
     train(two, range(4, 8))
     assert capture(two).digest() == capture(one).digest() != middle.digest()
+
+
+@given(st.lists(st.text(alphabet="ab/~01.", max_size=6), min_size=1, max_size=4))
+def test_names_of_tensors_give_back_their_components(components: list[str]) -> None:
+    name = names.joined(*components)
+    assert names.split(name) == components
+    assert name.count("/") == len(components) - 1
+    assert names.part_of(name) == components[0]
+    assert names.short_name(names.weight_name(components[0])) == components[0]
+    assert names.split_entry(names.entry_name(components[0], 3)) == (components[0], "3")
+
+
+def test_weights_of_a_layer_with_a_slash_in_its_name_count_as_trained() -> None:
+    def model() -> nn.Module:
+        made = nn.Sequential()
+        made.add_module("a/b~1", nn.Linear(tasks.FEATURES, tasks.CLASSES))
+        return made
+
+    task = replace(tasks.task(), model=model, evaluate=None)
+    worker = Worker(task=task)
+    worker.answer(protocol.Open("", {}, randomness.key_from_seed(0).hex(), None, None))
+    started, _ = worker.answer(protocol.Start(randomness.key_from_seed(1).hex()))
+    assert isinstance(started, protocol.Started)
+    trained = {tensor.name for tensor in started.tensors if tensor.trainable}
+    assert trained == {"model/parameters/a~1b~01.weight", "model/parameters/a~1b~01.bias"}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.training.names import family_of
 from proof_of_learning.training.optimizers import parameters_of
 from proof_of_learning.training.parts import Progress, adapter_of, of_kind
 from proof_of_learning.training.randomness import RngSnapshot
@@ -101,4 +102,4 @@ def _named(family: str, parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def family(parts: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The parts of a family, in their order."""
-    return {part: item for part, item in parts.items() if part.split(".")[0] == name}
+    return {part: item for part, item in parts.items() if family_of(part) == name}

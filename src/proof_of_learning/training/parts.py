@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from proof_of_learning.errors import FormatError
 from proof_of_learning.training.modules import capture_module, fresh, frozen, restore_module, tensors_in
+from proof_of_learning.training.names import family_of
 from proof_of_learning.training.optimizers import capture_optimizer, parameters_of, rates_of, restore_optimizer
 
 Kind = Literal["module", "optimizer", "scheduler", "scaler", "stateful", "progress"]
@@ -133,7 +134,7 @@ def rates(parts: Mapping[str, Any]) -> list[float]:
 
 def optimizers(parts: Mapping[str, Any]) -> dict[str, Any]:
     """The parts that a run steps, of whatever make, in their order; other parts may be optimizers as well."""
-    return {name: part for name, part in parts.items() if name.split(".")[0] == "optimizer"}
+    return {name: part for name, part in parts.items() if family_of(name) == "optimizer"}
 
 
 def stray_parameters(parts: Mapping[str, Any]) -> dict[str, int]:

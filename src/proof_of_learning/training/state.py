@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, TaskError
+from proof_of_learning.training.names import escaped, family_of, joined
 from proof_of_learning.training.parts import SETTINGS, adapter_of
 
 Node = Any  # canonical JSON; see encode_tree
@@ -129,20 +130,7 @@ class _Bytes:
         self.__array_interface__ = {"data": place, "shape": (size,), "typestr": "|u1", "version": 3}
 
 
-def kind_of(name: str) -> str:
-    """The kind of state a tensor belongs to: ``model/parameters``, ``optimizer/momentum_buffer``, ``ema/parameters`` …"""
-    path = name.split("/")
-    if len(path) > 2 and path[1] in ("parameters", "buffers", "extra"):
-        return f"{path[0]}/{path[1]}"
-    return f"{path[0]}/{path[-1]}" if len(path) > 2 and path[1] == "state" else path[0]
-
-
 # ---- trees ------------------------------------------------------------------------------------------
-
-
-def escaped(text: str) -> str:
-    """``text`` as one part of a tensor's name."""
-    return text.replace("~", "~0").replace("/", "~1")
 
 
 def encode_tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Node:
@@ -288,7 +276,7 @@ def settings(state: State) -> bytes:
     """
     kept = []
     for key, node in state.tree["d"]:
-        family = key[2:].split(".")[0]
+        family = family_of(key[2:])
         entries = SETTINGS.get(family, ())
         if entries is not None:
             body = node.get("d", []) if isinstance(node, dict) else []
@@ -347,7 +335,7 @@ def overlay(module: nn.Module, base: State) -> list[str]:
     live = {"parameters": module.named_parameters(), "buffers": module.named_buffers()}
     for group, tensors in live.items():
         for short, tensor in tensors:
-            name = f"model/{group}/{escaped(short)}"
+            name = joined("model", group, short)
             source = base.tensors.get(name)
             if source is not None and source.shape == tensor.shape and source.dtype == tensor.dtype:
                 with torch.no_grad():
@@ -366,7 +354,7 @@ def live_settings(parts: Mapping[str, Any]) -> bytes:
     items = []
     with _copying():
         for name, part in sorted(parts.items()):
-            if name.split(".")[0] in SETTINGS:
+            if family_of(name) in SETTINGS:
                 adapter = adapter_of(part)
                 values = (adapter.told or adapter.capture)(part)
                 items.append([f"s:{name}", encode_tree(values, escaped(name), tensors)])

@@ -21,8 +21,8 @@ from proof_of_learning.data.batches import DerivedOrder, Feed, Order
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
 from proof_of_learning.task import Description, Task, describe, task_code
+from proof_of_learning.training import names, randomness
 from proof_of_learning.training import parts as kinds
-from proof_of_learning.training import randomness
 from proof_of_learning.training import state as states
 from proof_of_learning.training.modules import BufferSnapshot
 from proof_of_learning.training.optimizers import parameters_of
@@ -271,13 +271,11 @@ class Session:
 
 def members(parts: Mapping[str, Any]) -> dict[str, str]:
     """The entries of the optimizers' states (``optimizer/state/0``) with the names of the weights that each belongs to."""
-    named = {
-        p: "/".join(("model", "parameters", states.escaped(name))) for name, p in parts["model"].named_parameters()
-    }
+    named = {p: names.weight_name(name) for name, p in parts["model"].named_parameters()}
     found = {}
     for part, optimizer in kinds.optimizers(parts).items():
         for number, weight in enumerate(parameters_of(optimizer)):
-            found[f"{states.escaped(part)}/state/{number}"] = named.get(weight, "")
+            found[names.entry_name(part, number)] = named.get(weight, "")
     return found
 
 
