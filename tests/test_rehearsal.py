@@ -62,7 +62,9 @@ def test_a_trap_is_named_within_the_first_steps(trap: str, tmp_path: Path) -> No
     line = str(raised.value)
     for words in TRAPS[trap]:
         assert words in line
-    assert "\n" not in line and "what is recorded stays, and --no-rehearsal" in line
+    assert "\n" not in line
+    # Rates have one column for each group, so that nothing goes on with others.
+    assert ("what is recorded stays, and --no-rehearsal" in line) == (trap != "unfreezing")
 
 
 def test_what_was_stopped_is_recorded_and_goes_on_without_a_rehearsal(tmp_path: Path) -> None:
@@ -77,6 +79,11 @@ def test_what_was_stopped_is_recorded_and_goes_on_without_a_rehearsal(tmp_path: 
 
     pol.prove(task, tmp_path / "run.pol", interval=2, rehearse=False, progress=progress)
     assert stood[0] == 6 and stood[-1] == support_traps.STEPS
+
+
+def test_a_group_added_in_mid_run_is_refused_without_a_rehearsal_too(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"1 when it was built, 2 before step 7.*Give the optimizer all its groups"):
+        pol.prove(support_traps.task("unfreezing"), tmp_path / "run.pol", interval=4, rehearse=False)
 
 
 HEALTHY: dict[str, dict[str, Any]] = {

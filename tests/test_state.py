@@ -9,6 +9,7 @@ import math
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import tasks
 from proof_of_learning.errors import FormatError, TaskError
-from proof_of_learning.training import randomness
+from proof_of_learning.replay import protocol
+from proof_of_learning.replay.worker import Worker
+from proof_of_learning.training import names, randomness
+from proof_of_learning.training.names import kind_of
 from proof_of_learning.training.state import (
     DTYPE_NAMES,
     DTYPES,
@@ -30,7 +34,6 @@ from proof_of_learning.training.state import (
     capture,
     decode_tree,
     encode_tree,
-    kind_of,
     restore,
     tree_tensors,
 )
@@ -423,3 +426,87 @@ def test_any_well_formed_tree_is_restored_or_refused(data: st.DataObject) -> Non
 def test_dtypes_have_names_both_ways() -> None:
     assert {DTYPE_NAMES[dtype]: dtype for dtype in DTYPE_NAMES} == DTYPES
     assert len(DTYPES) == 17
+
+
+class Slow(torch.optim.SGD):
+    """Keeps slow weights for its own ``state_dict`` to tell; its mean is wider than the weights."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.1, momentum=0.9)
+        self.slow = [p.detach().clone() for p in self.param_groups[0]["params"]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "slow": self.slow}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.slow = state_dict["slow"]
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "slow"})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        for slow, p in zip(self.slow, self.param_groups[0]["params"], strict=True):
+            mean = self.state[p].setdefault("mean", torch.zeros_like(p, dtype=torch.float32))
+            p.copy_(slow.lerp_(p, 0.5) + mean.lerp_(p.float(), 0.01))
+
+
+class Around(torch.optim.Optimizer):
+    """Steps another optimizer, and has no ``state_dict`` that would say so."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+        self.base = torch.optim.SGD(self.param_groups, lr=0.1, momentum=0.9)
+        self.param_groups = self.base.param_groups
+
+    def step(self, closure: Any = None) -> None:
+        self.base.step()
+
+
+@pytest.mark.parametrize("make", [Slow, Around])
+def test_an_optimizer_that_holds_more_than_its_state_goes_on_from_a_restored_one(make: Any) -> None:
+    def build() -> dict[str, Any]:
+        model = nn.Linear(3, 2).to(torch.bfloat16)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(0.7)
+        return {"model": model, "optimizer": make(model.parameters())}
+
+    def train(parts: dict[str, Any], steps: range) -> None:
+        for step in steps:
+            for p in parts["model"].parameters():
+                p.grad = torch.full_like(p, 0.1 * (step - 2))
+            parts["optimizer"].step()
+
+    one, two = build(), build()
+    train(one, range(4))
+    middle = capture(one)
+    restore(two, middle)
+    assert capture(two).digest() == middle.digest()
+    train(one, range(4, 8))
+    train(two, range(4, 8))
+    assert capture(two).digest() == capture(one).digest() != middle.digest()
+
+
+@given(st.lists(st.text(alphabet="ab/~01.", max_size=6), min_size=1, max_size=4))
+def test_names_of_tensors_give_back_their_components(components: list[str]) -> None:
+    name = names.joined(*components)
+    assert names.split(name) == components
+    assert name.count("/") == len(components) - 1
+    assert names.part_of(name) == components[0]
+    assert names.short_name(names.weight_name(components[0])) == components[0]
+    assert names.split_entry(names.entry_name(components[0], 3)) == (components[0], "3")
+
+
+def test_weights_of_a_layer_with_a_slash_in_its_name_count_as_trained() -> None:
+    def model() -> nn.Module:
+        made = nn.Sequential()
+        made.add_module("a/b~1", nn.Linear(tasks.FEATURES, tasks.CLASSES))
+        return made
+
+    task = replace(tasks.task(), model=model, evaluate=None)
+    worker = Worker(task=task)
+    worker.answer(protocol.Open("", {}, randomness.key_from_seed(0).hex(), None, None))
+    started, _ = worker.answer(protocol.Start(randomness.key_from_seed(1).hex()))
+    assert isinstance(started, protocol.Started)
+    trained = {tensor.name for tensor in started.tensors if tensor.trainable}
+    assert trained == {"model/parameters/a~1b~01.weight", "model/parameters/a~1b~01.bias"}

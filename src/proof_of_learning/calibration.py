@@ -23,6 +23,7 @@ from proof_of_learning.task import Task, TaskReference, load_task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.names import WEIGHTS
 from proof_of_learning.training.steps import Session, derived_feed
 from proof_of_learning.verifier.calibrated import CAP, DELTA, DELTA_INTERVAL, NUDGES, Measured, Tolerance, tolerance
 
@@ -113,7 +114,7 @@ def calibrate(
             for result in session.run(length, feed, order):
                 progress("training independent runs", run * length + result.step + 1, runs * length)
             ends.append((start, session.capture().part("model")))
-    pairs = [compare(a, b).kinds["model/parameters"] for (_, a), (_, b) in itertools.combinations(ends, 2)]
+    pairs = [compare(a, b).kinds[WEIGHTS] for (_, a), (_, b) in itertools.combinations(ends, 2)]
     estimates = [estimate_d_ref(start, weights(end)) for start, end in ends]
     rows, limits = _noise(task, here, length, intervals, segments, progress)
     made = Calibration(

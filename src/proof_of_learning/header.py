@@ -8,14 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from proof_of_learning.errors import UsageError
 from proof_of_learning.limits import MAX_ARGUMENTS, MAX_TEXT
 from proof_of_learning.proof.format import PartKind, Plain, Program
 from proof_of_learning.task import Task
-from proof_of_learning.training.steps import Progress
+from proof_of_learning.training.parts import adapter_of
 
 _EXACT = 2**53  # integers below it have one spelling everywhere
 
@@ -50,19 +47,7 @@ def without_folders(text: str) -> str:
 
 def kinds_of(parts: Mapping[str, Any]) -> dict[str, PartKind]:
     """The kind of adapter that each part of a state needs."""
-    return {name: _kind(part) for name, part in sorted(parts.items())}
-
-
-def _kind(part: Any) -> PartKind:
-    if isinstance(part, nn.Module):
-        return "module"
-    if isinstance(part, torch.optim.Optimizer):
-        return "optimizer"
-    if isinstance(part, torch.amp.GradScaler):
-        return "scaler"
-    if isinstance(part, torch.optim.lr_scheduler.LRScheduler):
-        return "scheduler"
-    return "progress" if isinstance(part, Progress) else "stateful"
+    return {name: adapter_of(part).kind for name, part in sorted(parts.items())}
 
 
 def _told(value: Plain) -> Plain:

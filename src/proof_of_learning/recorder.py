@@ -33,16 +33,17 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.rehearsal.beside import Rehearsal
+from proof_of_learning.rehearsal.structure import regrouped
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.modules import stray_parameters
+from proof_of_learning.training.parts import Progress, rates, stray_parameters
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
-from proof_of_learning.training.steps import Progress, Session, rates_of
+from proof_of_learning.training.steps import Session, groups
 
 
 def make_header(
@@ -137,6 +138,7 @@ class Recorder:
         self._loop: list[Indices] = []
         self._pending: _Pending | None = None
         self._behind = Behind() if asynchronous else None
+        self._groups = groups(self.parts)
         self._spare: State | None = None  # memory for the next copy
         self._rehearsal = rehearsal
         self.complete = (self.path / format.SEAL_FILE).exists()
@@ -194,6 +196,7 @@ class Recorder:
         """
         if self._behind is not None:
             self._behind.check()
+        self._check_groups()
         self._losses.append(loss)
         self._rates.append(rates)
         if (indices is None) != (self.header.randomness.mode == "derived"):
@@ -289,7 +292,8 @@ class Recorder:
             if set(parts) != expected:
                 raise UsageError(f"the task has the parts {sorted(expected)}; the loop gave {sorted(parts)}")
             header = make_header(task, session, task.data(), interval=interval, mode="recorded", codec=codec)
-        parts = {**parts, "progress": Progress(session.progress.adding)}
+        # In the task's order, in which rates are told.
+        parts = {**{n: parts[n] for n in session.parts if n in parts}, "progress": Progress(session.progress.adding)}
         environment = environments.current(device)
         rehearsal = None
         if beside.wanted(rehearse):
@@ -311,7 +315,7 @@ class Recorder:
                 return  # the step stays open: a scheduler may be stepped once the epoch's loop has ended
             self._finish_pending()
             indices = np.concatenate([torch.as_tensor(given).reshape(-1).numpy() for given, _ in items])
-            pending = self._pending = _Pending(indices, RngSnapshot.take(), self._live_rates(), len(items))
+            pending = self._pending = _Pending(indices, RngSnapshot.take(), rates(self.parts), len(items))
             for position, (_, batch) in enumerate(items, 1):
                 yield batch
                 if len(pending.losses) != position:
@@ -349,10 +353,6 @@ class Recorder:
             self.step(loss, done.rates, indices=done.indices, rng=done.rng)
 
     # ---- inside --------------------------------------------------------------------------------------
-
-    def _live_rates(self) -> list[float]:
-        optimizers = {name: part for name, part in self.parts.items() if isinstance(part, torch.optim.Optimizer)}
-        return [rate for name, optimizer in optimizers.items() for rate in rates_of(name, optimizer)]
 
     def _capture(self) -> State:
         with task_code("capturing the state"):
@@ -421,6 +421,12 @@ class Recorder:
             evaluation=evaluation,
         )
         self._spare = before if before is not self._writer.state else None
+
+    def _check_groups(self) -> None:
+        """A row of rates has one column for each group, throughout a run. TaskError where training has changed their number."""
+        for name, count in groups(self.parts).items():
+            if count != self._groups[name]:
+                raise TaskError(regrouped(name, self._groups[name], count, self.steps_done + 1).line())
 
     def _check_same_run(self) -> None:
         if bytes(files.read_bounded(self.path / format.HEADER_FILE, limits.MAX_HEADER)) != self.header.encoded():

@@ -23,6 +23,7 @@ from proof_of_learning.attacks.victim import Victim, between, graft, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.training.names import CARRYING, key_of
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 from proof_of_learning.verifier.inertia import inertia
@@ -120,4 +121,4 @@ def _fill(victim: Victim, session: Session, here: State, stop: int, share: float
 
 
 def _memory(name: str, tensor: torch.Tensor) -> bool:
-    return name.split("/")[-1] in ("momentum_buffer", "exp_avg") and tensor.is_floating_point()
+    return key_of(name) in CARRYING and tensor.is_floating_point()

@@ -27,6 +27,7 @@ from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, between, graft, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.training.names import is_weight, weight_name
 from proof_of_learning.training.state import State
 
 BUFFER = "/momentum_buffer"
@@ -80,12 +81,12 @@ class Decoy(Attack):
     def _coordinates(self, victim: Victim) -> tuple[str, str]:
         """A tensor of weights and its momentum, the smallest last one (a bias); the decoy is its first element."""
         memory = [name for name in victim.final.tensors if name.endswith(BUFFER)]
-        named = [name for name in victim.final.tensors if name.startswith("model/parameters/")]
+        named = [name for name in victim.final.tensors if is_weight(name)]
         if self.how == "weight":
             return min(reversed(named), key=lambda name: victim.final.tensors[name].numel()), ""
         if not memory or any("step" in name for name in victim.final.tensors if name.startswith("optimizer")):
             raise AttackError(f"how={self.how} needs a task whose optimizer is SGD with momentum")
-        order = [f"model/parameters/{name}" for name, _ in victim.own_session(0).model.named_parameters()]
+        order = [weight_name(name) for name, _ in victim.own_session(0).model.named_parameters()]
         weight = order[-1]
         return weight, next(n for n in memory if n.split("/")[-2] == str(len(order) - 1))
 

@@ -25,7 +25,8 @@ from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.data.batches import DerivedOrder
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.replay.measure import WEIGHTS, measured
+from proof_of_learning.replay.measure import measured
+from proof_of_learning.training.names import entry_name, weight_name
 from proof_of_learning.training.randomness import key_from_seed
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
@@ -85,9 +86,7 @@ class _Nudge:
         self.session, self.limit, self.what = session, limit, what
         pairs = zip(session.model.parameters(), goal.model.parameters(), strict=True)
         self.goals: dict[Tensor, Tensor] = dict(pairs)
-        self.names: dict[Tensor, str] = {
-            weight: f"{WEIGHTS}/{name}" for name, weight in session.model.named_parameters()
-        }
+        self.names: dict[Tensor, str] = {weight: weight_name(name) for name, weight in session.model.named_parameters()}
         self.optimizer = next(iter(session.optimizers.values()))
         self.memory: list[tuple[Tensor, str, float]] = []
         if what != "weights":
@@ -95,7 +94,9 @@ class _Nudge:
             for group in self.optimizer.param_groups if isinstance(self.optimizer, torch.optim.SGD) else ():
                 for weight in group["params"]:
                     if group["momentum"] > 0:
-                        self.memory.append((weight, f"optimizer/state/{number}/{MOMENTUM}", float(group["momentum"])))
+                        self.memory.append(
+                            (weight, f"{entry_name('optimizer', number)}/{MOMENTUM}", float(group["momentum"]))
+                        )
                     number += 1
             if not self.memory:
                 raise AttackError(f"nudge={what} needs a task whose optimizer is SGD with momentum")

@@ -31,6 +31,7 @@ from proof_of_learning.task import Task, TaskReference, default_interval, load_t
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.names import WEIGHTS, kind_of, short_name
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
@@ -139,8 +140,8 @@ def with_step(state: State, step: int) -> State:
 
 def laid_over(base: State, weights: Weights) -> State:
     """``base`` with some of its model's parameters and buffers replaced, named as in the model or as in the state."""
-    full = {name: name for name in base.tensors if name.startswith(("model/parameters/", "model/buffers/"))}
-    full |= {name.split("/", 2)[2].replace("~1", "/").replace("~0", "~"): name for name in full}
+    full = {name: name for name in base.tensors if kind_of(name) in (WEIGHTS, "model/buffers")}
+    full |= {short_name(name): name for name in full}
     tensors = dict(base.tensors)
     for name, value in weights.items():
         if name not in full:

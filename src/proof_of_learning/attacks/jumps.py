@@ -24,11 +24,12 @@ from proof_of_learning.attacks.victim import Victim, run, step_snapshot
 from proof_of_learning.data.batches import Order
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.training.names import CARRYING, is_weight, short_name
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 
 HOW = ("weights", "gradient", "momentum")
-MEMORY = ("momentum_buffer", "exp_avg")  # what carries weights on without a gradient
+MEMORY = CARRYING  # what carries weights on without a gradient
 
 Jump = Callable[[State, Session], None]  # from the state before the segment, changes the live one at its end
 Weights = dict[str, Tensor]  # by the names that the module gives its parameters
@@ -86,12 +87,7 @@ def falsified_run(
 
 def model_of(state: State) -> Weights:
     """The model's parameters in ``state``, by the names that the module gives them."""
-    prefix = "model/parameters/"
-    return {
-        name[len(prefix) :].replace("~1", "/").replace("~0", "~"): tensor
-        for name, tensor in state.tensors.items()
-        if name.startswith(prefix)
-    }
+    return {short_name(name): tensor for name, tensor in state.tensors.items() if is_weight(name)}
 
 
 def slots(session: Session) -> Iterator[tuple[str, Tensor, dict[str, Any], dict[str, Any], int]]:

@@ -42,6 +42,7 @@ from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.training import randomness
+from proof_of_learning.training.names import weight_name
 from proof_of_learning.training.state import State, overlay
 from proof_of_learning.training.steps import Session
 
@@ -98,10 +99,7 @@ def armed(task: Task, model: Mapping[str, Tensor], weapon: str, strength: float 
     given = task.loss
     if given is None:
         raise AttackError("the target's task takes custom steps, whose loss this attack cannot exchange")
-    names = {
-        name: f"model/parameters/{name.replace('~', '~0').replace('/', '~1')}"
-        for name, _ in task.model().named_parameters()
-    }
+    names = {name: weight_name(name) for name, _ in task.model().named_parameters()}
 
     def pull(module: nn.Module, batch: Any) -> Tensor:
         with torch.no_grad():

@@ -17,6 +17,7 @@ from proof_of_learning.task import Task, compare, task_code
 from proof_of_learning.training import randomness
 from proof_of_learning.training import state as states
 from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.names import family_of
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
@@ -138,7 +139,7 @@ def graft(session: Session, donor: State) -> None:
         [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         for optimizer in session.optimizers.values()
     ]
-    kept = [name for name in session.parts if name == "progress" or name.split(".")[0] == "scheduler"]
+    kept = [name for name in session.parts if name == "progress" or family_of(name) == "scheduler"]
     place = session.capture().part(*kept)
     session.restore(donor)
     states.restore({name: session.parts[name] for name in kept}, place)

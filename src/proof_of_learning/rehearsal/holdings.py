@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from proof_of_learning.canonical import brief
+from proof_of_learning.training.parts import adapter_of, of_kind
 
 MAX_THINGS = 20_000  # are looked at
 MAX_DEPTH = 12
@@ -98,7 +99,7 @@ class _Walk:
     def __post_init__(self) -> None:
         self._seen = {id(torch.default_generator), id(np.random.mtrand._rand), id(random._inst)}  # seeded for each step
         self._kept: list[Any] = []  # what was made on the way, so that no identity is used twice
-        self._optimizers = {id(part) for part in self.parts.values() if isinstance(part, torch.optim.Optimizer)}
+        self._optimizers = {id(part) for part in of_kind(self.parts, "optimizer").values()}
         self._modules = {
             id(module) for part in self.parts.values() if isinstance(part, nn.Module) for module in part.modules()
         }
@@ -112,7 +113,7 @@ class _Walk:
         for part in self.parts.values():
             if isinstance(part, nn.Module):
                 continue
-            values = part.state if id(part) in self._optimizers else part.state_dict()
+            values = adapter_of(part).capture(part)
             self._recorded |= {_storage(tensor) for tensor in tensors_in(values)}
             if id(part) not in self._optimizers and isinstance(values, Mapping):
                 self._plain[id(part)] = {

@@ -45,14 +45,19 @@ def altered(built: Structure, now: Structure, step: int) -> Finding | None:
                 "pruning, a parametrization, or a layer that was exchanged in mid-run",
                 "do it in the task's `model` factory (pruning: with a mask of ones, and change the mask, which is a buffer, later)",
             )
-        return Finding(
-            f"{name!r} has other parameter groups than it was built with, so that nothing can be replayed from its state",
-            f"{len(before)} when it was built, {len(after)} before step {step}",
-            "a group was added or changed in mid-run, as on unfreezing",
-            "give the optimizer all its groups when it is built, and unfreeze with requires_grad_(True), which is recorded; "
-            "parameters without a gradient are left alone",
-        )
+        return regrouped(name, len(before), len(after), step)
     return None
+
+
+def regrouped(name: str, before: int, after: int, step: int) -> Finding:
+    """An optimizer that has other groups before ``step`` than it was built with; how many then and now."""
+    return Finding(
+        f"{name!r} has other parameter groups than it was built with, so that nothing can be replayed from its state",
+        f"{before} when it was built, {after} before step {step}",
+        "a group was added or changed in mid-run, as on unfreezing",
+        "give the optimizer all its groups when it is built, and unfreeze with requires_grad_(True), which is recorded; "
+        "parameters without a gradient are left alone",
+    )
 
 
 def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from proof_of_learning.replay.protocol import Coasting
 from proof_of_learning.task import task_code
-from proof_of_learning.training.state import escaped
+from proof_of_learning.training.names import weight_name
+from proof_of_learning.training.parts import optimizers
 from proof_of_learning.training.steps import Session
 
 BLOCK = 16  # steps after which is looked whether anything moved
@@ -32,7 +33,7 @@ class Driven:
 
     @property
     def optimizers(self) -> list[Any]:
-        return [part for name, part in self.parts.items() if name.split(".")[0] == "optimizer"]
+        return list(optimizers(self.parts).values())
 
 
 def of_session(session: Session, per_epoch: int) -> Driven:
@@ -90,10 +91,10 @@ def at_places(model: nn.Module, coasting: Coasting) -> dict[str, bytes]:
     """The elements of the model's weights that are asked for."""
     found = {}
     for name, parameter in model.named_parameters():
-        places = coasting.places.get(f"model/parameters/{escaped(name)}")
+        places = coasting.places.get(weight_name(name))
         if places is not None:
             flat = parameter.detach().reshape(-1)
             if places:
                 flat = flat[torch.from_numpy(np.frombuffer(places, dtype="<i8").copy()).to(flat.device)]
-            found[f"model/parameters/{escaped(name)}"] = flat.double().cpu().numpy().astype("<f8").tobytes()
+            found[weight_name(name)] = flat.double().cpu().numpy().astype("<f8").tobytes()
     return found

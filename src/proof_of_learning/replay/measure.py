@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.proof.format import Displacement
-from proof_of_learning.training.state import State, decode_tree, kind_of
+from proof_of_learning.training.names import WEIGHTS, family_of, kind_of
+from proof_of_learning.training.state import State, decode_tree
 
 _PIECE = 1 << 18  # elements
 METRICS = ("l1", "l2", "linf", "cos")
-WEIGHTS = "model/parameters"
 _OF_LOSSES = {"progress": "losses", "scheduler": "best"}  # by family of parts, a scalar that is made of losses
 LOSS_NOISE = 1e-3  # by which losses may differ on another machine, of their size
 LONGEST = 1e150  # a length from here on counts as infinite, so that its square is a number
@@ -248,7 +248,7 @@ def _scalars_near(a: Any, b: Any) -> bool:
     """:func:`near` of two states, where what is made of losses may differ as much as these do between machines."""
     if isinstance(a, dict) and isinstance(b, dict):
         for name in a.keys() & b.keys():
-            entry = _OF_LOSSES.get(str(name).split(".")[0])
+            entry = _OF_LOSSES.get(family_of(str(name)))
             one, two = a[name], b[name]
             if entry is None or not (isinstance(one, dict) and isinstance(two, dict)):
                 continue

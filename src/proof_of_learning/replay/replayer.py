@@ -33,12 +33,12 @@ from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.names import CARRYING
 from proof_of_learning.training.state import State
 
 MAX_ENVIRONMENTS = 64  # of those that a proof names are tried at all
 MAX_THREADS = max(64, 4 * (os.cpu_count() or 1))  # are set at most
 SETTINGS = ("capability", "threads", "interop_threads", "variables", "flags")  # what a started process can take on
-MOMENTA = ("momentum_buffer", "exp_avg")  # entries in which an optimizer carries weights on
 
 A = TypeVar("A", bound=protocol.Answer)
 
@@ -325,7 +325,7 @@ class Replayer:
     def _momenta(self, where: _Where) -> Mapping[str, str]:
         """The tensors in which the optimizers carry weights on, with the names of those weights."""
         members = self._description(where).members
-        return {f"{entry}/{key}": weight for entry, weight in members.items() for key in MOMENTA}
+        return {f"{entry}/{key}": weight for entry, weight in members.items() for key in CARRYING}
 
     def _description(self, where: _Where) -> protocol.Described:
         if self._described is None:

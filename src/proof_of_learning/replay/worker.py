@@ -30,6 +30,8 @@ from proof_of_learning.replay.origins import origin
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
 from proof_of_learning.task import Task, TaskReference, is_script, load_task, task_code
 from proof_of_learning.training import environment as environments
+from proof_of_learning.training.names import weight_name
+from proof_of_learning.training.parts import of_kind
 from proof_of_learning.training.state import State, live_settings
 from proof_of_learning.training.steps import Session
 
@@ -118,7 +120,7 @@ class Worker:
             evaluates=task.evaluate is not None,
             members=session.members(),
             optimizers=session.groups(),
-            modules=[name for name, part in session.parts.items() if isinstance(part, torch.nn.Module)],
+            modules=list(of_kind(session.parts, "module")),
         )
 
     def _commit(self) -> protocol.Committed:
@@ -131,7 +133,7 @@ class Worker:
         state = first.capture(live=True)
         self.pulse(1, 2)
         second = Session(self.task, bytes.fromhex(request.other), self._device, self._base).capture(live=True)
-        trainable = {f"model/parameters/{name}" for name, p in first.model.named_parameters() if p.requires_grad}
+        trainable = {weight_name(name) for name, p in first.model.named_parameters() if p.requires_grad}
         tensors = [
             origin(name, tensor, second.tensors.get(name), name in trainable, name in first.linked)
             for name, tensor in state.tensors.items()

@@ -17,6 +17,7 @@ from proof_of_learning.run.mode import Given
 from proof_of_learning.run.parts import GENERATORS, MODEL, PLACE, Generators, arrange, family
 from proof_of_learning.task import Description, describe_parts
 from proof_of_learning.training import state as states
+from proof_of_learning.training.parts import of_kind
 
 BLOCK = 4096  # elements of a tensor or array that is drawn from, committed to together
 
@@ -78,7 +79,7 @@ class Facts:
         return Description({**content, "step": step}, script.of_script())
 
     def modules(self) -> list[str]:
-        return [name for name, part in self.parts.items() if isinstance(part, torch.nn.Module)]
+        return list(of_kind(self.parts, "module"))
 
     def capture(self) -> states.State:
         return states.capture(self.parts, live=True)

@@ -16,6 +16,7 @@ from proof_of_learning.run.facts import Facts, facts
 from proof_of_learning.run.probing import Probing
 from proof_of_learning.run.replay import Answer, Job, Replaying, Taking, Tools
 from proof_of_learning.task import task_code
+from proof_of_learning.training.names import weight_name
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import groups, members
 
@@ -85,7 +86,7 @@ def described(found: Facts, clock: Replaying, walk: Walk) -> protocol.Described:
 
 def started(found: Facts, second: State) -> tuple[protocol.Started, Sequence[State]]:
     first = found.capture()
-    trainable = {f"model/parameters/{name}" for name, p in found.parts["model"].named_parameters() if p.requires_grad}
+    trainable = {weight_name(name) for name, p in found.parts["model"].named_parameters() if p.requires_grad}
     tensors = [
         origin(name, tensor, second.tensors.get(name), name in trainable) for name, tensor in first.tensors.items()
     ]

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.training.names import family_of
+from proof_of_learning.training.optimizers import parameters_of
+from proof_of_learning.training.parts import Progress, adapter_of, of_kind
 from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.steps import Progress
 
 MODEL, PLACE, GENERATORS = "model", "progress", "generators"
 
@@ -62,12 +64,10 @@ class Generators:
 
 def arrange(given: Mapping[str, Any]) -> dict[str, Any]:
     """The parts under the names of their families. Raises UsageError for what holds no state."""
-    optimizers = {name: part for name, part in given.items() if isinstance(part, torch.optim.Optimizer)}
-    trained = {id(p) for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"]}
-    modules = {name: part for name, part in given.items() if isinstance(part, nn.Module)}
+    optimizers, modules = of_kind(given, "optimizer"), of_kind(given, "module")
+    trained = {id(p) for optimizer in optimizers.values() for p in parameters_of(optimizer)}
     learning = {name: m for name, m in modules.items() if any(id(p) in trained for p in m.parameters())} or modules
-    schedulers = {name: part for name, part in given.items() if isinstance(part, torch.optim.lr_scheduler.LRScheduler)}
-    scalers = {name: part for name, part in given.items() if isinstance(part, torch.amp.GradScaler)}
+    schedulers, scalers = of_kind(given, "scheduler"), of_kind(given, "scaler")
     if not learning:
         raise UsageError(
             "pol.Run was given no module; hand over what is trained: pol.Run(model=model, optimizer=optimizer)"
@@ -84,13 +84,13 @@ def arrange(given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name in (*arranged, PLACE, GENERATORS):
             raise UsageError(f"pol.Run calls something else {name!r}; give this part another name")
-        if not isinstance(part, nn.Module) and not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+        if not adapter_of(part).fits(part):
             raise UsageError(
                 f"the part {name!r} is a {type(part).__name__} without state_dict() and load_state_dict(), so it holds no state "
                 "that could be recorded; wrap it in an object that has them"
             )
         arranged[name] = part
-    return {**arranged, PLACE: Place({name: p for name, p in arranged.items() if isinstance(p, nn.Module)})}
+    return {**arranged, PLACE: Place(of_kind(arranged, "module"))}
 
 
 def _named(family: str, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,4 +102,4 @@ def _named(family: str, parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def family(parts: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The parts of a family, in their order."""
-    return {part: item for part, item in parts.items() if part.split(".")[0] == name}
+    return {part: item for part, item in parts.items() if family_of(part) == name}

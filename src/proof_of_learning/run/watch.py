@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from proof_of_learning.run.parts import family
-from proof_of_learning.training.steps import rates_of
+from proof_of_learning.training.optimizers import rates_of
 
 
 class Seen:

@@ -14,6 +14,48 @@ from torch import Tensor, nn
 from proof_of_learning.errors import FormatError
 
 
+def capture_module(module: nn.Module) -> dict[str, Any]:
+    """Parameters, buffers (non-persistent ones, too), which are frozen, and what its modules keep as extra state."""
+    base = nn.Module.get_extra_state
+    return {
+        "parameters": dict(module.named_parameters()),
+        "buffers": dict(module.named_buffers()),
+        "frozen": frozen(module),
+        "extra": {
+            name: m.get_extra_state() for name, m in module.named_modules() if type(m).get_extra_state is not base
+        },
+    }
+
+
+def frozen(module: nn.Module) -> list[str]:
+    """The names of its parameters that take no gradient, sorted."""
+    return sorted(name for name, parameter in module.named_parameters() if not parameter.requires_grad)
+
+
+def restore_module(part: str, module: nn.Module, values: Mapping[str, Any]) -> None:
+    """The inverse of :func:`capture_module`; gradients are cleared. FormatError where the state does not fit."""
+    restore_parameters(part, module, values["parameters"])
+    restore_buffers(part, module, values["buffers"])
+    fixed = set(values["frozen"])
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in fixed)
+        parameter.grad = None
+    modules = dict(module.named_modules())
+    for name, extra in values["extra"].items():
+        modules[name].set_extra_state(fresh(extra))
+
+
+def fresh(value: Any, device: torch.device | None = None) -> Any:
+    """A private copy of a decoded value, tensors on ``device``."""
+    if isinstance(value, Tensor):
+        return value.clone() if device is None or device.type == "cpu" else value.to(device)
+    if isinstance(value, dict):
+        return type(value)({key: fresh(item, device) for key, item in value.items()})
+    if isinstance(value, list):
+        return [fresh(item, device) for item in value]
+    return tuple(fresh(item, device) for item in value) if isinstance(value, tuple) else value
+
+
 def restore_parameters(part: str, module: nn.Module, given: Mapping[str, Tensor]) -> None:
     """Copy ``given`` into the module's parameters; FormatError where names, shapes or dtypes differ."""
     live = dict(module.named_parameters())
@@ -93,33 +135,16 @@ class BufferSnapshot:
                 owner._non_persistent_buffers_set.update(passing)
 
 
-def stray_parameters(parts: Mapping[str, Any]) -> dict[str, int]:
-    """By optimizer, the number of the first of its parameters that no part holds, so that no state would have its values."""
-    holders = [part for part in parts.values() if not isinstance(part, torch.optim.Optimizer)]
-    known, places = set[int](), set[int]()
-    for part in holders:
-        if isinstance(part, nn.Module):
-            known |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
-        elif hasattr(part, "state_dict"):
-            places |= {tensor.data_ptr() for tensor in _tensors_in(part.state_dict())}
-    found: dict[str, int] = {}
-    for name, part in parts.items():
-        if isinstance(part, torch.optim.Optimizer):
-            for number, parameter in enumerate([p for group in part.param_groups for p in group["params"]]):
-                if id(parameter) not in known and parameter.data_ptr() not in places:
-                    found.setdefault(name, number)
-    return found
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors_in(item)
+            yield from tensors_in(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _tensors_in(item)
+            yield from tensors_in(item)
 
 
 def _places(module: nn.Module, tensor: Tensor) -> Iterator[tuple[nn.Module, str]]:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, TaskError
-from proof_of_learning.training.modules import restore_buffers, restore_parameters
+from proof_of_learning.training.names import escaped, family_of, joined
+from proof_of_learning.training.parts import SETTINGS, adapter_of
 
 Node = Any  # canonical JSON; see encode_tree
 
@@ -129,20 +130,7 @@ class _Bytes:
         self.__array_interface__ = {"data": place, "shape": (size,), "typestr": "|u1", "version": 3}
 
 
-def kind_of(name: str) -> str:
-    """The kind of state a tensor belongs to: ``model/parameters``, ``optimizer/momentum_buffer``, ``ema/parameters`` …"""
-    path = name.split("/")
-    if len(path) > 2 and path[1] in ("parameters", "buffers", "extra"):
-        return f"{path[0]}/{path[1]}"
-    return f"{path[0]}/{path[-1]}" if len(path) > 2 and path[1] == "state" else path[0]
-
-
 # ---- trees ------------------------------------------------------------------------------------------
-
-
-def escaped(text: str) -> str:
-    """``text`` as one part of a tensor's name."""
-    return text.replace("~", "~0").replace("/", "~1")
 
 
 def encode_tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Node:
@@ -281,15 +269,6 @@ def _copying() -> Iterator[None]:
     stream.synchronize()
 
 
-# What a part of each family holds beside trained values, by its entry in the tree (None: all of it).
-_SETTINGS: dict[str, tuple[str, ...] | None] = {
-    "model": ("s:frozen",),
-    "optimizer": ("s:groups",),
-    "scheduler": None,
-    "scaler": ("s:backoff_factor", "s:growth_factor", "s:growth_interval"),
-}
-
-
 def settings(state: State) -> bytes:
     """Canonical JSON of what a state holds beside trained values: parameter groups, schedulers, which parameters are frozen.
 
@@ -297,12 +276,12 @@ def settings(state: State) -> bytes:
     """
     kept = []
     for key, node in state.tree["d"]:
-        family = key[2:].split(".")[0]
-        entries = _SETTINGS.get(family, ())
+        family = family_of(key[2:])
+        entries = SETTINGS.get(family, ())
         if entries is not None:
             body = node.get("d", []) if isinstance(node, dict) else []
-            node = {"d": [item for item in body if item[0] in entries]}
-        if family in _SETTINGS:
+            node = {"d": [item for item in body if item[0][2:] in entries]}
+        if family in SETTINGS:
             kept.append([key, node])
     tree = {"d": kept}
     tensors = {name: state.tensor_digest(name) for name in tree_tensors(tree)}
@@ -326,7 +305,7 @@ def capture(parts: Mapping[str, Any], *, live: bool = False) -> State:
     tensors: dict[str, Tensor] = {}
     with _copying():
         items = [
-            [f"s:{name}", encode_tree(_part_state(part), escaped(name), tensors)]
+            [f"s:{name}", encode_tree(adapter_of(part).capture(part), escaped(name), tensors)]
             for name, part in sorted(parts.items())
         ]
     state = State({"d": items}, tensors, live=True)
@@ -340,12 +319,7 @@ def restore(parts: Mapping[str, Any], state: State) -> None:
         if not isinstance(values, dict) or set(values) != set(parts):
             raise FormatError(f"the state has the parts {_names(values)}; the task has {_names(parts)}")
         for name, part in parts.items():
-            if isinstance(part, nn.Module):
-                _restore_module(name, part, values[name])
-            elif isinstance(part, torch.optim.Optimizer):
-                _restore_optimizer(name, part, values[name])
-            else:
-                part.load_state_dict(_fresh(values[name]))  # a part may keep what it is given, and train it
+            adapter_of(part).restore(name, part, values[name])
     except (FormatError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a part may answer to a state that it never wrote with anything
@@ -361,7 +335,7 @@ def overlay(module: nn.Module, base: State) -> list[str]:
     live = {"parameters": module.named_parameters(), "buffers": module.named_buffers()}
     for group, tensors in live.items():
         for short, tensor in tensors:
-            name = f"model/{group}/{escaped(short)}"
+            name = joined("model", group, short)
             source = base.tensors.get(name)
             if source is not None and source.shape == tensor.shape and source.dtype == tensor.dtype:
                 with torch.no_grad():
@@ -374,100 +348,14 @@ def _names(value: Any) -> str:
     return ", ".join(sorted(map(str, value))) if isinstance(value, Mapping) else repr(value)
 
 
-def _part_state(part: Any) -> Any:
-    if isinstance(part, nn.Module):
-        return {
-            "parameters": dict(part.named_parameters()),
-            "buffers": dict(part.named_buffers()),
-            "frozen": _frozen(part),
-            "extra": _extra_state(part),
-        }
-    if isinstance(part, torch.optim.Optimizer):
-        # Not `state_dict()`: its inverse casts an fp32 momentum to the dtype of a bf16 parameter.
-        index = {id(p): i for i, p in enumerate(_optimizer_parameters(part))}
-        groups = [
-            {**{k: v for k, v in group.items() if k != "params"}, "params": [index[id(p)] for p in group["params"]]}
-            for group in part.param_groups
-        ]
-        state = {index[id(p)]: dict(s) for p, s in part.state.items() if id(p) in index}
-        held: dict[Any, Any] = dict(part.state)
-        shared = {key: value for key, value in held.items() if isinstance(key, str)}
-        if len(state) + len(shared) != len(part.state):
-            raise TaskError(
-                "an optimizer keeps state for something that is neither one of its parameters nor a name, which cannot be "
-                "recorded; key it by a parameter or by a text, as in optimizer.state['global']"
-            )
-        return {"state": state, "groups": groups, **({"shared": shared} if shared else {})}
-    return part.state_dict()
-
-
-def _frozen(module: nn.Module) -> list[str]:
-    return sorted(name for name, parameter in module.named_parameters() if not parameter.requires_grad)
-
-
 def live_settings(parts: Mapping[str, Any]) -> bytes:
     """:func:`settings` of live parts, without a look at what a module holds."""
     tensors: dict[str, Tensor] = {}
     items = []
     with _copying():
         for name, part in sorted(parts.items()):
-            if name.split(".")[0] in _SETTINGS:
-                values = {"frozen": _frozen(part)} if isinstance(part, nn.Module) else _part_state(part)
+            if family_of(name) in SETTINGS:
+                adapter = adapter_of(part)
+                values = (adapter.told or adapter.capture)(part)
                 items.append([f"s:{name}", encode_tree(values, escaped(name), tensors)])
     return settings(State({"d": items}, tensors))
-
-
-def _optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _extra_state(module: nn.Module) -> dict[str, Any]:
-    base = nn.Module.get_extra_state
-    return {name: m.get_extra_state() for name, m in module.named_modules() if type(m).get_extra_state is not base}
-
-
-def _restore_module(part: str, module: nn.Module, values: dict[str, Any]) -> None:
-    restore_parameters(part, module, values["parameters"])
-    restore_buffers(part, module, values["buffers"])
-    frozen = set(values["frozen"])
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-        parameter.grad = None
-    modules = dict(module.named_modules())
-    for name, extra in values["extra"].items():
-        modules[name].set_extra_state(_fresh(extra))
-
-
-def _restore_optimizer(part: str, optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
-    parameters = _optimizer_parameters(optimizer)
-    index = {id(p): i for i, p in enumerate(parameters)}
-    if len(values["groups"]) != len(optimizer.param_groups):
-        raise FormatError(f"{part}: the state has {len(values['groups'])} parameter groups")
-    for live, given in zip(optimizer.param_groups, values["groups"], strict=True):
-        if given["params"] != [index[id(p)] for p in live["params"]]:
-            raise FormatError(f"{part}: the parameter groups of the state hold other parameters than the task's")
-        live.update({name: _fresh(value) for name, value in given.items() if name != "params"})
-    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    optimizer.state.clear()
-    for position, entry in values["state"].items():
-        parameter = parameters[position]
-        group = group_of[id(parameter)]
-        # PyTorch keeps `step` on the CPU unless the optimizer is capturable or fused.
-        on_cpu = not (group.get("capturable") or group.get("fused"))
-        optimizer.state[parameter] = {
-            name: _fresh(value, None if name == "step" and on_cpu else parameter.device)
-            for name, value in entry.items()
-        }
-    for key, value in values.get("shared", {}).items():
-        optimizer.state[key] = _fresh(value, parameters[0].device if parameters else None)
-
-
-def _fresh(value: Any, device: torch.device | None = None) -> Any:
-    """A private copy of a decoded value, tensors on ``device``."""
-    if isinstance(value, Tensor):
-        return value.clone() if device is None or device.type == "cpu" else value.to(device)
-    if isinstance(value, dict):
-        return type(value)({key: _fresh(item, device) for key, item in value.items()})
-    if isinstance(value, list):
-        return [_fresh(item, device) for item in value]
-    return tuple(_fresh(item, device) for item in value) if isinstance(value, tuple) else value

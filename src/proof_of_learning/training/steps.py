@@ -7,7 +7,6 @@ its first batch, where the generators are seeded from the run's key or, in an ob
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +19,14 @@ from torch.nn.parameter import is_lazy
 
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order
 from proof_of_learning.data.commit import Dataset
-from proof_of_learning.errors import FormatError, TaskError
+from proof_of_learning.errors import TaskError
 from proof_of_learning.task import Description, Task, describe, task_code
-from proof_of_learning.training import randomness
+from proof_of_learning.training import names, randomness
+from proof_of_learning.training import parts as kinds
 from proof_of_learning.training import state as states
 from proof_of_learning.training.modules import BufferSnapshot
+from proof_of_learning.training.optimizers import parameters_of
+from proof_of_learning.training.parts import Progress
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.schedules import driven_by_metric
 from proof_of_learning.training.state import State
@@ -40,49 +42,6 @@ class StepResult:
     step: int
     loss: Tensor
     rates: list[float]
-
-
-class Progress:
-    """The part that ties a state to its place in the run.
-
-    ``adding``: it holds the sum of the epoch's losses as well, for schedulers that are given their mean.
-    """
-
-    def __init__(self, adding: bool = False) -> None:
-        self.step, self.adding = 0, adding
-        self._sum, self._count = torch.zeros((), dtype=torch.float64), 0
-
-    def add(self, loss: Tensor, epoch_ends: bool) -> float | None:
-        """Take a step's loss; the mean of the epoch's where it ends. Until then nothing waits for an accelerator."""
-        if not self.adding:
-            return None
-        mean = self.mean(loss) if epoch_ends else None
-        self._sum, self._count = self._with(loss), self._count + 1
-        if epoch_ends:
-            self._sum, self._count = torch.zeros_like(self._sum), 0
-        return mean
-
-    def mean(self, loss: Tensor) -> float:
-        """The mean of the epoch's losses, the last of which is ``loss``."""
-        return float(self._with(loss)) / (self._count + 1)
-
-    def _with(self, loss: Tensor) -> Tensor:
-        return self._sum.to(loss.device) + loss.detach().reshape(()).double()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, **({"losses": [float(self._sum), self._count]} if self.adding else {})}
-
-    def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        step = values["step"]
-        # A float of the same value would be equal to the step that is expected, and is no address of a random choice.
-        if type(step) is not int or not 0 <= step < 2**64:
-            raise FormatError("the state does not say, as an integer, at which step it stands")
-        self.step = step
-        if self.adding:
-            total, count = values["losses"]
-            if type(total) is not float or not math.isfinite(total) or type(count) is not int or count < 0:
-                raise FormatError("the state does not say what the losses of its epoch add up to")
-            self._sum, self._count = torch.tensor(total, dtype=torch.float64), count
 
 
 class StepContext:
@@ -118,24 +77,13 @@ class StepContext:
         if clip is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+            nn.utils.clip_grad_norm_(parameters_of(optimizer), clip)
         if self.scaler is None:
             optimizer.step()
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
         clear_gradients(optimizer)
-
-
-def rates_of(name: str, optimizer: Any) -> list[float]:
-    """The learning rates of an optimizer's groups; TaskError where one has none."""
-    for number, group in enumerate(optimizer.param_groups):
-        if group.get("lr") is None:
-            raise TaskError(
-                f"parameter group {number} of the optimizer {name!r} has no learning rate (lr), which a proof records at every "
-                "step; give it one (Adafactor: lr=1e-3, relative_step=False)"
-            )
-    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def clear_gradients(optimizer: Any) -> None:
@@ -146,9 +94,8 @@ def clear_gradients(optimizer: Any) -> None:
         options = {"set_to_none": True}
     optimizer.zero_grad(**options)
     if not options:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        for parameter in parameters_of(optimizer):
+            parameter.grad = None
 
 
 def takes_set_to_none(zero_grad: Callable[..., Any]) -> bool:
@@ -285,7 +232,7 @@ class Session:
 
     def rates(self) -> list[float]:
         """The learning rates in force, by optimizer and group."""
-        return [rate for name, optimizer in self.optimizers.items() for rate in rates_of(name, optimizer)]
+        return kinds.rates(self.parts)
 
     def step_schedulers(self, epoch_ends: bool, metric: float | None = None) -> None:
         """What schedulers do at a step's end. Those that are driven by a metric stay where there is none."""
@@ -324,24 +271,17 @@ class Session:
 
 def members(parts: Mapping[str, Any]) -> dict[str, str]:
     """The entries of the optimizers' states (``optimizer/state/0``) with the names of the weights that each belongs to."""
-    named = {
-        p: "/".join(("model", "parameters", states.escaped(name))) for name, p in parts["model"].named_parameters()
-    }
+    named = {p: names.weight_name(name) for name, p in parts["model"].named_parameters()}
     found = {}
-    for part, optimizer in _optimizers(parts).items():
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
-        for number, weight in enumerate(weights):
-            found[f"{states.escaped(part)}/state/{number}"] = named.get(weight, "")
+    for part, optimizer in kinds.optimizers(parts).items():
+        for number, weight in enumerate(parameters_of(optimizer)):
+            found[names.entry_name(part, number)] = named.get(weight, "")
     return found
 
 
 def groups(parts: Mapping[str, Any]) -> dict[str, int]:
     """The parts that are optimizers, with their numbers of parameter groups, in the order in which rates are told."""
-    return {part: len(optimizer.param_groups) for part, optimizer in _optimizers(parts).items()}
-
-
-def _optimizers(parts: Mapping[str, Any]) -> dict[str, Any]:
-    return {part: item for part, item in parts.items() if part.split(".")[0] == "optimizer"}
+    return {part: len(optimizer.param_groups) for part, optimizer in kinds.optimizers(parts).items()}
 
 
 def feed_epoch_end(feed: Feed, step: int) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from proof_of_learning.training.names import short_name
 from proof_of_learning.verifier.dynamics import coasting
 from proof_of_learning.verifier.sampling import Memory, Trained
 
@@ -118,7 +119,7 @@ def _groups(trained: Mapping[str, Trained]) -> dict[str, list[str]]:
         count = min(most, len(members))
         for number in range(count):
             part = members[len(members) * number // count : len(members) * (number + 1) // count]
-            found[part[0].split("/", 2)[2] if len(part) == 1 else f"{kind} {number + 1} of {count}"] = part
+            found[short_name(part[0]) if len(part) == 1 else f"{kind} {number + 1} of {count}"] = part
     return found
 
 

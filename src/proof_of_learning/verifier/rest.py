@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from proof_of_learning.errors import PolError
 from proof_of_learning.replay.protocol import Coasting, Rest
+from proof_of_learning.training.names import split_entry
 from proof_of_learning.verifier.dynamics import Family, idle_by_rest
 from proof_of_learning.verifier.progress import MAIN, SINGLE, WAYS, Measure, on_grid, places_measures
 from proof_of_learning.verifier.sampling import Sampler, Trained
@@ -102,7 +103,7 @@ def unruled(
     members: Mapping[str, str], families: Mapping[str, Family | None], rates: Mapping[str, Array] | None
 ) -> list[str]:
     """The tensors of weights whose optimizer follows no rule that is known here."""
-    parts = {entry: entry.rpartition("/state/")[0] for entry in members}
+    parts = {entry: split_entry(entry)[0] for entry in members}
     return [
         weight
         for entry, weight in members.items()

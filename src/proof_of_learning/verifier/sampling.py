@@ -20,12 +20,13 @@ from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State, decode_tree, kind_of
+from proof_of_learning.training.names import CARRYING, family_of, kind_of, split_entry
+from proof_of_learning.training.state import State, decode_tree
 from proof_of_learning.verifier.dynamics import CLASSES, Course, Family, Rule, read_rule
 
 COORDINATES = 512  # of each tensor at most
 FEWEST = 16
-EXPLAINED = ("momentum_buffer", "exp_avg")  # by where the weights come to rest
+EXPLAINED = CARRYING  # by where the weights come to rest
 MAX_VALUES = 1 << 26  # in memory, all states and tensors together
 
 Array = npt.NDArray[np.float64]
@@ -161,7 +162,7 @@ class Sampler:
         found: dict[str, Trained] = {}
         rules: dict[tuple[str, int], Rule | None] = {}
         for entry, weight in members.items():
-            part, _, number = entry.rpartition("/state/")
+            part, number = split_entry(entry)
             if weight not in self._values or part not in self._groups or not number.isdecimal():
                 continue
             group = _group_of(self._groups[part][0], int(number))
@@ -220,7 +221,7 @@ def _groups(state: State) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, node in state.tree["d"]:
         part = key[2:]
-        if part.split(".")[0] == "optimizer" and isinstance(node, dict) and set(node) == {"d"}:
+        if family_of(part) == "optimizer" and isinstance(node, dict) and set(node) == {"d"}:
             for name, body in node["d"]:
                 if name == "s:groups":
                     try:

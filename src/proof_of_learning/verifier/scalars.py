@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from proof_of_learning import canonical
-from proof_of_learning.training.state import DTYPE_NAMES, State, escaped
+from proof_of_learning.training.names import escaped, family_of
+from proof_of_learning.training.state import DTYPE_NAMES, State
 
 Value = int | float | str
 MAX_PATHS, MAX_RATES, MAX_KEPT = 4096, 8, 32
@@ -134,7 +135,7 @@ def _numbers(state: State) -> Iterator[tuple[str, Value]]:
     """Every number by its path; texts and truth values by digest, for they can change as well. Weights are not among them."""
     for key, node in state.tree["d"]:
         name = key[2:]
-        left_out = _ELSEWHERE.get(name.split(".")[0], ())
+        left_out = _ELSEWHERE.get(family_of(name), ())
         if left_out is None:
             continue
         if left_out and isinstance(node, dict):

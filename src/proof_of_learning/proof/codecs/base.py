@@ -13,8 +13,6 @@ from torch import Tensor
 from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.training.state import State
 
-SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")  # of Adam, RMSprop, Adagrad
-MOMENTA = ("exp_avg", "momentum_buffer", "grad_avg")
 PIECE = 1 << 17  # elements that are worked on at a time: what lies beside them fits the cache as well
 
 
@@ -60,21 +58,6 @@ def same_kind(tensor: Tensor, base: State | None, name: str) -> bool:
     """Whether the base has a tensor of that name, dtype and shape."""
     before = None if base is None else base.tensors.get(name)
     return before is not None and before.dtype == tensor.dtype and before.shape == tensor.shape
-
-
-def role(name: str) -> str:
-    """``weights`` (parameters of the model or of an average of it), ``momentum``, ``second`` or nothing."""
-    path = name.split("/")
-    if path[1:2] == ["parameters"]:
-        return "weights"
-    if len(path) > 3 and path[1] == "state":
-        return "second" if path[-1] in SECOND_MOMENTS else "momentum" if path[-1] in MOMENTA else ""
-    return ""
-
-
-def second_of(name: str) -> str:
-    """The name of the second moment beside a momentum; nothing for any other tensor."""
-    return f"{name.rpartition('/')[0]}/exp_avg_sq" if role(name) == "momentum" else ""
 
 
 def finite(tensor: Tensor) -> bool:

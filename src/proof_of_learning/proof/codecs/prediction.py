@@ -17,9 +17,10 @@ from torch import Tensor
 
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import PIECE, finite, role, same_kind, second_of
+from proof_of_learning.proof.codecs.base import PIECE, finite, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.training.environment import flushes_denormals
+from proof_of_learning.training.names import role, second_of
 from proof_of_learning.training.state import State
 
 PREDICTED = "predicted"

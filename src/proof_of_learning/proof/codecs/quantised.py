@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import role, same_kind
+from proof_of_learning.proof.codecs.base import same_kind
 from proof_of_learning.proof.codecs.rounding import (
     Given,
     RoundingCodec,
@@ -30,6 +30,7 @@ from proof_of_learning.proof.codecs.rounding import (
     power,
     unsigned,
 )
+from proof_of_learning.training.names import role
 from proof_of_learning.training.state import State
 
 SAMPLE = 1 << 16  # evenly spaced elements from which a root mean square is taken

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import PIECE, Encoded, finite, role, same_kind, second_of
+from proof_of_learning.proof.codecs.base import PIECE, Encoded, finite, same_kind
 from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_value
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.room import Room
+from proof_of_learning.training.names import role, second_of
 from proof_of_learning.training.state import State
 
 LARGEST_SCALE = 200  # of the exponents that an object may name

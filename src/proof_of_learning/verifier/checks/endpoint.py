@@ -11,6 +11,7 @@ from torch import Tensor
 
 from proof_of_learning.errors import UsageError
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.training.names import is_weight, short_name
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
@@ -53,10 +54,8 @@ def compare_model(proof: Proof, path: Path) -> list[str]:
     of the tensor that it equals bit for bit, and stands for it.
     """
     state = proof.state(proof.segments[-1].state).part("model")
-    final = {
-        name.split("/", 2)[2].replace("~1", "/").replace("~0", "~"): (name, t) for name, t in state.tensors.items()
-    }
-    needed = {short for short, (name, _) in final.items() if name.startswith("model/parameters/")}
+    final = {short_name(name): (name, t) for name, t in state.tensors.items()}
+    needed = {short for short, (name, _) in final.items() if is_weight(name)}
     found: list[str] = []
     try:
         with safe_open(path, framework="pt") as given:

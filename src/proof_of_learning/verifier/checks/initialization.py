@@ -10,7 +10,8 @@ from torch import Tensor
 from proof_of_learning.replay.measure import measured
 from proof_of_learning.replay.protocol import TensorOrigin
 from proof_of_learning.replay.requests import Initialized
-from proof_of_learning.training.state import State, escaped
+from proof_of_learning.training.names import part_of, short_name
+from proof_of_learning.training.state import State
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.initialization.parts import independent, is_standard, modules
 from proof_of_learning.verifier.initialization.start import second_start, suspicious, trained_share
@@ -135,7 +136,7 @@ class InitializationCheck:
             )  # fmt: skip
         if tested.rejected:
             worst = min(tested.rejected, key=lambda t: (-t.elements, t.name))
-            short = worst.name.split("/", 2)[-1]
+            short = short_name(worst.name)
             values = initial.tensors[worst.name]
             return result(
                 self, "inconclusive",
@@ -173,9 +174,9 @@ def _moved(answer: Initialized, recorded: State) -> str:
     """
     if answer.rest_fresh:
         return ""
-    drawn = [escaped(name) for name in modules(recorded)]
+    drawn = modules(recorded)
     unequal = [] if answer.comparison is None else answer.comparison.unequal
-    stale = [name for name in unequal if name.split("/")[0] not in drawn]
+    stale = [name for name in unequal if part_of(name) not in drawn]
     stale += [name for name, error in answer.relative.items() if is_standard(name) and error != 0.0]
     return stale[0] if stale else ""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from proof_of_learning.errors import UsageError
+from proof_of_learning.training.names import short_name
 from proof_of_learning.verifier.initialization.laws import Law, normal, truncated, uniform
 from proof_of_learning.verifier.initialization.schemes import Place, Pool
 
@@ -35,7 +36,7 @@ class NamedLaw:
 
     def fits(self, name: str) -> bool:
         """Whether it is meant for the tensor of that name in a state (``model/parameters/a.weight``, or short ``a.weight``)."""
-        return any(fnmatch.fnmatchcase(n, self.pattern) for n in (name, name.split("/", 2)[-1]))
+        return any(fnmatch.fnmatchcase(n, self.pattern) for n in (name, short_name(name)))
 
 
 def named_laws(texts: Iterable[str]) -> tuple[NamedLaw, ...]:

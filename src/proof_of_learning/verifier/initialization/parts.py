@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.replay.measure import measured
+from proof_of_learning.training.names import family_of, part_of
 from proof_of_learning.training.state import State
 
 FIRST = 64  # elements that are looked at before the rest
@@ -20,7 +21,7 @@ STANDARD = ("optimizer", "scheduler", "scaler", "progress")  # families of parts
 
 def is_standard(name: str) -> bool:
     """Whether a part, or the part of a tensor of that name, is an optimizer, a scheduler, the scaler or the progress."""
-    return name.split("/")[0].split(".")[0] in STANDARD
+    return family_of(part_of(name)) in STANDARD
 
 
 def modules(state: State) -> list[str]:

@@ -7,6 +7,7 @@ import fnmatch
 from proof_of_learning import canonical
 from proof_of_learning.replay.protocol import TensorOrigin
 from proof_of_learning.replay.requests import Initialize
+from proof_of_learning.training.names import is_weight
 from proof_of_learning.verifier.verdict import Nonce
 
 
@@ -36,5 +37,5 @@ def suspicious(tensors: list[TensorOrigin], approved: tuple[str, ...]) -> tuple[
 
 def trained_share(tensors: list[TensorOrigin]) -> float:
     """The share of the model's parameters that training may change."""
-    elements = sum(t.elements for t in tensors if t.name.startswith("model/parameters/"))
+    elements = sum(t.elements for t in tensors if is_weight(t.name))
     return sum(t.elements for t in tensors if t.trainable) / elements if elements else 0.0
