@@ -36,7 +36,8 @@ CAUGHT_BY = {
     "infinitesimal-update": "trajectory", "inverse-gradient": "initialization", "knowing-start": "initialization",
     "late-jump": "trajectory", "lazy": "trajectory", "padding": "trajectory", "poisoned-probe": "trajectory",
     "rank-matched": "trajectory", "rate-steering": "trajectory", "scaler-freeze": "hyperparameters",
-    "shadow": "trajectory", "stolen": "initialization", "synthetic-data": "data", "task-weapon": "trajectory",
+    "shadow": "trajectory", "slow-memory": "trajectory",
+    "stolen": "initialization", "synthetic-data": "data", "task-weapon": "trajectory",
     "teleport": "trajectory",
 }  # fmt: skip
 DEARER_THAN_TRAINING = {"inverse-gradient"}  # the others would be no attacks if they were

@@ -294,6 +294,21 @@ def test_an_event_of_a_step_that_a_short_segment_does_not_have_is_refused(eventf
                 Proof.open(path)
 
 
+@pytest.mark.parametrize("what", ["event", "metric"])
+def test_what_is_not_replayed_yet_is_never_valid_whichever_segments_are_drawn(what: str, tmp_path: Path) -> None:
+    """Else false events would be vouched for wherever the nonce does not fall on them."""
+    path = tmp_path / "run.pol"
+    if what == "event":
+        happened(path, (6, RELOAD))
+    else:
+        happened(path, metrics={"validation/loss": Metric(np.array([0.5]), np.array([3]))})
+    verdict = pol.verify(path, tasks.task(), random=0, top_q=0, accept_uniform=True)
+    assert all(segment.status == "pass" for segment in verdict.segments)
+    assert 1 not in [segment.index for segment in verdict.segments] or what == "metric"
+    assert verdict.verdict == "inconclusive"
+    assert ("reload during step 6" if what == "event" else "'validation/loss'") in verdict.check("trajectory").summary
+
+
 def test_metrics_are_columns(tmp_path: Path) -> None:
     metric = Metric(np.array([0.5, np.inf, -0.0]), np.array([0, 3, 3]))
     proof = Proof.open(happened(tmp_path / "run.pol", metrics={"validation/loss": metric}))

@@ -299,7 +299,7 @@ def test_a_segment_cannot_be_presented_at_another_place(tmp_path: Path) -> None:
     proof = Proof.open(path)
     shifted = rewrite(
         path, tmp_path / "short.pol",
-        header=lambda header: msgspec.structs.replace(header, training=msgspec.structs.replace(header.training, steps=5)),
+        header=lambda header: msgspec.structs.replace(header, training=msgspec.structs.replace(header.training, planned=5)),
         states=lambda states: states[1:], columns=lambda columns: columns[1:],
     )  # fmt: skip
     verdict = pol.verify(shifted, replace(task, steps=5), everything=True, keep_going=True)

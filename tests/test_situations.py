@@ -152,6 +152,7 @@ def edited(file: Path, helper: str = "1.0", body: str = "helped(model)", evaluat
     text = PROGRAM.format(helper=helper, body=body, evaluate=evaluate)
     for old, new in other.items():
         text = text.replace(old, new)
+    file.parent.mkdir()
     file.write_text(textwrap.dedent(text))
     return f"{file}:task"
 
@@ -166,9 +167,9 @@ def edited(file: Path, helper: str = "1.0", body: str = "helped(model)", evaluat
     ],
 )
 def test_a_corrected_evaluation_does_not_bar_resuming(change: dict[str, str], tmp_path: Path) -> None:
-    first = pol.load_task(edited(tmp_path / "one.py"))
+    first = pol.load_task(edited(tmp_path / "one" / "program.py"))
     interrupted(first, tmp_path / "run.pol", 5, interval=2)
-    corrected = pol.load_task(edited(tmp_path / "two.py", **change))
+    corrected = pol.load_task(edited(tmp_path / "two" / "program.py", **change))
     resumed = pol.prove(corrected, tmp_path / "run.pol", interval=2)
     whole = pol.prove(corrected, tmp_path / "whole.pol", interval=2)
     one, two = (pol.Proof.open(recording.path) for recording in (resumed, whole))
@@ -183,9 +184,9 @@ def test_a_corrected_evaluation_does_not_bar_resuming(change: dict[str, str], tm
     "change", [{"SCALE = 0.5": "SCALE = 0.6"}, {"SCALE *": "2 * SCALE *"}, {"lr=0.1": "lr=0.1 + 0.0"}]
 )
 def test_a_change_of_what_is_trained_still_does(change: dict[str, str], tmp_path: Path) -> None:
-    interrupted(pol.load_task(edited(tmp_path / "one.py")), tmp_path / "run.pol", 5, interval=2)
+    interrupted(pol.load_task(edited(tmp_path / "one" / "program.py")), tmp_path / "run.pol", 5, interval=2)
     with pytest.raises(RecordingError, match=r"the source text of the task's .* has changed since"):
-        pol.prove(pol.load_task(edited(tmp_path / "two.py", helper="2.0", **change)), tmp_path / "run.pol", interval=2)
+        pol.prove(pol.load_task(edited(tmp_path / "two" / "program.py", helper="2.0", **change)), tmp_path / "run.pol", interval=2)
 
 
 # ---- buffers ----------------------------------------------------------------------------------------

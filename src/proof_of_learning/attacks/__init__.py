@@ -37,6 +37,7 @@ from proof_of_learning.attacks.poisoned_probe import PoisonedProbe
 from proof_of_learning.attacks.rank_matched import RankMatched
 from proof_of_learning.attacks.scaler_freeze import ScalerFreeze
 from proof_of_learning.attacks.shadow import Shadow
+from proof_of_learning.attacks.slow_memory import SlowMemory
 from proof_of_learning.attacks.stolen import Stolen
 from proof_of_learning.attacks.synthetic_data import SyntheticData
 from proof_of_learning.attacks.task_weapon import TaskWeapon
@@ -73,6 +74,7 @@ _REGISTRY: tuple[type[Attack], ...] = (
     RateSteering,
     ScalerFreeze,
     Shadow,
+    SlowMemory,
     Stolen,
     SyntheticData,
     TaskWeapon,

@@ -111,15 +111,20 @@ def on_grid(positions: Sequence[int], to_end: Array, from_start: Array, segments
 
 def _groups(trained: Mapping[str, Trained]) -> dict[str, list[str]]:
     """Matrices and vectors, each in the order of the optimizer (about that of depth) cut into a few runs."""
+    runs = _runs({name: item.dimensions for name, item in trained.items()})
+    return {short_name(part[0]) if len(part) == 1 else name: part for name, part in runs.items()}
+
+
+def _runs(dimensions: Mapping[str, int]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for kind, most, members in (
-        ("matrices", MATRICES, [name for name, item in trained.items() if item.dimensions > 1]),
-        ("vectors", VECTORS, [name for name, item in trained.items() if item.dimensions <= 1]),
+        ("matrices", MATRICES, [name for name, count in dimensions.items() if count > 1]),
+        ("vectors", VECTORS, [name for name, count in dimensions.items() if count <= 1]),
     ):
         count = min(most, len(members))
         for number in range(count):
             part = members[len(members) * number // count : len(members) * (number + 1) // count]
-            found[short_name(part[0]) if len(part) == 1 else f"{kind} {number + 1} of {count}"] = part
+            found[f"{kind} {number + 1} of {count}"] = part
     return found
 
 
@@ -131,7 +136,17 @@ def _kinds(memory: Sequence[Memory]) -> dict[str, list[Memory]]:
     order = sorted(found, key=lambda kind: -sum(item.elements for item in found[kind]))
     kept = {kind: found[kind] for kind in order[: KINDS - 1]}
     rest = [item for kind in order[KINDS - 1 :] for item in found[kind]]
-    return {**kept, "other state": rest} if rest else kept
+    return {
+        name: members
+        for kind, items in ({**kept, "other state": rest} if rest else kept).items()
+        for name, members in {kind: items, **_beside(kind, items)}.items()
+    }
+
+
+def _beside(kind: str, items: Sequence[Memory]) -> dict[str, list[Memory]]:
+    """The same in groups as weights are, or a false value beside a bias would vanish among those beside matrices."""
+    shapes = {str(number): item.dimensions for number, item in enumerate(items)}
+    return {f"{kind}, {name}": [items[int(member)] for member in members] for name, members in _runs(shapes).items()}
 
 
 def _together(distances: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:

@@ -28,6 +28,7 @@ COORDINATES = 512  # of each tensor at most
 FEWEST = 16
 EXPLAINED = CARRYING  # by where the weights come to rest
 MAX_VALUES = 1 << 26  # in memory, all states and tensors together
+SPARE = 8  # tensors that may be there in the end for each of the first state
 
 Array = npt.NDArray[np.float64]
 Values = npt.NDArray[np.floating[Any]]
@@ -50,6 +51,7 @@ class Memory:
     kind: str
     values: Values
     elements: int
+    dimensions: int = 2
 
 
 class Sampler:
@@ -64,14 +66,16 @@ class Sampler:
         self._groups: dict[str, list[Any]] = {}
         self._most = COORDINATES
         self._explained: set[str] = set()
+        self._room = MAX_VALUES
         self.seen = 0
 
     def add(self, position: int, state: State) -> None:
-        """Take note of the state at ``position``."""
+        """Take note of the state at ``position``. Raises FormatError where later states hold far more tensors than the first."""
         if not self.seen:
             kept = sum(_followed(name, tensor) for name, tensor in state.tensors.items())
-            # Momenta appear with the first step: of each tensor there may be three more.
-            self._most = max(FEWEST, min(COORDINATES, MAX_VALUES // (self._states * max(1, 4 * kept))))
+            # What the optimizer keeps appears with the first step.
+            self._most = max(FEWEST, min(COORDINATES, MAX_VALUES // (self._states * max(1, SPARE * kept))))
+            self._room = max(MAX_VALUES, SPARE * kept * self._most * self._states)
         self.seen += 1
         for name, tensor in state.tensors.items():
             if _followed(name, tensor):
@@ -83,6 +87,12 @@ class Sampler:
         if name not in self._values:
             columns = 1 if tensor.ndim == 0 else min(tensor.numel(), self._most)
             wide = tensor.dtype == torch.float64
+            # A tensor that appears anywhere takes room for every state: zeros that compress to nothing would fill the memory.
+            self._room -= columns * self._states * (2 if wide else 1)
+            if self._room < 0:
+                raise FormatError(
+                    f"the state after segment {position - 1} holds more tensors than can be followed; the first state has fewer"
+                )
             self._values[name] = np.full((self._states, columns), np.nan, dtype=np.float64 if wide else np.float32)
             self._shapes[name], self._dtypes[name] = tensor.shape, tensor.dtype
         if tensor.shape != self._shapes[name]:
@@ -115,7 +125,7 @@ class Sampler:
         if self.seen < self._states:
             return []
         return [
-            Memory(kind_of(name), _settled(values), self._shapes[name].numel())
+            Memory(kind_of(name), _settled(values), self._shapes[name].numel(), len(self._shapes[name]))
             for name, values in self._values.items()
             if name not in self._explained and not name.endswith("/step")
         ]
@@ -168,7 +178,11 @@ class Sampler:
             group = _group_of(self._groups[part][0], int(number))
             prefix = f"{entry}/"
             entries = {name[len(prefix) :]: values for name, values in self._values.items() if name.startswith(prefix)}
-            entries = {name: v[:, 0] if name == "step" else v for name, v in entries.items() if "/" not in name}
+            entries = {
+                name: v[:, 0] if name == "step" else v
+                for name, v in entries.items()
+                if "/" not in name and v.shape[1]  # a counter without elements counts nothing
+            }
             entries = {n: v for n, v in entries.items() if n == "step" or v.shape == self._values[weight].shape}
             own = None if rates is None else rates.get(part)
             if group is None or own is None or not group < own.shape[1]:
