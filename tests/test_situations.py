@@ -186,7 +186,11 @@ def test_a_corrected_evaluation_does_not_bar_resuming(change: dict[str, str], tm
 def test_a_change_of_what_is_trained_still_does(change: dict[str, str], tmp_path: Path) -> None:
     interrupted(pol.load_task(edited(tmp_path / "one" / "program.py")), tmp_path / "run.pol", 5, interval=2)
     with pytest.raises(RecordingError, match=r"the source text of the task's .* has changed since"):
-        pol.prove(pol.load_task(edited(tmp_path / "two" / "program.py", helper="2.0", **change)), tmp_path / "run.pol", interval=2)
+        pol.prove(
+            pol.load_task(edited(tmp_path / "two" / "program.py", helper="2.0", **change)),
+            tmp_path / "run.pol",
+            interval=2,
+        )
 
 
 # ---- buffers ----------------------------------------------------------------------------------------

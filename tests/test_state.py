@@ -443,7 +443,7 @@ class Slow(torch.optim.SGD):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "slow"})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         super().step()
         for slow, p in zip(self.slow, self.param_groups[0]["params"], strict=True):
             mean = self.state[p].setdefault("mean", torch.zeros_like(p, dtype=torch.float32))
@@ -458,7 +458,7 @@ class Around(torch.optim.Optimizer):
         self.base = torch.optim.SGD(self.param_groups, lr=0.1, momentum=0.9)
         self.param_groups = self.base.param_groups
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.base.step()
 
 

@@ -21,7 +21,7 @@ from proof_of_learning.attacks.jumps import falsified_run, model_of, slots
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.replay.coast import coast
+from proof_of_learning.replay.coast import coast, of_session
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 
@@ -119,7 +119,7 @@ def _carried(live: Session, victim: Victim, name: str, entry: str, fall: int) ->
     for value in (0.0, TRIED):
         with torch.no_grad():
             _entries(live, name)[entry].add_(value)
-        coast(live, fall, victim.steps, victim.steps_per_epoch)
+        coast(of_session(live, victim.steps_per_epoch), fall, victim.steps)
         reached.append(model_of(live.capture())[name].double())
         live.restore(state)
     return reached[1] - reached[0]
