@@ -65,6 +65,10 @@ class WorkerError(PolError):
     """The replay worker died, hung, or answered something that is not in its protocol."""
 
 
+class StrayedError(WorkerError):
+    """In a replay, a script's loop takes another way than was recorded."""
+
+
 class AttackError(PolError):
     """An attack cannot be mounted on this target (missing states, other architecture)."""
 

@@ -207,7 +207,7 @@ class Recorder:
         if loop is not None:
             self._loop.append(loop)
         if self._rehearsal is not None:
-            self._rehearsal.after(self.steps_done, loss, indices, rng)
+            self._rehearsal.after(self.steps_done, loss, indices, rng, loop)
         self.steps_done += 1
         boundary = self._at_boundary(self.steps_done)
         if boundary:

@@ -104,7 +104,7 @@ def prove(
         }  # fmt: skip
         if unused := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
-        return _script(task, out, arguments or [], interval, json)
+        return _script(task, out, arguments or [], interval, json, rehearse=False if no_rehearsal else None)
     if arguments:
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
     with common.progress_bar() as progress:
@@ -138,10 +138,12 @@ def _told(out: str, summary: dict[str, Any], json: str | None) -> None:
         common.say(f"root {summary['root']}")
 
 
-def _script(path: str, out: str, arguments: list[str], interval: int | None, json: str | None) -> None:
+def _script(
+    path: str, out: str, arguments: list[str], interval: int | None, json: str | None, *, rehearse: bool | None
+) -> None:
     from proof_of_learning.run.command import prove_script
 
-    recorded = prove_script(path, out, arguments, interval=interval)
+    recorded = prove_script(path, out, arguments, interval=interval, rehearse=rehearse)
     summary = {
         "root": recorded.root, "path": str(recorded.path), "steps": recorded.steps, "interval": recorded.interval,
         "segments": -(-recorded.steps // recorded.interval), "evaluation": None,

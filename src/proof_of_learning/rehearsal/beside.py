@@ -39,7 +39,7 @@ from proof_of_learning.rehearsal.hops import (
 from proof_of_learning.rehearsal.loading import check_described, check_start
 from proof_of_learning.rehearsal.structure import altered, structure
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.task import Task, load_task
+from proof_of_learning.task import Task, is_script, load_task
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, tensor_bytes
@@ -98,7 +98,11 @@ class Rehearsal:
     ) -> None:
         self._job, self._environment, self._header, self._parts = job, environment, header, parts
         self._live, self._pace = live, pace or Pace()
-        self._task = job.task if isinstance(job.task, Task) else load_task(job.task)
+        self._task: Task | None = None  # a script is none
+        if isinstance(job.task, Task):
+            self._task = job.task
+        elif not is_script(job.task.target):
+            self._task = load_task(job.task)
         self._player: Player | None = None
         self._behind = Behind()
         self._hops: list[Hop] = []
@@ -112,8 +116,7 @@ class Rehearsal:
     def begin(self, step: int) -> None:
         """The run stands before ``step``, and goes on from there."""
         self._first = step
-        data = None if self._live is None else self._live.data
-        self._held = holdings.look(self._parts, self._task, data)
+        self._held = self._look()
         self._samples = self._read(range(0))
         if self._live is not None:
             self._samples = self._read(self._live.order.indices(step)[:SAMPLES])
@@ -142,7 +145,14 @@ class Rehearsal:
             self._hop = Hop(step, before or capture(self._parts))
             self._hop_begun = time.monotonic()
 
-    def after(self, step: int, loss: Tensor, indices: Indices | None = None, rng: RngSnapshot | None = None) -> None:
+    def after(
+        self,
+        step: int,
+        loss: Tensor,
+        indices: Indices | None = None,
+        rng: RngSnapshot | None = None,
+        loop: Indices | None = None,
+    ) -> None:
         """``step`` was taken; a codec in the loop has not touched its state yet. Raises TaskError for what was found."""
         self.check()
         if step == self._first:
@@ -154,6 +164,8 @@ class Rehearsal:
         if indices is not None and rng is not None:
             hop.indices.append(indices)
             hop.rng.append(rng)
+        if loop is not None:
+            hop.loop.append(loop)
         training, now = self._header.training, time.monotonic()
         last = step + 1 == training.at_most
         single = not self._hops
@@ -208,9 +220,12 @@ class Rehearsal:
             seed = (
                 3 if os.environ.get(HASH_SEED) == "1" else 1
             )  # another than ours, which is drawn unless it was chosen
-            self._player = ProcessPlayer(self._job, self._environment, seed, TIMEOUT)
+            self._player = self._process(seed)
         else:
             self._player = LocalPlayer(self._job, self._environment)
+
+    def _process(self, hash_seed: int) -> Player:
+        return ProcessPlayer(self._job, self._environment, hash_seed, TIMEOUT)
 
     def _submit(self) -> None:
         hops, self._hops, self._collecting = self._hops, [], False
@@ -236,7 +251,9 @@ class Rehearsal:
             self._outcome = error
         except PolError as error:
             self._outcome = Finding(
-                "the task cannot be built in a fresh process",
+                "the task cannot be built in a fresh process"
+                if self._task
+                else "the script cannot be run in a fresh process",
                 str(error),
                 "",
                 "a verifier's process has to be able to do that",
@@ -250,7 +267,7 @@ class Rehearsal:
 
     def _rehearsed(self, player: Player, hops: list[Hop], first: bool) -> Finding | Evidence | None:
         if first:
-            found = check_described(player, self._header)
+            found = None if self._task is None else check_described(player, self._header)
             if found is None and self._initial is not None:
                 found = check_start(player, self._initial)
             self._initial = None
@@ -263,7 +280,7 @@ class Rehearsal:
                     return investigate(player, hop, difference, None, None)
                 return investigate(
                     player, hop, difference, self._header.data.root,
-                    lambda: ProcessPlayer(self._job, self._environment, 2, TIMEOUT),
+                    lambda: self._process(2),
                 )  # fmt: skip
         return None
 
@@ -291,16 +308,20 @@ class Rehearsal:
     # ---- naming --------------------------------------------------------------------------------------
 
     def _named(self, evidence: Evidence) -> Finding:
-        data = None if self._live is None else self._live.data
-        changes = holdings.changed(self._held, holdings.look(self._parts, self._task, data))
+        changes = holdings.changed(self._held, self._look())
         module = None
         if self._live is not None and evidence.difference.forward and not evidence.data_differ:
             with contextlib.suppress(Exception):  # it is only a name
+                assert self._task is not None
                 fresh = Session(self._task, self._live.session.key, self._live.session.device, self._job.base)
                 module = first_module(self._live.session, fresh, self._live.feed, self._live.order)
         apart = self._job.reference is not None
         loop = self._header.randomness.mode == "recorded"
         return explain(evidence, changes, self._rewritten(), module, apart=apart, loop=loop)[0]
+
+    def _look(self) -> dict[str, holdings.Held]:
+        """What is held beside the recorded state now."""
+        return holdings.look(self._parts, self._task, None if self._live is None else self._live.data)
 
     def _read(self, indices: Any) -> dict[int, bytes]:
         if self._live is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from proof_of_learning.canonical import brief
@@ -51,6 +51,17 @@ HOLDING_CURES = {
     "task": "let the task's `parts` return it (an object with state_dict() and load_state_dict(), or a module), so that it is "
     "recorded, or compute it from the step",
 }
+
+
+@dataclass(frozen=True)
+class Cures:
+    """What helps, by who holds what is not recorded. ``unseen``: cause and cure where nothing was found that holds it."""
+
+    generator: str
+    holdings: Mapping[str, str]
+    unseen: tuple[str, str]
+
+
 UNSTABLE = (
     "two replays of it in one process differ from each other: something draws from a source without a seed (default_rng(), secrets, a "
     "clock), or an operation is not deterministic",
@@ -61,6 +72,25 @@ UNSEEN = (
     "something that training changes lies where it cannot be seen: in a file, in an extension module, in another process",
     "keep everything that the next step depends on in the model's buffers, an optimizer's state, or a part with state_dict() that the "
     "task's `parts` returns",
+)
+TASK = Cures(GENERATOR_CURE, HOLDING_CURES, UNSEEN)
+SCRIPT_CURE = (
+    "hand it to pol.Run as a part, pol.Run(NAME=NAME, …), an object with state_dict() and load_state_dict() that hold it, or compute "
+    "it from what is recorded"
+)
+SCRIPT = Cures(
+    "draw from PyTorch's, NumPy's or Python's ordinary generators, which are recorded for each step, or hand it to pol.Run as a part, "
+    "in an object whose state_dict() and load_state_dict() hold its state",
+    {
+        **HOLDING_CURES,
+        "optimizer": "keep it in the optimizer's own `state`, or give the wrapper a state_dict() and a load_state_dict() that hold it",
+        "task": SCRIPT_CURE,
+    },
+    (
+        UNSEEN[0],
+        "keep everything that the next step depends on in the model's buffers, an optimizer's state, or a part of pol.Run with "
+        "state_dict() and load_state_dict()",
+    ),
 )
 LOOP_FORWARD = (
     "the loop does something else than the task's own step: another loss, another mode, batches that it changes"
@@ -87,6 +117,7 @@ def explain(
     *,
     apart: bool = True,
     loop: bool = False,
+    cures: Cures = TASK,
 ) -> list[Finding]:
     """Name a difference: what may have caused it, the likeliest first.
 
@@ -96,6 +127,7 @@ def explain(
     apart: whether replays ran in another process, each in a child of its own. Elsewhere what functions hold passes from one to the
         next, so that two may differ although nothing is drawn.
     loop: whether a loop of the user's own was recorded, which the task only describes.
+    cures: what helps.
     """
     found = evidence.difference
     what = f"a replay of steps {found.start} to {found.stop} from their recorded state alone arrives elsewhere"
@@ -111,15 +143,15 @@ def explain(
         named.append(UNSTABLE)
     generators = [change.place for change in changes if change.kind == "generator"]
     if generators:
-        named.append((f"{_listed(generators)} is a private generator, which no state holds", GENERATOR_CURE))
+        named.append((f"{_listed(generators)} is a private generator, which no state holds", cures.generator))
     for kind in ("model", "optimizer", "scheduler", "task"):
         held = [change for change in changes if change.kind != "generator" and _owner(change) == kind]
         if held:
-            named.append((f"{_changed(held)} changed while training, and no state holds it", HOLDING_CURES[kind]))
+            named.append((f"{_changed(held)} changed while training, and no state holds it", cures.holdings[kind]))
     if not named and evidence.hashed:
         named.append(HASHED)
     if not named:
-        named.append((LOOP_FORWARD if found.forward else LOOP_UPDATE, LOOP_CURE) if loop else UNSEEN)
+        named.append((LOOP_FORWARD if found.forward else LOOP_UPDATE, LOOP_CURE) if loop else cures.unseen)
     return [Finding(what, where, *pair) for pair in named]
 
 

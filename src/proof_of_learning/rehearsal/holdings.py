@@ -14,7 +14,7 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ MAX_SAMPLE = 1 << 15  # elements of a large tensor, at its beginning and spread 
 _MODULE = frozenset(nn.Module().__dict__) - {"training"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _FOREIGN = ("torch._", "torch.fx", "torch.jit", "torch.cuda", "torch.nn.parallel", "proof_of_learning")
-_LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _ENDS = re.compile(r"[.\[]")  # of the ancestors in a path
 FUNCTIONS = ("loss", "step", "augment", "collate")  # of a task, that take part in a step
 
@@ -61,12 +61,17 @@ class Change:
 
 def look(parts: Mapping[str, Any], task: Any, data: Any = None) -> dict[str, Held]:
     """What is held by the live ``parts``, the ``task``'s functions and its ``data`` beside the recorded state, by path."""
+    roots = [(f"task.{name}", f"the task's {name}", getattr(task, name, None)) for name in FUNCTIONS]
+    return look_at(parts, [*roots, ("data", "the data set", data)])
+
+
+def look_at(parts: Mapping[str, Any], roots: Iterable[tuple[str, str, Any]]) -> dict[str, Held]:
+    """What is held by the live ``parts`` and by further things, each with its path and its place."""
     walk = _Walk(parts)
-    roots = [
+    of_parts = [
         (name, f"the {name}" if name in ("model", "scaler") else f"part {name!r}", part) for name, part in parts.items()
     ]
-    roots += [(f"task.{name}", f"the task's {name}", getattr(task, name, None)) for name in FUNCTIONS]
-    for path, place, thing in [*roots, ("data", "the data set", data)]:
+    for path, place, thing in [*of_parts, *roots]:
         walk.visit(thing, path, place, 0)
     return walk.found
 
@@ -266,7 +271,7 @@ def _own(module: str | None) -> bool:
     if module is None or module.split(".")[0] in ("builtins", "torch", "numpy", "proof_of_learning"):
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
-    return file is None or not file.startswith(_LIBRARIES)
+    return file is None or not file.startswith(LIBRARIES)
 
 
 def _simple(thing: Any) -> str | None:

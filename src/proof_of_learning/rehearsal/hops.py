@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.data.batches import Indices
-from proof_of_learning.errors import PolError, TaskError, WorkerError
+from proof_of_learning.errors import PolError, StrayedError, TaskError, WorkerError
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, LocalWorker, Reply, WorkerProcess
@@ -28,7 +28,11 @@ HASH_SEED = "PYTHONHASHSEED"
 
 @dataclass
 class Hop:
-    """Steps ``start`` up to ``stop``: the states before and after, the losses; batches and generators where they are recorded."""
+    """Steps ``start`` up to ``stop``: the states before and after, the losses; batches and generators where they are recorded.
+
+    ``loop``: of a script, what happened in its steps; ``closed``: whether it called ``close()`` behind the last of them (None: not
+    known).
+    """
 
     start: int
     before: State
@@ -37,11 +41,14 @@ class Hop:
     losses: list[Tensor] = field(default_factory=list)
     indices: list[Indices] = field(default_factory=list)
     rng: list[RngSnapshot] = field(default_factory=list)
+    loop: list[Indices] = field(default_factory=list)
+    closed: bool | None = None
 
     def request(self) -> protocol.Take:
         if not self.rng:
             return protocol.Take(self.start, self.stop)
-        return protocol.Take(self.start, self.stop, *protocol.recorded_steps(self.indices, self.rng))
+        loop = [words.astype("<i8").tobytes() for words in self.loop] or None
+        return protocol.Take(self.start, self.stop, *protocol.recorded_steps(self.indices, self.rng), loop)
 
 
 @dataclass(frozen=True)
@@ -87,10 +94,18 @@ class Player(Protocol):
 class ProcessPlayer:
     """A fresh process with its own data set and a hash seed of its own. It loads while something else is done."""
 
-    def __init__(self, job: Job, environment: Environment, hash_seed: int, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        job: Job,
+        environment: Environment,
+        hash_seed: int,
+        timeout: float = DEFAULT_TIMEOUT,
+        folder: str | None = None,
+    ) -> None:
+        """``folder``: where the process works, if not here."""
         self._job, self._environment = job, environment
         variables = {**environment.variables, HASH_SEED: str(hash_seed)}
-        self._worker = WorkerProcess(msgspec.structs.replace(environment, variables=variables), timeout)
+        self._worker = WorkerProcess(msgspec.structs.replace(environment, variables=variables), timeout, folder=folder)
         self._open = False
 
     def ask(self, request: protocol.AnyRequest, states: Sequence[State] = ()) -> Reply:
@@ -98,8 +113,9 @@ class ProcessPlayer:
             reference = self._job.reference
             assert reference is not None
             opening = protocol.Open(
-                reference.target, dict(reference.settings), self._job.key, self._job.seed, self._environment
-            )
+                reference.target, dict(reference.settings), self._job.key, self._job.seed, self._environment,
+                list(reference.arguments or self._job.arguments),
+            )  # fmt: skip
             self._asked(opening, [] if self._job.base is None else [self._job.base])
             self._open = True
         return self._asked(request, states)
@@ -143,6 +159,12 @@ def replay(player: Player, hop: Hop) -> tuple[State, list[float]]:
     answer, states = player.ask(hop.request(), [hop.before])
     if not isinstance(answer, protocol.Taken) or len(states) != 1:
         raise WorkerError("the replay worker answered something else than it was asked")
+    if hop.closed is not None and answer.closed != hop.closed:
+        raise StrayedError(
+            f"the script's loop ends after {hop.stop} steps there, and went on here"
+            if answer.closed
+            else f"the script's loop goes on after {hop.stop} steps there, and ended here"
+        )
     return states[0], answer.losses
 
 
@@ -173,8 +195,10 @@ def examine(player: Player, hop: Hop) -> Difference | None:
     """Replay a hop and say where it parts from the run. WorkerError where the worker fails for reasons of its own."""
     try:
         return compare(hop, *replay(player, hop))
-    except WorkerError:
-        raise
+    except WorkerError as error:
+        if not isinstance(error, StrayedError):
+            raise
+        return Difference(hop.start, hop.stop, hop.start, True, (), len(hop.before.tensors), str(error))
     except PolError as error:
         return Difference(hop.start, hop.stop, hop.start, True, (), len(hop.before.tensors), str(error))
 

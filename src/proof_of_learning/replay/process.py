@@ -76,11 +76,15 @@ class WorkerProcess:
     """A worker in a child process, started with ``environment``'s variables.
 
     ``timeout``: seconds without any sign of life after which the worker is given up. ``sandbox``: what it may see; it ends
-    with the thread that started it.
+    with the thread that started it. ``folder``: where it works, if not where we do.
     """
 
     def __init__(
-        self, environment: Environment | None, timeout: float = DEFAULT_TIMEOUT, sandbox: Sandbox | None = None
+        self,
+        environment: Environment | None,
+        timeout: float = DEFAULT_TIMEOUT,
+        sandbox: Sandbox | None = None,
+        folder: str | None = None,
     ) -> None:
         self._timeout, self._confined = timeout, sandbox is not None
         self._silent = ""  # why it was given up
@@ -103,6 +107,7 @@ class WorkerProcess:
             stderr=self._errors,
             bufsize=0,  # so that `select` sees all there is to read
             env=variables,
+            cwd=folder,
             start_new_session=True,  # no terminal that it could write to
         )
 

@@ -30,18 +30,23 @@ def prove_script(
     arguments: Sequence[str] = (),
     *,
     interval: int | None = None,
+    rehearse: bool | None = None,
 ) -> Recorded:
     """Run the script at ``path`` as ``python PATH ARGUMENTS`` would, and record the run that its ``pol.Run`` watches into ``out``.
+
+    rehearse: whether stretches are replayed beside the training (default: unless POL_REHEARSAL is 0); nothing is sealed where they
+        differ.
 
     Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
     """
     made: list[Recording] = []
+    folder = os.getcwd()
 
     def start(given: Given) -> Recording:
         if made:
             say("a script can record one pol.Run; the second one is not recorded")
             raise UsageError("the script makes a second pol.Run; one can be recorded, so give all parts to it")
-        made.append(Recording(given, out, list(arguments), interval))
+        made.append(Recording(given, out, list(arguments), interval, rehearse, folder))
         return made[-1]
 
     ACTIVE.start = start

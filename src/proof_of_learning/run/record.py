@@ -18,6 +18,8 @@ from proof_of_learning.header import kinds_of, script_program
 from proof_of_learning.proof import codecs, format, parse
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.recorder import Recorder
+from proof_of_learning.rehearsal import beside
+from proof_of_learning.replay.pool import Job
 from proof_of_learning.run import events, script
 from proof_of_learning.run.clock import Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
@@ -25,10 +27,12 @@ from proof_of_learning.run.facts import Facts, device_of, facts, script_path
 from proof_of_learning.run.loaders import Drawn, generators, moved
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import PLACE
+from proof_of_learning.run.rehearsing import ScriptRehearsal
 from proof_of_learning.run.watch import Seen, watching
-from proof_of_learning.task import default_interval
+from proof_of_learning.task import TaskReference, default_interval
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
+from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 
 UNKNOWN_LENGTH = 10  # the interval where nobody knows how many steps there will be
@@ -45,10 +49,20 @@ class Recording(Clock):
     ``failed``: why recording ended before the training did. ``root``: of the sealed proof.
     """
 
-    def __init__(self, given: Given, path: str | os.PathLike[str], arguments: list[str], interval: int | None) -> None:
+    def __init__(
+        self,
+        given: Given,
+        path: str | os.PathLike[str],
+        arguments: list[str],
+        interval: int | None,
+        rehearse: bool | None = None,
+        folder: str | None = None,
+    ) -> None:
+        """``folder``: where the script was started, if not here. ``rehearse``: see :func:`proof_of_learning.prove`."""
         super().__init__()
         self._given, self._path, self._arguments = given, Path(path), arguments
         self._interval = interval if interval is not None else given.interval
+        self._rehearse, self._folder = beside.wanted(rehearse), folder or os.getcwd()
         self._recorder: Recorder | None = None
         self._seen: Seen | None = None
         self._events: list[Event] | None = None  # of the step under way
@@ -166,9 +180,19 @@ class Recording(Clock):
         found = facts(self._given, walk.source)
         self._seen, self._flowing = Seen(found.parts), found.counted
         environment = environments.current(device_of(found.parts))
-        self._recorder = Recorder(self._path, self._header(found), found.parts, environment)
+        header = self._header(found)
+        self._recorder = Recorder(
+            self._path, header, found.parts, environment, rehearsal=self._rehearsal(header, found, environment)
+        )
         self._exit.enter_context(self._recorder)
         self._exit.enter_context(watching(lambda: self._seen))
+
+    def _rehearsal(self, header: Header, found: Facts, environment: Environment) -> ScriptRehearsal | None:
+        path = script_path()
+        if not self._rehearse or path is None:
+            return None
+        reference = TaskReference(os.path.join(self._folder, path), arguments=tuple(self._arguments))
+        return ScriptRehearsal(Job(reference, header.randomness.key, 0), environment, header, found.parts, self._folder)
 
     def _header(self, found: Facts) -> Header:
         with randomness.preserved():

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import torch
 
-from proof_of_learning.errors import FormatError, PolError, WorkerError
+from proof_of_learning.errors import FormatError, PolError, StrayedError, WorkerError
 from proof_of_learning.replay import protocol
 from proof_of_learning.run import counting, events
 from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
@@ -247,7 +247,7 @@ class Taking:
 
     def _strayed(self) -> PolError:
         step = self._request.start + self._at
-        return WorkerError(
+        return StrayedError(
             f"in step {step} the script's loop takes another way than was recorded: what it decides by is no recorded state "
             "(a local variable, say); hand it to pol.Run as a part"
         )

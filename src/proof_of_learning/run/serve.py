@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import torch
 
-from proof_of_learning.errors import PolError, TaskError, WorkerError
+from proof_of_learning.errors import PolError, StrayedError, TaskError
 from proof_of_learning.replay import fork, protocol
 from proof_of_learning.run import script, seeds, shadow
 from proof_of_learning.run.facts import facts
@@ -58,7 +58,7 @@ class _Server:
             error: PolError = TaskError(
                 "the script ended before it took a step" if ACTIVE.begun
                 else "the script holds no pol.Run that watches its loop"
-            ) if not self._asked else WorkerError("the script ended before the recorded steps did")  # fmt: skip
+            ) if not self._asked else StrayedError("the script ended before the recorded steps did")  # fmt: skip
         except PolError as raised:
             error = raised
         if self._asked:
