@@ -59,17 +59,18 @@ def script(folder: Path, name: str = "train.py", *, epochs: int = 2, begin: str 
     return folder / name
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def run(*command: str | Path, cwd: Path | None = None, rehearse: bool = False) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "POL_REHEARSAL": str(int(rehearse))}
     return subprocess.run(
         [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment, cwd=cwd, check=False
     )
 
 
-def record(path: Path, out: Path, *arguments: str, interval: int = 4) -> subprocess.CompletedProcess[str]:
-    return run(
-        "-m", "proof_of_learning", "prove", path, "-o", out, "-k", str(interval), "--", *arguments, cwd=out.parent
-    )
+def record(
+    path: Path, out: Path, *arguments: str, interval: int = 4, rehearse: bool = False
+) -> subprocess.CompletedProcess[str]:
+    command = ("-m", "proof_of_learning", "prove", path, "-o", out, "-k", str(interval), "--", *arguments)
+    return run(*command, cwd=out.parent, rehearse=rehearse)
 
 
 def verdict(proof: Path, path: Path, *, arguments: tuple[str, ...] | None = None, **choices: object) -> pol.Verdict:
