@@ -103,20 +103,23 @@ class Nursery:
         stdin, ours_in = os.pipe()
         ours_out, stdout = os.pipe()
         try:
-            told = self._fork("worker", [], options["env"], [stdin, stdout, options["stderr"].fileno()])
+            streams = [stdin, stdout, options["stderr"].fileno()]
+            told = self._fork("worker", [], options["env"], streams, options.get("cwd"))
         finally:
             os.close(stdin)
             os.close(stdout)
         return Forked(told, open(ours_in, "wb", buffering=0), open(ours_out, "rb", buffering=0))
 
-    def run(self, arguments: Sequence[object], variables: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, arguments: Sequence[object], variables: dict[str, str], folder: Path | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         """The command ``pol`` with these arguments, in a process of its own without a terminal."""
         words = [str(argument) for argument in arguments]
         if self.real:
             start = [sys.executable, "-c", "from proof_of_learning.cli.main import run; run()", *words]
-            return subprocess.run(start, capture_output=True, timeout=250, env=variables)
+            return subprocess.run(start, capture_output=True, timeout=250, env=variables, cwd=folder)
         with open(os.devnull, "rb") as nothing, TemporaryFile() as out, TemporaryFile() as err:
-            told = self._fork("command", words, variables, [nothing.fileno(), out.fileno(), err.fileno()])
+            told = self._fork("command", words, variables, [nothing.fileno(), out.fileno(), err.fileno()], folder)
             status = Forked(told).wait()
             out.seek(0)
             err.seek(0)
@@ -128,9 +131,11 @@ class Nursery:
             parent.wait()
         self._parents.clear()
 
-    def _fork(self, kind: str, words: list[str], variables: dict[str, str], streams: list[int]) -> socket.socket:
+    def _fork(
+        self, kind: str, words: list[str], variables: dict[str, str], streams: list[int], folder: Path | str | None
+    ) -> socket.socket:
         """Have a process forked; what it is told of it comes from the socket."""
-        given = {"kind": kind, "words": words, "variables": variables, "folder": os.getcwd()}
+        given = {"kind": kind, "words": words, "variables": variables, "folder": str(folder or os.getcwd())}
         told, tells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         message = json.dumps(given).encode("utf-8", "surrogateescape")
         with tells:

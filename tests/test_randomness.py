@@ -153,6 +153,22 @@ def test_a_snapshot_restores_every_generator(seed: int, draws: int) -> None:
         assert draw() == first
 
 
+def test_snapshots_one_after_the_other_see_every_draw() -> None:
+    def numbers() -> tuple[float, ...]:
+        return random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn())
+
+    draws = [lambda: None, random.random, np.random.rand, np.random.randn, np.random.randn, lambda: random.gauss(0, 1)]
+    draws += [lambda: np.random.seed(5), lambda: random.seed(5), np.random.randn, lambda: None]
+    np.random.seed(1)
+    for draw in draws:
+        draw()
+        snapshot = RngSnapshot.take()
+        expected = numbers()
+        snapshot.restore()
+        assert numbers() == expected
+        snapshot.restore()
+
+
 def test_preserved_leaves_the_generators_as_they_were() -> None:
     before = RngSnapshot.take()
     with randomness.preserved():

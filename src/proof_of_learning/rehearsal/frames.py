@@ -18,6 +18,7 @@ _READS = ("LOAD_FAST", "LOAD_NAME", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLASSDERE
 _WRITES = ("STORE_FAST", "STORE_NAME", "STORE_GLOBAL", "STORE_DEREF", "DELETE_")
 _ENDS = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
 _JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE")
+_ADDING = ("append", "extend", "write")  # methods by which something is noted down
 # What shows, writes down or fetches, and decides nothing.
 _BYSTANDERS = ("tqdm", "rich", "logging", "wandb", "torch.utils.tensorboard", "torch.utils.data", "proof_of_learning")
 
@@ -63,7 +64,8 @@ def live(code: types.CodeType, at: int) -> frozenset[str]:
         for number in range(len(instructions) - 1, -1, -1):
             one = instructions[number]
             names = frozenset().union(*(needed[n] for n in after[number]))
-            for does, name in reversed(_uses(one)):
+            written = number + 1 < len(instructions) and instructions[number + 1].argval in _ADDING
+            for does, name in [] if written else reversed(_uses(one)):
                 names = names - {name} if does == "write" else names | {name}
             if names != needed[number]:
                 needed[number], changed = names, True

@@ -59,6 +59,8 @@ def prove_script(
                     raise TaskError(f"the script ended itself with status {error.code}; nothing was sealed") from error
     finally:
         ACTIVE.start = None
+        for recording in made:
+            recording.abandon()
     if not made:
         raise TaskError(
             f"{os.path.basename(path)} holds no pol.Run that watches its loop, so there is nothing to record"

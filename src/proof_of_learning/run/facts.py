@@ -11,6 +11,7 @@ import torch
 
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import UsageError
+from proof_of_learning.replay.probe import integers
 from proof_of_learning.run import script
 from proof_of_learning.run.loaders import Loaded, Named, Source
 from proof_of_learning.run.mode import Given
@@ -40,6 +41,7 @@ class Several:
 
     def __init__(self, pieces: list[Blocks]) -> None:
         self._places = [(piece, index) for piece in pieces for index in range(len(piece))]
+        self.first = [sum(map(len, pieces[:number])) for number, piece in enumerate(pieces) if len(piece)]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -77,6 +79,11 @@ class Facts:
             "shuffle": self.shuffle,
         }  # fmt: skip
         return Description({**content, "step": step}, script.of_script())
+
+    def labelled(self) -> bool:
+        """Whether the data hold labels or tokens: of several tensors that a loop draws from, any of them."""
+        first = self.data.first if isinstance(self.data, Several) else range(min(1, len(self.data)))
+        return integers([self.data[index] for index in first])
 
     def modules(self) -> list[str]:
         return list(of_kind(self.parts, "module"))

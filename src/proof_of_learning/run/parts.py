@@ -56,7 +56,7 @@ class Generators:
     """The process's generators as a part of the state: for loops that draw their own samples, which follow from them."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {name: torch.from_numpy(state) for name, state in RngSnapshot.take().states.items()}
+        return {name: torch.from_numpy(state.copy()) for name, state in RngSnapshot.take().states.items()}
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         RngSnapshot({name: np.asarray(state) for name, state in values.items()}).restore()

@@ -18,6 +18,7 @@ from proof_of_learning.replay.protocol import Glimpse, Rest
 from proof_of_learning.run import counting
 from proof_of_learning.run.clock import Walk
 from proof_of_learning.run.facts import facts
+from proof_of_learning.run.loaders import Named
 from proof_of_learning.run.replay import Answer, Replaying, Tools
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.training import randomness
@@ -42,6 +43,7 @@ class Probing:
         self._losses: list[float] = []
         self._labelled = False  # whether a batch of the state under way holds labels or tokens
         self._chunks: list[list[int]] = []
+        self._tokens = False  # whether the data of a loop that makes its own batches are labels or tokens
         self._given = 0  # batches, of the state under way
         self._parts: dict[str, Any] = {}
         self._exit, self._watch = ExitStack(), ExitStack()
@@ -69,7 +71,7 @@ class Probing:
         chosen = self._chunks[self._given % len(self._chunks)]
         self._given += 1
         batch = walk.source.again(chosen, min(PLACE, len(walk.source) - 1))
-        self._labelled |= integers(batch)
+        self._labelled |= integers(batch) or self._tokens
         return batch
 
     def beside(self, walk: Walk) -> Any:
@@ -83,6 +85,8 @@ class Probing:
     def _begin(self, walk: Walk) -> None:
         found = facts(self._clock.given, walk.source)
         self._parts = found.parts
+        if found.counted or isinstance(walk.source, Named):  # what is handed to the loop are numbers
+            self._tokens = found.labelled()
         samples = np.frombuffer(self._request.samples, dtype="<i8").tolist()
         size = found.batch or len(samples) or 1
         whole = max(1, len(samples) // size)  # a short batch is one that some networks cannot take

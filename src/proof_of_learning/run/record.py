@@ -148,6 +148,10 @@ class Recording(Clock):
         self._guard(self._seal)
         self._exit.close()
 
+    def abandon(self) -> None:
+        """The script has ended, however: nothing is left running. What was sealed stays sealed."""
+        self._exit.close()
+
     @property
     def interval(self) -> int:
         return 0 if self._recorder is None else self._recorder.header.training.interval

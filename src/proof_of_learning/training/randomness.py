@@ -10,12 +10,14 @@ instead: :class:`RngSnapshot`.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import random
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,12 +96,8 @@ class RngSnapshot:
         if _cuda_in_use():
             for device, state in enumerate(torch.cuda.get_rng_state_all()):
                 states[f"cuda:{device}"] = state.numpy().copy()
-        version, words, gauss = random.getstate()
-        packed = struct.pack("<B?d", version, gauss is not None, gauss or 0.0)
-        states["python"] = _bytes(packed + np.asarray(words, dtype="<u4").tobytes())
-        _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-        packed = struct.pack("<I?d", int(position), bool(has_gauss), float(cached))
-        states["numpy"] = _bytes(packed + np.asarray(keys, dtype="<u4").tobytes())
+        states["python"] = _python_bytes()
+        states["numpy"] = _numpy_bytes()
         return cls(states)
 
     def restore(self) -> None:
@@ -121,6 +119,48 @@ class RngSnapshot:
                     raise ValueError(f"unknown generator {name!r}")
         except Exception as error:  # each library refuses in its own way
             raise FormatError(f"a recorded generator state cannot be restored: {error}") from error
+
+
+# The last state of Python's and of NumPy's generator that was converted, and its bytes: most steps draw from neither. What shows that
+# a state is another is in one tuple with the bytes, so that threads see what belongs together.
+_last_python: tuple[object, npt.NDArray[np.uint8]] | None = None
+_last_numpy: tuple[bytes, npt.NDArray[np.uint8]] | None = None
+_MARK = 32  # words of a Mersenne twister that, with its position, tell one state from another
+_TWISTER = 4 * 625  # bytes of NumPy's: 624 words and the position
+
+
+def _python_bytes() -> npt.NDArray[np.uint8]:
+    global _last_python
+    version, words, gauss = random.getstate()
+    mark, last = (words[-1], words[:_MARK], gauss), _last_python
+    if last is not None and last[0] == mark:
+        return last[1]
+    packed = struct.pack("<B?d", version, gauss is not None, gauss or 0.0)
+    made = _bytes(packed + np.asarray(words, dtype="<u4").tobytes())
+    _last_python = (mark, made)
+    return made
+
+
+def _numpy_bytes() -> npt.NDArray[np.uint8]:
+    """NumPy copies word by word, so its generator is looked at in memory first. A normal number that it keeps for later is not seen
+    there; it comes and goes with draws, so where the last state kept none, and the words are the same, neither does this one.
+    """
+    global _last_numpy
+    twister, last = _twister(), _last_numpy
+    if last is not None and twister == last[0]:
+        return last[1]
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    words = np.asarray(keys, dtype="<u4").tobytes()
+    made = _bytes(struct.pack("<I?d", int(position), bool(has_gauss), float(cached)) + words)
+    here = twister == np.asarray(keys, dtype=np.uint32).tobytes() + struct.pack("=i", int(position))
+    _last_numpy = (twister, made) if here and twister is not None and not has_gauss else None
+    return made
+
+
+def _twister() -> bytes | None:
+    """The memory of the twister that NumPy's functions draw from; None where it is another generator."""
+    generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    return ctypes.string_at(generator.ctypes.state_address, _TWISTER) if type(generator) is np.random.MT19937 else None
 
 
 def _bytes(raw: bytes) -> npt.NDArray[np.uint8]:
