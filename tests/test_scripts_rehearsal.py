@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,23 @@ def test_variables_that_are_written_before_they_are_read_do_not_count() -> None:
     loop()
     assert {"best", "previous", "epoch"} <= found[0][0]
     assert not {"loss", "batch", "notes"} & found[0][0]
+
+
+def test_a_look_at_variables_keeps_nothing_alive() -> None:
+    class Held:
+        pass
+
+    def look() -> dict[str, object]:
+        return next(frames.values(f, ["held"]) for f in frames.callers() if f.f_code.co_name == "loop")
+
+    def loop() -> bool:
+        held = Held()
+        reference = weakref.ref(held)
+        assert look() == {"held": held}
+        del held
+        return reference() is None
+
+    assert loop()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ variable itself, and what it uses is found by looking into it (:mod:`holdings`).
 from __future__ import annotations
 
 import dis
+import inspect
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from proof_of_learning.rehearsal.holdings import LIBRARIES
@@ -36,13 +37,18 @@ def callers() -> Iterator[types.FrameType]:
         frame = frame.f_back
 
 
-def value(frame: types.FrameType, name: str) -> Any:
-    """What a name stands for in a frame; None where it is not bound, or to something that decides nothing."""
-    found = frame.f_locals.get(name, frame.f_globals.get(name))
-    module = str(type(found).__module__ or "")
-    if isinstance(found, types.ModuleType) or any(module == b or module.startswith(f"{b}.") for b in _BYSTANDERS):
-        return None
-    return found
+def values(frame: types.FrameType, names: Iterable[str]) -> dict[str, Any]:
+    """What names stand for in a frame; without those that are not bound, or bound to something that decides nothing."""
+    held = frame.f_locals
+    found = {name: held.get(name, frame.f_globals.get(name)) for name in names}
+    if isinstance(held, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        held.clear()  # a copy that Python would keep with the frame, and so all that its variables held now
+    return {name: thing for name, thing in found.items() if thing is not None and not _bystander(thing)}
+
+
+def _bystander(thing: Any) -> bool:
+    module = str(type(thing).__module__ or "")
+    return isinstance(thing, types.ModuleType) or any(module == b or module.startswith(f"{b}.") for b in _BYSTANDERS)
 
 
 def live(code: types.CodeType, at: int) -> frozenset[str]:

@@ -69,8 +69,9 @@ class ScriptRehearsal(Rehearsal):
     def checkpoint(self, step: int, state: State) -> None:
         super().checkpoint(step, state)
         if self._segment is not None:
-            self._complete, self._segment = self._segment, None
-            self._complete.stop, self._complete.after = step, state.settled()
+            spare = None if self._complete is None else self._complete.before
+            self._complete = self._segment
+            self._complete.stop, self._complete.after = step, state.settled(spare)
             self._segment = Hop(step, self._complete.after)
 
     def finish(self) -> None:
@@ -103,11 +104,9 @@ class ScriptRehearsal(Rehearsal):
             code = frame.f_code
             if code not in self._names:
                 self._names[code] = frames.live(code, frame.f_lasti)
-            for name in sorted(self._names[code]):
-                found = frames.value(frame, name)
-                if found is not None:
-                    place = f"{name}()" if isinstance(found, types.FunctionType) else f"variable {name!r}"
-                    roots.append((f"{code.co_qualname}/{name}", place, found))
+            for name, found in frames.values(frame, sorted(self._names[code])).items():
+                place = f"{name}()" if isinstance(found, types.FunctionType) else f"variable {name!r}"
+                roots.append((f"{code.co_qualname}/{name}", place, found))
         return {**self._recent, **holdings.look_at(self._parts, roots)}
 
     def _named(self, evidence: Evidence) -> Finding:
