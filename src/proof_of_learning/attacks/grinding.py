@@ -81,7 +81,8 @@ def grind(
     proof = Proof.open(path)
     guess = make_nonce(nonce)
     found = surveyed(proof, task)
-    plausible = float(proof.columns(forged[-1]).loss[-1])  # one far from it would be a jump of the loss, which is looked at
+    # A loss far from the one before would be a jump, which is looked at.
+    plausible = float(proof.columns(forged[-1]).loss[-1])
     for attempt in range(tries):
         progress("sealing again", attempt, tries)
         if missed(proof, forged, [nonce], found=found)[0]:
