@@ -160,12 +160,7 @@ class Rehearsal:
         hop = self._hop
         if hop is None:
             return
-        hop.losses.append(loss)
-        if indices is not None and rng is not None:
-            hop.indices.append(indices)
-            hop.rng.append(rng)
-        if loop is not None:
-            hop.loop.append(loop)
+        hop.add(loss, indices, rng, loop)
         training, now = self._header.training, time.monotonic()
         last = step + 1 == training.at_most
         single = not self._hops

@@ -44,6 +44,15 @@ class Hop:
     loop: list[Indices] = field(default_factory=list)
     closed: bool | None = None
 
+    def add(self, loss: Tensor, indices: Indices | None, rng: RngSnapshot | None, loop: Indices | None) -> None:
+        """Take note of the next step."""
+        self.losses.append(loss)
+        if indices is not None and rng is not None:
+            self.indices.append(indices)
+            self.rng.append(rng)
+        if loop is not None:
+            self.loop.append(loop)
+
     def request(self) -> protocol.Take:
         if not self.rng:
             return protocol.Take(self.start, self.stop)

@@ -10,7 +10,7 @@ from pathlib import Path
 from proof_of_learning.errors import RecordingError, TaskError, UsageError
 from proof_of_learning.run import script
 from proof_of_learning.run.mode import ACTIVE, Given
-from proof_of_learning.run.record import Recording, say, unfinished
+from proof_of_learning.run.record import SECOND, Recording, say, unfinished
 from proof_of_learning.task import task_code
 
 
@@ -44,7 +44,7 @@ def prove_script(
 
     def start(given: Given) -> Recording:
         if made:
-            say("a script can record one pol.Run; the second one is not recorded")
+            say(SECOND)
             raise UsageError("the script makes a second pol.Run; one can be recorded, so give all parts to it")
         made.append(Recording(given, out, list(arguments), interval, rehearse, folder))
         return made[-1]

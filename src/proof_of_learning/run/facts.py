@@ -15,10 +15,10 @@ from proof_of_learning.replay.probe import integers
 from proof_of_learning.run import script
 from proof_of_learning.run.loaders import Loaded, Named, Source
 from proof_of_learning.run.mode import Given
-from proof_of_learning.run.parts import GENERATORS, MODEL, PLACE, Generators, arrange, family
+from proof_of_learning.run.parts import GENERATORS, MODEL, PLACE, Generators, arrange
 from proof_of_learning.task import Description, describe_parts
 from proof_of_learning.training import state as states
-from proof_of_learning.training.parts import of_kind
+from proof_of_learning.training.parts import family, of_kind
 
 BLOCK = 4096  # elements of a tensor or array that is drawn from, committed to together
 

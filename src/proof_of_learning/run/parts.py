@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from proof_of_learning.errors import FormatError, UsageError
-from proof_of_learning.training.names import family_of
 from proof_of_learning.training.optimizers import parameters_of
 from proof_of_learning.training.parts import Progress, adapter_of, of_kind
 from proof_of_learning.training.randomness import RngSnapshot
@@ -98,8 +97,3 @@ def _named(family: str, parts: Mapping[str, Any]) -> dict[str, Any]:
     if len(parts) == 1:
         return dict(zip((family,), parts.values(), strict=True))
     return {f"{family}.{name}": part for name, part in parts.items()}
-
-
-def family(parts: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The parts of a family, in their order."""
-    return {part: item for part, item in parts.items() if family_of(part) == name}

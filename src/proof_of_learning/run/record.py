@@ -35,6 +35,7 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 
+SECOND = "a script can record one pol.Run; the second one is not recorded"
 UNKNOWN_LENGTH = 10  # the interval where nobody knows how many steps there will be
 
 
@@ -264,7 +265,7 @@ class Recording(Clock):
 def alone(given: Given) -> Recording:
     """``Run(out=…)`` in a script that no command of ours runs."""
     if ACTIVE.begun:
-        say("a script can record one pol.Run; the second one is not recorded")
+        say(SECOND)
     ACTIVE.begun += 1
     recording = Recording(given, given.out, sys.argv[1:], None)
 

@@ -58,11 +58,8 @@ class ScriptRehearsal(Rehearsal):
         rng: RngSnapshot | None = None,
         loop: Indices | None = None,
     ) -> None:
-        if self._segment is not None and indices is not None and rng is not None and loop is not None:
-            self._segment.losses.append(loss)
-            self._segment.indices.append(indices)
-            self._segment.rng.append(rng)
-            self._segment.loop.append(loop)
+        if self._segment is not None:
+            self._segment.add(loss, indices, rng, loop)
         self._taken = step + 1
         super().after(step, loss, indices, rng, loop)
 

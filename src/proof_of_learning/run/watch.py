@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from proof_of_learning.run.parts import family
 from proof_of_learning.training.optimizers import rates_of
+from proof_of_learning.training.parts import family, optimizers
 
 
 class Seen:
     """The losses of the step under way, the rates that its optimizers used, and whether there was an update."""
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
-        self._optimizers = family(parts, "optimizer")
+        self._optimizers = optimizers(parts)
         self._names = {id(optimizer): name for name, optimizer in self._optimizers.items()}
         self._scaler = next(iter(family(parts, "scaler").values()), None)
         self.begin()

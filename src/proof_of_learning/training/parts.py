@@ -134,7 +134,12 @@ def rates(parts: Mapping[str, Any]) -> list[float]:
 
 def optimizers(parts: Mapping[str, Any]) -> dict[str, Any]:
     """The parts that a run steps, of whatever make, in their order; other parts may be optimizers as well."""
-    return {name: part for name, part in parts.items() if family_of(name) == "optimizer"}
+    return family(parts, "optimizer")
+
+
+def family(parts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The parts of a family, in their order."""
+    return {part: item for part, item in parts.items() if family_of(part) == name}
 
 
 def stray_parameters(parts: Mapping[str, Any]) -> dict[str, int]:

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from proof_of_learning.training.state import decode_settings
+from proof_of_learning.verifier.scalars import MAX_PATHS, RARE_SHARE, first
 
-MAX_PATHS = 4096
 FLOOR = 1e-9  # of a change: below it is rounding
 NEIGHBOURS = 2
-RARE_SHARE = 0.01  # of the segments
 
 
 def unusual(settings: Sequence[bytes | None], most: int) -> dict[int, str]:
@@ -36,11 +35,7 @@ def unusual(settings: Sequence[bytes | None], most: int) -> dict[int, str]:
             rare = change != 0.0 and moving <= max(1, RARE_SHARE * len(changes))
             if apart > FLOOR or rare:
                 found.append((-apart, index, path))
-    chosen: dict[int, str] = {}
-    for _, index, path in sorted(found):
-        if len(chosen) < most:
-            chosen.setdefault(index, path)
-    return dict(sorted(chosen.items()))
+    return first(found, most)
 
 
 def _series(settings: Sequence[bytes | None]) -> dict[str, list[Any]]:

@@ -21,7 +21,7 @@ from proof_of_learning.replay.protocol import Coasting, Described, Glimpse, Head
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training import randomness
 from proof_of_learning.training.state import State
-from proof_of_learning.verifier.progress import MAIN, SINGLE, Measure, on_grid
+from proof_of_learning.verifier.progress import MISSED, Measure, function_measures, on_grid
 from proof_of_learning.verifier.rest import Resting
 
 SAMPLES = 64
@@ -68,10 +68,7 @@ class Function:
 
     def measures(self, segments: int) -> list[Measure]:
         """The three measures of progress, by segment."""
-        parts = on_grid(self.positions, self.to_end, self.from_start, segments)
-        missed = (MAIN, SINGLE, SINGLE)
-        ways = ("nearer", "back", "away")
-        return [Measure(f"function: {way}", part, most) for way, part, most in zip(ways, parts, missed, strict=True)]
+        return function_measures("function", self.positions, self.to_end, self.from_start, segments)
 
     @property
     def moved(self) -> float:
@@ -197,7 +194,7 @@ class Prober:
 
     def _refine(self) -> None:
         """Look between two states as long as their stretch, weighed by all that moved in it, costs many draws."""
-        missed = np.array([[MAIN], [SINGLE], [SINGLE]])
+        missed = np.array(MISSED)[:, None]
         while (left := self._room - len(self._found)) > 0:
             positions = sorted(self._found)
             parts = np.array([self._found[p] for p in positions])

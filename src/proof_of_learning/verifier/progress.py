@@ -29,6 +29,7 @@ WAYS = ("nearer", "back", "away")
 # Of what a measure shows, how much may be forged and missed with 1 %. What hides in one group, or in an excursion, may be larger: a
 # whole jump shows in each of them.
 MAIN, SINGLE = 0.10, 0.30
+MISSED = (MAIN, SINGLE, SINGLE)  # of the ways of a function
 
 Array = npt.NDArray[np.float64]
 
@@ -60,20 +61,17 @@ def shares(to_end: Array, from_start: Array) -> tuple[Array, Array, Array]:
 
 def weight_measures(trained: Mapping[str, Trained], memory: Sequence[Memory] = ()) -> list[Measure]:
     """The measures in weights, and in what else states hold; empty where nothing was trained or states are missing."""
-    found, nearer = [], []
-    for name, members in _groups(trained).items():
-        to_end, from_start = _together(_distances(coasting(trained[m].course), trained[m].elements) for m in members)
-        parts = shares(to_end, from_start)
-        nearer.append(parts[0])
-        found += [Measure(f"{name}: {way}", part, SINGLE) for way, part in zip(WAYS, parts, strict=True)]
+    found = _by_group(
+        {
+            name: shares(*_together(_distances(coasting(trained[m].course), trained[m].elements) for m in members))
+            for name, members in _groups(trained).items()
+        }
+    )
     for kind, items in _kinds(memory).items():
         # Where it ends says nothing, for it is led elsewhere with every step.
         to_end, from_start = _together(_distances(item.values.astype(np.float64), item.elements) for item in items)
         parts = shares(to_end, from_start)
         found += [Measure(f"{kind}: {way}", part, SINGLE) for way, part in zip(WAYS[1:], parts[1:], strict=True)]
-    alive = [part for part in nearer if part.any()]
-    if alive:
-        found.insert(0, Measure("weights", np.mean(alive, axis=0), MAIN))
     return found
 
 
@@ -81,14 +79,30 @@ def places_measures(
     places: Mapping[str, Array], trained: Mapping[str, Trained], positions: Sequence[int], segments: int
 ) -> list[Measure]:
     """The measures of where some states come to rest, by tensor [positions, m]; each segment between two of them gets the whole."""
-    found, nearer = [], []
+    parts = {}
     for name, members in _groups(trained).items():
         to_end, from_start = _together(_distances(places[member], trained[member].elements) for member in members)
-        parts = on_grid(positions, to_end, from_start, segments)
-        nearer.append(parts[0])
-        found += [Measure(f"{name} at rest: {way}", part, SINGLE) for way, part in zip(WAYS, parts, strict=True)]
-    alive = [part for part in nearer if part.any()]
-    return [Measure("weights at rest", np.mean(alive, axis=0), MAIN), *found] if alive else found
+        parts[name] = on_grid(positions, to_end, from_start, segments)
+    return _by_group(parts, " at rest")
+
+
+def function_measures(
+    name: str, positions: Sequence[int], to_end: Array, from_start: Array, segments: int
+) -> list[Measure]:
+    """The measures of a function that was looked at in some states only, which are called ``name``."""
+    parts = on_grid(positions, to_end, from_start, segments)
+    return [Measure(f"{name}: {way}", part, most) for way, part, most in zip(WAYS, parts, MISSED, strict=True)]
+
+
+def _by_group(parts: Mapping[str, tuple[Array, Array, Array]], where: str = "") -> list[Measure]:
+    """The measures of all weights together, where any moved, and of each group of them."""
+    found = [
+        Measure(f"{name}{where}: {way}", part, SINGLE)
+        for name, ways in parts.items()
+        for way, part in zip(WAYS, ways, strict=True)
+    ]
+    alive = [nearer for nearer, _, _ in parts.values() if nearer.any()]
+    return [Measure(f"weights{where}", np.mean(alive, axis=0), MAIN), *found] if alive else found
 
 
 def importance(measures: Sequence[Measure], segments: int) -> Array:

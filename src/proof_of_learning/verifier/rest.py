@@ -15,7 +15,7 @@ from proof_of_learning.errors import PolError
 from proof_of_learning.replay.protocol import Coasting, Rest
 from proof_of_learning.training.names import split_entry
 from proof_of_learning.verifier.dynamics import Family, idle_by_rest
-from proof_of_learning.verifier.progress import MAIN, SINGLE, WAYS, Measure, on_grid, places_measures
+from proof_of_learning.verifier.progress import Measure, function_measures, places_measures
 from proof_of_learning.verifier.sampling import Sampler, Trained
 
 STEPS = 64  # without gradients: a momentum of 0.9 is spent but for a thousandth; longer ones are seen in part
@@ -70,10 +70,7 @@ class Resting:
         tables = {name: np.stack([self._at[p][name] for p in positions]) for name in there}
         found = places_measures(tables, there, positions, segments)
         to_end, from_start = np.array([self._apart[p] for p in positions]).T
-        parts = on_grid(positions, to_end, from_start, segments)
-        missed = (MAIN, SINGLE, SINGLE)
-        ways = zip(WAYS, parts, missed, strict=True)
-        return found + [Measure(f"function at rest: {way}", part, most) for way, part, most in ways]
+        return found + function_measures("function at rest", positions, to_end, from_start, segments)
 
     def idle(self, trained: Mapping[str, Trained]) -> dict[str, Array]:
         """By tensor: of the segments that were looked at, the share of coordinates that no gradient reached, [T]."""

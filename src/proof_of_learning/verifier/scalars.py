@@ -9,7 +9,7 @@ segment that changed it, and that one is replayed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -101,11 +101,16 @@ class Scalars:
             for kind, count in known.counts.items():
                 if count <= max(1, RARE_SHARE * total) and count < usual:
                     found += [(count, segment, path) for segment in known.where[kind]]
-        chosen: dict[int, str] = {}
-        for _, segment, path in sorted(found):
-            if len(chosen) < most:
-                chosen.setdefault(segment, path)
-        return dict(sorted(chosen.items()))
+        return first(found, most)
+
+
+def first(found: Iterable[tuple[float, int, str]], most: int) -> dict[int, str]:
+    """Of (order, segment, name) up to ``most`` segments, those of the lowest order, each with its first name."""
+    chosen: dict[int, str] = {}
+    for _, segment, path in sorted(found):
+        if len(chosen) < most:
+            chosen.setdefault(segment, path)
+    return dict(sorted(chosen.items()))
 
 
 def _change(before: Value, after: Value, steps: int) -> Any:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, IntegrityError, PolError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import Distance, displacement, estimate_d_ref, weight_distance, weights
@@ -54,7 +55,8 @@ class Survey:
     optimizer follows no rule that is known here, so that nothing is guaranteed over weights; ``function``: what was seen of the
     states' functions, or None with the reason in ``blind``. ``irregular``: segments whose rates, counters or scaler cannot follow from
     their start, with the reason; ``relaid``: segments that end in other tensors than they start from, by name, type or shape.
-    ``scalars``: the history of the numbers that no distance measures.
+    ``scalars``: the history of the numbers that no distance measures. ``unreplayed``: what the proof says happened beside its steps,
+    in whichever segment, so that nothing of it follows from a replay.
     """
 
     displacement: Array
@@ -80,6 +82,7 @@ class Survey:
     final_model: str | None
     d_ref: Distance | None
     scalars: Scalars = field(default_factory=Scalars)
+    unreplayed: str = ""
 
     def progress_share(self) -> list[float]:
         """The share of the squared distance from start to end that is covered at each segment's end."""
@@ -210,7 +213,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
         idle=_idle(trained, resting, count), identity=off, distance=distance, settings=held, loss=steps.loss, jumps=steps.jumps,
         irregular=irregular, relaid=relaid, measures=measures, restless=restless, function=function,
         blind="" if function is not None else blind, missing=missing, parameters=parameters, bytes=stored,
-        final_model=final_model, d_ref=d_ref, scalars=scalars,
+        final_model=final_model, d_ref=d_ref, scalars=scalars, unreplayed=steps.unreplayed,
     )  # fmt: skip
 
 
@@ -301,12 +304,15 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Steps:
-    """What the blocks say: rates [steps, groups], which segments are trivial, a sampled loss curve, and where the loss jumps most."""
+    """What the blocks say: rates [steps, groups], which segments are trivial, a sampled loss curve, where the loss jumps most, and
+    what happened beside the steps.
+    """
 
     rates: Array
     trivial: npt.NDArray[np.bool_]
     loss: list[tuple[int, float]]
     jumps: list[int]
+    unreplayed: str
 
 
 def _columns(proof: Proof) -> _Steps:
@@ -316,12 +322,16 @@ def _columns(proof: Proof) -> _Steps:
     loss: list[tuple[int, float]] = []
     rates: list[Array] = []
     means: list[float] = []
+    told = [f"a {line.event.__struct_config__.tag} during step {line.step:,}" for line in proof.events[:1]]
     for segment, columns in zip(proof.segments, proof.all_columns(), strict=True):
         what = f"the block of segment {segment.index}"
         if not (np.isfinite(columns.loss).all() and np.isfinite(columns.rates).all()):
             raise IntegrityError(f"{what} holds losses or learning rates that are not finite")
         if rates and columns.rates.shape[1] != rates[0].shape[1]:
             raise IntegrityError(f"{what} has another number of parameter groups than the blocks before")
+        if columns.metrics and not told:
+            name = canonical.brief(next(iter(columns.metrics)))
+            told = [f"the metric {name!r} during steps {segment.start:,} to {segment.stop:,}"]
         trivial[segment.index] = bool((columns.rates == 0).all())
         rates.append(columns.rates)
         means.append(float(np.median(columns.loss)))
@@ -334,7 +344,7 @@ def _columns(proof: Proof) -> _Steps:
     rises = np.abs(np.diff(means)) if len(means) > 1 else np.zeros(0)
     jumps = sorted({i for jump in np.argsort(-rises, kind="stable")[:JUMPS].tolist() for i in (jump, jump + 1)})
     table = np.concatenate(rates) if rates else np.zeros((0, 0))
-    return _Steps(table, trivial, loss, jumps)
+    return _Steps(table, trivial, loss, jumps, "".join(told))
 
 
 def _alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from proof_of_learning import canonical
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.replay.measure import Comparison, Distance, ratio
@@ -96,12 +95,12 @@ class TrajectoryCheck:
                 self, "inconclusive", f"{len(open_)} of {len(segments)} challenged segments could not be judged: {why}",
                 open=[s.index for s in open_], unreproduced=lines, **details,
             )  # fmt: skip
-        told = _unreplayed(evidence)
-        if told:
+        if evidence.survey.unreplayed:
             return result(
                 self,
                 "inconclusive",
-                f"{told}, which is not replayed yet, so that nobody can say whether it happened",
+                f"the proof records {evidence.survey.unreplayed}, which is not replayed yet, so that nobody can say "
+                "whether it happened",
                 **details,
             )
         exact = sum(s.exact for s in segments)
@@ -120,16 +119,6 @@ class TrajectoryCheck:
             f"{exact} bit for bit",
             **details,
         )  # fmt: skip
-
-
-def _unreplayed(evidence: Evidence) -> str:
-    """What the proof says happened beside its steps, in whichever segment; nothing of it follows from a replay."""
-    for line in evidence.proof.events[:1]:
-        return f"the proof records a {line.event.__struct_config__.tag} during step {line.step:,}"
-    for segment, columns in zip(evidence.proof.segments, evidence.proof.all_columns(), strict=True):
-        for name in columns.metrics:
-            return f"the proof records the metric {canonical.brief(name)!r} during steps {segment.start:,} to {segment.stop:,}"
-    return ""
 
 
 def segment_results(evidence: Evidence, answers: Answers, strays: Strays) -> list[SegmentResult]:
