@@ -35,8 +35,7 @@ WORKER = [sys.executable, "-m", "proof_of_learning.replay.worker"]
 EARLY = ("PYTHON", "LD_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "DNNL_", "ONEDNN_", "ATEN_", "TORCH", "NPY_")
 LATE = {"PYTHONIOENCODING", "PYTHONUSERBASE"}  # set anew in what is forked, or without meaning there
 IMPORTED = (  # what workers and commands import before they do anything
-    "torch._dynamo", "sklearn.datasets", "proof_of_learning.replay.worker", "proof_of_learning.verifier.verify",
-    "proof_of_learning.report.html",
+    "torch._dynamo", "proof_of_learning.replay.worker", "proof_of_learning.verifier.verify", "proof_of_learning.report.html",
 )  # fmt: skip
 AT_ONCE = 3  # each holds what PyTorch takes in memory
 LONGEST = 1 << 20
