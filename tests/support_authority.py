@@ -54,7 +54,13 @@ def _sequence(*parts: bytes) -> bytes:
         body += pending + bytes([len(part)]) + part if pending else part
         pending = b""
     size = len(body)
-    length = bytes([size]) if size < 0x80 else bytes([0x82]) + size.to_bytes(2, "big") if size > 0xFF else bytes([0x81, size])
+    length = (
+        bytes([size])
+        if size < 0x80
+        else bytes([0x82]) + size.to_bytes(2, "big")
+        if size > 0xFF
+        else bytes([0x81, size])
+    )
     return b"\x30" + length + body
 
 
@@ -80,7 +86,9 @@ class Authority:
         imprint = _sequence(_sequence(_OIDS[hash_]), b"\x04", hashlib.new(hash_, data).digest())
         stamp = time.strftime("%Y%m%d%H%M%SZ").encode()
         accuracy = _sequence(b"\x02\x01\x01")
-        info = _sequence(b"\x02\x01\x01", b"\x06\x04\x2a\x03\x04\x01", imprint, b"\x02\x01\x05", b"\x18\x0f" + stamp, accuracy)
+        info = _sequence(
+            b"\x02\x01\x01", b"\x06\x04\x2a\x03\x04\x01", imprint, b"\x02\x01\x05", b"\x18\x0f" + stamp, accuracy
+        )
         (self.folder / "info").write_bytes(info)
         openssl(
             "cms", "-sign", "-binary", "-nodetach", "-nosmimecap", "-econtent_type", "1.2.840.113549.1.9.16.1.4", "-md", "sha256",

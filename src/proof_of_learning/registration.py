@@ -1,9 +1,9 @@
 """Registration: the claim that is fixed before training, from which all randomness follows.
 
 The claim names task, sources, settings, data, planned steps, k, codec, numeric environment, owners, a link in a chain of trust, and
-a nonce; the key of the run is its hash, so nothing is left for a cheat to choose afterwards. Where its owners signed it and an authority
-stamped that, the key follows from the timestamp, too: it cannot have been known before. What lies beside the claim in ``claim.json``
-(when it was made, by its own word; the runs that used it; signatures and timestamps) is not under the claim's hash.
+a nonce; the key of the run is its hash, so nothing is left for a cheat to choose afterwards. Where its owners signed it and an
+authority stamped that, the key follows from the timestamp, too: it cannot have been known before. What lies beside the claim in
+``claim.json`` (when it was made, by its own word; the runs that used it; signatures and timestamps) is not under the claim's hash.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_ATTESTATIONS, MAX_CLAIM, MAX_OWNERS
 from proof_of_learning.proof import files
-from proof_of_learning.proof.format import ARITHMETIC, ATTESTATION, VERSION, VERSIONS, CodecClaim, Header, Input, Plain, check_digest
+from proof_of_learning.proof.format import (
+    ARITHMETIC,
+    ATTESTATION,
+    VERSION,
+    VERSIONS,
+    CodecClaim,
+    Header,
+    Input,
+    Plain,
+    check_digest,
+)
 from proof_of_learning.training.environment import Environment
 
 SCHEMA = "pol/claim/v2"
@@ -188,8 +198,8 @@ def new_claim(
     fixed, named = _fixed_by(header, environment), sorted(set(owners))
     if named and fixed["sources"] is None:
         raise UsageError(
-            "the task's sources are not available in full, and a claim that owners sign has to fix them; keep the task in a file of its "
-            "own, with its functions defined there (`pol doctor` says which are missing)"
+            "the task's sources are not available in full, and a claim that owners sign has to fix them; keep the task in a file of "
+            "its own, with its functions defined there (`pol doctor` says which are missing)"
         )
     needed = len(named) if threshold is None else threshold
     if len(named) > MAX_OWNERS or not bool(named) <= needed <= len(named):
@@ -295,6 +305,14 @@ def claim_of(header: Header) -> Claim:
         raise FormatError(f"{what} is malformed: {error}") from None
     _check(claim, what)
     return claim
+
+
+def owners(header: Header) -> list[str]:
+    """Digests of the keys that a header's claim names; none where it holds no claim that can be read."""
+    try:
+        return [] if header.claim is None else claim_of(header).owners
+    except FormatError:
+        return []
 
 
 def _check(claim: Claim, what: str) -> None:

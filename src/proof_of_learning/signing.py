@@ -63,8 +63,8 @@ def timestamp(
 ) -> list[tuple[Path, Path]]:
     """Have the proof in the directory ``path``, or a claim, dated by the authorities at ``urls``, in turn.
 
-    Each stamps what the one before made, so that the last token dates all of it. Of a proof every signed statement is stamped, or, where
-    nobody signed, the statement alone. Returns pairs (token, what it stamps); for a claim these lie in it, and the pairs are empty.
+    Each stamps what the one before made, so that the last token dates all of it. Of a proof every signed statement is stamped, or,
+    where nobody signed, the statement alone. Returns pairs (token, what it stamps); of a claim these lie in it, and there are none.
     Raises AuthorityError where one does not answer; the tokens of those before it are kept.
     """
     if not urls:
@@ -107,7 +107,9 @@ def signed_claim(registration: Registration, signer: PrivateKey) -> Registration
     """A claim with the signature of one of its owners. Raises UsageError for anybody else, and once it was stamped."""
     claim, found = registration.claim, gathering.files_of(registration.attestations())
     if signer.public.digest not in claim.owners:
-        raise UsageError(f"the claim does not name the key {signer.public.digest} as an owner's (`pol register --owner`)")
+        raise UsageError(
+            f"the claim does not name the key {signer.public.digest} as an owner's (`pol register --owner`)"
+        )
     if any(file.form == TOKEN for file in found) or registration.runs:
         raise UsageError("the claim has been stamped or used already; a signature that comes later dates nothing")
     envelope = _claim_envelope(registration)
@@ -135,7 +137,9 @@ def verdict_signers(verdict: bytes, envelope: bytes) -> list[str]:
 def _stamp_claim(place: Path, urls: Sequence[str], authorities: Authorities | None, timeout: float) -> None:
     registration = registrations.load(place)
     if registration.runs:
-        raise UsageError(f"the claim {place} has been used by a run already; a timestamp that comes later shows nothing")
+        raise UsageError(
+            f"the claim {place} has been used by a run already; a timestamp that comes later shows nothing"
+        )
     claim, envelope = registration.claim, _claim_envelope(registration)
     keys = envelope.signed_by(statements.read(envelope.payload, "the claim's statement").signers)
     if len(set(keys) & set(claim.owners)) < max(1, claim.threshold):

@@ -37,7 +37,8 @@ class Stamp:
 class Attested:
     """All that was found beside a root. ``ignored``: what counts for nothing, each with the reason.
 
-    registered: whether the claim was signed by its owners and stamped before training; unregistered: why not, where there is a claim.
+    registered: whether the claim was signed by its owners and stamped before training; unregistered: why not. anchored: the trusted
+    timestamps that the run's key then follows from.
     """
 
     signed: tuple[Signed, ...] = ()
@@ -45,6 +46,7 @@ class Attested:
     ignored: tuple[str, ...] = ()
     registered: bool = False
     unregistered: str = ""
+    anchored: frozenset[str] = frozenset()
 
     def signers(self, kind: str = "seal") -> list[str]:
         """Digests of the keys that signed a statement of that kind, each once."""

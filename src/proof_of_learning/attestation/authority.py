@@ -48,11 +48,15 @@ def stamp(data: bytes, url: str, authorities: Authorities | None = None, timeout
     except FormatError as error:
         raise AuthorityError(f"{where}: {error}") from None
     if token.nonce != nonce or token.stamped != canonical.sha256(data)[7:]:
-        raise AuthorityError(f"{where} answered something else than it was asked (an old token, or one for other bytes)")
+        raise AuthorityError(
+            f"{where} answered something else than it was asked (an old token, or one for other bytes)"
+        )
     now = datetime.datetime.now(datetime.UTC)
     if not token.earliest - SKEW <= now <= token.latest + SKEW:
         said, own = (moment.isoformat(" ", "seconds") for moment in (token.earliest, now))
-        raise AuthorityError(f"{where} says that it is {said}, this machine that it is {own}; see which of the clocks is wrong")
+        raise AuthorityError(
+            f"{where} says that it is {said}, this machine that it is {own}; see which of the clocks is wrong"
+        )
     if authorities and (why := timestamps.trusted(token, authorities)):
         raise AuthorityError(f"{where}: {why}")
     return token
@@ -80,7 +84,9 @@ def _post(url: str, query: bytes, where: str, timeout: float) -> bytes:
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            raise AuthorityError(f"{where} did not answer within {timeout:g} seconds; try again, or another one") from None
+            raise AuthorityError(
+                f"{where} did not answer within {timeout:g} seconds; try again, or another one"
+            ) from None
         told = canonical.brief(getattr(reason, "strerror", None) or reason or type(error).__name__)
         raise AuthorityError(f"{where} cannot be reached ({told}); try again, or another one") from None
     return bytes(raw)

@@ -1,7 +1,7 @@
 """Reads what lies beside a root, and holds every statement against the proof that it is said to be about.
 
-Nothing here can make a verdict worse: what is about something else, or signed by nobody, counts for nothing. So there is nothing to gain by
-taking evidence away. What cannot be read as an attestation at all is refused, like any other file that no proof has.
+Nothing here can make a verdict worse: what is about something else, or signed by nobody, counts for nothing. So there is nothing to
+gain by taking evidence away. What cannot be read as an attestation at all is refused, like any other file that no proof has.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def gather(proof: Proof, authorities: Authorities) -> Attested:
             ignored.append(f"{file.name} stamps something else than a statement about this proof that is here")
     attested = Attested(tuple(signed.values()), tuple(stamps), tuple(ignored))
     chain, reason = _anchored(proof, attested, names, tokens)
-    return _ordered(replace(attested, registered=not reason, unregistered=reason), chain)
+    return _ordered(replace(attested, registered=not reason, unregistered=reason, anchored=chain))
 
 
 def read_statement(file: File) -> tuple[statements.Statement, list[str]]:
@@ -180,12 +180,23 @@ def _anchored(
     header, none = proof.header, frozenset[str]()
     if header.claim is None or header.version < 2:
         return none, "it was not made under a claim" if header.claim is None else "its claim is of version 1"
-    owners, threshold = header.claim.get("owners", []), header.claim.get("threshold", 0)
+    owners, threshold = header.claim.get("owners"), header.claim.get("threshold")
+    if (
+        not isinstance(owners, list)
+        or not isinstance(threshold, int)
+        or not all(isinstance(key, str) for key in owners)
+    ):
+        return none, "its claim is malformed"
     if not owners or header.claim.get("sources") is None:
         return none, "its claim names no owner" if not owners else "its claim does not fix the task's sources"
     if header.randomness.anchor is None:
-        return none, "its key does not follow from a timestamp on the claim: nothing shows that the claim was made before"
-    anchored = [stamp for stamp in attested.stamps if stamp.kind == "claim" and stamp.anchor == header.randomness.anchor]
+        return (
+            none,
+            "its key does not follow from a timestamp on the claim: nothing shows that the claim was made before",
+        )
+    anchored = [
+        stamp for stamp in attested.stamps if stamp.kind == "claim" and stamp.anchor == header.randomness.anchor
+    ]
     if not anchored:
         return none, "the timestamp that its key follows from is not here"
     trusted = {stamp.file for stamp in attested.stamps if not stamp.refused}
@@ -201,11 +212,11 @@ def _anchored(
     return none, f"the timestamp on its claim counts for nothing: {anchored[0].refused or 'it is on another statement'}"
 
 
-def _ordered(attested: Attested, anchored: frozenset[str]) -> Attested:
+def _ordered(attested: Attested) -> Attested:
     """Times that contradict the order of things count for nothing: nothing of a run can be there before what its key follows from."""
-    if not anchored:
+    if not attested.anchored:
         return attested
-    begun = max(stamp.earliest for stamp in attested.stamps if stamp.file in anchored)
+    begun = max(stamp.earliest for stamp in attested.stamps if stamp.file in attested.anchored)
     why = "it says a time before the claim was stamped, from which the run follows: one of the two authorities is wrong"
     stamps = tuple(
         replace(stamp, refused=why)

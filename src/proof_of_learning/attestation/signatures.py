@@ -89,9 +89,7 @@ def generate(path: str | os.PathLike[str], passphrase: bytes | None = None) -> P
     if not place.parent.is_dir():
         raise UsageError(f"there is no folder {place.parent} to write the key into")
     key = ec.generate_private_key(ec.SECP256R1())
-    locked = (
-        serialization.NoEncryption() if passphrase is None else serialization.BestAvailableEncryption(passphrase)
-    )
+    locked = serialization.NoEncryption() if passphrase is None else serialization.BestAvailableEncryption(passphrase)
     secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
     made = _public(key.public_key(), "the key")
     try:
@@ -147,7 +145,9 @@ def load_public(path: str | os.PathLike[str]) -> PublicKey:
     try:
         key = serialization.load_pem_public_key(raw)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise UsageError(f"the public key {path} cannot be read: expected a PEM file that begins with BEGIN PUBLIC KEY") from None
+        raise UsageError(
+            f"the public key {path} cannot be read: expected a PEM file that begins with BEGIN PUBLIC KEY"
+        ) from None
     return _public(key, f"the public key {path}")
 
 

@@ -123,7 +123,9 @@ def _signers(predicate: Mapping[str, Any], what: str) -> Iterable[PublicKey]:
         yield decode_public(encoded, f"{what}: the public key of a signer")
 
 
-def _statement(kind: Kind, subject: Mapping[str, str], fields: Mapping[str, Any], signers: Sequence[PublicKey]) -> bytes:
+def _statement(
+    kind: Kind, subject: Mapping[str, str], fields: Mapping[str, Any], signers: Sequence[PublicKey]
+) -> bytes:
     keys = sorted(dict.fromkeys(signers), key=lambda key: key.digest)
     told = [{"digest": key.digest, "publicKey": base64.b64encode(key.encoded).decode()} for key in keys]
     return canonical.encode(

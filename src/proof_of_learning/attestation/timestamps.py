@@ -1,8 +1,8 @@
 """Timestamps: RFC 3161 tokens, as ``openssl ts -verify`` accepts them.
 
-A token says that some bytes existed at a time. The times are intervals; the authorities are those that a verifier names. The
-chain of certificates is OpenSSL's affair (by way of rfc3161-client), at the time that the token says; what is signed is looked at here, byte by byte,
-because the key of a run may follow from it.
+A token says that some bytes existed at a time. The times are intervals; the authorities are those that a verifier names. The chain of
+certificates is OpenSSL's affair (by way of rfc3161-client), at the time that the token says; what is signed is looked at here, byte by
+byte, because the key of a run may follow from it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from proof_of_learning import canonical
 from proof_of_learning.attestation import der
@@ -28,9 +29,11 @@ from proof_of_learning.limits import MAX_ROOTS, MAX_TOKEN
 SKEW = datetime.timedelta(minutes=5)  # between clocks of two authorities, beyond what each says of its own
 UNSAID = datetime.timedelta(seconds=1)  # the accuracy where a token says none: its times are whole seconds
 _SHA256 = "2.16.840.1.101.3.4.2.1"
-_HASHES: dict[str, type[hashes.SHA256] | type[hashes.SHA384] | type[hashes.SHA512]] = {
-    _SHA256: hashes.SHA256, "2.16.840.1.101.3.4.2.2": hashes.SHA384, "2.16.840.1.101.3.4.2.3": hashes.SHA512,
-}  # fmt: skip
+_HASHES: dict[str, tuple[str, type[hashes.HashAlgorithm]]] = {
+    _SHA256: ("sha256", hashes.SHA256),
+    "2.16.840.1.101.3.4.2.2": ("sha384", hashes.SHA384),
+    "2.16.840.1.101.3.4.2.3": ("sha512", hashes.SHA512),
+}
 _CONTENT_TYPE, _MESSAGE_DIGEST = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4"
 _SIGNING_CERTIFICATE, _SIGNING_CERTIFICATE_2 = "1.2.840.113549.1.9.16.2.12", "1.2.840.113549.1.9.16.2.47"
 _SIGNED_DATA, _TST_INFO = "1.2.840.113549.1.7.2", "1.2.840.113549.1.9.16.1.4"
@@ -208,12 +211,12 @@ class _Signer:
 
     def check(self, info: bytes, leaf: x509.Certificate) -> None:
         """The signature over the attributes, theirs over ``info``, and that they name this very certificate."""
-        kind = _HASHES.get(self.digest)
+        name, kind = _HASHES.get(self.digest, ("", None))
         if kind is None:
             raise FormatError("it is signed with a hash function other than SHA-256, SHA-384 or SHA-512")
         if self.attributes[_CONTENT_TYPE].body != _oid(_TST_INFO):
             raise FormatError("what is signed is not a time")
-        if self.attributes[_MESSAGE_DIGEST].body != hashlib.new(kind.name, info).digest():
+        if self.attributes[_MESSAGE_DIGEST].body != hashlib.new(name, info).digest():
             raise FormatError("the time is not the one that was signed")
         self._check_certificate(leaf)
         key = leaf.public_key()
@@ -232,13 +235,13 @@ class _Signer:
         encoded = leaf.public_bytes(serialization.Encoding.DER)
         if _SIGNING_CERTIFICATE_2 in self.attributes:
             named = self.attributes[_SIGNING_CERTIFICATE_2].children()[0].children()[0].children()
-            kind: type[hashes.HashAlgorithm] = hashes.SHA256
+            name = "sha256"
             if named[0].tag == der.SEQUENCE:
-                found = _HASHES.get(_dotted(named[0].children()[0].body))
+                name, found = _HASHES.get(_dotted(named[0].children()[0].body), ("", None))
                 if found is None:
                     raise FormatError("it names the authority's certificate by an unknown hash function")
-                kind, named = found, named[1:]
-            wanted = hashlib.new(kind.name, encoded).digest()
+                named = named[1:]
+            wanted = hashlib.new(name, encoded).digest()
         elif _SIGNING_CERTIFICATE in self.attributes:
             named = self.attributes[_SIGNING_CERTIFICATE].children()[0].children()[0].children()
             wanted = hashlib.sha1(encoded, usedforsecurity=False).digest()
@@ -262,7 +265,7 @@ def _time_stamping_only(leaf: x509.Certificate) -> None:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     except x509.ExtensionNotFound:
         raise FormatError("the authority's certificate is not for timestamps") from None
-    if not usage.critical or list(usage.value) != [x509.ExtendedKeyUsageOID.TIME_STAMPING]:
+    if not usage.critical or list(usage.value) != [ExtendedKeyUsageOID.TIME_STAMPING]:
         raise FormatError("the authority's certificate is not for timestamps alone (critical extended key usage)")
 
 
@@ -271,7 +274,7 @@ def _status(node: der.Node) -> int:
 
 
 def _accuracy(info: rfc3161.tsp.TimeStampTokenInfo) -> datetime.timedelta:
-    said = info.accuracy
+    said: rfc3161.tsp.Accuracy | None = info.accuracy
     if said is None:
         return UNSAID
     seconds, millis, micros = (getattr(said, name) or 0 for name in ("seconds", "millis", "micros"))

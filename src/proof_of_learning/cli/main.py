@@ -14,11 +14,13 @@ from proof_of_learning.cli import (
     demo,
     doctor,
     environment,
+    export,
     inspect,
     pack,
     policy,
     prove,
     register,
+    sign,
     thin,
     verify,
 )
@@ -52,6 +54,9 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("register")(register.register)
+app.command("keygen")(sign.keygen)
+app.command("sign")(sign.sign)
+app.command("timestamp")(sign.timestamp)
 app.command("doctor")(doctor.doctor)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
@@ -59,6 +64,7 @@ app.command("check")(check.check)
 app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
 app.command("environment")(environment.environment)
+app.command("export")(export.export)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)
 app.command("pack")(pack.pack)
