@@ -1,7 +1,6 @@
 """A proof as one file: an uncompressed tar archive with one spelling, so that equal proofs are equal files.
 
-Members stand in a fixed order (header, log, blocks, index, seal, then attestations and objects by name), their headers without times or
-owners.
+Members stand in a fixed order (header, log, blocks, index, seal, then attestations and objects by name), without times or owners.
 Any tar program opens it. Reading accepts exactly what writing writes.
 """
 

@@ -76,7 +76,8 @@ class Initialization(_Section, frozen=True):
 
 class Trust(_Section, frozen=True):
     """``assurance``: the weakest that is accepted. ``keys``: digests of public keys, of which ``threshold`` have to have signed.
-    ``exact``: nothing but bit-exact replay is enough. ``chosen_nonce`` grants, as ``--accept-nonce`` does, that the nonce was handed in.
+    ``exact``: nothing but bit-exact replay is enough. ``chosen_nonce`` grants, as ``--accept-nonce`` does, that the nonce was handed
+    in.
     """
 
     assurance: Assurance | None = None

@@ -12,15 +12,15 @@ from proof_of_learning.verifier.verdict import CheckResult, Moment, Signer
 _SHOWN = 100  # of what counts for nothing
 _SHOWS = {
     "claim": "The claim, signed by its owners, existed by then.",
-    "anchor": "The claim, signed by its owners, existed by then, and training began later: its randomness follows from this timestamp.",
+    "anchor": "The claim, signed by its owners, existed by then, and training began later: its randomness follows from this token.",
     "head": "The training had come as far as this statement says by then.",
     "seal": "The finished proof existed by then, the final state with it.",
 }
 _LIMITS = {
-    "claim": "Not that this run was trained after it, nor that there are no other claims.",
-    "anchor": "Not that no other claims were stamped, nor who did the training.",
-    "head": "Not that the rest was trained soon after.",
-    "seal": "Not when the training took place before, nor whose the model is: whoever has a proof can have it stamped.",
+    "claim": "It does not show that this run was trained after it, nor that there are no other claims.",
+    "anchor": "It does not show that no other claims were stamped, nor who did the training.",
+    "head": "It does not show that the rest was trained soon after.",
+    "seal": "It does not show when the training took place before that, nor whose the model is: whoever has a proof can have it stamped.",
 }
 
 
@@ -122,8 +122,8 @@ def _dates(attested: Attested) -> str:
     if good:
         first = min(good, key=lambda stamp: stamp.latest)
         return f"there by {first.latest.isoformat(' ', 'seconds').replace('+00:00', ' UTC')}"
-    if attested.stamps:
-        return "stamped by authorities that count for nothing here"
+    if any(stamp.kind == "seal" for stamp in attested.stamps):
+        return "stamped, but by no authority that the verifier named (--trusted-tsa)"
     return "not stamped"
 
 
