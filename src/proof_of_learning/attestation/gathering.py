@@ -138,8 +138,9 @@ def _fits(statement: statements.Statement, proof: Proof, facts: Sealed, heads: d
 
 def _about(statement: statements.Statement) -> str:
     """What a statement is about, by its own word."""
-    told: Any = {"seal": "root", "claim": "claimDigest", "head": "head"}.get(statement.kind, "root")
-    return f"another {told} ({canonical.brief(statement.predicate.get(told))[:26]}…), or says something else of it"
+    told: Any = {"claim": "claimDigest", "head": "head"}.get(statement.kind, "root")
+    what = {"claim": "claim", "head": "log"}.get(statement.kind, "root")
+    return f"another {what} ({canonical.brief(statement.predicate.get(told))[:19]}…), or says something else of it"
 
 
 def _heads(proof: Proof, found: list[File]) -> dict[str, int]:

@@ -276,7 +276,7 @@ def moments(verdict: Verdict) -> list[tuple[str, str, Moment]]:
     ]
 
 
-UNDATED = "No timestamp of an authority that the verifier named (`--trusted-tsa`) is on this proof: nothing shows by when it was there."
+UNDATED = "No timestamp of an authority that the verifier named (`--trusted-tsa`) is on this proof: nothing shows when it was there."
 
 
 def condition(digest: str | None) -> str:

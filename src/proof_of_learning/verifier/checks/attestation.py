@@ -20,7 +20,7 @@ _LIMITS = {
     "claim": "It does not show that this run was trained after it, nor that there are no other claims.",
     "anchor": "It does not show that no other claims were stamped, nor who did the training.",
     "head": "It does not show that the rest was trained soon after.",
-    "seal": "It does not show when the training took place before that, nor whose the model is: whoever has a proof can have it stamped.",
+    "seal": "It does not show when the training took place, nor whose the model is: whoever has a proof can have it stamped.",
 }
 
 
@@ -64,11 +64,8 @@ class AttestationCheck:
                 if len(wanted) > 1
                 else f"the trusted key {wanted[0][:19]}…"
             )
-            others = (
-                f"only {_keys(signers)} did"
-                if signers
-                else f"nobody did{f'; {attested.ignored[0]}' if attested.ignored else ''}"
-            )
+            odd = sorted(attested.ignored, key=lambda line: not line.startswith("seal"))
+            others = f"only {_keys(signers)} did" if signers else f"nobody did{f'; {odd[0]}' if odd else ''}"
             return result(self, "fail", f"{asked} should have signed the proof, and {others}", **found)
         return result(
             self, "pass", f"signed with {trusted} of the {len(wanted)} trusted keys; {_dates(attested)}", **found
