@@ -85,7 +85,7 @@ def put(run: Path, like: str, raw: bytes) -> Path:
     return run / ATTESTATIONS / attach(run, like, raw)
 
 
-def judged(run: Path, **options: Any) -> Verdict:
+def judged(run: Path | str, **options: Any) -> Verdict:
     """Without a task: nothing is replayed, but claim, signatures and times are judged."""
     return verify(run, **options)
 

@@ -368,13 +368,11 @@ def test_attestations_travel_with_the_proof(world: World, run: Path, tmp_path: P
     for path in sorted(run.rglob("*")):
         if path.is_file():
             system.pipe_file(f"{root}/{path.relative_to(run)}", path.read_bytes())
-    verdict = judged(
-        Path("memory://bucket/run.pol") if False else "memory://bucket/run.pol", trusted_tsa=[world.first.roots]
-    )  # type: ignore[arg-type]
+    verdict = judged("memory://bucket/run.pol", trusted_tsa=[world.first.roots])
     assert verdict.assurance == "registered"
     system.pipe_file(f"{root}/{ATTESTATIONS}/other", b"x")
     with pytest.raises(FormatError, match="which no proof does"):
-        judged("memory://bucket/run.pol")  # type: ignore[arg-type]
+        judged("memory://bucket/run.pol")
 
 
 # ---- keys -----------------------------------------------------------------------------------------------------------
