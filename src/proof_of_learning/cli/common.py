@@ -32,6 +32,7 @@ from proof_of_learning.report.text import line, visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
+UNWRAPPED = 4096  # columns
 OWN_WARNINGS = (EvaluationWarning, RehearsalWarning, StoreWarning)
 DATA_VARIABLE = "POL_DATA"
 
@@ -45,7 +46,9 @@ def messages() -> Console:
 
 
 def results() -> Console:
-    return SafeConsole()
+    """The console for results: standard output; lines are not wrapped where it is a pipe or a file."""
+    wrapped = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return SafeConsole(width=None if wrapped else UNWRAPPED)
 
 
 class SafeConsole(Console):

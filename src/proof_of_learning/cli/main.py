@@ -12,6 +12,7 @@ from proof_of_learning.cli import (
     calibrate,
     check,
     demo,
+    diff,
     doctor,
     environment,
     inspect,
@@ -58,6 +59,7 @@ app.command("verify")(verify.verify)
 app.command("check")(check.check)
 app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
+app.command("diff")(diff.diff)
 app.command("environment")(environment.environment)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)
