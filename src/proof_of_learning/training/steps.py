@@ -25,7 +25,7 @@ from proof_of_learning.training import names, randomness
 from proof_of_learning.training import parts as kinds
 from proof_of_learning.training import state as states
 from proof_of_learning.training.modules import BufferSnapshot
-from proof_of_learning.training.optimizers import parameters_of
+from proof_of_learning.training.optimizers import own_groups, parameters_of, settle_groups
 from proof_of_learning.training.parts import Progress
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.schedules import driven_by_metric
@@ -154,6 +154,8 @@ class Session:
             self.scaler = None if task.scaler is None else task.scaler()
         self.progress = Progress(adding=self.metric == "loss")
         self.parts = self._named_parts()
+        for optimizer in self.optimizers.values():
+            settle_groups(optimizer)
 
     def _named_parts(self) -> dict[str, Any]:
         def named(prefix: str, items: dict[str, Any]) -> dict[str, Any]:
@@ -280,8 +282,9 @@ def members(parts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def groups(parts: Mapping[str, Any]) -> dict[str, int]:
-    """The parts that are optimizers, with their numbers of parameter groups, in the order in which rates are told."""
-    return {part: len(optimizer.param_groups) for part, optimizer in kinds.optimizers(parts).items()}
+    """The parts that are optimizers, with the numbers of parameter groups that they were built with, in the order in which rates are
+    told."""
+    return {part: own_groups(optimizer) for part, optimizer in kinds.optimizers(parts).items()}
 
 
 def feed_epoch_end(feed: Feed, step: int) -> bool:
