@@ -67,8 +67,8 @@ def unrepeated(name: str, start: int, stop: int) -> Finding:
     return Finding(
         f"{name!r} was given a further parameter group by something that a replay does not do",
         f"a replay of steps {start} to {stop} from their recorded state alone arrives elsewhere",
-        "it is added outside of what a verifier runs (in a callback, an evaluation, a loop that the task only describes), or at a "
-        "moment that no recorded state decides",
+        "it is added outside of what a verifier runs (in a callback, an evaluation, a loop that the task only describes), at a moment "
+        "that no recorded state decides, or its parameters have gradients left from before, which requires_grad_(False) prevents",
         "add it in the task's own `step` or scheduler, at a step that the state tells (context.step), or give the optimizer all its "
         "groups when it is built and unfreeze with requires_grad_(True), which is recorded",
     )

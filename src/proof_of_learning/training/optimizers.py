@@ -80,7 +80,7 @@ def regroup(part: str, optimizer: Optimizer, values: Mapping[str, Any], named: M
     wanted: list[list[Tensor]] = []
     for names, group in zip(added, values["groups"][own:], strict=True):
         strange = next((name for name in names if not isinstance(name, str) or name not in named), None)
-        if strange is not None or not names or len(names) != len(group["params"]):
+        if strange is not None or not names or len({*names}) != len(names) or len(names) != len(group["params"]):
             raise FormatError(
                 f"{part}: a parameter group that was added holds {brief(repr(strange))}, which the task does not train"
             )

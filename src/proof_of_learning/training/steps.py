@@ -85,6 +85,11 @@ class StepContext:
             self.scaler.update()
         clear_gradients(optimizer)
 
+    def clear_idle(self) -> None:
+        """Clear the gradients of the model's parameters that no optimizer had when it was built."""
+        for parameter in self._session.idle_parameters:
+            parameter.grad = None
+
 
 def clear_gradients(optimizer: Any) -> None:
     """Set the gradients of an optimizer's parameters to None, by its own ``zero_grad`` and whatever arguments that takes."""
@@ -111,6 +116,7 @@ def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[n
         context.backward(loss)
         total = loss.detach() if total is None else total + loss.detach()
     context.update()
+    context.clear_idle()
     assert total is not None
     return total
 
@@ -154,6 +160,9 @@ class Session:
             self.scaler = None if task.scaler is None else task.scaler()
         self.progress = Progress(adding=self.metric == "loss")
         self.parts = self._named_parts()
+        trained = {id(p) for optimizer in self.optimizers.values() for p in parameters_of(optimizer)}
+        # Their gradients would add up from step to step, which no state holds, until somebody gives them to an optimizer.
+        self.idle_parameters = [p for p in self.model.parameters() if id(p) not in trained]
         for optimizer in self.optimizers.values():
             settle_groups(optimizer)
 

@@ -16,13 +16,14 @@ from proof_of_learning.replay.measure import near
 from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven
 from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.task import compare
+from proof_of_learning.training.names import family_of
 from proof_of_learning.training.schedules import epoch_means
 from proof_of_learning.training.state import decode_settings
 from proof_of_learning.verifier.changes import unusual
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, Status
 
-TURNS = 8  # times that training itself may change its settings before only a replay of everything will do
+TURNS = 8  # times that training itself may add parameter groups before only a replay of everything will do
 FEW = 8  # segments that are replayed, besides 2 % of the run, because a scalar changes in a rare way
 
 
@@ -46,12 +47,15 @@ class HyperparametersCheck:
             return
         yield self._rates(evidence, described)
         for _ in range(TURNS):
-            stray = self._course(evidence, answers).stray
-            if stray is None or not evidence.proof.has_state(evidence.proof.state_digests()[stray - 1]):
+            course, digests = self._course(evidence, answers), evidence.proof.state_digests()
+            if course.stray is None or not evidence.proof.has_state(digests[course.stray - 1]):
                 break
+            stray = course.stray
             yield [_replay(evidence, stray - 1)]
-            if not _arrives(evidence, answers, stray - 1) or not evidence.proof.has_state(
-                evidence.proof.state_digests()[stray]
+            if not (
+                _grows(course.settings[stray - 1], evidence.survey.settings[stray])
+                and _arrives(evidence, answers, stray - 1)
+                and evidence.proof.has_state(digests[stray])
             ):
                 break
             yield self._rates(evidence, described, evidence.proof.segments[stray - 1].stop)
@@ -103,7 +107,9 @@ class HyperparametersCheck:
             judged = self._judge_suspicious(evidence, answers, index, why)
             if judged is not None:
                 return judged
-        turned = f", those of {course.turns} replayed segments being training's own" if course.turns else ""
+        turned = (
+            f"; training itself adds parameter groups in {course.turns}, which were replayed" if course.turns else ""
+        )
         idle = f"; {trivial:.0%} of the segments are trivial (rate 0) and do not count" if trivial else ""
         flat = np.array(expected)
         return result(
@@ -130,7 +136,7 @@ class HyperparametersCheck:
         )  # fmt: skip
 
     def _course(self, evidence: Evidence, answers: Answers) -> _Course:
-        """What the task's schedule leads to. Where training itself changes settings (adds a parameter group), as a replay of that
+        """What the task's schedule leads to. Where training itself gives an optimizer a further parameter group, as a replay of that
         segment shows, it goes on from the state that this leads to.
         """
         rates, settings = _given(answers, 0)
@@ -146,7 +152,8 @@ class HyperparametersCheck:
             ):
                 stop = evidence.proof.segments[position - 1].stop
                 after, beyond = _given(answers, stop)
-                if len(after) != evidence.proof.steps - stop or not _arrives(evidence, answers, position - 1):
+                replayed = _grows(task, proof) and _arrives(evidence, answers, position - 1)
+                if len(after) != evidence.proof.steps - stop or not replayed:
                     return _Course(rates, settings, position, turns)
                 rates, settings, turns = [*rates[:stop], *after], [*settings[: position - 1], proof, *beyond], turns + 1
             position += 1
@@ -216,7 +223,7 @@ def _own_schedule(described: Described) -> bool:
 @dataclass(frozen=True)
 class _Course:
     """What the schedule gives: ``rates`` of every step, ``settings`` at every segment's end. ``stray``: the first state whose settings
-    are others. ``turns``: how often before it training itself changed them, which replays showed.
+    are others. ``turns``: how often before it training itself added parameter groups, which replays showed.
     """
 
     rates: list[list[float]]
@@ -230,6 +237,24 @@ def _given(answers: Answers, origin: int) -> tuple[list[list[float]], list[bytes
     asked = sorted((r for r in answers.requests(Rates) if r.origin == origin), key=lambda request: request.start)
     given = [answers.get(r, RatesGiven) for r in asked if not origin or answers.failure(r) is None]
     return [row for one in given for row in one.rates], [raw for one in given for raw in one.settings]
+
+
+def _grows(task: bytes, proof: bytes | None) -> bool:
+    """Whether the settings in a proof differ from the task's by further parameter groups, and by nothing in the groups before them."""
+    expected, found = decode_settings(task), {} if proof is None else decode_settings(proof)
+    longer = False
+    for part, values in expected.items():
+        if family_of(part) != "optimizer" or not isinstance(values, dict):
+            continue
+        given = found.get(part)
+        if not isinstance(given, dict):
+            return False
+        for name in ("groups", "added"):
+            known, held = values.get(name, []), given.get(name, [])
+            if not (isinstance(known, list) and isinstance(held, list) and held[: len(known)] == known):
+                return False
+            longer |= name == "added" and len(held) > len(known)
+    return longer
 
 
 def _arrives(evidence: Evidence, answers: Answers, index: int) -> bool:
