@@ -27,7 +27,7 @@ from proof_of_learning.rehearsal.beside import first_module, marks, rewritten
 from proof_of_learning.rehearsal.causes import Finding, data_by_process, explain, in_place
 from proof_of_learning.rehearsal.hops import Difference, Hop, Player, ProcessPlayer, examine, investigate, replay
 from proof_of_learning.rehearsal.loading import check_described, check_start
-from proof_of_learning.rehearsal.structure import altered, structure
+from proof_of_learning.rehearsal.structure import altered, grown, structure
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import TaskReference, load_task, task_code
@@ -373,7 +373,9 @@ class _Doctor:
                 (
                     at
                     for at, given in ends.items()
-                    if at in course.states and states.settings(course.states[at]) != given
+                    if at in course.states
+                    and not grown(course.states[0], course.states[at])  # training itself changes its settings
+                    and states.settings(course.states[at]) != given
                 ),
                 None,
             )

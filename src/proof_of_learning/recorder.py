@@ -33,6 +33,7 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.rehearsal.beside import Rehearsal
+from proof_of_learning.rehearsal.hops import Hop
 from proof_of_learning.rehearsal.structure import regrouped
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.replay.pool import Job
@@ -40,10 +41,11 @@ from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.parts import Progress, rates, stray_parameters
+from proof_of_learning.training.optimizers import settle_groups
+from proof_of_learning.training.parts import Progress, of_kind, optimizers, rates, stray_parameters
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
-from proof_of_learning.training.steps import Session, groups
+from proof_of_learning.training.steps import Session
 
 
 def make_header(
@@ -138,7 +140,7 @@ class Recorder:
         self._loop: list[Indices] = []
         self._pending: _Pending | None = None
         self._behind = Behind() if asynchronous else None
-        self._groups = groups(self.parts)
+        self._groups = {name: settle_groups(optimizer) for name, optimizer in optimizers(self.parts).items()}
         self._spare: State | None = None  # memory for the next copy
         self._rehearsal = rehearsal
         self.complete = (self.path / format.SEAL_FILE).exists()
@@ -363,7 +365,12 @@ class Recorder:
             self._behind.join()
         arrived = self._capture()
         if self._rehearsal is not None:
-            self._rehearsal.checkpoint(self.steps_done, arrived)
+            before = self._writer.state
+            assert before is not None
+            start = self.steps_done - len(self._losses)
+            self._rehearsal.checkpoint(
+                Hop(start, before, self.steps_done, arrived, self._losses, self._indices, self._rng, self._loop)
+            )
         encoded = self._writer.encode(arrived, self.steps_done)
         state, digest = arrived, None
         if encoded is not None:
@@ -423,9 +430,11 @@ class Recorder:
         self._spare = before if before is not self._writer.state else None
 
     def _check_groups(self) -> None:
-        """A row of rates has one column for each group, throughout a run. TaskError where training has changed their number."""
-        for name, count in groups(self.parts).items():
-            if count != self._groups[name]:
+        """The groups that an optimizer was built with stay, and only PyTorch's own kind is given further ones. TaskError otherwise."""
+        growing = of_kind(self.parts, "optimizer")
+        for name, optimizer in optimizers(self.parts).items():
+            count = len(optimizer.param_groups)
+            if count < self._groups[name] or (count > self._groups[name] and name not in growing):
                 raise TaskError(regrouped(name, self._groups[name], count, self.steps_done + 1).line())
 
     def _check_same_run(self) -> None:

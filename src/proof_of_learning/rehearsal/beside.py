@@ -37,7 +37,7 @@ from proof_of_learning.rehearsal.hops import (
     investigate,
 )
 from proof_of_learning.rehearsal.loading import check_described, check_start
-from proof_of_learning.rehearsal.structure import altered, structure
+from proof_of_learning.rehearsal.structure import altered, grown, structure, unrepeated
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Task, is_script, load_task
 from proof_of_learning.training.environment import Environment
@@ -175,10 +175,33 @@ class Rehearsal:
         if last or len(self._hops) >= self._pace.hops or slow or kept > self._pace.room:
             self._submit()
 
-    def checkpoint(self, step: int, state: State) -> None:
-        """``state`` is about to be recorded, as the one before ``step``. Raises TaskError where no task that is built anew fits it."""
+    def checkpoint(self, segment: Hop) -> None:
+        """A segment is about to be recorded. Raises TaskError where no task that is built anew fits its end, or where an optimizer was
+        given a further group by what a replay does not do.
+        """
+        step, state = segment.stop, segment.after
+        assert state is not None
         if step < self._header.training.at_most and (found := altered(self._built, structure(state), step)) is not None:
             self._stop(found)
+        part = grown(segment.before, state)
+        if part is not None and (found := self._regrouped(part, segment)) is not None:
+            self._stop(found)
+
+    def _regrouped(self, part: str, segment: Hop) -> Finding | None:
+        """What is wrong with a segment in which an optimizer was given a group: a replay of it, waited for, tells."""
+        self._settle()
+        if self._player is None:
+            self._launch()
+        assert self._player is not None
+        try:
+            found = examine(self._player, segment)
+        except WorkerError as error:
+            found, self._outcome = None, error
+        finally:
+            if not self._collecting:
+                self._end()
+        self._settle()
+        return None if found is None else unrepeated(part, found.start, found.stop)
 
     def check(self) -> None:
         """Raise TaskError for what was found so far; wait for nothing."""
@@ -271,6 +294,8 @@ class Rehearsal:
         for hop in hops:
             difference = examine(player, hop)
             if difference is not None:
+                if hop.after is not None and (part := grown(hop.before, hop.after)) is not None:
+                    return unrepeated(part, hop.start, hop.stop)
                 if self._job.reference is None:
                     return investigate(player, hop, difference, None, None)
                 return investigate(

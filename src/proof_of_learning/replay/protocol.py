@@ -133,6 +133,7 @@ class Rates(Request, frozen=True, tag="rates"):
     """The learning rates that the task's own schedule gives for steps ``start`` up to ``stop``, without training.
 
     ``interval``: how many steps a segment has. ``metrics``: of each whole epoch, what schedulers that are driven by one were given.
+    ``origin``: the step from which the schedule goes on. Behind the request, unless it is 0: the state there.
     """
 
     start: int
@@ -140,6 +141,7 @@ class Rates(Request, frozen=True, tag="rates"):
     interval: int
     steps: int
     metrics: tuple[float, ...] = ()
+    origin: int = 0
 
 
 class RatesGiven(Answer, frozen=True, tag="rates"):

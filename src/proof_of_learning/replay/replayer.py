@@ -172,7 +172,12 @@ class Replayer:
             case protocol.CommitData():
                 return where.ask(request, protocol.Committed)[0]
             case protocol.Rates():
-                return where.ask(request, protocol.RatesGiven)[0]
+                return where.ask(request, protocol.RatesGiven, self._origin(request))[0]
+
+    def _origin(self, request: protocol.Rates) -> list[State]:
+        """The state that a schedule goes on from; none where it is the task's own first one."""
+        ends = [segment.state for segment in self._proof.segments if 0 < segment.stop == request.origin]
+        return [self._proof.state(digest) for digest in ends]
 
     def regenerate(self, index: int, on_work: OnWork = idle) -> tuple[State, State, int]:
         """Train from the nearest kept state to both ends of segment ``index``; how many steps that took."""

@@ -80,7 +80,7 @@ class Worker:
             case protocol.Start():
                 return self._start(request)
             case protocol.Rates():
-                return self._schedule(request), ()
+                return self._schedule(request, states), ()
             case protocol.Take():
                 return self._take(request, states[0])
             case protocol.Evaluate():
@@ -140,10 +140,14 @@ class Worker:
         ]
         return protocol.Started(tensors), (state, second)
 
-    def _schedule(self, request: protocol.Rates) -> protocol.RatesGiven:
+    def _schedule(self, request: protocol.Rates, states: Sequence[State]) -> protocol.RatesGiven:
         per_epoch, clock = self.task.steps_per_epoch(len(self.data)), self.session
+        if states:
+            clock.restore(states[0])
+        if clock.progress.step != request.origin:
+            raise FormatError(f"the state before step {request.origin} says it stands at step {clock.progress.step}")
         rates, settings = [], []
-        for step, row in enumerate(clock.idle(request.stop, per_epoch, request.metrics)):
+        for step, row in enumerate(clock.idle(request.stop, per_epoch, request.metrics), request.origin):
             if step % 1000 == 0:
                 self.pulse(step, request.stop)
             if step < request.start:

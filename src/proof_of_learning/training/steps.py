@@ -25,7 +25,7 @@ from proof_of_learning.training import names, randomness
 from proof_of_learning.training import parts as kinds
 from proof_of_learning.training import state as states
 from proof_of_learning.training.modules import BufferSnapshot
-from proof_of_learning.training.optimizers import parameters_of
+from proof_of_learning.training.optimizers import own_groups, parameters_of, settle_groups
 from proof_of_learning.training.parts import Progress
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.schedules import driven_by_metric
@@ -85,6 +85,11 @@ class StepContext:
             self.scaler.update()
         clear_gradients(optimizer)
 
+    def clear_idle(self) -> None:
+        """Clear the gradients of the model's parameters that no optimizer had when it was built."""
+        for parameter in self._session.idle_parameters:
+            parameter.grad = None
+
 
 def clear_gradients(optimizer: Any) -> None:
     """Set the gradients of an optimizer's parameters to None, by its own ``zero_grad`` and whatever arguments that takes."""
@@ -111,6 +116,7 @@ def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[n
         context.backward(loss)
         total = loss.detach() if total is None else total + loss.detach()
     context.update()
+    context.clear_idle()
     assert total is not None
     return total
 
@@ -154,6 +160,11 @@ class Session:
             self.scaler = None if task.scaler is None else task.scaler()
         self.progress = Progress(adding=self.metric == "loss")
         self.parts = self._named_parts()
+        trained = {id(p) for optimizer in self.optimizers.values() for p in parameters_of(optimizer)}
+        # Their gradients would add up from step to step, which no state holds, until somebody gives them to an optimizer.
+        self.idle_parameters = [p for p in self.model.parameters() if id(p) not in trained]
+        for optimizer in self.optimizers.values():
+            settle_groups(optimizer)
 
     def _named_parts(self) -> dict[str, Any]:
         def named(prefix: str, items: dict[str, Any]) -> dict[str, Any]:
@@ -280,8 +291,9 @@ def members(parts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def groups(parts: Mapping[str, Any]) -> dict[str, int]:
-    """The parts that are optimizers, with their numbers of parameter groups, in the order in which rates are told."""
-    return {part: len(optimizer.param_groups) for part, optimizer in kinds.optimizers(parts).items()}
+    """The parts that are optimizers, with the numbers of parameter groups that they were built with, in the order in which rates are
+    told."""
+    return {part: own_groups(optimizer) for part, optimizer in kinds.optimizers(parts).items()}
 
 
 def feed_epoch_end(feed: Feed, step: int) -> bool:

@@ -27,7 +27,7 @@ RARE_SHARE = 0.01  # a change is rare if it is seen in no more than this share o
 SCALER = {"scaler/scale", "scaler/_growth_tracker"}
 # What is compared with the task's own settings, says where in the run the state stands, or is trained.
 _ELSEWHERE: dict[str, tuple[str, ...] | None] = {
-    "model": ("s:frozen", "s:parameters"), "optimizer": ("s:groups",), "scheduler": None, "progress": None,
+    "model": ("s:frozen", "s:parameters"), "optimizer": ("s:groups", "s:added"), "scheduler": None, "progress": None,
 }  # fmt: skip
 
 
