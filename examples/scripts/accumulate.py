@@ -21,10 +21,14 @@ torch.manual_seed(9)
 x, y = digits()
 x, y = torch.as_tensor(x, dtype=torch.float32)[:, None] / 16, torch.as_tensor(y)
 loader = DataLoader(TensorDataset(x[:1000], y[:1000]), batch_size=16, shuffle=True)
-model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+model = nn.Sequential(
+    nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10)
+)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 updates = options.epochs * (len(loader) // MICRO)
-scheduler = SequentialLR(optimizer, [LinearLR(optimizer, 0.1, total_iters=5), CosineAnnealingLR(optimizer, updates - 5)], [5])
+scheduler = SequentialLR(
+    optimizer, [LinearLR(optimizer, 0.1, total_iters=5), CosineAnnealingLR(optimizer, updates - 5)], [5]
+)
 run = pol.Run(model=model, optimizer=optimizer, scheduler=scheduler)
 for epoch in run.epochs(options.epochs):
     for number, (images, labels) in enumerate(run.batches(loader)):

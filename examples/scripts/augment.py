@@ -35,8 +35,12 @@ options = parser.parse_args()
 random.seed(10), np.random.seed(10), torch.manual_seed(10)
 x, y = digits()
 plain = TensorDataset(torch.as_tensor(x[:800], dtype=torch.float32)[:, None] / 16, torch.as_tensor(y[:800]))
-loader = DataLoader(Augmented(plain), batch_size=50, shuffle=True, num_workers=options.workers, persistent_workers=options.workers > 0)
-model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+loader = DataLoader(
+    Augmented(plain), batch_size=50, shuffle=True, num_workers=options.workers, persistent_workers=options.workers > 0
+)
+model = nn.Sequential(
+    nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10)
+)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
 run = pol.Run(data=plain, model=model, optimizer=optimizer)
 for epoch in run.epochs(options.epochs):

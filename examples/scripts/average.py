@@ -1,4 +1,4 @@
-"""Averages of the weights: an exponential one after each step, and a stochastic one (SWA) over the last epochs at a rate of its own."""
+"""Averages of the weights: an exponential one after each step, and a stochastic one (SWA) over the last epochs."""
 
 import argparse
 

@@ -16,7 +16,9 @@ class Sequences(Dataset):
 
     def __init__(self, count):
         draw = torch.Generator().manual_seed(7)
-        self.items = [torch.randint(1, 10, (int(n),), generator=draw) for n in torch.randint(3, 15, (count,), generator=draw)]
+        self.items = [
+            torch.randint(1, 10, (int(n),), generator=draw) for n in torch.randint(3, 15, (count,), generator=draw)
+        ]
 
     def __len__(self):
         return len(self.items)
@@ -27,7 +29,7 @@ class Sequences(Dataset):
 
 
 def padded(samples):
-    items, labels = zip(*samples)
+    items, labels = zip(*samples, strict=True)
     lengths = torch.tensor([len(item) for item in items])
     return pad_sequence(items, batch_first=True), lengths, torch.tensor(labels)
 

@@ -14,8 +14,8 @@ from proof_of_learning.run import counting, events
 from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import facts
-from proof_of_learning.run.loaders import Named
-from proof_of_learning.run.mode import Given
+from proof_of_learning.run.loaders import Loaded, Named
+from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.task import task_code
@@ -89,6 +89,8 @@ class Replaying(Clock):
 
     def _asked(self) -> Job:
         if self.job is None:
+            if ACTIVE.reads is not None:
+                ACTIVE.reads.stop()
             self.job = self._wait(self)
         return self.job
 
@@ -223,6 +225,8 @@ class Taking:
     def _hand(self, walk: Walk, event: Event) -> Any:
         """The recorded batch, with the generators as they were when it was handed over."""
         first = not self._taken_batches()
+        if isinstance(walk.source, Loaded) and not walk.source.gives(event.samples, event.position):
+            raise self._strayed()
         self._next += 1
         row = np.frombuffer(self._request.indices[self._at], dtype="<i8")  # type: ignore[index]
         chosen = row[self._taken : self._taken + event.samples].tolist()
