@@ -17,6 +17,7 @@ import numpy as np
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError, WorkerError
 from proof_of_learning.proof.codecs.raw import RawCodec
+from proof_of_learning.proof.format import Input
 from proof_of_learning.task import Setting
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
@@ -70,7 +71,8 @@ class Described(Answer, frozen=True, tag="described"):
     ``optimizers``: the parts that are optimizers with their numbers of parameter groups, in the order in which rates are told.
     ``modules``: the parts that are modules. ``script``: a script with a loop of its own; then ``steps`` are what was expected when
     it began, ``steps_per_epoch`` the batches of the first loader, ``batch`` its samples (0: not known),
-    ``arguments`` those it was called with, ``place`` where its loop begins: phase, epoch and walk (:mod:`run.events`).
+    ``arguments`` those it was called with, ``place`` where its loop begins: phase, epoch and walk (:mod:`run.events`); ``inputs``
+    the files that it read before, ``pretrained`` the name of the one that it says its weights are from.
     ``metric``: what schedulers are given that are driven by one (``training.steps.Metric``).
     """
 
@@ -90,6 +92,8 @@ class Described(Answer, frozen=True, tag="described"):
     metric: Metric = ""
     arguments: list[str] = []
     place: list[int] = []
+    inputs: list[Input] = []
+    pretrained: str = ""
 
 
 class CommitData(Request, frozen=True, tag="commit-data"):

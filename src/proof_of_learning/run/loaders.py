@@ -111,6 +111,12 @@ class Loaded:
         """Samples of a batch; 0 where a sampler of its own decides."""
         return self.base.batch_size or (0 if self.base.batch_sampler is not None else 1)
 
+    def gives(self, samples: int, position: int) -> bool:
+        """Whether the batch at a position can have so many samples: only a walk's last one may be short."""
+        size = self.batch_size
+        short = not self.base.drop_last and position == len(self) - 1
+        return not size or samples == size or (short and 0 < samples < size)
+
     @property
     def shuffles(self) -> bool:
         return not isinstance(self.base.sampler, torch.utils.data.SequentialSampler)

@@ -20,7 +20,7 @@ from proof_of_learning.proof.format import CodecClaim, Header, Initialization, R
 from proof_of_learning.recorder import Recorder
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.run import events, script
+from proof_of_learning.run import events, inputs, script
 from proof_of_learning.run.clock import Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import Facts, device_of, facts, script_path
@@ -69,7 +69,7 @@ class Recording(Clock):
         self._events: list[Event] | None = None  # of the step under way
         self._indices: list[int] = []
         self._rng: RngSnapshot | None = None
-        self._flowing = False
+        self._flowing = self._told = False
         self._length = 1  # epochs that are planned
         self.failed, self.root = "", ""
         self.steps = 0
@@ -79,13 +79,20 @@ class Recording(Clock):
     # ---- the clock -----------------------------------------------------------------------------------
 
     def wanted(self, numbers: range) -> range:
+        self._set_up()
         self._length = max(self._length, len(numbers)) if self._recorder is None else self._length
         return numbers
 
     def walk_through(self, source: Any) -> Walk:
+        self._set_up()
         walk = Walk(self, source)
         walk.iterator = source.open()
         return walk
+
+    def _set_up(self) -> None:
+        """The script's set-up is over: what it reads from here on are no inputs any more."""
+        if ACTIVE.reads is not None:
+            ACTIVE.reads.stop()
 
     def clocked(self, walk: Walk) -> Any:
         assert walk.iterator is not None
@@ -140,7 +147,12 @@ class Recording(Clock):
             self._seen.tell(value)
 
     def log(self, values: dict[str, Any]) -> None:
-        """Kept by whoever wants them; no part of the proof yet."""
+        """Said once: no column of the proof is one that a replay does not give, and what is logged is often a sum over steps."""
+        if not (self._told or self.failed):
+            self._told = True
+            say(
+                f"run.log({', '.join(values)}) is no part of the proof; give the loss to run.loss(value), and keep the rest in a file"
+            )
 
     def close(self) -> None:
         self.active = None
@@ -224,6 +236,7 @@ class Recording(Clock):
             initialization=Initialization("recorded"),
             codec=CodecClaim(codec.name, codec.version, in_loop=False),
             program=script_program(script_path() or "script", self._arguments),
+            inputs=inputs.of_script(self._given),
             parts=kinds_of(found.parts),
         )
         parse.check(header)

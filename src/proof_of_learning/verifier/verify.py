@@ -36,7 +36,7 @@ from proof_of_learning.verifier.options import Choices, Options
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, planned_steps, survey_seed
 from proof_of_learning.verifier.survey import Looking, survey
 from proof_of_learning.verifier.verdict import CheckResult, Guarantee, Nonce, Verdict
-from proof_of_learning.verifier.walks import other_arguments
+from proof_of_learning.verifier.walks import otherwise_called
 
 
 def verify(
@@ -144,8 +144,8 @@ def verify(
 
 
 def _excused(proof: Proof, found: CheckResult, answers: Answers) -> CheckResult:
-    """A check's result; where the verifier called the script with other arguments, what fails by that is no forgery."""
-    other = other_arguments(proof, answers.get(Describe(), Described)) if found.status == "fail" else ""
+    """A check's result; where the verifier called the script with other arguments or files, what fails by that is no forgery."""
+    other = otherwise_called(proof, answers.get(Describe(), Described)) if found.status == "fail" else ""
     if not other or found.name in (STRUCTURE.name, REGISTRATION.name):
         return found
     return msgspec.structs.replace(found, status="inconclusive", summary=f"{other}; {found.summary}")
