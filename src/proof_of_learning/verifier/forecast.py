@@ -35,6 +35,9 @@ from proof_of_learning.verifier.verify import surveyed
 
 SCHEMA = "pol/plan/v1"
 MEASURED = 3  # segments that are replayed to measure a step; the first of them warms up
+ASSUMED = (
+    3  # times as many draws by weight as uniform ones, where the weights are not known; networks need about so many
+)
 BESIDE = 3  # states that the verifier's process holds beside those on their way to and from workers
 
 
@@ -57,8 +60,8 @@ class Times(msgspec.Struct, frozen=True, kw_only=True):
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """``draws``: segments by reason, of which one may have several; ``random``: what to hand to ``--random``, None for its default.
 
-    ``known``: whether the draws by weight are known; without a task nobody knows the weights, and as many are assumed as are drawn
-    uniformly. ``read``: bytes of the proof; ``moved``: between the verifier's process and workers, with ``state`` bytes for one state.
+    ``known``: whether the draws by weight are known; without a task nobody knows the weights, and a usual number is assumed.
+    ``read``: bytes of the proof; ``moved``: between the verifier's process and workers, with ``state`` bytes for one state.
     ``memory``: bytes of states in the verifier's process, and in each worker (beside Python, PyTorch, the data and one step's own).
     """
 
@@ -111,7 +114,7 @@ def forecast(
         if task is None:
             segments = len(proof.segments)
             uniform = guarantee.uniform_draws_needed(segments, forged, miss)
-            weighted = 0 if len(proof.index) <= segments else uniform
+            weighted = 0 if len(proof.index) <= segments else min(ASSUMED * uniform, segments)
             random = _asked(uniform, weighted, confidence, forged)
             picked = _uniformly(proof, uniform + weighted)
             draws = {"first": 1, "last": 1, "uniform": uniform, "progress": weighted}
@@ -205,7 +208,7 @@ def _told(
 ) -> Forecast:
     count, workers = len(proof.segments), options.runtime.workers
     digests = proof.state_digests()
-    held = next(digest for digest in digests if proof.has_state(digest))
+    held = next(digest for digest in reversed(digests) if proof.has_state(digest))
     state = proof.state(held).nbytes
     steps = planned_steps(proof, picked)
     again = sum(proof.index[digests[index]].bytes for index in picked if proof.has_state(digests[index]))
@@ -217,7 +220,7 @@ def _told(
         )
     elif not known:
         notes.append(
-            "without --task nobody knows what segments contributed: as many draws by weight are assumed as uniform ones"
+            f"without --task nobody knows what segments did: {ASSUMED} times as many draws by weight as uniform ones are assumed"
         )
     if times is not None and times.at_once < workers:
         notes.append(f"{workers} workers compute on {_cores()} cores here: no faster than {times.at_once}")
