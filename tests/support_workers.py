@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -54,6 +55,7 @@ class Forked:
         self.stdin, self.stdout = stdin, stdout
         self.returncode: int | None = None
         self._told, self._heard = told, list[int]()  # which process it is; how it ended
+        self._listening = threading.Lock()  # one thread may wait for the end while another kills
 
     @property
     def pid(self) -> int:
@@ -72,18 +74,24 @@ class Forked:
     def kill(self) -> None:
         pid = self.pid
         if self.poll() is None:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended, and nobody has said so yet
+                os.kill(pid, signal.SIGKILL)
 
     def _listen(self, wanted: int, flags: int = 0) -> None:
-        with suppress(BlockingIOError):
-            while len(self._heard) < wanted:
-                answer = self._told.recv(64, flags)
-                if not answer:
-                    raise OSError("what forks and watches the workers of tests has ended")
-                self._heard.append(int(answer))
-        if len(self._heard) == 2 and self.returncode is None:
-            self.returncode = self._heard[1]
-            self._told.close()
+        if not self._listening.acquire(blocking=not flags):
+            return
+        try:
+            with suppress(BlockingIOError):
+                while len(self._heard) < wanted:
+                    answer = self._told.recv(64, flags)
+                    if not answer:
+                        raise OSError("what forks and watches the workers of tests has ended")
+                    self._heard.append(int(answer))
+            if len(self._heard) == 2 and self.returncode is None:
+                self.returncode = self._heard[1]
+                self._told.close()
+        finally:
+            self._listening.release()
 
 
 class Nursery:

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -29,6 +29,9 @@ from rich.segment import Segment
 
 from proof_of_learning.errors import EvaluationWarning, PolError, RehearsalWarning, StoreWarning, UsageError
 from proof_of_learning.report.text import line, visible
+
+if TYPE_CHECKING:
+    from proof_of_learning.task import TaskReference
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -173,6 +176,15 @@ def settings(pairs: list[str] | None) -> dict[str, str | int | float | bool]:
             raise UsageError(f"--set {pair!r}: expected NAME=VALUE")
         parsed[name] = value
     return parsed
+
+
+def reference(task: str, settings: dict[str, Any], arguments: list[str] | None) -> TaskReference:
+    """The task that a command names, with what stands behind ``--``."""
+    from proof_of_learning.task import TaskReference, is_script
+
+    if arguments and not is_script(task):
+        raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
+    return TaskReference(task, settings, tuple(arguments) if arguments else None).absolute()
 
 
 def use_data(folder: Path | None) -> None:

@@ -17,6 +17,7 @@ from proof_of_learning.cli import (
     environment,
     inspect,
     pack,
+    plan,
     policy,
     prove,
     register,
@@ -56,6 +57,7 @@ app.command("register")(register.register)
 app.command("doctor")(doctor.doctor)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
+app.command("plan")(plan.plan)
 app.command("check")(check.check)
 app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from proof_of_learning.cli import common
-from proof_of_learning.errors import UsageError
-
-if TYPE_CHECKING:
-    from proof_of_learning.task import TaskReference
 
 
 @common.command("interrupted; the proof was only read, and there is no verdict")
@@ -96,6 +92,9 @@ def verify(
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life after which a task is given up.")
     ] = 600.0,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that replay at once; the verdict is the same with any number.")
+    ] = 1,
     policy: Annotated[
         Path | None, typer.Option(help="Rules that the proof must satisfy, in a TOML file; `pol policy` prints one.")
     ] = None,
@@ -136,14 +135,15 @@ def verify(
 
     import proof_of_learning as pol
 
-    reference = None if task is None else _reference(task, common.settings(set_), arguments)
+    reference = None if task is None else common.reference(task, common.settings(set_), arguments)
     with common.progress_bar(quiet=json == "-") as progress:
         verdict = pol.verify(
             proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
             accept_nonce=accept_nonce, accept_order=accept_order, accept_uniform=accept_uniform, accept_stopped=accept_stopped,
             allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
             approve_fixed=approve_fixed or (), laws=initial_law or (), chain=_links(chain or []), trust=trust or (),
-            keep_going=keep_going, timeout=timeout, policy=policy, sandbox=sandbox, allow_read=allow_read or (), progress=progress,
+            keep_going=keep_going, timeout=timeout, policy=policy, sandbox=sandbox, allow_read=allow_read or (),
+            workers=workers, progress=progress,
         )  # fmt: skip
     common.write_json(verdict.to_json(), json)
     if report is not None:
@@ -157,14 +157,6 @@ def verify(
         if report is not None:
             common.say(f"report: {report}")
     raise typer.Exit(verdict.exit_status)
-
-
-def _reference(task: str, settings: dict[str, Any], arguments: list[str] | None) -> TaskReference:
-    from proof_of_learning.task import TaskReference, is_script
-
-    if arguments and not is_script(task):
-        raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
-    return TaskReference(task, settings, tuple(arguments) if arguments else None).absolute()
 
 
 def _links(given: list[str]) -> list[tuple[str, Any]]:
