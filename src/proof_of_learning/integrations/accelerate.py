@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator, DistributedType
-from accelerate.data_loader import DataLoaderShard
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from accelerate.utils import send_to_device
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from proof_of_learning.errors import UsageError
 from proof_of_learning.run import clock, frameworks
@@ -71,6 +72,25 @@ class Prepared(Loaded):
         if loader.skip_batches or loader.use_stateful_dataloader:
             raise UsageError("Accelerate's skip_first_batches and stateful loaders cannot be followed; leave them out")
         super().__init__(loader)
+
+    @property
+    def _sampler(self) -> Any:
+        """What makes batches of a sampler's indices: PyTorch's own, or None."""
+        sampler = self.base.batch_sampler
+        sampler = sampler.batch_sampler if isinstance(sampler, BatchSamplerShard) else sampler
+        return sampler if type(sampler) is BatchSampler else None
+
+    @property
+    def batch_size(self) -> int:
+        return 0 if self._sampler is None else int(self._sampler.batch_size)
+
+    @property
+    def drops(self) -> bool:
+        return self._sampler is not None and bool(self._sampler.drop_last)
+
+    @property
+    def shuffles(self) -> bool:
+        return self._sampler is None or not isinstance(self._sampler.sampler, SequentialSampler)
 
     def again(self, indices: Sequence[int], position: int) -> Any:
         loader = self.loader

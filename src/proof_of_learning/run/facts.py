@@ -97,9 +97,7 @@ def facts(given: Given, source: Source) -> Facts:
     parts = arrange(given.parts)
     if isinstance(source, Loaded):
         data = given.data if given.data is not None else source.data
-        return Facts(
-            parts, _dataset(data), source.batch_size, len(source), False, bool(source.base.drop_last), source.shuffles
-        )
+        return Facts(parts, _dataset(data), source.batch_size, len(source), False, source.drops, source.shuffles)
     if given.data is None and isinstance(source, Named):
         raise UsageError(
             "run.begin knows no loader, so say which data set its indices are of: pol.Run(data=train_set, …)"

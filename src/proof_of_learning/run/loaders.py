@@ -113,6 +113,11 @@ class Loaded:
         return self.base.batch_size or (0 if self.base.batch_sampler is not None else 1)
 
     @property
+    def drops(self) -> bool:
+        """Whether a last batch that is short is left out."""
+        return bool(self.base.drop_last)
+
+    @property
     def shuffles(self) -> bool:
         return not isinstance(self.base.sampler, torch.utils.data.SequentialSampler)
 
