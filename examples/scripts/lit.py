@@ -49,4 +49,6 @@ trainer = lightning.Trainer(
     logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     callbacks=[EarlyStopping("missed", patience=1), Watch()],
 )  # fmt: skip
-trainer.fit(Classifier(options.lr), DataLoader(train_set, batch_size=48, shuffle=True), DataLoader(test_set, batch_size=240))
+trainer.fit(
+    Classifier(options.lr), DataLoader(train_set, batch_size=48, shuffle=True), DataLoader(test_set, batch_size=240)
+)

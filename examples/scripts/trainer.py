@@ -30,7 +30,9 @@ def mask(items):
 
 class Printing(Trainer):
     def log(self, logs, *more):
-        print({name: value for name, value in logs.items() if name in ("loss", "grad_norm", "learning_rate", "eval_loss")})
+        print(
+            {name: value for name, value in logs.items() if name in ("loss", "grad_norm", "learning_rate", "eval_loss")}
+        )
         super().log(logs, *more)
 
 

@@ -7,11 +7,17 @@ the middle of an epoch as the loop would.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
@@ -76,7 +82,7 @@ def refuse(trainer: pl.Trainer) -> None:
         raise UsageError("reload_dataloaders_every_n_epochs makes new loaders in mid-run, which cannot be followed")
     if getattr(trainer, "_val_check_time_interval", None) is not None:
         raise UsageError("val_check_interval is a time, which no replay repeats; give a number of batches")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         why = next((why for kind, why in REFUSED.items() if isinstance(callback, kind)), None)
         if why:
             raise UsageError(f"{type(callback).__name__} {why}, so the training cannot be replayed; leave it out")
@@ -91,10 +97,10 @@ class _Watched:
         loop, strategy = trainer.fit_loop, trainer.strategy
         self._process, self._advance = strategy.process_dataloader, loop.on_advance_start
         # Where the trainer asks for its loaders, and where it begins an epoch.
-        strategy.process_dataloader = self._loader  # type: ignore[method-assign]
-        loop.on_advance_start = self._epoch  # type: ignore[method-assign]
+        strategy.process_dataloader = self._loader
+        loop.on_advance_start = self._epoch
         if frameworks.replays(run):
-            trainer.save_checkpoint = lambda *arguments, **options: None  # type: ignore[method-assign]
+            trainer.save_checkpoint = lambda *arguments, **options: None
 
     def _loader(self, loader: Any) -> Any:
         loader = self._process(loader)
@@ -114,7 +120,9 @@ class _Watched:
             assert self._epochs is not None
         number = next(self._epochs, loop.epoch_progress.current.processed)
         if number != loop.epoch_progress.current.processed:  # a replay that begins here
-            vars(loop.epoch_progress.current).update(dict.fromkeys(("ready", "started", "processed", "completed"), number))
+            vars(loop.epoch_progress.current).update(
+                dict.fromkeys(("ready", "started", "processed", "completed"), number)
+            )
         if frameworks.replays(self.run) and frameworks.begins(self.run) is None:
             self._go_on_for_ever()
         self._advance()
@@ -127,10 +135,12 @@ class _Watched:
         module = trainer.lightning_module
         self._parts["model"] = module
         self._parts |= {f"optimizer{number}": part for number, part in enumerate(trainer.optimizers)}
-        self._parts |= {f"scheduler{number}": found.scheduler for number, found in enumerate(trainer.lr_scheduler_configs)}
+        self._parts |= {
+            f"scheduler{number}": found.scheduler for number, found in enumerate(trainer.lr_scheduler_configs)
+        }
         if (scaler := getattr(trainer.precision_plugin, "scaler", None)) is not None:
             self._parts["scaler"] = scaler
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:
             if not isinstance(callback, Checkpoint) and callback.state_dict():
                 self._parts[type(callback).__name__.lower()] = callback
         self._parts["loop"] = _Loop(trainer, self.run)
@@ -145,7 +155,7 @@ class _Watched:
             planned.append(math.ceil(trainer.max_steps / updates))
         if not planned:
             raise UsageError("Lightning is to train without an end; say max_epochs or max_steps")
-        return min(planned)
+        return int(min(planned))
 
     def _go_on_for_ever(self) -> None:
         """Single steps are asked for: the loop is to come to no end, and to look at no validation set."""
@@ -153,7 +163,7 @@ class _Watched:
         assert loop._data_fetcher is not None
         loop.max_batches, loop._data_fetcher.length = math.inf, None
         loop.epoch_loop.max_steps = -1
-        loop.epoch_loop._should_check_val_fx = lambda fetcher: False  # type: ignore[method-assign]
+        loop.epoch_loop._should_check_val_fx = lambda fetcher: False
 
 
 class _Loop:

@@ -67,9 +67,13 @@ class _Watched:
             return model, loader
         refuse(trainer.accelerator)
         if resumed is not None:
-            raise UsageError("train(resume_from_checkpoint=…) goes on with another training, which cannot be recorded yet; begin anew")
+            raise UsageError(
+                "train(resume_from_checkpoint=…) goes on with another training, which cannot be recorded yet; begin anew"
+            )
         if trainer.args.n_gpu > 1 or model is not trainer.model:
-            raise UsageError(f"the Trainer wraps the model in a {type(model).__name__}, which cannot be followed; use one device")
+            raise UsageError(
+                f"the Trainer wraps the model in a {type(model).__name__}, which cannot be followed; use one device"
+            )
         if frameworks.replays(run):
             trainer._save_checkpoint = lambda *arguments, **named: None  # files are no part of a replay
         updates = -(-len(loader) // trainer.args.gradient_accumulation_steps)
@@ -118,7 +122,9 @@ class _Loop:
 
     def _callbacks(self) -> dict[str, TrainerCallback]:
         found = self._trainer.callback_handler.callbacks
-        return {type(c).__name__: c for c in found if isinstance(c, ExportableState) and not isinstance(c, TrainerControl)}
+        return {
+            type(c).__name__: c for c in found if isinstance(c, ExportableState) and not isinstance(c, TrainerControl)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         state = self._trainer.state

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from proof_of_learning.errors import UsageError
 from proof_of_learning.run.clock import Batches, Run
 from proof_of_learning.run.loaders import Source
 from proof_of_learning.run.mode import Given
