@@ -23,7 +23,7 @@ from proof_of_learning.replay.pool import Job
 from proof_of_learning.run import events, inputs, script
 from proof_of_learning.run.clock import Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
-from proof_of_learning.run.facts import Facts, device_of, facts, script_path
+from proof_of_learning.run.facts import Facts, device_of, facts, refuse_several, script_path
 from proof_of_learning.run.loaders import Drawn, generators, moved
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import PLACE
@@ -74,7 +74,8 @@ class Recording(Clock):
         self.failed, self.root = "", ""
         self.steps = 0
         self._exit = ExitStack()
-        self._guard(lambda: self._refuse_used())
+        self._guard(refuse_several)
+        self._guard(self._refuse_used)
 
     # ---- the clock -----------------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ class Job(Protocol):
 class Replaying(Clock):
     """The clock of a script in a replay worker. ``wait``: gives, in a child, what is asked of it; in the parent it never returns."""
 
+    replays = True
+
     def __init__(self, given: Given, wait: Callable[[Replaying], Job]) -> None:
         super().__init__()
         self.given, self._wait = given, wait
@@ -76,6 +78,10 @@ class Replaying(Clock):
 
     def beside(self, walk: Walk) -> Any:
         return self._asked().beside(walk)
+
+    def begins(self) -> tuple[int, int] | None:
+        job = self._asked()
+        return (job.place[1], job.position) if isinstance(job, Taking) else None
 
     def told(self, value: Any) -> None:
         if self.seen is not None:
@@ -113,7 +119,7 @@ class Taking:
         if any(next((e.code for e in step if e.code != BEFORE), None) != BATCH for step in self._steps):
             raise FormatError("a recorded step does not begin with a batch")
         self._first = next(event for event in self._steps[0] if event.code == BATCH)
-        self.place = self._first.place
+        self.place, self.position = self._first.place, self._first.position
         self._at, self._next = 0, 0  # the step under way, counted from the segment's start, and its next event
         self._taken = 0  # of its indices
         self._losses: list[torch.Tensor] = []
