@@ -51,6 +51,10 @@ class IntegrityError(PolError):
     exit_status = 1
 
 
+class AuthorityError(PolError):
+    """A timestamp authority does not answer, or not as it has to."""
+
+
 class DivergedError(PolError):
     """Training, repeated from an earlier state, arrives at another state than the one whose digest was recorded."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,7 +20,7 @@ from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.proof.writer import begun, remember
+from proof_of_learning.proof.writer import attach, begun, remember
 from proof_of_learning.recorder import Recorder, finite, make_header
 from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job
@@ -29,6 +30,9 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
+
+if TYPE_CHECKING:
+    from proof_of_learning.attestation.signatures import PublicKey
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +189,9 @@ def prove(
                 log.info("%s is complete already", path)
                 return _finished(session, folder, path)
             remember(folder, identity)
+            if claim is not None:
+                for name, raw in claim.attestations().items():
+                    attach(folder, name, raw)
             log.info("recording into %s from step %d of %d", folder, recorder.steps_done, steps)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
@@ -207,23 +214,40 @@ def register(
     device: str = "cpu",
     portable: bool = False,
     threads: int | None = None,
-    owner_key: str | None = None,
+    owners: Iterable[str | os.PathLike[str] | PublicKey] = (),
+    threshold: int | None = None,
     start_from: str | os.PathLike[str] | None = None,
     codec: str = codecs.DEFAULT,
     progress: ProgressCallback = silent,
 ) -> registrations.Registration:
     """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`.
 
-    owner_key: the owner's public key in hex, kept in the claim for signatures.
+    owners: public keys (PEM files) of those who own what will be trained; the claim names them, and :func:`sign` signs it.
+    threshold: how many of them have to (default: all).
     """
+    keys = _public_keys(owners)
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=None, start_from=start_from,
         codec=codec, progress=progress,
     )  # fmt: skip
     with prepared as ready:
-        registration = registrations.new_claim(ready.header, ready.environment, owner_key)
+        digests = [key.digest for key in keys]
+        registration = registrations.new_claim(ready.header, ready.environment, digests, threshold)
+    if keys:
+        from proof_of_learning.signing import unsigned_claim
+
+        registration = unsigned_claim(registration, keys)
     registrations.save_new(Path(path), registration)
     return registration
+
+
+def _public_keys(owners: Iterable[str | os.PathLike[str] | PublicKey]) -> list[PublicKey]:
+    given = list(owners)
+    if not given:
+        return []
+    from proof_of_learning.attestation import signatures
+
+    return [item if isinstance(item, signatures.PublicKey) else signatures.load_public(item) for item in given]
 
 
 def describe(task: Task | str | TaskReference) -> Description:

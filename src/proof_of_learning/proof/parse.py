@@ -77,7 +77,7 @@ def check(header: Header) -> None:
         and (randomness.claim is None) != (randomness.seed is None),
         "the key comes from either a seed or a claim, which the header then holds",
     )
-    need(randomness.anchor is None, "it names an anchor of its claim, which this version cannot check")
+    need(randomness.anchor is None or randomness.claim is not None, "it names a timestamp of a claim, and no claim")
     need(
         (header.initialization.kind == "linked") == (header.initialization.proof is not None),
         "a linked initialization, and no other, names the proof that it starts from",
@@ -92,6 +92,7 @@ def check(header: Header) -> None:
         "task digest": header.task.digest,
         "data root": header.data.root,
         "claim": randomness.claim,
+        "timestamp of its claim": randomness.anchor,
         "proof to start from": header.initialization.proof,
     }
     for what, value in digests.items():

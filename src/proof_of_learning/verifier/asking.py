@@ -12,7 +12,7 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import AnyCheckAnswer, AnyCheckRequest
-from proof_of_learning.verifier.checks import REGISTRATION, STRUCTURE
+from proof_of_learning.verifier.checks import ATTESTATION, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.evidence import Answers, Check, Evidence
 from proof_of_learning.verifier.verdict import CheckResult
 from proof_of_learning.verifier.walks import otherwise_called
@@ -72,6 +72,6 @@ def ask(
 def excused(proof: Proof, found: CheckResult, answers: Answers) -> CheckResult:
     """A check's result; where the verifier called the script with other arguments or files, what fails by that is no forgery."""
     other = otherwise_called(proof, answers.get(Describe(), Described)) if found.status == "fail" else ""
-    if not other or found.name in (STRUCTURE.name, REGISTRATION.name):
+    if not other or found.name in (STRUCTURE.name, REGISTRATION.name, ATTESTATION.name):
         return found
     return msgspec.structs.replace(found, status="inconclusive", summary=f"{other}; {found.summary}")

@@ -170,9 +170,12 @@ def _training(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[
 def _strength(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
     """How much the verdict is worth. ``trust.exact`` is not here: the trajectory shows it."""
     if policy.trust.assurance is not None:
-        found = assurance(evidence.proof, evidence.chain)
+        found = assurance(evidence.proof, evidence.chain, registered=evidence.attested.registered)
         kept = ASSURANCE.index(found) >= ASSURANCE.index(policy.trust.assurance)
         yield Rule("trust.assurance", f"at least {policy.trust.assurance}", found, kept)
+    if policy.trust.keys is not None:
+        signed, needed = evidence.attested.counted(policy.trust.keys), policy.trust.threshold
+        yield Rule("trust.keys", f"{needed} of {len(policy.trust.keys)} keys", f"{signed}", signed >= needed)
     given = evidence.challenge.guarantee
     for name, most, fraction in (
         ("guarantee.forged_fraction", policy.guarantee.forged_fraction, given.forged_fraction),
