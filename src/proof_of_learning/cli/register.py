@@ -36,6 +36,12 @@ def register(
         str,
         typer.Option(help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop."),
     ] = "raw",
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form."
+        ),
+    ] = "native",
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
 ) -> None:
@@ -59,7 +65,8 @@ def register(
     with common.progress_bar() as progress:
         made = pol.register(
             loaded, out, interval=interval, device=device, portable=portable,
-            threads=threads, owner_key=owner_key, start_from=start_from, codec=codec, progress=progress,
+            threads=threads, owner_key=owner_key, start_from=start_from, codec=codec, arithmetic=arithmetic,
+            progress=progress,
         )  # fmt: skip
     claim = made.claim
     common.say(

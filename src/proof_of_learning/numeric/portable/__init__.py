@@ -7,5 +7,19 @@ reference. ``table`` has the entries, ``grid`` the exact sums, ``mode`` the swit
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 NATIVE, PORTABLE = "native", "portable"
 ARITHMETICS = (NATIVE, PORTABLE)
+
+
+def using(arithmetic: str) -> AbstractContextManager[None]:
+    """Within it, tensors are computed with in that arithmetic; nothing changes where it is native, or in force already."""
+    if arithmetic == NATIVE:
+        return nullcontext()
+    if arithmetic != PORTABLE:
+        raise ValueError(f"there is no arithmetic {arithmetic!r}")
+    # Not at the top of the file: who trains natively need not load it.
+    from proof_of_learning.numeric.portable.mode import portable_arithmetic
+
+    return portable_arithmetic()

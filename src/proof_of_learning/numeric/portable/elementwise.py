@@ -122,7 +122,7 @@ def _function(name: str, kernel: Kernel, *more: str) -> None:
         portable(f"{other}.default", inplace=True)(call)
 
 
-for _name in ("exp", "expm1", "log", "log1p", "log2", "log10", "tanh", "sigmoid", "erf", "erfc", "silu", "sin", "cos"):
+for _name in ("mish", "exp", "expm1", "log", "log1p", "log2", "log10", "tanh", "sigmoid", "erf", "erfc", "silu", "sin", "cos"):
     _function(_name, getattr(functions, _name))
 _function("special_erf", functions.erf)
 
@@ -185,6 +185,16 @@ def _two(g: Tensor, x: Tensor, what: str) -> tuple[Tensor, Tensor]:
 @portable("silu_backward.default")
 def _silu_backward(g: Tensor, x: Tensor) -> Tensor:
     return functions.apply(functions.silu_backward, *_two(g, x, "silu"))
+
+
+@portable("mish_backward.default")
+def _mish_backward(g: Tensor, x: Tensor) -> Tensor:
+    return functions.apply(functions.mish_backward, *_two(g, x, "mish"))
+
+
+@portable("xlogy.Tensor")
+def _xlogy(x: Tensor, y: Tensor) -> Tensor:
+    return functions.apply(functions.xlogy, *_two(x, y, "xlogy"))
 
 
 @portable("sigmoid_backward.default")

@@ -201,6 +201,25 @@ def log_sigmoid_backward(g: Tensor, x: Tensor) -> Tensor:
     return sigmoid(x.neg_()).mul_(g)
 
 
+def mish(x: Tensor) -> Tensor:
+    return tanh(_softened(x)).mul_(x)
+
+
+def _softened(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), of x itself where it is above 20."""
+    return torch.where(x > 20.0, x, log1p(exp(x.clone())))
+
+
+def mish_backward(g: Tensor, x: Tensor) -> Tensor:
+    t = tanh(_softened(x))
+    inner = (1.0 - t * t).mul_(sigmoid(x.clone())).mul_(x)
+    return inner.add_(t).mul_(g)
+
+
+def xlogy(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where((x == 0) & (y == y), torch.zeros_like(x), log(y).mul_(x))
+
+
 def _turned(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(sin(r), cos(r), k modulo 4) with x = k pi / 2 + r. Overwrites ``x``; good for |x| < 2**20."""
     shifted = (x * _TWO_OVER_PI).add_(_MAGIC)

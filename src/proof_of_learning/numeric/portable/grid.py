@@ -17,7 +17,7 @@ from torch import Tensor
 SUM_BITS = 51  # less the bits of the number of terms
 MOST_BITS = 22  # of an operand of a product: what float32 rounds in two operations
 LEAST_BITS = 20
-_EXPONENT = 0x7F800000
+_BITS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 _SMALLEST = 2.0**-126
 
 Dims = Sequence[int]
@@ -29,7 +29,7 @@ def ceil_log2(n: int) -> int:
 
 
 def largest(x: Tensor, dims: Dims) -> Tensor:
-    """The largest magnitude over ``dims``, which are kept; at least 2**-126, NaN where there is one. Of float32."""
+    """The largest magnitude over ``dims``, which are kept; at least 2**-126, NaN where there is one."""
     if x.numel() == 0:
         shape = [1 if d in dims else n for d, n in enumerate(x.shape)]
         return torch.full(shape, _SMALLEST, dtype=x.dtype, device=x.device)
@@ -39,8 +39,9 @@ def largest(x: Tensor, dims: Dims) -> Tensor:
 
 
 def power(magnitude: Tensor) -> Tensor:
-    """2**(e-1), the power of two at or below each float32; infinity where it is infinite or NaN. Overwrites ``magnitude``."""
-    return magnitude.view(torch.int32).bitwise_and_(_EXPONENT).view(torch.float32)
+    """2**(e-1), the power of two at or below each number; infinity where it is infinite or NaN. Overwrites ``magnitude``."""
+    whole, exponent = _BITS[magnitude.dtype]
+    return magnitude.view(whole).bitwise_and_(exponent).view(magnitude.dtype)
 
 
 def product_bits(terms: int) -> tuple[int, int]:
@@ -59,13 +60,13 @@ def quantise(x: Tensor, dims: Dims, bits: int) -> Tensor:
 
 
 def gridded(x: Tensor, dims: Dims, terms: int) -> Tensor:
-    """``x`` (float32) as float64 on the grid that makes sums of ``terms`` of it over ``dims`` exact."""
+    """``x`` as float64 on the grid that makes sums of ``terms`` of it over ``dims`` exact."""
     constant = power(largest(x, dims)).to(torch.float64).mul_(1.5 * 2.0 ** (53 - SUM_BITS + ceil_log2(terms)))
-    return x.to(torch.float64).add_(constant).sub_(constant)
+    return x.to(torch.float64, copy=True).add_(constant).sub_(constant)
 
 
 def exact_sum(x: Tensor, dims: Dims, keepdim: bool = False) -> Tensor:
-    """The sum of float32 over ``dims`` (none: all of them), in float64: that of the numbers on their grid, without any rounding."""
+    """The sum over ``dims`` (none: all of them) in float64: that of the numbers on their grid, without any rounding."""
     dims = tuple(d % x.dim() for d in dims) if dims else tuple(range(x.dim()))
     if not dims:
         return x.to(torch.float64)
@@ -76,8 +77,8 @@ def exact_sum(x: Tensor, dims: Dims, keepdim: bool = False) -> Tensor:
 
 
 def total(x: Tensor, dims: Dims, keepdim: bool = False) -> Tensor:
-    """:func:`exact_sum`, rounded to float32."""
-    return exact_sum(x, dims, keepdim).to(torch.float32)
+    """:func:`exact_sum`, rounded to the type of ``x``."""
+    return exact_sum(x, dims, keepdim).to(x.dtype)
 
 
 def scattered(x: Tensor, terms: int, spread: Callable[[Tensor], Any]) -> Tensor:

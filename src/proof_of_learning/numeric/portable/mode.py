@@ -118,6 +118,7 @@ def _place() -> str:
 # ---- switches of PyTorch that choose between implementations -----------------------------------------------
 
 _lock = threading.Lock()
+_thread = threading.local()
 _users = 0
 _before: dict[str, Any] = {}
 
@@ -158,15 +159,20 @@ def portable_arithmetic() -> Iterator[None]:
     chooses fused implementations are the process's own; they are put back when the last thread leaves.
     """
     global _users
+    if getattr(_thread, "active", False):
+        yield
+        return
     with _lock:
         if _users == 0:
             _before.update(_switches())
             _switch(_OFF)
         _users += 1
+    _thread.active = True
     try:
         with _Portable():
             yield
     finally:
+        _thread.active = False
         with _lock:
             _users -= 1
             if _users == 0:

@@ -11,7 +11,7 @@ from torch import Tensor
 from proof_of_learning.numeric.portable import functions
 from proof_of_learning.numeric.portable.elementwise import divide, square_root
 from proof_of_learning.numeric.portable.grid import SUM_BITS, ceil_log2, gridded, largest, power, scattered, total
-from proof_of_learning.numeric.portable.table import RefusedError, as_they_are, portable, single
+from proof_of_learning.numeric.portable.table import RefusedError, as_they_are, portable, real, single
 
 aten = torch.ops.aten
 Dims = Sequence[int] | None
@@ -30,14 +30,14 @@ def _count(x: Tensor, dims: Dims) -> int:
 def _sum(x: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
     if not x.is_floating_point() and (dtype is None or not dtype.is_floating_point):
         return aten.sum.dim_IntList(x, dim, keepdim, dtype=dtype)  # type: ignore[no-any-return]
-    if dtype not in (None, torch.float32):
-        raise RefusedError(f"a sum as {str(dtype).removeprefix('torch.')}; portable arithmetic has it for float32")
-    return total(single(x, "a sum"), dim or (), keepdim)
+    if dtype not in (None, torch.float32, torch.float64):
+        raise RefusedError(f"a sum as {str(dtype).removeprefix('torch.')}; portable arithmetic has it for float32 and float64")
+    return total(real(x if dtype is None else x.to(dtype), "a sum"), dim or (), keepdim)
 
 
 @portable("mean.default", "mean.dim")
 def _mean(x: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
-    return divide(_sum(single(x, "a mean"), dim, keepdim, dtype=dtype), _count(x, dim))
+    return divide(_sum(real(x, "a mean"), dim, keepdim, dtype=dtype), _count(x, dim))
 
 
 @portable("cumsum.default")
@@ -52,7 +52,7 @@ def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
 
 def _moments(x: Tensor, dim: Dims, correction: float | None) -> tuple[Tensor, Tensor]:
     """(variance, mean), with the dimensions kept."""
-    x = single(x, "a variance")
+    x = real(x, "a variance")
     dims = tuple(d % x.dim() for d in dim) if dim else tuple(range(x.dim()))
     n = _count(x, dims)
     mean = divide(total(x, dims, True), n)
@@ -185,6 +185,13 @@ def _exponentials(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     _, grown, all_ = _exponentials(single(x, "softmax"), dim)
     return grown.div_(all_)
+
+
+@portable("_safe_softmax.default")
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """That of attention: a row that is masked throughout gives zeros."""
+    masked = (x == -float("inf")).all(dim, keepdim=True)
+    return torch.where(masked, torch.zeros_like(x), _softmax(x, dim, False))
 
 
 @portable("_log_softmax.default")

@@ -57,3 +57,8 @@ def single(x: Tensor, what: str) -> Tensor:
     if x.is_floating_point() or x.is_complex():
         raise RefusedError(f"{what} of {str(x.dtype).removeprefix('torch.')} numbers; portable arithmetic has it for float32")
     return x.to(torch.float32)
+
+
+def real(x: Tensor, what: str) -> Tensor:
+    """``x``, if it is float32 or float64; else as :func:`single`."""
+    return x if x.dtype is torch.float64 else single(x, what)
