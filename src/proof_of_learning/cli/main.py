@@ -19,6 +19,7 @@ from proof_of_learning.cli import (
     policy,
     prove,
     register,
+    selftest,
     thin,
     verify,
 )
@@ -59,6 +60,7 @@ app.command("check")(check.check)
 app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
 app.command("environment")(environment.environment)
+app.command("selftest")(selftest.selftest)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)
 app.command("pack")(pack.pack)
