@@ -92,6 +92,7 @@ def make_header(
         codec=CodecClaim(stored.name, stored.version, in_loop=not stored.exact),
         program=program_of(task),
         parts=kinds_of(session.parts),
+        arithmetic=session.arithmetic,
     )
     parse.check(header)
     return header

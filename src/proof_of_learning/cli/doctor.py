@@ -23,6 +23,12 @@ def doctor(
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`, as for `pol prove`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads, as for `pol prove`.")] = None,
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form."
+        ),
+    ] = "native",
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     json: Annotated[
@@ -51,7 +57,7 @@ def doctor(
     with common.progress_bar(quiet=json == "-") as progress:
         found = diagnose(
             TaskReference(task, common.settings(set_)), interval=interval, steps=steps, device=device, threads=threads,
-            progress=progress,
+            arithmetic=arithmetic, progress=progress,
         )  # fmt: skip
     common.write_json(found.to_json(), json)
     if json != "-":

@@ -22,6 +22,7 @@ from proof_of_learning.cli import (
     policy,
     prove,
     register,
+    selftest,
     sign,
     thin,
     verify,
@@ -69,6 +70,7 @@ app.command("inspect")(inspect.inspect)
 app.command("diff")(diff.diff)
 app.command("environment")(environment.environment)
 app.command("export")(export.export)
+app.command("selftest")(selftest.selftest)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)
 app.command("pack")(pack.pack)

@@ -333,7 +333,8 @@ class Rehearsal:
         if self._live is not None and evidence.difference.forward and not evidence.data_differ:
             with contextlib.suppress(Exception):  # it is only a name
                 assert self._task is not None
-                fresh = Session(self._task, self._live.session.key, self._live.session.device, self._job.base)
+                live = self._live.session
+                fresh = Session(self._task, live.key, live.device, self._job.base, live.arithmetic)
                 module = first_module(self._live.session, fresh, self._live.feed, self._live.order)
         apart = self._job.reference is not None
         loop = self._header.randomness.mode == "recorded"

@@ -16,6 +16,7 @@ import numpy as np
 
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError, WorkerError
+from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Input
 from proof_of_learning.task import Setting
@@ -42,6 +43,7 @@ class Answer(msgspec.Struct, frozen=True, tag_field="answer", forbid_unknown_fie
 
 class Open(Request, frozen=True, tag="open"):
     """Build the task and take on the numeric environment. First of all requests. ``arguments``: of a script.
+    ``arithmetic``: what the task computes in.
 
     Behind it, where the run starts from another proof's final weights: these (a state with the part ``model``).
     """
@@ -52,6 +54,7 @@ class Open(Request, frozen=True, tag="open"):
     seed: int | None
     environment: Environment | None
     arguments: list[str] = []
+    arithmetic: str = NATIVE
 
 
 class Opened(Answer, frozen=True, tag="opened"):
@@ -255,6 +258,16 @@ class Probed(Answer, frozen=True, tag="probed"):
     glimpses: list[Glimpse]
 
 
+class SelfTest(Request, frozen=True, tag="self-test"):
+    """Whether portable arithmetic gives the published bits in the worker's environment."""
+
+
+class SelfTested(Answer, frozen=True, tag="self-tested"):
+    """``differing``: the names of the cases that give others."""
+
+    differing: list[str]
+
+
 class Failed(Answer, frozen=True, tag="failed"):
     """The request could not be carried out: ``error`` is the class of the error, ``message`` its line."""
 
@@ -269,9 +282,9 @@ class Working(Answer, frozen=True, tag="working"):
     total: int = 0
 
 
-AnyRequest = Open | Describe | CommitData | Start | Rates | Take | Evaluate | Probe
+AnyRequest = Open | Describe | CommitData | Start | Rates | Take | Evaluate | Probe | SelfTest
 AnyAnswer = (
-    Opened | Described | Committed | Started | RatesGiven | Taken | Evaluated | Probed | Failed | Working
+    Opened | Described | Committed | Started | RatesGiven | Taken | Evaluated | Probed | SelfTested | Failed | Working
 )  # fmt: skip
 
 _HEAD = struct.Struct(">IB")  # bytes of the message, number of states behind it

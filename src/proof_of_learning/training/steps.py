@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
+from proof_of_learning.numeric.portable import NATIVE, using
 from proof_of_learning.task import Description, Task, describe, task_code
 from proof_of_learning.training import names, randomness
 from proof_of_learning.training import parts as kinds
@@ -124,9 +125,19 @@ def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[n
 class Session:
     """The live objects of one run: model, optimizers, schedulers, scaler and further parts, built from a key."""
 
-    def __init__(self, task: Task, key: bytes, device: str = "cpu", base: State | None = None) -> None:
-        """``base``: the final state of another run, whose weights this one starts from wherever they fit."""
-        self.task, self.key, self.device = task, key, device
+    def __init__(
+        self, task: Task, key: bytes, device: str = "cpu", base: State | None = None, arithmetic: str = NATIVE
+    ) -> None:
+        """``base``: the final state of another run, whose weights this one starts from wherever they fit.
+
+        ``arithmetic``: of all that the task computes, ``native`` (PyTorch's own) or ``portable``.
+        """
+        self.task, self.key, self.device, self.arithmetic = task, key, device, arithmetic
+        with using(arithmetic):
+            self._build(base)
+
+    def _build(self, base: State | None) -> None:
+        task, key, device = self.task, self.key, self.device
         randomness.seed_everything(randomness.derive(key, randomness.INITIALIZATION))
         with task_code("building the model"):
             self.model = task.model().to(device)
@@ -218,12 +229,14 @@ class Session:
                 randomness.seed_everything(randomness.derive(self.key, randomness.STEP, step))
             else:
                 rng(step).restore()
-            yield self.take(step, feed.batches(step, order.indices(step)), feed_epoch_end(feed, step))
+            with using(self.arithmetic):
+                result = self.take(step, feed.batches(step, order.indices(step)), feed_epoch_end(feed, step))
+            yield result
 
     def take(self, step: int, batches: list[Any], epoch_ends: bool) -> StepResult:
         """One step on the given batches."""
         rates = self.rates()
-        with task_code(f"taking step {step}"):
+        with using(self.arithmetic), task_code(f"taking step {step}"):
             if self.task.step is not None:
                 loss = self.task.step(StepContext(self), batches)
             else:
@@ -262,7 +275,7 @@ class Session:
         while self.progress.step < stop:
             rates = self.rates()
             epoch, place = divmod(self.progress.step, steps_per_epoch)
-            with task_code("stepping the scheduler"), warnings.catch_warnings():
+            with using(self.arithmetic), task_code("stepping the scheduler"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch misses the optimizer's step, which is left out on purpose
                 self.step_schedulers(place + 1 == steps_per_epoch, metrics[epoch] if epoch < len(metrics) else None)
             self.progress.step += 1
@@ -273,7 +286,7 @@ class Session:
         if self.task.evaluate is None:
             return None
         randomness.seed_everything(randomness.derive(self.key, randomness.EVALUATION, self.progress.step))
-        with evaluating(self.model), task_code("evaluating the model"):
+        with using(self.arithmetic), evaluating(self.model), task_code("evaluating the model"):
             values = self.task.evaluate(self.model)
             if not isinstance(values, Mapping):
                 raise TaskError(f"evaluate must return a mapping of names to numbers, not {type(values).__name__}")
