@@ -268,6 +268,7 @@ BAD = [
     ("training is no longer finite", {"begin": "optimizer.param_groups[0]['lr'] = 1e38"}),
     ("makes a second pol.Run", {"end": "run.close(); pol.Run(model=model)"}),
     ("ended itself with status 3", {"step": "sys.exit(3)"}),
+    ("asks for more batches after run.close()", {"step": "run.close() if number == 7 else None"}),
 ]
 
 
@@ -276,6 +277,23 @@ def test_what_cannot_be_recorded_is_said_in_one_line(says: str, places: dict[str
     done = record(script(tmp_path, **places), tmp_path / "run.pol")  # type: ignore[arg-type]
     assert done.returncode == 2
     assert says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_data_that_read_otherwise_each_time_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = script(tmp_path, epochs=1)
+    noisy = "data.__class__ = type('Noisy', (TensorDataset,), {'__getitem__': lambda self, i: (torch.rand(64), self.tensors[1][i])})"
+    path.write_text(path.read_text().replace("steps = 0", noisy))
+    done = record(path, tmp_path / "run.pol")
+    assert done.returncode == 2
+    assert (
+        "reads differently the second time; hand the data without random changes over: pol.Run(data=plain"
+        in done.stderr
+    )
+
+
+def test_a_script_has_no_doctor_of_its_own(tmp_path: Path) -> None:
+    done = nursery.run(("doctor", script(tmp_path)), variables(), tmp_path)
+    assert done.returncode == 2 and b"looked at while it is recorded: pol prove" in done.stderr
 
 
 def test_a_finished_directory_is_refused_and_the_training_goes_on(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from proof_of_learning.cli import common
+from proof_of_learning.errors import UsageError
 
 
 @common.command("interrupted; nothing was written")
@@ -45,8 +46,13 @@ def doctor(
 
     `pol doctor examples/fashion_mnist.py:task --data DATA --set epochs=3 -k 10 --json findings.json`
     """
+    from proof_of_learning.task import is_script
     from proof_of_learning.training import environment
 
+    if is_script(task):
+        raise UsageError(
+            f"`pol doctor` takes a task, and {task} is a script; a script is looked at while it is recorded: pol prove {task} -o DIR"
+        )
     common.use_data(data)
     common.writable("--json", json)
     environment.pin_process(portable=False, device=device, threads=threads)

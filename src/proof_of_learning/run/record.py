@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from proof_of_learning.data.commit import check_deterministic, commit
-from proof_of_learning.errors import PolError, RecordingError, UsageError
+from proof_of_learning.errors import DataError, PolError, RecordingError, UsageError
 from proof_of_learning.header import kinds_of, script_program
 from proof_of_learning.proof import codecs, format, parse
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
@@ -86,6 +86,8 @@ class Recording(Clock):
 
     def walk_through(self, source: Any) -> Walk:
         self._set_up()
+        if self.root:
+            self._guard(self._refuse_more)
         walk = Walk(self, source)
         walk.iterator = source.open()
         return walk
@@ -98,6 +100,8 @@ class Recording(Clock):
     def clocked(self, walk: Walk) -> Any:
         assert walk.iterator is not None
         # A request that begins a step is followed by a snapshot anyway.
+        if self.root:
+            self._guard(self._refuse_more)
         amid = self._events is not None and self._seen is not None and not self._seen.updated
         before = generators() if amid else None
         try:
@@ -193,6 +197,12 @@ class Recording(Clock):
             if (self._path / name).exists():
                 raise RecordingError(f"{self._path} holds {what} already; name another directory, or remove it")
 
+    def _refuse_more(self) -> None:
+        raise RecordingError(
+            f"the script asks for more batches after run.close(), so the proof is of its first {self.steps:,} steps alone; call "
+            "run.close() behind the loop"
+        )
+
     def _begin(self, walk: Walk) -> None:
         """The first batch is there: write what is claimed before the first step, and the first state."""
         found = facts(self._given, walk.source)
@@ -214,7 +224,11 @@ class Recording(Clock):
 
     def _header(self, found: Facts) -> Header:
         with randomness.preserved():
-            check_deterministic(found.data)
+            try:
+                check_deterministic(found.data)
+            except DataError as error:
+                said = str(error).partition(";")[0]
+                raise DataError(f"{said}; hand the data without random changes over: pol.Run(data=plain, …)") from error
             data = commit(found.data)
         expected = self._length * found.walk
         description = found.describe()
