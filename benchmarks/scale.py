@@ -162,7 +162,7 @@ def two_against_one(run: Benchmark, folder: Path) -> tuple[float, float, float]:
     task, path = fashion(steps=steps), folder / "run.pol"
     pol.prove(task, path, interval=interval)
     modes = {f"{count}": Verification(path, task, count) for count in (1, 2)}
-    costs = alternate(modes, blocks)  # type: ignore[arg-type]
+    costs = alternate(modes, blocks)
     count = len(modes["1"].verdicts[0].segments)
     speedup, spread = ratio(costs["1"], costs["2"])
     run.add(

@@ -21,7 +21,7 @@ from proof_of_learning.replay import lanes, protocol
 from proof_of_learning.replay.process import WorkerProcess
 from proof_of_learning.replay.protocol import Take
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.replay.requests import Noise, Replay
+from proof_of_learning.replay.requests import AnyCheckRequest, Noise, Replay
 from support_forging import rewrite
 
 NONCE = "17" * 32
@@ -132,11 +132,16 @@ def test_what_starts_where_another_replay_ends_is_answered_in_a_row(
 ) -> None:
     thinned = Proof.open(pol.thin(digits_proof, 4, tmp_path / "thin.pol").path)
     with Replayer(thinned, digits) as replayer:
-        asked = [Replay(index) for index in (0, 1, 3, 4, 6, 10, 11)]
+        asked: list[AnyCheckRequest] = [Replay(index) for index in (0, 1, 3, 4, 6, 10, 11)]
         assert replayer._chains(asked) == [[0, 1, 2], [3, 4], [5, 6]]
     with Replayer(Proof.open(digits_proof), digits) as replayer:
         assert replayer._chains(asked) == [[0], [1], [2], [3], [4], [5], [6]]
-        noise = [Noise(3, keep=True, nudge=1), Noise(3, nudge=2), Noise(4, nudge=1), protocol.Describe()]
+        noise: list[AnyCheckRequest] = [
+            Noise(3, keep=True, nudge=1),
+            Noise(3, nudge=2),
+            Noise(4, nudge=1),
+            protocol.Describe(),
+        ]
         assert replayer._chains(noise) == [[0, 1], [2], [3]]
 
 

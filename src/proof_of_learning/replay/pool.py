@@ -127,15 +127,25 @@ class WorkerPool:
 
     Each environment has ``workers`` that take steps, and another one that does all else. What looks at states (probes, evaluations) is
     shown many of them, also those that segments end in, so it must have no way to tell, be it through a file, what takes the steps.
-    ``apart``: whether workers are processes of their own, of which there may be several.
+    ``apart``: whether workers are processes of their own, of which there may be several. ``elsewhere``: whether they are on other
+    machines, where the task may be another one.
     """
 
     def __init__(
-        self, job: Job, launch: Callable[[Environment, str, int], AnyWorker], workers: int = 1, apart: bool = True
+        self,
+        job: Job,
+        launch: Callable[[Environment, str, int], AnyWorker],
+        workers: int = 1,
+        *,
+        apart: bool = True,
+        elsewhere: bool = False,
     ) -> None:
         if not 1 <= workers <= MAX_WORKERS:
             raise UsageError(f"{workers} workers make no sense; there can be 1 to {MAX_WORKERS:,}")
-        self._job, self._launch, self._workers, self._apart = job, launch, workers, apart
+        self._job, self._launch, self._workers, self._apart, self._elsewhere = job, launch, workers, apart, elsewhere
+        self._task: tuple[str, dict[str, str]] | None = (
+            None  # the description and the sources that the first worker loaded
+        )
         self._rooms: dict[str, _Room] = {}  # by environment and role, the one used last at the end
         self._here: dict[str, Environment] = {}  # what the workers for an environment have
         self._changed = threading.Condition()
@@ -273,14 +283,28 @@ class WorkerPool:
         opened, _ = worker.ask(request, [] if self._job.base is None else [self._job.base])
         if not isinstance(opened, protocol.Opened):
             raise WorkerError("the replay worker answered something else than it was asked")
+        # One without children of its own would go on with what the description left behind.
+        task = self._task_of(worker) if self._elsewhere and opened.forks else None
         with self._changed:
             here = self._here.setdefault(room.environment.digest(), opened.environment)
+            self._task = self._task or task
             if here != opened.environment:
                 lines = environments.differences(here, opened.environment)[:3]
                 room.barred[place] = f"{worker.name} has another numeric environment than the first: {'; '.join(lines)}"
+            elif task is not None and task != self._task:
+                room.barred[place] = (
+                    f"{worker.name} loads another task than the first: its files differ on that machine"
+                )
+            if place in room.barred:
                 log.warning("%s", room.barred[place])
                 raise _BarredError(room.barred[place])
             room.opened.add(place)
+
+    def _task_of(self, worker: AnyWorker) -> tuple[str, dict[str, str]]:
+        described, _ = worker.ask(protocol.Describe())
+        if not isinstance(described, protocol.Described):
+            raise WorkerError("the replay worker answered something else than it was asked")
+        return described.digest, described.sources
 
 
 class LocalPool(WorkerPool):

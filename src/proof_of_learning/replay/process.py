@@ -31,6 +31,13 @@ def idle(done: int, total: int) -> None:
     """Nobody looks at the progress."""
 
 
+def raised(answer: protocol.Failed, confined: bool = False) -> PolError:
+    """The error that a worker tells of."""
+    kind = getattr(errors, answer.error, WorkerError)
+    message = hint(answer.message) if confined else answer.message
+    return kind(message) if isinstance(kind, type) and issubclass(kind, PolError) else WorkerError(message)
+
+
 class AnyWorker(Protocol):
     """What carries out requests.
 
@@ -142,10 +149,7 @@ class WorkerProcess:
                 self._wait()
                 answer, arrived = self._receive()
                 if isinstance(answer, protocol.Failed):
-                    kind = getattr(errors, answer.error, WorkerError)
-                    message = hint(answer.message) if self._confined else answer.message
-                    known = isinstance(kind, type) and issubclass(kind, PolError)
-                    raise kind(message) if known else WorkerError(message)
+                    raise raised(answer, self._confined)
                 if isinstance(answer, protocol.Opened):
                     self._forks = answer.forks
                 if not isinstance(answer, protocol.Working):
