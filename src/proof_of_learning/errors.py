@@ -81,5 +81,9 @@ class EvaluationWarning(RuntimeWarning):
     """The task's evaluation failed after training began; the recording goes on without a claim of what the model achieves."""
 
 
+class RecordingWarning(RuntimeWarning):
+    """A loop does what trains or seals nothing: it goes on beyond its task's last step, or begins what is finished."""
+
+
 class RehearsalWarning(RuntimeWarning):
     """A stretch could not be replayed beside the training for reasons that say nothing of it; the recording goes on."""
