@@ -19,7 +19,15 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning import Task
 from proof_of_learning.data.batches import to_device
-from proof_of_learning.errors import DataError, EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
+from proof_of_learning.errors import (
+    DataError,
+    EvaluationWarning,
+    RecordingError,
+    RecordingWarning,
+    TaskError,
+    TrainingError,
+    UsageError,
+)
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.training.state import capture, restore, tensor_bytes
 from support_proofs import contents
@@ -452,6 +460,40 @@ def test_lazy_layers_that_the_first_batch_does_not_reach_are_refused_by_name(tmp
         pol.prove(replace(task, model=Lazy, loss=loss), tmp_path / "run.pol")
     with pytest.raises(TaskError, match=r"'weight' of the model has no shape .* call the model once on a sample"):
         capture({"model": nn.LazyLinear(3)})
+
+
+def identity() -> nn.Module:
+    model = tasks.Net()
+    nn.init.eye_(model.middle.weight)
+    return model
+
+
+def orthogonal() -> nn.Module:
+    model = tasks.Net()
+    nn.utils.parametrizations.orthogonal(model.middle)
+    return model
+
+
+def seeded() -> nn.Module:
+    torch.manual_seed(42)
+    return tasks.Net()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(identity, "middle.weight"), (orthogonal, "middle.parametrizations.weight.original"), (seeded, "first.bias")],
+)
+def test_a_start_that_follows_from_no_key_is_said_with_both_cures(
+    model: Callable[[], nn.Module], name: str, tmp_path: Path
+) -> None:
+    task, name = replace(tasks.task(steps=6), model=model), f"model/parameters/{name}"
+    with pytest.warns(RecordingWarning, match=r"leave the seed out|Leave the seed out") as told:
+        pol.prove(task, tmp_path / "run.pol", interval=2, rehearse=True)
+    assert f"--approve-fixed '{name}'" in str(told[0].message) and name in str(told[0].message)
+    verdict = pol.verify(tmp_path / "run.pol", task)
+    assert verdict.verdict == "invalid" and f"--approve-fixed '{name}'" in verdict.reason
+    approved = pol.verify(tmp_path / "run.pol", task, approve_fixed=("model/parameters/*",), everything=True)
+    assert approved.check("initialization").status == "pass"
 
 
 @pytest.mark.parametrize("absent", [True, False])

@@ -82,7 +82,7 @@ class EvaluationWarning(RuntimeWarning):
 
 
 class RecordingWarning(RuntimeWarning):
-    """A loop does what trains or seals nothing: it goes on beyond its task's last step, or begins what is finished."""
+    """Whoever records should know: a loop does what trains or seals nothing, or a verifier will have to approve a start."""
 
 
 class RehearsalWarning(RuntimeWarning):
