@@ -87,7 +87,7 @@ def test_groups_added_in_mid_run_are_valid_under_every_draw(task: Task, interval
     made = pol.prove(task, tmp_path / "run.pol", interval=interval, rehearse=True)
     assert made.root == pol.prove(task, tmp_path / "alone.pol", interval=interval, rehearse=False).root
     for options in ({"everything": True}, {"random": 2, "top_q": 0}, {}):
-        verdict = pol.verify(made.path, task, keep_going=True, **options)  # type: ignore[arg-type]
+        verdict = pol.verify(made.path, task, keep_going=True, **options)
         assert verdict.verdict == "valid", verdict.reason
     blocks = list(pol.Proof.open(made.path).all_columns())
     assert {block.rates.shape[1] for block in blocks} == {1}  # those of the groups that it was built with

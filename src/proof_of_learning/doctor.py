@@ -284,7 +284,8 @@ class _Doctor:
         with self._finding():
             self._add(check_described(player, header))
         with self._finding():
-            self._add(check_start(player, course.states[0]))
+            for found in check_start(player, course.states[0]):
+                self._add(found)
         self._data(player, header)
         hops = _hops(course, header.training.interval)
         for number, hop in enumerate(hops):

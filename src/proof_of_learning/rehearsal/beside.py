@@ -22,7 +22,7 @@ from proof_of_learning import canonical
 from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Feed, Indices, Order
 from proof_of_learning.data.commit import Dataset, encode_sample
-from proof_of_learning.errors import PolError, RehearsalWarning, TaskError, WorkerError
+from proof_of_learning.errors import PolError, RecordingWarning, RehearsalWarning, TaskError, WorkerError
 from proof_of_learning.proof.format import Header
 from proof_of_learning.rehearsal import holdings
 from proof_of_learning.rehearsal.causes import Finding, explain, in_place
@@ -109,6 +109,7 @@ class Rehearsal:
         self._hop: Hop | None = None
         self._collecting = False
         self._outcome: Finding | Evidence | WorkerError | None = None
+        self._notice: Finding | None = None  # to be said, while training goes on
         self._rounds, self._spent = 0, 0.0
         self._begun = self._hop_begun = self._round_begun = time.monotonic()
         self._initial: State | None = None
@@ -287,7 +288,7 @@ class Rehearsal:
         if first:
             found = None if self._task is None else check_described(player, self._header)
             if found is None and self._initial is not None:
-                found = check_start(player, self._initial)
+                found, self._notice = check_start(player, self._initial)
             self._initial = None
             if found is not None:
                 return found
@@ -307,6 +308,9 @@ class Rehearsal:
     def _settle(self) -> None:
         self._behind.join()
         outcome, self._outcome = self._outcome, None
+        notice, self._notice = self._notice, None
+        if notice is not None:
+            warnings.warn(notice.line(), RecordingWarning, stacklevel=4)
         if isinstance(outcome, WorkerError):
             warnings.warn(f"the rehearsal could not be carried out: {outcome}", RehearsalWarning, stacklevel=4)
         elif isinstance(outcome, Finding):

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from proof_of_learning.canonical import brief
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
@@ -25,7 +25,7 @@ from proof_of_learning.task import Description, Task, describe, task_code
 from proof_of_learning.training import names, randomness
 from proof_of_learning.training import parts as kinds
 from proof_of_learning.training import state as states
-from proof_of_learning.training.modules import BufferSnapshot
+from proof_of_learning.training.modules import BufferSnapshot, lazy_tensor, unshaped
 from proof_of_learning.training.optimizers import own_groups, parameters_of, settle_groups
 from proof_of_learning.training.parts import Progress
 from proof_of_learning.training.randomness import RngSnapshot
@@ -143,13 +143,8 @@ class Session:
             self.model = task.model().to(device)
             if not isinstance(self.model, nn.Module):
                 raise TaskError("the task's model factory must return a torch.nn.Module")
-            lazy = [n for n, p in self.model.named_parameters() if is_lazy(p)]
-            lazy += [n for n, b in self.model.named_buffers() if is_lazy(b)]
-            if lazy:
-                raise TaskError(
-                    f"{lazy[0]!r} of the model has no shape before the first forward pass (a lazy layer); call the model once on a "
-                    "sample inside the task's `model` factory, or give the layer its sizes"
-                )
+            if lazy_tensor(self.model) is not None:
+                self._materialise()
             self.linked = [] if base is None else states.overlay(self.model, base)
             if base is not None and not self.linked:
                 raise TaskError("the proof to start from shares no tensor with the task's model")
@@ -176,6 +171,30 @@ class Session:
         self.idle_parameters = [p for p in self.model.parameters() if id(p) not in trained]
         for optimizer in self.optimizers.values():
             settle_groups(optimizer)
+
+    def _materialise(self) -> None:
+        """Show the model the run's first batch, so that lazy layers get their shapes, and values that follow from the key.
+
+        Without gradients, in evaluation mode, and with all buffers as they were. TaskError for what has no shape afterwards.
+        """
+        data = self.task.data()
+        feed, order = derived_feed(self.task, data, self.key, self.device)
+        batch = feed.batches(0, order.indices(0))[0]
+        randomness.seed_everything(randomness.derive(self.key, randomness.INITIALIZATION, 1))
+        why = ""
+        try:
+            with evaluating(self.model):
+                if self.task.loss is not None:
+                    self.task.loss(self.model, batch)
+                elif isinstance(batch, Mapping):
+                    self.model(**batch)
+                else:
+                    self.model(batch[0] if isinstance(batch, (list, tuple)) else batch)
+        except Exception as error:  # also after all have their shapes, as a loss that needs gradients does
+            why = f"; with the first batch: {brief(f'{type(error).__name__}: {error}')}"
+        lazy = lazy_tensor(self.model)
+        if lazy is not None:
+            raise TaskError(f"{unshaped(lazy)}{why}")
 
     def _named_parts(self) -> dict[str, Any]:
         def named(prefix: str, items: dict[str, Any]) -> dict[str, Any]:

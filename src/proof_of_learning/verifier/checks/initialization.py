@@ -72,7 +72,8 @@ class InitializationCheck:
             return result(
                 self, "fail",
                 f"{len(pretrained)} of the {len(answer.tensors)} initial tensors do not depend on the key, so they are "
-                f"pretrained ({names}{', …' if len(pretrained) > 3 else ''}); they would need a proof of their own",
+                f"pretrained ({names}{', …' if len(pretrained) > 3 else ''}); they would need a proof of their own, or, where the "
+                f"task means them so (an identity, a seed in its factory), to be approved with --approve-fixed '{pretrained[0].name}'",
                 **details,
             )  # fmt: skip
         if tables:
