@@ -99,7 +99,7 @@ DISPATCH = "cpu=True, dataloader_config=accelerate.DataLoaderConfiguration(dispa
 LOADER = "DataLoader(train_set, batch_size=48, shuffle=True)"
 REFUSED = [
     ("lit.py", "devices=1,", "devices=1, max_time='00:01:00:00',", "ends the training by the clock"),
-    ("lit.py", LOADER, f"[next(iter({LOADER}))]", "a list, whose samples have no indices"),
+    ("lit.py", LOADER, f"[next(iter({LOADER}))]", "a Tensor, whose samples have no indices"),
     ("lit.py", "devices=1,", "devices=1, reload_dataloaders_every_n_epochs=1,", "new loaders in mid-run"),
     ("accelerated.py", "cpu=True,", DISPATCH, "DataLoaderDispatcher"),
     ("trainer.py", "trainer.train()", "trainer.train(); trainer.train()", "one train() is recorded"),
