@@ -64,7 +64,13 @@ def forged(name: str, what: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("accelerated.py", JUMP), ("lit.py", JUMP), ("trainer.py", JUMP), ("accelerated.py", RATE), ("lit.py", RATE)],
+    [
+        ("accelerated.py", JUMP),
+        ("lit.py", JUMP),
+        ("trainer.py", JUMP),
+        ("accelerated.py", RATE),
+        pytest.param("lit.py", RATE, marks=pytest.mark.slow),
+    ],
 )
 def test_a_forgery_of_a_frameworks_run_is_invalid(name: str, what: str, tmp_path: Path) -> None:
     path = forged(name, what, tmp_path)
