@@ -1,4 +1,4 @@
-"""A tiny BERT that fills in masked letters, with the Transformers Trainer: random masks, accumulation, clipping, warm-up, evaluation."""
+"""A tiny BERT that fills in masked letters, with the Transformers Trainer: random masks, accumulation, warm-up, evaluation."""
 
 import argparse
 import pathlib

@@ -1,7 +1,7 @@
 """Hugging Face Transformers: the run of a ``Trainer``, fed by the trainer's own loop.
 
-A replay that goes on in the middle of an epoch enters the loop as a training that is resumed does; the trainer's counters are a part of
-the state.
+A replay that goes on in the middle of an epoch enters the loop as a training that is resumed does; the trainer's counters are a part
+of the state.
 """
 
 from __future__ import annotations
