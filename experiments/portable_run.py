@@ -1,6 +1,6 @@
 """One training in native or portable arithmetic, for ``portable.py``: prints its state's digest after every step, losses and times.
 
-    python experiments/portable_run.py TASK ARITHMETIC STEPS SEED [TEXT]
+python experiments/portable_run.py TASK ARITHMETIC STEPS SEED [TEXT]
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def elsewhere(setting: str) -> dict[str, str]:
     code = "import json; from proof_of_learning.numeric.portable import selftest; print(json.dumps(selftest.digests()))"
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **SETTINGS[setting]}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+    return json.loads(done.stdout)
 
 
 # ---- the same bits --------------------------------------------------------------------------------------
@@ -75,7 +75,9 @@ def test_an_operation_computes_what_pytorch_computes(name: str) -> None:
 
 
 def _flat(found: Any) -> Tensor:
-    return torch.cat([t.detach().double().reshape(-1) for t in (found if isinstance(found, (list, tuple)) else [found])])
+    return torch.cat(
+        [t.detach().double().reshape(-1) for t in (found if isinstance(found, (list, tuple)) else [found])]
+    )
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "channels last"])
@@ -89,7 +91,8 @@ def test_a_layout_in_memory_does_not_matter(layout: str) -> None:
     w = numbers(2, 5, 6, 3, 3)
     with using(PORTABLE):
         for call in (torch.exp, F.gelu, lambda t: t.sum((0, 2)), lambda t: torch.softmax(t, 1), lambda t: F.conv2d(t, w),
-                     lambda t: t @ numbers(3, 8, 3), lambda t: F.batch_norm(t, None, None, training=True), lambda t: t.max(1)[1]):  # fmt: skip
+                     lambda t: t @ numbers(3, 8, 3), lambda t: t.max(1)[1],
+                     lambda t: F.batch_norm(t, None, None, training=True)):  # fmt: skip
             assert torch.equal(call(x), call(other))
 
 
@@ -109,7 +112,11 @@ def ulps(found: Tensor, true: list[Any]) -> float:
     """The largest error in units of the last place of float32 (denormals have that of the smallest normal number)."""
     worst = 0.0
     for value, wanted in zip(found.double().tolist(), true, strict=True):
-        unit = mpmath.mpf(2) ** (max(-126, int(mpmath.floor(mpmath.log(abs(wanted), 2)))) - 23) if wanted else mpmath.mpf(2) ** -149
+        unit = (
+            mpmath.mpf(2) ** (max(-126, int(mpmath.floor(mpmath.log(abs(wanted), 2)))) - 23)
+            if wanted
+            else mpmath.mpf(2) ** -149
+        )
         worst = max(worst, float(abs(mpmath.mpf(value) - wanted) / unit))
     return worst
 
@@ -128,7 +135,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Any], Any], flo
     "silu": (F.silu, lambda x: x / (1 + mpmath.exp(-x)), -60, 60, 0.51),
     "softplus": (F.softplus, lambda x: mpmath.log1p(mpmath.exp(x)), -60, 60, 1.1),
     "pow 2.5": (lambda x: x**2.5, lambda x: x ** mpmath.mpf("2.5"), 1e-8, 1e8, 0.52),
-    "pow -0.3": (lambda x: x ** float.fromhex("-0x1.333334p-2"), lambda x: x ** mpmath.mpf(float.fromhex("-0x1.333334p-2")), 1e-8, 1e8, 0.52),
+    "pow -0.75": (lambda x: x**-0.75, lambda x: x ** mpmath.mpf(-0.75), 1e-8, 1e8, 0.52),
 }  # fmt: skip
 
 
@@ -139,7 +146,9 @@ def test_a_function_is_right_to_the_last_place(name: str) -> None:
     wide = low > 0 and high / low > 100
     x = (low * (high / low) ** share if wide else low + (high - low) * share).float()
     if low < 0:
-        x = torch.cat([x, torch.logspace(-20, 0, 300, dtype=torch.float64).float(), -torch.logspace(-20, -2, 300).float()])
+        x = torch.cat(
+            [x, torch.logspace(-20, 0, 300, dtype=torch.float64).float(), -torch.logspace(-20, -2, 300).float()]
+        )
     with using(PORTABLE):
         found = call(x)
     with mpmath.workdps(40):
@@ -199,7 +208,10 @@ def test_what_is_not_finite_makes_nan_of_all_that_shares_its_grid() -> None:
 
 
 def test_an_operation_that_is_not_in_the_table_is_refused_with_its_line() -> None:
-    with using(PORTABLE), pytest.raises(TaskError, match=r"aten\.linalg_qr.*called at .*test_portable\.py:\d+ \(torch\.linalg\.qr"):
+    with (
+        using(PORTABLE),
+        pytest.raises(TaskError, match=r"aten\.linalg_qr.*called at .*test_portable\.py:\d+ \(torch\.linalg\.qr"),
+    ):
         torch.linalg.qr(numbers(1, 4, 4))
     with using(PORTABLE), pytest.raises(TaskError, match="float16"):
         numbers(1, 4).half()
@@ -208,7 +220,11 @@ def test_an_operation_that_is_not_in_the_table_is_refused_with_its_line() -> Non
 
 
 def test_nothing_is_different_outside() -> None:
-    before = torch.backends.mkldnn.enabled, torch.backends.cuda.flash_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()
+    before = (
+        torch.backends.mkldnn.enabled,
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+    )
     found: dict[str, Tensor] = {}
     with using(PORTABLE):
         with using(PORTABLE):  # it is in force already
@@ -219,7 +235,11 @@ def test_nothing_is_different_outside() -> None:
         with pytest.raises(TaskError):
             torch.linalg.qr(torch.eye(3))
     assert "qr" in found
-    assert (torch.backends.mkldnn.enabled, torch.backends.cuda.flash_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()) == before
+    assert (
+        torch.backends.mkldnn.enabled,
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+    ) == before
     torch.linalg.qr(torch.eye(3))
     torch.testing.assert_close(inside, numbers(1, 100).exp())
 
@@ -237,6 +257,10 @@ def test_initial_weights_and_draws_follow_from_the_seed_alone() -> None:
     with using(PORTABLE):
         normal = torch.randn(20_000)
         uniform, kept = torch.rand(20_000), F.dropout(torch.ones(20_000), 0.25)
-    assert abs(normal.mean()) < 0.04 and abs(normal.std() - 1) < 0.03 and abs(normal.abs().gt(1.96).float().mean() - 0.05) < 0.01
-    assert abs(uniform.mean() - 0.5) < 0.02 and 0 <= uniform.min() and uniform.max() < 1
+    assert (
+        abs(normal.mean()) < 0.04
+        and abs(normal.std() - 1) < 0.03
+        and abs(normal.abs().gt(1.96).float().mean() - 0.05) < 0.01
+    )
+    assert abs(uniform.mean() - 0.5) < 0.02 and uniform.min() >= 0 and uniform.max() < 1
     assert abs(kept.gt(0).float().mean() - 0.75) < 0.02

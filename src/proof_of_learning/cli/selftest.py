@@ -12,7 +12,8 @@ from proof_of_learning.cli import common
 @common.command("interrupted; nothing was written")
 def selftest(
     json: Annotated[
-        str | None, typer.Option("--json", help="Write every case's digest as JSON to this file (`-`: standard output).")
+        str | None,
+        typer.Option("--json", help="Write every case's digest as JSON to this file (`-`: standard output)."),
     ] = None,
 ) -> None:
     """See whether portable arithmetic gives the published bits on this machine: every operation, on fixed inputs.

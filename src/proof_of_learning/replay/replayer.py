@@ -71,7 +71,11 @@ class Replayer:
         base = None if start is None else _final_model(start)
         self.pool: Pool = LocalPool(
             Job(
-                task, proof.header.randomness.key, None if seed is None else int(seed), base, arguments_of(proof),
+                task,
+                proof.header.randomness.key,
+                None if seed is None else int(seed),
+                base,
+                arguments_of(proof),
                 proof.header.arithmetic,
             ),
             timeout,
@@ -114,9 +118,7 @@ class Replayer:
         recorded, wanted = self._proof.environments[digest], self._wanted(digest)
         settings = {name: getattr(wanted, name) for name in SETTINGS}
         here = self.here.get(digest) or msgspec.structs.replace(self._machine(recorded), **settings)
-        found = environments.differences(
-            recorded, here, own_numpy=self._proof.header.own_code, portable=self._portable
-        )
+        found = environments.differences(recorded, here, own_numpy=self._proof.header.own_code, portable=self._portable)
         return found + (self._self_test(wanted) if self._portable and digest in self.here else [])
 
     def _self_test(self, environment: Environment) -> list[str]:

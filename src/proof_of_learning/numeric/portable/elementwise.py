@@ -122,7 +122,22 @@ def _function(name: str, kernel: Kernel, *more: str) -> None:
         portable(f"{other}.default", inplace=True)(call)
 
 
-for _name in ("mish", "exp", "expm1", "log", "log1p", "log2", "log10", "tanh", "sigmoid", "erf", "erfc", "silu", "sin", "cos"):
+for _name in (
+    "mish",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "tanh",
+    "sigmoid",
+    "erf",
+    "erfc",
+    "silu",
+    "sin",
+    "cos",
+):
     _function(_name, getattr(functions, _name))
 _function("special_erf", functions.erf)
 
@@ -156,7 +171,7 @@ def _pow(x: Tensor, y: Number) -> Tensor:
 def _pow_tensors(x: Tensor, y: Tensor) -> Tensor:
     if not x.is_floating_point() and not y.is_floating_point():
         return aten.pow.Tensor_Tensor(x, y)  # type: ignore[no-any-return]
-    x, y = torch.broadcast_tensors(single(x, "a power"), single(y, "a power"))
+    x, y = torch.broadcast_tensors(single(x, "a power"), single(y, "a power"))  # type: ignore[no-untyped-call]
     return functions.apply(functions.power, x, y)
 
 
@@ -178,7 +193,7 @@ def _gelu_backward(g: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor
 
 
 def _two(g: Tensor, x: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    g, x = torch.broadcast_tensors(single(g, what), single(x, what))
+    g, x = torch.broadcast_tensors(single(g, what), single(x, what))  # type: ignore[no-untyped-call]
     return g, x
 
 
@@ -234,9 +249,7 @@ def _elu(x: Tensor, alpha: Number = 1, scale: Number = 1, input_scale: Number = 
 
 
 @portable("elu_backward.default")
-def _elu_backward(
-    g: Tensor, alpha: Number, scale: Number, input_scale: Number, of_result: bool, x: Tensor
-) -> Tensor:
+def _elu_backward(g: Tensor, alpha: Number, scale: Number, input_scale: Number, of_result: bool, x: Tensor) -> Tensor:
     if of_result:
         slope = (x + alpha * scale).mul_(input_scale)
     else:
@@ -292,5 +305,3 @@ def _prelu_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
 def _logit(x: Tensor, eps: float | None = None) -> Tensor:
     x = single(x, "logit") if eps is None else single(x, "logit").clamp(eps, 1 - eps)
     return functions.apply(functions.log, divide(x, 1 - x))
-
-

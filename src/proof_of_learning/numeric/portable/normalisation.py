@@ -137,7 +137,14 @@ def _layer_norm_backward(
 
 @portable("native_group_norm.default")
 def _group_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, samples: int, channels: int, places: int, groups: int, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    samples: int,
+    channels: int,
+    places: int,
+    groups: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grouped = single(x, "group_norm").reshape(samples, groups, -1)
     away, mean, _, inverse = _statistics(grouped, (2,), eps)

@@ -31,7 +31,9 @@ def _sum(x: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dty
     if not x.is_floating_point() and (dtype is None or not dtype.is_floating_point):
         return aten.sum.dim_IntList(x, dim, keepdim, dtype=dtype)  # type: ignore[no-any-return]
     if dtype not in (None, torch.float32, torch.float64):
-        raise RefusedError(f"a sum as {str(dtype).removeprefix('torch.')}; portable arithmetic has it for float32 and float64")
+        raise RefusedError(
+            f"a sum as {str(dtype).removeprefix('torch.')}; portable arithmetic has it for float32 and float64"
+        )
     return total(real(x if dtype is None else x.to(dtype), "a sum"), dim or (), keepdim)
 
 
@@ -88,7 +90,9 @@ def _norm(
 ) -> Tensor:
     x = single(x, "a norm")
     if dtype not in (None, torch.float32) or order not in (1, 2, float("inf")):
-        raise RefusedError(f"a norm of order {order}; portable arithmetic has those of order 1, 2 and infinity, in float32")
+        raise RefusedError(
+            f"a norm of order {order}; portable arithmetic has those of order 1, 2 and infinity, in float32"
+        )
     dims = tuple(d % x.dim() for d in dim) if dim else tuple(range(x.dim()))
     if order == 1:
         return total(x.abs(), dims, keepdim) if dims else x.abs()
@@ -119,7 +123,9 @@ def _norm_along(x: Tensor, p: float | None, dim: Sequence[int], keepdim: bool = 
 
 def _first_where(found: Tensor, dim: int, keepdim: bool) -> Tensor:
     """The first place along ``dim`` at which something is true."""
-    places = torch.arange(found.shape[dim], device=found.device).reshape([-1 if d == dim else 1 for d in range(found.dim())])
+    places = torch.arange(found.shape[dim], device=found.device).reshape(
+        [-1 if d == dim else 1 for d in range(found.dim())]
+    )
     return torch.where(found, places, found.shape[dim] - 1).amin(dim, keepdim)
 
 
@@ -379,7 +385,7 @@ def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accu
     if not accumulate or not x.is_floating_point():
         return aten.index_put.default(x, indices, values, accumulate)  # type: ignore[no-any-return]
     zero = single(x, "index_put").new_zeros(x.shape, dtype=torch.float64)
-    terms = max(1, prod(torch.broadcast_shapes(*(index.shape for index in indices if index is not None))))
+    terms = max(1, prod(torch.broadcast_shapes(*(index.shape for index in indices if index is not None))))  # type: ignore[no-untyped-call]
     return x + scattered(single(values, "index_put"), terms, lambda v: aten.index_put_.default(zero, indices, v, True))
 
 

@@ -4,6 +4,7 @@ What was published stands in ``selftest.json``. Inputs are made of integers, so 
 huge and infinite numbers where the operation is defined for them.
 """
 
+# mypy: disable-error-code="misc, no-untyped-call"
 from __future__ import annotations
 
 import hashlib
@@ -53,7 +54,7 @@ def _gradients(call: Callable[..., Tensor], *inputs: Tensor, seed: int = 77) -> 
     """The result, and what flows back to the floating-point inputs."""
     leaves = [x.clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
     found = call(*leaves)
-    found.backward(numbers(seed, *found.shape))  # type: ignore[no-untyped-call]
+    found.backward(numbers(seed, *found.shape))
     return [found, *(x.grad for x in leaves if x.grad is not None)]
 
 
@@ -96,7 +97,8 @@ def _binary() -> Iterator[tuple[str, Case]]:
         "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "maximum": torch.maximum,
         "add alpha": lambda x, y: torch.add(x, y, alpha=0.3), "sub alpha": lambda x, y: torch.sub(x, y, alpha=-0.7),
         "addcmul": lambda x, y: torch.addcmul(x, y, x, value=0.1), "addcdiv": lambda x, y: torch.addcdiv(x, y, x, value=0.1),
-        "lerp": lambda x, y: torch.lerp(x, y, 0.9), "div by number": lambda x, y: x / 3 + y / 7, "where": lambda x, y: torch.where(x > y, x, y),
+        "lerp": lambda x, y: torch.lerp(x, y, 0.9), "div by number": lambda x, y: x / 3 + y / 7,
+        "where": lambda x, y: torch.where(x > y, x, y),
     }  # fmt: skip
     for name, call in calls.items():
         yield name, lambda call=call: call(pair[0](), pair[1]())
@@ -104,7 +106,10 @@ def _binary() -> Iterator[tuple[str, Case]]:
 
 def _products() -> Iterator[tuple[str, Case]]:
     for m, k, n in ((5, 7, 3), (16, 600, 9), (4, 3000, 5), (3, 20000, 2)):
-        yield f"mm {m} {k} {n}", lambda m=m, k=k, n=n: _gradients(torch.mm, numbers(1, m, k), numbers(2, k, n, spread=9))
+        yield (
+            f"mm {m} {k} {n}",
+            lambda m=m, k=k, n=n: _gradients(torch.mm, numbers(1, m, k), numbers(2, k, n, spread=9)),
+        )
     yield "mm transposed", lambda: torch.mm(numbers(1, 40, 13).t(), numbers(2, 9, 40).t())
     yield "mm of extremes", lambda: torch.mm(numbers(1, 24, 24, spread=60), torch.diag(torch.tensor(EXTREMES)))
     yield "addmm", lambda: torch.addmm(numbers(3, 6), numbers(1, 5, 7), numbers(2, 7, 6), beta=0.5, alpha=1.3)
@@ -124,8 +129,9 @@ def _products() -> Iterator[tuple[str, Case]]:
         )  # fmt: skip
     yield "conv1d", lambda: _gradients(F.conv1d, numbers(1, 3, 4, 17), numbers(2, 6, 4, 5))
     yield "conv3d", lambda: _gradients(F.conv3d, numbers(1, 2, 3, 6, 5, 4), numbers(2, 4, 3, 3, 3, 2))
-    yield "conv2d wide", lambda: _gradients(
-        lambda x, w: F.conv2d(x, w, padding=1), numbers(1, 9, 2, 40, 41), numbers(2, 3, 2, 3, 3)
+    yield (
+        "conv2d wide",
+        lambda: _gradients(lambda x, w: F.conv2d(x, w, padding=1), numbers(1, 9, 2, 40, 41), numbers(2, 3, 2, 3, 3)),
     )
     yield "attention", lambda: _gradients(
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
@@ -145,7 +151,10 @@ def _sums() -> Iterator[tuple[str, Case]]:
     }  # fmt: skip
     for name, call in calls.items():
         yield name, lambda call=call: _gradients(call, wide())
-    yield "sum of extremes", lambda: torch.cat([torch.tensor(EXTREMES)[:9].sum()[None], torch.tensor(EXTREMES).sum()[None]])
+    yield (
+        "sum of extremes",
+        lambda: torch.cat([torch.tensor(EXTREMES)[:9].sum()[None], torch.tensor(EXTREMES).sum()[None]]),
+    )
     yield "argmax", lambda: numbers(1, 8, 50).round().argmax(1)
     yield "topk", lambda: list(numbers(1, 8, 50).round().topk(9))
     table, places = numbers(1, 13, 8, spread=9), integers(2, 13, 6, 11)
@@ -155,14 +164,19 @@ def _sums() -> Iterator[tuple[str, Case]]:
     yield "gather", lambda: _gradients(lambda x: x.gather(0, places[:, :8]), table)
     classes = integers(3, 8, 13)
     for reduction in ("mean", "sum", "none"):
-        yield f"cross_entropy {reduction}", lambda reduction=reduction: _gradients(
-            lambda x: F.cross_entropy(x, classes, reduction=reduction, ignore_index=2), table
+        yield (
+            f"cross_entropy {reduction}",
+            lambda reduction=reduction: _gradients(
+                lambda x: F.cross_entropy(x, classes, reduction=reduction, ignore_index=2), table
+            ),
         )
-    yield "cross_entropy smoothed", lambda: _gradients(
-        lambda x: F.cross_entropy(x, classes, numbers(8, 8).abs(), label_smoothing=0.1), table
+    yield (
+        "cross_entropy smoothed",
+        lambda: _gradients(lambda x: F.cross_entropy(x, classes, numbers(8, 8).abs(), label_smoothing=0.1), table),
     )
-    yield "cross_entropy of images", lambda: _gradients(
-        lambda x: F.cross_entropy(x, integers(3, 5, 2, 4, 3)), numbers(4, 2, 5, 4, 3)
+    yield (
+        "cross_entropy of images",
+        lambda: _gradients(lambda x: F.cross_entropy(x, integers(3, 5, 2, 4, 3)), numbers(4, 2, 5, 4, 3)),
     )
     other = lambda: numbers(14, 13, 8)  # noqa: E731
     for name, loss in {
@@ -187,12 +201,16 @@ def _norms() -> Iterator[tuple[str, Case]]:
 
     yield "batch_norm", lambda: batch(True)
     yield "batch_norm in use", lambda: batch(False)
-    yield "layer_norm", lambda: _gradients(
-        lambda x, w, b: F.layer_norm(x, (8,), w, b), numbers(1, 3, 5, 8), numbers(2, 8), numbers(3, 8)
+    yield (
+        "layer_norm",
+        lambda: _gradients(
+            lambda x, w, b: F.layer_norm(x, (8,), w, b), numbers(1, 3, 5, 8), numbers(2, 8), numbers(3, 8)
+        ),
     )
     yield "layer_norm of planes", lambda: _gradients(lambda x: F.layer_norm(x, (5, 8)), numbers(1, 3, 5, 8))
-    yield "group_norm", lambda: _gradients(
-        lambda x, w, b: F.group_norm(x, 2, w, b), numbers(1, 3, 6, 4), numbers(2, 6), numbers(3, 6)
+    yield (
+        "group_norm",
+        lambda: _gradients(lambda x, w, b: F.group_norm(x, 2, w, b), numbers(1, 3, 6, 4), numbers(2, 6), numbers(3, 6)),
     )
     yield "rms_norm", lambda: _gradients(lambda x, w: F.rms_norm(x, (8,), w), numbers(1, 3, 8), numbers(2, 8))
     image = lambda: numbers(1, 2, 3, 8, 8)  # noqa: E731
@@ -200,7 +218,8 @@ def _norms() -> Iterator[tuple[str, Case]]:
         "max_pool2d": lambda x: F.max_pool2d(x, 2), "max_pool2d overlapping": lambda x: F.max_pool2d(x.round(), 3, 2, 1),
         "avg_pool2d": lambda x: F.avg_pool2d(x, 2), "avg_pool2d overlapping": lambda x: F.avg_pool2d(x, 3, 2, 1),
         "avg_pool2d uncounted": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
-        "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2), "adaptive_avg_pool2d of all": lambda x: F.adaptive_avg_pool2d(x, 1),
+        "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
+        "adaptive_avg_pool2d of all": lambda x: F.adaptive_avg_pool2d(x, 1),
         "pad": lambda x: F.pad(x, (1, 2, 0, 1)), "pad by reflection": lambda x: F.pad(x, (2, 2, 1, 1), mode="reflect"),
         "interpolate": lambda x: F.interpolate(x, scale_factor=2), "unfold": lambda x: F.unfold(x, 3),
         "max_pool1d": lambda x: F.max_pool1d(x[0], 2),
@@ -249,7 +268,10 @@ def _training() -> Iterator[tuple[str, Case]]:
 
     yield "LSTM", lambda: module(lambda: nn.LSTM(5, 6, batch_first=True), 3, 4, 5)
     yield "GRU", lambda: module(lambda: nn.GRU(5, 6), 3, 4, 5)
-    yield "Transformer", lambda: module(lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2, 5, 8)
+    yield (
+        "Transformer",
+        lambda: module(lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2, 5, 8),
+    )
 
 
 def cases() -> dict[str, Case]:
