@@ -70,7 +70,8 @@ def prove(
     arithmetic: Annotated[
         str | None,
         typer.Option(
-            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form.  [default: native, or what the claim says]"
+            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form.  "
+            "[default: native, or what the claim says]"
         ),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,

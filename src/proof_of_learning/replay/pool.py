@@ -39,7 +39,8 @@ MAX_WORKERS = 4096
 class Job:
     """What workers are told of the run: the task, the key, the seed, and the weights that it starts from.
 
-    ``arguments``: those that a script was recorded with, for a verifier who names no others. ``arithmetic``: what the task computes in.
+    ``arguments``: those that a script was recorded with, for a verifier who names no others. ``arithmetic``: what the
+    task computes in.
     """
 
     task: Task | TaskReference

@@ -1,8 +1,8 @@
 """Random numbers: from a counter-based generator in integers, keyed by the next word of the generator that was asked.
 
-PyTorch's CPU generator is an integer machine whose words are the same everywhere; what it makes of them by floating point is not. So each
-operation takes one word from it (63 bits) as the key of Philox4x64 (training/randomness.py), whose n-th word belongs to the n-th number.
-What seeds, saves and restores generators stays as it is.
+PyTorch's CPU generator is an integer machine whose words are the same everywhere; what it makes of them by floating point is not. So
+each operation takes one word from it (63 bits) as the key of Philox4x64 (training/randomness.py), whose words belong to the
+numbers in order. What seeds, saves and restores generators stays as it is.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _normal_into(x: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: G
 def _normal(mean: Any, std: Any = 1.0, *, generator: Generator | None = None) -> Tensor:
     like = mean if isinstance(mean, Tensor) else std
     if isinstance(mean, Tensor) and isinstance(std, Tensor):
-        mean, std = torch.broadcast_tensors(mean, std)
+        mean, std = torch.broadcast_tensors(mean, std)  # type: ignore[no-untyped-call]
     return _normals(single(like, "normal"), generator) * std + mean
 
 

@@ -171,7 +171,7 @@ def _pow(x: Tensor, y: Number) -> Tensor:
 def _pow_tensors(x: Tensor, y: Tensor) -> Tensor:
     if not x.is_floating_point() and not y.is_floating_point():
         return aten.pow.Tensor_Tensor(x, y)  # type: ignore[no-any-return]
-    x, y = torch.broadcast_tensors(single(x, "a power"), single(y, "a power"))
+    x, y = torch.broadcast_tensors(single(x, "a power"), single(y, "a power"))  # type: ignore[no-untyped-call]
     return functions.apply(functions.power, x, y)
 
 
@@ -193,7 +193,7 @@ def _gelu_backward(g: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor
 
 
 def _two(g: Tensor, x: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    g, x = torch.broadcast_tensors(single(g, what), single(x, what))
+    g, x = torch.broadcast_tensors(single(g, what), single(x, what))  # type: ignore[no-untyped-call]
     return g, x
 
 

@@ -1,7 +1,7 @@
 """Functions of one number, as fixed sequences of single IEEE operations in float64; each is rounded to float32 once, at its end.
 
-Polynomials are evaluated from the highest coefficient, a product and a sum each, never fused. Coefficients are interpolated at Chebyshev
-nodes with 50 digits; relative errors: exp 2**-31, log 2**-38, erfc 2**-30, erf near 0 2**-35, sin and cos 2**-43.
+Polynomials are evaluated from the highest coefficient, a product and a sum each, never fused. Coefficients are interpolated at
+Chebyshev nodes with 50 digits; relative errors: exp 2**-31, log 2**-38, erfc 2**-30, erf near 0 2**-35, sin and cos 2**-43.
 
 A *kernel* takes float64 tensors, which it may overwrite, and is run on stretches that stay in a processor's cache.
 """

@@ -8,7 +8,7 @@ it is infinite, NaN, or so large that the constant overflows, everything that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ LEAST_BITS = 20
 _BITS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 _SMALLEST = 2.0**-126
 
-Dims = Sequence[int]
+Dims = tuple[int, ...]
 
 
 def ceil_log2(n: int) -> int:

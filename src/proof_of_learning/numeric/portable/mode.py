@@ -25,7 +25,7 @@ _TORCH = os.path.dirname(os.path.abspath(torch.__file__))
 ADVICE = "see `What is in the table` in docs/guide/portable.md; without --arithmetic portable the task can be proved as it is"
 
 
-class _Portable(TorchDispatchMode):
+class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -132,10 +132,10 @@ def _switches() -> dict[str, Any]:
     return {
         "mkldnn": torch.backends.mkldnn.enabled,
         "cudnn": torch.backends.cudnn.enabled,
-        "flash": torch.backends.cuda.flash_sdp_enabled(),
-        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
-        "cudnn attention": torch.backends.cuda.cudnn_sdp_enabled(),
-        "math": torch.backends.cuda.math_sdp_enabled(),
+        "flash": torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "cudnn attention": torch.backends.cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "math": torch.backends.cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
         "fast path": torch.backends.mha.get_fastpath_enabled(),
     }
 
@@ -160,8 +160,8 @@ _OFF = {
 def portable_arithmetic() -> Iterator[None]:
     """Within it, every tensor operation of this thread (and of the backward passes that it starts) is computed portably.
 
-    Raises TaskError, with the operation's name and the line that called it, for what is not in the table. The switches by which PyTorch
-    chooses fused implementations are the process's own; they are put back when the last thread leaves.
+    Raises TaskError, with the operation's name and the line that called it, for what is not in the table. The switches by which
+    PyTorch chooses fused implementations are the process's own; they are put back when the last thread leaves.
     """
     global _users
     if getattr(_thread, "active", False):
@@ -174,7 +174,7 @@ def portable_arithmetic() -> Iterator[None]:
         _users += 1
     _thread.active = True
     try:
-        with _Portable():
+        with _Portable():  # type: ignore[no-untyped-call]
             yield
     finally:
         _thread.active = False

@@ -119,7 +119,7 @@ def _channel_stretches(channels: int, terms: int, stretch: int) -> list[slice]:
 
 def _of_groups(x: Tensor, groups: int, part: slice) -> Tensor:
     """The same stretch of channels of each group."""
-    return x.unflatten(1, (groups, -1))[:, :, part].flatten(1, 2)
+    return x.unflatten(1, (groups, -1))[:, :, part].flatten(1, 2)  # type: ignore[no-untyped-call]
 
 
 def _by_input(
@@ -129,7 +129,7 @@ def _by_input(
     terms = (w.shape[0] // groups) * w[0, 0].numel()
     bits, stretch = product_bits(terms)
     gq = quantise(g, tuple(range(1, g.dim())), bits)
-    grouped = w.unflatten(0, (groups, -1))
+    grouped = w.unflatten(0, (groups, -1))  # type: ignore[no-untyped-call]
     wq = quantise(grouped, (1, *range(3, grouped.dim())), bits)
     plain = [0] * len(stride)
     blank = g.new_empty(1, dtype=torch.float64).expand(shape)

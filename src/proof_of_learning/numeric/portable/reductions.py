@@ -385,7 +385,7 @@ def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accu
     if not accumulate or not x.is_floating_point():
         return aten.index_put.default(x, indices, values, accumulate)  # type: ignore[no-any-return]
     zero = single(x, "index_put").new_zeros(x.shape, dtype=torch.float64)
-    terms = max(1, prod(torch.broadcast_shapes(*(index.shape for index in indices if index is not None))))
+    terms = max(1, prod(torch.broadcast_shapes(*(index.shape for index in indices if index is not None))))  # type: ignore[no-untyped-call]
     return x + scattered(single(values, "index_put"), terms, lambda v: aten.index_put_.default(zero, indices, v, True))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from proof_of_learning.errors import PolError
 
 Operation = Callable[..., Any]
+Kept = TypeVar("Kept", bound=Operation)
 
 # By overload name ("add.Tensor"): what is called in its place; None where PyTorch's own has one result only.
 TABLE: dict[str, Operation | None] = {}
@@ -20,13 +21,13 @@ class RefusedError(PolError):
     """An operation, or a kind of number, that has no portable form."""
 
 
-def portable(*names: str, inplace: bool = False) -> Callable[[Operation], Operation]:
+def portable(*names: str, inplace: bool = False) -> Callable[[Kept], Kept]:
     """Put an operation into the table.
 
     inplace: so do the forms that write their result into the first argument (``add_.Tensor``).
     """
 
-    def put(operation: Operation) -> Operation:
+    def put(operation: Kept) -> Kept:
         for name in names:
             TABLE[name] = operation
             if inplace:
