@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+RAY_STAMP := $(VENV)/.installed-ray
 SETUP := pyproject.toml constraints.txt tools/setup.sh
 
 .PHONY: help demo quick test test-all lint types format docs wheel fuzz clean
@@ -24,6 +25,10 @@ $(STAMP): $(SETUP)
 
 $(DOCS_STAMP): $(STAMP)
 	PYTHON="$(PYTHON)" sh tools/setup.sh "$(VENV)" docs
+	@touch $@
+
+$(RAY_STAMP): $(STAMP)
+	PYTHON="$(PYTHON)" sh tools/setup.sh "$(VENV)" dev,ray
 	@touch $@
 
 demo: $(STAMP)
@@ -47,7 +52,7 @@ test: lint types
 	sh tools/test-tools.sh
 	$(PYTEST) -m "not slow"
 
-test-all: lint types
+test-all: $(RAY_STAMP) lint types
 	sh tools/test-tools.sh
 	POL_TEST_WORKERS=real $(PYTEST)
 

@@ -19,6 +19,7 @@ from proof_of_learning.proof import remote
 from proof_of_learning.prover import Recording
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay import process
+from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from support_workers import Nursery
 
 HERE = Path(__file__).parent
@@ -94,6 +95,12 @@ def own_variables() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def every_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays go on behind the first proven forgery, for tests of what an attack leaves in all challenged segments."""
+    monkeypatch.setattr(TrajectoryCheck, "proves", lambda *asked: False)
 
 
 @pytest.fixture

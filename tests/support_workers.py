@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,7 +33,21 @@ from proof_of_learning.training.environment import VARIABLES
 
 WORKER = [sys.executable, "-m", "proof_of_learning.replay.worker"]
 # What may be read while Python, NumPy and PyTorch are loaded.
-EARLY = ("PYTHON", "LD_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "DNNL_", "ONEDNN_", "ATEN_", "TORCH", "NPY_")
+EARLY = (
+    "PYTHON",
+    "LD_",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "OPENBLAS_",
+    "MKL_",
+    "DNNL_",
+    "ONEDNN_",
+    "ATEN_",
+    "TORCH",
+    "NPY_",
+    "POL_TEST_IMPORTED",
+)
 LATE = {"PYTHONIOENCODING", "PYTHONUSERBASE"}  # set anew in what is forked, or without meaning there
 IMPORTED = (  # what workers and commands import before they do anything
     "torch._dynamo", "proof_of_learning.replay.worker", "proof_of_learning.verifier.verify", "proof_of_learning.report.html",
@@ -54,6 +69,7 @@ class Forked:
         self.stdin, self.stdout = stdin, stdout
         self.returncode: int | None = None
         self._told, self._heard = told, list[int]()  # which process it is; how it ended
+        self._listening = threading.Lock()  # one thread may wait for the end while another kills
 
     @property
     def pid(self) -> int:
@@ -72,18 +88,24 @@ class Forked:
     def kill(self) -> None:
         pid = self.pid
         if self.poll() is None:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended, and nobody has said so yet
+                os.kill(pid, signal.SIGKILL)
 
     def _listen(self, wanted: int, flags: int = 0) -> None:
-        with suppress(BlockingIOError):
-            while len(self._heard) < wanted:
-                answer = self._told.recv(64, flags)
-                if not answer:
-                    raise OSError("what forks and watches the workers of tests has ended")
-                self._heard.append(int(answer))
-        if len(self._heard) == 2 and self.returncode is None:
-            self.returncode = self._heard[1]
-            self._told.close()
+        if not self._listening.acquire(blocking=not flags):
+            return
+        try:
+            with suppress(BlockingIOError):
+                while len(self._heard) < wanted:
+                    answer = self._told.recv(64, flags)
+                    if not answer:
+                        raise OSError("what forks and watches the workers of tests has ended")
+                    self._heard.append(int(answer))
+            if len(self._heard) == 2 and self.returncode is None:
+                self.returncode = self._heard[1]
+                self._told.close()
+        finally:
+            self._listening.release()
 
 
 class Nursery:
@@ -166,7 +188,7 @@ class Nursery:
 
 def serve(connection: socket.socket) -> None:
     """Fork a process for each message, until nobody is there to send one."""
-    for name in IMPORTED:
+    for name in (*IMPORTED, *os.environ.get("POL_TEST_IMPORTED", "").split()):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()

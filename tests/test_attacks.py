@@ -188,6 +188,7 @@ def test_concatenation_forges_exactly_one_segment(
         assert forgery.samples_processed == forgery.honest_samples - INTERVAL * 32
 
 
+@pytest.mark.usefixtures("every_segment")
 def test_the_joint_is_among_the_largest_displacements(target: Proof, task: Task, tmp_path: Path) -> None:
     ATTACKS["concatenation"](fraction=0.5).forge(target, task, tmp_path / "forged")
     verdict = pol.verify(tmp_path / "forged", task, random=0)

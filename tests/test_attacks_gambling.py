@@ -42,6 +42,7 @@ def fare(forgery: Forgery, task: Task) -> Odds:
     return odds(proof, forgery.forged, NONCES, found=surveyed(proof, task))
 
 
+@pytest.mark.usefixtures("every_segment")
 @pytest.mark.parametrize("segments", [1, 7])
 def test_jumps_to_the_target_are_never_missed_for_they_make_the_progress(
     segments: int, task: Task, target: Proof, tmp_path: Path
@@ -108,6 +109,7 @@ def test_grinding_seeds_is_rejected_like_any_jump(task: Task, target: Proof, tmp
     assert [check.name for check in verdict.checks if check.status == "fail"] == ["trajectory"]
 
 
+@pytest.mark.usefixtures("every_segment")
 def test_jumps_at_rate_0_are_drawn_too(task: Task, tmp_path: Path) -> None:
     """Without top-Q: those segments count for nothing, but the random draws must see what is falsified in them."""
     idle = range(int(0.4 * STEPS), int(0.8 * STEPS))

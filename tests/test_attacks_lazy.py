@@ -22,6 +22,7 @@ def target(digits: pol.TaskReference, tmp_path_factory: pytest.TempPathFactory) 
     return Target.record(digits, tmp_path_factory.mktemp("lazy"))
 
 
+@pytest.mark.usefixtures("every_segment")
 @pytest.mark.parametrize("how", sorted(SAVED))
 def test_every_challenged_segment_shows_it(how: str, target: Target) -> None:
     forgery, verdict = target.judge("lazy", how=how)
@@ -40,6 +41,7 @@ def test_segments_without_savings_replay_bit_for_bit(how: str, target: Target) -
     assert forgery.cost == 1.0
 
 
+@pytest.mark.usefixtures("every_segment")
 def test_a_few_lazy_segments_are_just_those_that_fail(target: Target) -> None:
     forgery, verdict = target.judge("lazy", {"everything": True}, segments=0.05)
     failed = [segment.index for segment in verdict.segments if segment.status == "fail"]

@@ -38,6 +38,7 @@ def honest(digits: pol.TaskReference, path: Path, optimizer: str, paused: bool) 
     return task, Proof.open(pol.prove(task, path, interval=2).path)
 
 
+@pytest.mark.usefixtures("every_segment")
 @pytest.mark.parametrize(
     ("optimizer", "paused", "parameters", "near"),
     [

@@ -33,6 +33,7 @@ def reasons(verdict: pol.Verdict, status: str) -> set[str]:
     return {why for segment in verdict.segments if segment.status == status for why in segment.why}
 
 
+@pytest.mark.usefixtures("every_segment")
 @pytest.mark.parametrize(("end", "assurance"), [("borrowed", "observed"), ("bridge", "seed-derived")])
 def test_a_bridge_hides_from_top_q_and_inertia_but_not_from_random_draws(
     end: str, assurance: str, long: Target
@@ -46,6 +47,7 @@ def test_a_bridge_hides_from_top_q_and_inertia_but_not_from_random_draws(
     assert len(shown) <= 2  # it has to be in time at its end, where nothing hides it
 
 
+@pytest.mark.usefixtures("every_segment")
 def test_a_bridge_that_no_number_of_segments_hides_has_few(target: Target) -> None:
     _, verdict = target.judge("bridge", {"everything": True})
     assert rejects(verdict) == "trajectory"
@@ -53,6 +55,7 @@ def test_a_bridge_that_no_number_of_segments_hides_has_few(target: Target) -> No
     assert "top-q" in reasons(verdict, "fail")
 
 
+@pytest.mark.usefixtures("every_segment")
 @pytest.mark.parametrize("claimed", ["huge", "schedule"])
 def test_huge_steps_draw_top_q_but_not_the_other_draws(claimed: str, target: Target) -> None:
     forgery, verdict = target.judge("huge-rate", claimed=claimed)
@@ -70,6 +73,7 @@ def test_rates_beyond_the_tasks_are_found_before_any_replay(claimed: str, check:
     assert rejects(verdict) == check
 
 
+@pytest.mark.usefixtures("every_segment")
 @pytest.mark.parametrize(
     ("name", "parameters", "check"),
     [

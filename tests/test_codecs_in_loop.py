@@ -211,6 +211,7 @@ def test_states_open_in_any_order(recorded: dict[str, Path]) -> None:
             assert proof.state(digest).digest() == digest
 
 
+@pytest.mark.usefixtures("every_segment")
 def test_a_state_continued_off_the_grid_is_rejected(
     recorded: dict[str, Path], tiny: TaskReference, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ WITHIN = {"markupsafe": "jinja2", "click": "typer", "rfc3161_client": "rfc3161-c
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {re.split(r"[\[<>=]", requirement)[0].lower() for requirement in requirements}
+    return {re.split(r"[\[<>=!]", requirement)[0].lower() for requirement in requirements}
 
 
 def foreign(path: Path) -> set[str]:
@@ -43,6 +43,8 @@ def test_what_is_imported_is_declared(path: Path) -> None:
     declared = names(PROJECT["dependencies"])
     if path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in WITH_REPORT:
         declared |= names(PROJECT["optional-dependencies"]["report"])
+    if path.parent == PACKAGE / "integrations":
+        declared |= names(PROJECT["optional-dependencies"].get(path.stem, []))
     assert {WITHIN.get(name, name) for name in foreign(path)} <= declared
 
 

@@ -85,5 +85,9 @@ class EvaluationWarning(RuntimeWarning):
     """The task's evaluation failed after training began; the recording goes on without a claim of what the model achieves."""
 
 
+class RecordingWarning(RuntimeWarning):
+    """Whoever records should know: a loop does what trains or seals nothing, or a verifier will have to approve a start."""
+
+
 class RehearsalWarning(RuntimeWarning):
     """A stretch could not be replayed beside the training for reasons that say nothing of it; the recording goes on."""

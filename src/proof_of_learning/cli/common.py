@@ -20,19 +20,30 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from proof_of_learning.errors import EvaluationWarning, PolError, RehearsalWarning, StoreWarning, UsageError
+from proof_of_learning.errors import (
+    EvaluationWarning,
+    PolError,
+    RecordingWarning,
+    RehearsalWarning,
+    StoreWarning,
+    UsageError,
+)
 from proof_of_learning.report.text import line, visible
+
+if TYPE_CHECKING:
+    from proof_of_learning.task import TaskReference
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
-OWN_WARNINGS = (EvaluationWarning, RehearsalWarning, StoreWarning)
+UNWRAPPED = 4096  # columns
+OWN_WARNINGS = (EvaluationWarning, RecordingWarning, RehearsalWarning, StoreWarning)
 DATA_VARIABLE = "POL_DATA"
 
 SET_HELP = "A setting of the task, NAME=VALUE, handed to its function; may be repeated."
@@ -45,7 +56,9 @@ def messages() -> Console:
 
 
 def results() -> Console:
-    return SafeConsole()
+    """The console for results: standard output; lines are not wrapped where it is a pipe or a file."""
+    wrapped = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return SafeConsole(width=None if wrapped else UNWRAPPED)
 
 
 class SafeConsole(Console):
@@ -170,6 +183,15 @@ def settings(pairs: list[str] | None) -> dict[str, str | int | float | bool]:
             raise UsageError(f"--set {pair!r}: expected NAME=VALUE")
         parsed[name] = value
     return parsed
+
+
+def reference(task: str, settings: dict[str, Any], arguments: list[str] | None) -> TaskReference:
+    """The task that a command names, with what stands behind ``--``."""
+    from proof_of_learning.task import TaskReference, is_script
+
+    if arguments and not is_script(task):
+        raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
+    return TaskReference(task, settings, tuple(arguments) if arguments else None).absolute()
 
 
 def use_data(folder: Path | None) -> None:

@@ -12,14 +12,17 @@ from proof_of_learning.cli import (
     calibrate,
     check,
     demo,
+    diff,
     doctor,
     environment,
     export,
     inspect,
     pack,
+    plan,
     policy,
     prove,
     register,
+    selftest,
     sign,
     thin,
     verify,
@@ -60,11 +63,14 @@ app.command("timestamp")(sign.timestamp)
 app.command("doctor")(doctor.doctor)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
+app.command("plan")(plan.plan)
 app.command("check")(check.check)
 app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
+app.command("diff")(diff.diff)
 app.command("environment")(environment.environment)
 app.command("export")(export.export)
+app.command("selftest")(selftest.selftest)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)
 app.command("pack")(pack.pack)

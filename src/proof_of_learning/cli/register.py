@@ -61,6 +61,12 @@ def register(
         str,
         typer.Option(help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop."),
     ] = "raw",
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form."
+        ),
+    ] = "native",
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
 ) -> None:
@@ -98,7 +104,7 @@ def register(
         made = pol.register(
             loaded, out, interval=interval, device=device, portable=portable, threads=threads,
             owners=[*(signer.public for signer in signers), *(owner or [])], threshold=threshold,
-            start_from=start_from, codec=codec, progress=progress,
+            start_from=start_from, codec=codec, arithmetic=arithmetic, progress=progress,
         )  # fmt: skip
     claim = made.claim
     common.say(

@@ -19,6 +19,7 @@ from proof_of_learning.limits import (
     MAX_STEPS,
     MAX_TEXT,
 )
+from proof_of_learning.numeric.portable import ARITHMETICS
 from proof_of_learning.proof import format, version1
 from proof_of_learning.proof.format import HEADER_FILE, Event, Group, Header, Line, Program, Reload, check_digest
 
@@ -114,8 +115,12 @@ def check(header: Header) -> None:
     need(not any(map(_RANK.fullmatch, header.parts)), "a part is named as another process's, but there is one")
     need(header.ranks == 1, f"{header.ranks} processes took part, and this version knows proofs of one")
     need(
-        header.arithmetic == format.ARITHMETIC,
-        f"its arithmetic is {canonical.brief(header.arithmetic)!r}; this version knows {format.ARITHMETIC!r}",
+        header.arithmetic in ARITHMETICS,
+        f"its arithmetic is {canonical.brief(header.arithmetic)!r}; this version knows {' and '.join(map(repr, ARITHMETICS))}",
+    )
+    need(
+        header.arithmetic == format.ARITHMETIC or (header.program.kind == "task" and randomness.mode == "derived"),
+        "a script, or a loop of its own, is recorded in native arithmetic",
     )
     if canonical.sha256(b"pol/v1/task\0", canonical.encode(header.task.description)) != header.task.digest:
         raise IntegrityError(f"{HEADER_FILE}: the task's digest is not that of its description")

@@ -1,21 +1,23 @@
 """The pool: which process a request goes to. Whoever asks names a numeric environment, a request and the states it needs.
 
-A pool on other machines, or of several processes, offers the same few methods; nothing above it would change.
+Only how a worker is made depends on where it is (:class:`LocalPool`: on this machine). Who is free, who has died, what is asked
+again elsewhere, is the same everywhere (:class:`WorkerPool`).
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Protocol
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from proof_of_learning.errors import WorkerError
+from proof_of_learning.errors import UsageError, WorkerError
+from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.replay import protocol
-from proof_of_learning.replay.process import DEFAULT_TIMEOUT, AnyWorker, LocalWorker, OnWork, Reply, WorkerProcess, idle
-from proof_of_learning.replay.protocol import AnyRequest
+from proof_of_learning.replay.process import DEFAULT_TIMEOUT, AnyWorker, LocalWorker, OnWork, WorkerProcess, idle
+from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.training import environment as environments
@@ -26,15 +28,19 @@ from proof_of_learning.training.state import State
 log = logging.getLogger(__name__)
 
 AT_ONCE = 3  # environments that have workers at the same time
-LOOKING, TAKING = "looking", "taking"  # see LocalPool
+LOOKING, TAKING = "looking", "taking"  # see WorkerPool
 MAX_DEATHS = 8  # after so many no worker that ended by itself is started again
+PATIENCE = 10.0  # seconds for those who wait for a worker that was killed
+ATTEMPTS = 2  # at the same steps, where a worker ends over them: once more in another one
+MAX_WORKERS = 4096
 
 
 @dataclass(frozen=True)
 class Job:
     """What workers are told of the run: the task, the key, the seed, and the weights that it starts from.
 
-    ``arguments``: those that a script was recorded with, for a verifier who names no others.
+    ``arguments``: those that a script was recorded with, for a verifier who names no others. ``arithmetic``: what the
+    task computes in.
     """
 
     task: Task | TaskReference
@@ -42,19 +48,31 @@ class Job:
     seed: int | None = None
     base: State | None = None
     arguments: tuple[str, ...] = ()
+    arithmetic: str = NATIVE
 
     @property
     def reference(self) -> TaskReference | None:
         return self.task if isinstance(self.task, TaskReference) else self.task.reference
 
 
+class Carried(NamedTuple):
+    """An answer, the states behind it, and the name of the worker that gave it."""
+
+    answer: AnyAnswer
+    states: Sequence[State]
+    worker: str
+
+
 class Pool(Protocol):
     """Workers by numeric environment.
 
     ``ask`` gives an answer with the states behind it, or raises what went wrong; ``given``: the environment is the caller's choice,
-    for which no other worker has to go. ``have`` is the environment that a worker for the named one really has.
+    for which no other worker has to go. It may be called from as many threads at once as there are ``workers``.
+    ``have`` is the environment that the workers for the named one really have, all of them.
     """
 
+    @property
+    def workers(self) -> int: ...
     def begin(self, environment: Environment) -> None: ...
     def have(self, environment: Environment, given: bool = False) -> Environment: ...
     def ask(
@@ -65,34 +83,92 @@ class Pool(Protocol):
         on_work: OnWork = idle,
         *,
         given: bool = False,
-    ) -> Reply: ...
+    ) -> Carried: ...
     def close(self) -> None: ...
 
 
-class LocalPool:
-    """Workers on this machine: processes of their own, or this process for a task that has no reference.
+MakePool = Callable[
+    [Job, float, "Sandbox | None"], Pool
+]  # from the job, the seconds of patience, and the workers' sandbox
 
-    Each environment has two processes: one takes steps, another does all else. What looks at states (probes, evaluations) is shown
-    many of them, also those that segments end in, so it must have no way to tell, be it through a file, what takes the steps.
+
+@dataclass
+class _Room:
+    """The workers of one environment and role, by their place; ``barred``: whose machine has another environment."""
+
+    environment: Environment
+    role: str
+    places: int
+    workers: dict[int, AnyWorker] = field(default_factory=dict)
+    opened: set[int] = field(default_factory=set)
+    busy: set[int] = field(default_factory=set)
+    barred: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def hung(self) -> int | None:
+        """The place of a worker that hung, which is not started again: a step that hangs would hang again."""
+        if self.role != TAKING:  # that a look at some state hung says nothing of what is asked next
+            return None
+        return next((place for place, worker in self.workers.items() if worker.silent), None)
+
+    def free(self) -> int | None:
+        """A place whose worker waits, one that was started if there is one; WorkerError where nobody can be waited for."""
+        if len(self.barred) == self.places:
+            raise WorkerError(next(iter(self.barred.values())))
+        free = [place for place in range(self.places) if place not in self.busy and place not in self.barred]
+        return min(free, key=lambda place: (place not in self.workers, place), default=None)
+
+
+class _BarredError(WorkerError):
+    """A worker's machine has another environment than those before it."""
+
+
+class WorkerPool:
+    """Workers wherever ``launch`` makes them, given an environment, a role and the number of the place.
+
+    Each environment has ``workers`` that take steps, and another one that does all else. What looks at states (probes, evaluations) is
+    shown many of them, also those that segments end in, so it must have no way to tell, be it through a file, what takes the steps.
+    ``apart``: whether workers are processes of their own, of which there may be several. ``elsewhere``: whether they are on other
+    machines, where the task may be another one.
     """
 
-    def __init__(self, job: Job, timeout: float = DEFAULT_TIMEOUT, sandbox: Sandbox | None = None) -> None:
-        self._job, self._timeout, self._sandbox = job, timeout, sandbox
-        self._launched: dict[str, AnyWorker] = {}  # by environment, the one used last at the end
-        self._open: dict[str, Environment] = {}  # what those of them that were told the task really have
+    def __init__(
+        self,
+        job: Job,
+        launch: Callable[[Environment, str, int], AnyWorker],
+        workers: int = 1,
+        *,
+        apart: bool = True,
+        elsewhere: bool = False,
+    ) -> None:
+        if not 1 <= workers <= MAX_WORKERS:
+            raise UsageError(f"{workers} workers make no sense; there can be 1 to {MAX_WORKERS:,}")
+        self._job, self._launch, self._workers, self._apart, self._elsewhere = job, launch, workers, apart, elsewhere
+        self._task: tuple[str, dict[str, str]] | None = (
+            None  # the description and the sources that the first worker loaded
+        )
+        self._rooms: dict[str, _Room] = {}  # by environment and role, the one used last at the end
+        self._here: dict[str, Environment] = {}  # what the workers for an environment have
+        self._changed = threading.Condition()
         self._deaths = 0
-        self._exit = ExitStack()  # puts back what workers in this process set
-        self.start_seconds = 0.0
+        self._closed = False
+
+    @property
+    def workers(self) -> int:
+        return self._workers
 
     def begin(self, environment: Environment) -> None:
-        """Start the process for an environment, so that it loads while something else is done."""
-        if self._job.reference is not None:
+        """Start the processes for an environment, so that they load while something else is done."""
+        if self._apart:
             for role in (LOOKING, TAKING):
-                self._launch(environment, role)
+                with self._changed:
+                    room = self._room(environment, role, given=False)
+                    for place in range(room.places):
+                        self._worker(room, place)
 
     def have(self, environment: Environment, given: bool = False) -> Environment:
-        self._worker(environment, LOOKING, given)
-        return self._open[self._name(environment, LOOKING)]
+        with self._using(environment, LOOKING, given):
+            return self._here[environment.digest()]
 
     def ask(
         self,
@@ -102,73 +178,166 @@ class LocalPool:
         on_work: OnWork = idle,
         *,
         given: bool = False,
-    ) -> Reply:
+    ) -> Carried:
         role = TAKING if isinstance(request, protocol.Take) else LOOKING
-        return self._worker(environment, role, given).ask(request, states, on_work)
+        attempts = ATTEMPTS if role == TAKING else 1
+        while True:
+            lost = False
+            try:
+                with self._using(environment, role, given) as worker:
+                    try:
+                        answer, arrived = worker.ask(request, states, on_work)
+                        return Carried(answer, arrived, worker.name)
+                    finally:
+                        lost = worker.died
+            except _BarredError:
+                continue
+            except WorkerError as error:
+                attempts -= 1
+                if not lost or not attempts or self._closed:
+                    raise
+                log.info("%s; another worker takes its steps", error)
 
     def close(self) -> None:
-        for worker in self._launched.values():
+        """End every worker; whoever waits for one is told that it ended."""
+        with self._changed:
+            self._closed = True
+            workers = [worker for room in self._rooms.values() for worker in room.workers.values()]
+            for worker in workers:
+                worker.kill()
+            self._changed.notify_all()
+            # Whoever listens to one hears of its end first: what it listens to must not be closed under it.
+            self._changed.wait_for(lambda: not any(room.busy for room in self._rooms.values()), PATIENCE)
+        for worker in workers:
             worker.close()
-        self._exit.close()
 
-    def _name(self, environment: Environment, role: str) -> str:
-        """What a worker is kept under; a task that is an object has one for everything."""
-        return environment.digest() if self._job.reference is None else f"{environment.digest()} {role}"
+    # ---- who is free ---------------------------------------------------------------------------------
 
-    def _worker(self, environment: Environment, role: str, given: bool) -> AnyWorker:
-        """A worker that was told the task."""
-        name, begun = self._name(environment, role), time.perf_counter()
-        worker = self._launch(environment, role, given)
-        if name not in self._open:
-            reference = self._job.reference
-            request = protocol.Open(
-                task="(in this process)" if reference is None else reference.target,
-                settings={} if reference is None else dict(reference.settings),
-                key=self._job.key,
-                seed=self._job.seed,
-                environment=environment,
-                arguments=list(
-                    self._job.arguments if reference is None or reference.arguments is None else reference.arguments
-                ),
-            )
-            opened, _ = worker.ask(request, [] if self._job.base is None else [self._job.base])
-            if not isinstance(opened, protocol.Opened):
-                raise WorkerError("the replay worker answered something else than it was asked")
-            self._open[name] = opened.environment
-            self.start_seconds += time.perf_counter() - begun
-        return worker
+    @contextmanager
+    def _using(self, environment: Environment, role: str, given: bool) -> Iterator[AnyWorker]:
+        """A worker that was told the task, for oneself."""
+        with self._changed:
+            room = self._room(environment, role, given)
+            place = room.hung
+            while place is None:
+                if (place := room.free()) is None:
+                    self._changed.wait()
+                    place = room.hung
+            room.busy.add(place)
+        try:
+            with self._changed:
+                worker = self._worker(room, place)
+            if place not in room.opened:
+                self._open(room, place, worker)
+            yield worker
+        finally:
+            with self._changed:
+                room.busy.discard(place)
+                self._changed.notify_all()
 
-    def _launch(self, environment: Environment, role: str, given: bool = False) -> AnyWorker:
-        """The worker for an environment: the one that is there, or a new one in place of another, but where the caller chose it."""
-        name = self._name(environment, role)
-        there = self._launched.get(name)
-        # A step that hangs would hang again; that a look at some state hung says nothing of what is asked next.
-        hung = there is not None and role == LOOKING and there.silent
-        if there is not None and (there.died or there.spent or hung):
-            self._deaths += there.died or hung
-            log.info("a replay worker is given up (ended: %s, hung: %s)", there.died, hung)
-            self._end(name)
-        worker = self._launched.pop(name, None)
+    def _room(self, environment: Environment, role: str, given: bool) -> _Room:
+        """The room for an environment, which may take the place of another one's, but where the caller chose it."""
+        name = f"{environment.digest()} {role}" if self._apart else environment.digest()
+        room = self._rooms.pop(name, None)
+        if room is None:
+            most = AT_ONCE * (2 if self._apart else 1)
+            idle = [other for other, its in self._rooms.items() if not its.busy]
+            for other in idle[: max(0, len(self._rooms) - most + 1)] if not given else ():
+                for worker in self._rooms.pop(other).workers.values():
+                    worker.close()
+            room = _Room(environment, role, self._workers if role == TAKING and self._apart else 1)
+        self._rooms[name] = room
+        return room
+
+    def _worker(self, room: _Room, place: int) -> AnyWorker:
+        """The worker at a place: the one that is there, or a new one."""
+        if self._closed:
+            raise WorkerError("the verification was ended")
+        worker = room.workers.get(place)
+        if worker is not None and (worker.died or worker.spent or (worker.silent and room.role == LOOKING)):
+            self._deaths += worker.died or worker.silent
+            log.info("a replay worker is given up (ended: %s, hung: %s)", worker.died, worker.silent)
+            del room.workers[place]
+            room.opened.discard(place)
+            worker.close()
+            worker = None
         if worker is None:
             if self._deaths > MAX_DEATHS:
                 raise WorkerError(f"the replay worker ended unexpectedly {self._deaths} times; it is not started again")
-            most = AT_ONCE * (1 if self._job.reference is None else 2)
-            while len(self._launched) >= most and not given:
-                self._end(next(iter(self._launched)))
-            worker = self._new(environment)
-        self._launched[name] = worker
+            worker = room.workers[place] = self._launch(room.environment, room.role, place)
         return worker
 
-    def _new(self, environment: Environment) -> AnyWorker:
+    def _open(self, room: _Room, place: int, worker: AnyWorker) -> None:
+        """Tell a worker the task."""
         reference = self._job.reference
-        if reference is not None:
-            return WorkerProcess(environment, self._timeout, self._sandbox and self._sandbox.serving(reference))
+        request = protocol.Open(
+            task="(in this process)" if reference is None else reference.target,
+            settings={} if reference is None else dict(reference.settings),
+            key=self._job.key,
+            seed=self._job.seed,
+            environment=room.environment,
+            arguments=list(
+                self._job.arguments if reference is None or reference.arguments is None else reference.arguments
+            ),
+            arithmetic=self._job.arithmetic,
+        )
+        opened, _ = worker.ask(request, [] if self._job.base is None else [self._job.base])
+        if not isinstance(opened, protocol.Opened):
+            raise WorkerError("the replay worker answered something else than it was asked")
+        # One without children of its own would go on with what the description left behind.
+        task = self._task_of(worker) if self._elsewhere and opened.forks else None
+        with self._changed:
+            here = self._here.setdefault(room.environment.digest(), opened.environment)
+            self._task = self._task or task
+            if here != opened.environment:
+                lines = environments.differences(here, opened.environment)[:3]
+                room.barred[place] = f"{worker.name} has another numeric environment than the first: {'; '.join(lines)}"
+            elif task is not None and task != self._task:
+                room.barred[place] = (
+                    f"{worker.name} loads another task than the first: its files differ on that machine"
+                )
+            if place in room.barred:
+                log.warning("%s", room.barred[place])
+                raise _BarredError(room.barred[place])
+            room.opened.add(place)
+
+    def _task_of(self, worker: AnyWorker) -> tuple[str, dict[str, str]]:
+        described, _ = worker.ask(protocol.Describe())
+        if not isinstance(described, protocol.Described):
+            raise WorkerError("the replay worker answered something else than it was asked")
+        return described.digest, described.sources
+
+
+class LocalPool(WorkerPool):
+    """Workers on this machine: processes of their own, or this process for a task that has no reference."""
+
+    def __init__(
+        self, job: Job, timeout: float = DEFAULT_TIMEOUT, sandbox: Sandbox | None = None, workers: int = 1
+    ) -> None:
+        reference = job.reference
+        if reference is None and workers > 1:
+            raise UsageError(
+                f"{workers} workers need a task that is named by reference (path.py:function), for they load it; one that is handed "
+                "over as an object is replayed in this process"
+            )
+        super().__init__(job, self._new, workers, apart=reference is not None)
+        self._timeout, self._sandbox = (
+            timeout,
+            sandbox if reference is None or sandbox is None else sandbox.serving(reference),
+        )
+        self._exit = ExitStack()  # puts back what workers in this process set
+        self._set = False
+
+    def close(self) -> None:
+        super().close()
+        self._exit.close()
+
+    def _new(self, environment: Environment, role: str, place: int) -> AnyWorker:
+        if self._apart:
+            return WorkerProcess(environment, self._timeout, self._sandbox, name=f"worker {place + 1}")
         assert isinstance(self._job.task, Task)
-        if not self._launched:
+        if not self._set:
+            self._set = True
             self._exit.enter_context(environments.restored())
             self._exit.enter_context(randomness.preserved())
         return LocalWorker(self._job.task, environment)
-
-    def _end(self, name: str) -> None:
-        self._open.pop(name, None)
-        self._launched.pop(name).close()

@@ -31,12 +31,22 @@ def idle(done: int, total: int) -> None:
     """Nobody looks at the progress."""
 
 
+def raised(answer: protocol.Failed, confined: bool = False) -> PolError:
+    """The error that a worker tells of."""
+    kind = getattr(errors, answer.error, WorkerError)
+    message = hint(answer.message) if confined else answer.message
+    return kind(message) if isinstance(kind, type) and issubclass(kind, PolError) else WorkerError(message)
+
+
 class AnyWorker(Protocol):
     """What carries out requests.
 
-    ``died``: whether it ended by itself; ``spent``: whether it can take no further segment; ``silent``: whether it hung.
+    ``name``: what it is called in a verdict. ``died``: whether it ended by itself; ``spent``: whether it can take no further segment;
+    ``silent``: whether it hung. ``kill`` may be called while another thread waits for an answer, which then fails.
     """
 
+    @property
+    def name(self) -> str: ...
     @property
     def died(self) -> bool: ...
     @property
@@ -44,12 +54,14 @@ class AnyWorker(Protocol):
     @property
     def silent(self) -> bool: ...
     def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply: ...
+    def kill(self) -> None: ...
     def close(self) -> None: ...
 
 
 class LocalWorker:
     """A worker in this process, for a task that has no reference; its environment is the process's own."""
 
+    name = "this process"
     died = False
     spent = False
     silent = False
@@ -68,6 +80,9 @@ class LocalWorker:
         answer, arrived = self._worker.answer(request, states)
         return answer, [state.settled() for state in arrived]
 
+    def kill(self) -> None:
+        """Nothing to end."""
+
     def close(self) -> None:
         """Nothing to end; what it set, the pool puts back."""
 
@@ -76,7 +91,7 @@ class WorkerProcess:
     """A worker in a child process, started with ``environment``'s variables.
 
     ``timeout``: seconds without any sign of life after which the worker is given up. ``sandbox``: what it may see; it ends
-    with the thread that started it. ``folder``: where it works, if not where we do.
+    with the thread that started it. ``folder``: where it works, if not where we do. ``name``: for a verdict.
     """
 
     def __init__(
@@ -85,7 +100,9 @@ class WorkerProcess:
         timeout: float = DEFAULT_TIMEOUT,
         sandbox: Sandbox | None = None,
         folder: str | None = None,
+        name: str = "worker 1",
     ) -> None:
+        self.name = name
         self._timeout, self._confined = timeout, sandbox is not None
         self._silent = ""  # why it was given up
         self._started = False
@@ -132,10 +149,7 @@ class WorkerProcess:
                 self._wait()
                 answer, arrived = self._receive()
                 if isinstance(answer, protocol.Failed):
-                    kind = getattr(errors, answer.error, WorkerError)
-                    message = hint(answer.message) if self._confined else answer.message
-                    known = isinstance(kind, type) and issubclass(kind, PolError)
-                    raise kind(message) if known else WorkerError(message)
+                    raise raised(answer, self._confined)
                 if isinstance(answer, protocol.Opened):
                     self._forks = answer.forks
                 if not isinstance(answer, protocol.Working):
@@ -172,9 +186,12 @@ class WorkerProcess:
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return f" (status {status}{': ' + lines[-1][:300] if lines else ''})"
 
-    def close(self) -> None:
+    def kill(self) -> None:
         if self._process.poll() is None:
             self._process.kill()
+
+    def close(self) -> None:
+        self.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,14 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proof_of_learning.errors import DivergedError, FormatError, NumericEnvironmentError, UsageError, WorkerError
+from proof_of_learning.errors import (
+    DivergedError,
+    FormatError,
+    NumericEnvironmentError,
+    PolError,
+    UsageError,
+    WorkerError,
+)
+from proof_of_learning.numeric.portable import PORTABLE
 from proof_of_learning.proof import files
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol, requests
+from proof_of_learning.replay.lanes import Stream
 from proof_of_learning.replay.measure import compare, detail, nudged, relative_errors, weights
-from proof_of_learning.replay.pool import Job, LocalPool, Pool
+from proof_of_learning.replay.pool import Job, LocalPool, MakePool, Pool
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, OnWork, idle
 from proof_of_learning.replay.requests import PER_SEGMENT, AnyCheckAnswer, AnyCheckRequest
 from proof_of_learning.replay.sandbox import Sandbox
@@ -54,10 +65,11 @@ class Replayer:
         start: Path | None = None,
         sandbox: Sandbox | None = None,
         reproduce: bool = True,
+        pool: MakePool = LocalPool,
     ) -> None:
         """``start``: the proof whose final weights the run starts from. ``sandbox``: of workers in processes of their own.
 
-        ``reproduce``: start workers with the recorded environment, not with this process's own.
+        ``reproduce``: start workers with the recorded environment, not with this process's own. ``pool``: where workers come from.
         """
         seed = proof.header.randomness.seed
         named = task if isinstance(task, TaskReference) else task.reference
@@ -68,8 +80,15 @@ class Replayer:
                 "behind the task: -- ARGUMENTS"
             )
         base = None if start is None else _final_model(start)
-        self.pool: Pool = LocalPool(
-            Job(task, proof.header.randomness.key, None if seed is None else int(seed), base, arguments_of(proof)),
+        self.pool: Pool = pool(
+            Job(
+                task,
+                proof.header.randomness.key,
+                None if seed is None else int(seed),
+                base,
+                arguments_of(proof),
+                proof.header.arithmetic,
+            ),
             timeout,
             sandbox,
         )
@@ -77,8 +96,13 @@ class Replayer:
         self._named = list(dict.fromkeys(segment.environment for segment in proof.segments))
         self._own: dict[str, Environment] = {}
         self.here: dict[str, Environment] = {}
+        self._portable = proof.header.arithmetic == PORTABLE
+        self._untrue: list[str] | None = None  # what portable arithmetic gives other bits for here
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
-        self._last: State | None = None
+        self._lane = _Lane()
+        self._reading = threading.RLock()  # a proof remembers the state that it read last
+        self._threads: ThreadPoolExecutor | None = None
+        self._digests = proof.state_digests()
         self._final: dict[str, Tensor] | None = None
         self._described: protocol.Described | None = None
         self.other_start: State | None = (
@@ -108,7 +132,16 @@ class Replayer:
         recorded, wanted = self._proof.environments[digest], self._wanted(digest)
         settings = {name: getattr(wanted, name) for name in SETTINGS}
         here = self.here.get(digest) or msgspec.structs.replace(self._machine(recorded), **settings)
-        return environments.differences(recorded, here, own_numpy=self._proof.header.own_code)
+        found = environments.differences(recorded, here, own_numpy=self._proof.header.own_code, portable=self._portable)
+        return found + (self._self_test(wanted) if self._portable and digest in self.here else [])
+
+    def _self_test(self, environment: Environment) -> list[str]:
+        """Where portable arithmetic is not what it was published to be, so that a difference speaks of this machine."""
+        if self._untrue is None:
+            where = _Where(self, environment, False, idle)
+            self._untrue = where.ask(protocol.SelfTest(), protocol.SelfTested)[0].differing[:MAX_ENVIRONMENTS]
+        names = ", ".join(name[:40] for name in self._untrue[:3])
+        return [f"self-test: {names} give other bits here than published (`pol selftest`)"] if self._untrue else []
 
     def _environment_of(self, request: AnyCheckRequest) -> str:
         return self._proof.segments[request.index if isinstance(request, PER_SEGMENT) else 0].environment
@@ -126,6 +159,9 @@ class Replayer:
     def _wanted(self, digest: str) -> Environment:
         """The environment that the worker for a recorded one is to have; what it does not get shows in its differences."""
         environment = self._proof.environments[digest]
+        if self._portable:  # the same bits anywhere; with one thread each request is answered by a process of its own
+            own = self._machine(environment)
+            return msgspec.structs.replace(own, flags=environment.flags, threads=1, interop_threads=1)
         if not self._reproduce:
             return msgspec.structs.replace(self._machine(environment), flags=environment.flags)
         counts = {name: getattr(environment, name) for name in ("threads", "interop_threads")}
@@ -151,8 +187,71 @@ class Replayer:
             return environments.another(self.here[digest] if digest in self.here else self._recorded(digest)), False
         return self._recorded(digest), False
 
-    # ---- requests ------------------------------------------------------------------------------------
+    # ---- several at once -----------------------------------------------------------------------------
 
+    def answers(self, asked: Sequence[AnyCheckRequest], on_work: OnWork = idle) -> Stream[AnyCheckAnswer]:
+        """Ask for the answers to some requests: with one worker in their order, with several as they come, the costly ones first.
+
+        ``on_work`` is told only where no two are answered at once.
+        """
+        chains = self._chains(asked)
+        lanes = min(self.pool.workers, len(chains))
+        if lanes <= 1:
+            return Stream(chains, lambda positions: self._carry(asked, positions, on_work))
+        if self._threads is None:
+            # They live as long as the pool: a worker in a sandbox ends with the thread that started it.
+            counts = (torch.get_num_threads(),)  # sums depend on it
+            self._threads = ThreadPoolExecutor(self.pool.workers, "lane", torch.set_num_threads, counts)
+        chains.sort(key=lambda chain: -sum(self._cost(asked[position]) for position in chain))
+        return Stream(chains, lambda positions: self._carry(asked, positions, idle), self._threads, lanes)
+
+    def _carry(
+        self, asked: Sequence[AnyCheckRequest], positions: Iterable[int], on_work: OnWork
+    ) -> Iterator[tuple[int, AnyCheckAnswer]]:
+        """Requests in a row. What a replay could not carry out is an answer too, so that there is a verdict."""
+        first = True
+        for position in positions:
+            request = asked[position]
+            if first and isinstance(request, PER_SEGMENT) and not self._proof.has_state(self._digests[request.index]):
+                self._lane.last = None  # so that as many steps are taken, whatever was answered here before
+            first = False
+            try:
+                answer: AnyCheckAnswer = self.ask(request, on_work)
+            except PolError as error:
+                if not isinstance(request, PER_SEGMENT):
+                    raise
+                answer = protocol.Failed(type(error).__name__, str(error))
+            yield position, answer
+
+    def _chains(self, asked: Sequence[AnyCheckRequest]) -> list[list[int]]:
+        """Positions of requests that are answered in a row, by one thread: those of one segment, and where a start is missing and the
+        replay before leads there.
+
+        So as many steps are taken, whoever takes them.
+        """
+        held = [self._proof.has_state(digest) for digest in self._digests]
+        chains, before = list[list[int]](), -1
+        for position, request in enumerate(asked):
+            index = request.index if isinstance(request, (requests.Replay, requests.Noise)) else -1
+            here = index
+            while here > 0 and not held[here] and here != before + 1:
+                here -= 1
+            linked = index >= 0 and before >= 0 and (index == before or (here == before + 1 and not held[here]))
+            if linked:
+                chains[-1].append(position)
+            else:
+                chains.append([position])
+            before = index
+        return chains
+
+    def _cost(self, request: AnyCheckRequest) -> int:
+        """Roughly the steps that an answer takes."""
+        if not isinstance(request, (requests.Replay, requests.Noise)):
+            return 0
+        segment = self._segment(request.index)
+        return request.steps or segment.stop - segment.start
+
+    # ---- requests ------------------------------------------------------------------------------------
     def ask(self, request: AnyCheckRequest, on_work: OnWork = idle, environment: Environment | None = None) -> Any:
         """The answer to a request, in ``environment`` where one is given."""
         where = _Where(self, *self._target(request, environment), on_work)
@@ -164,7 +263,7 @@ class Replayer:
             case requests.Initialize():
                 return self._initialize(request, where)
             case requests.Evaluate():
-                state = self._proof.state(self._segment(request.index).state)
+                state = self._state(self._segment(request.index).state)
                 return where.ask(protocol.Evaluate(), protocol.Evaluated, [state])[0]
             case protocol.Describe():
                 self._described = where.ask(request, protocol.Described)[0]
@@ -172,7 +271,12 @@ class Replayer:
             case protocol.CommitData():
                 return where.ask(request, protocol.Committed)[0]
             case protocol.Rates():
-                return where.ask(request, protocol.RatesGiven)[0]
+                return where.ask(request, protocol.RatesGiven, self._origin(request))[0]
+
+    def _origin(self, request: protocol.Rates) -> list[State]:
+        """The state that a schedule goes on from; none where it is the task's own first one."""
+        ends = [segment.state for segment in self._proof.segments if 0 < segment.stop == request.origin]
+        return [self._proof.state(digest) for digest in ends]
 
     def regenerate(self, index: int, on_work: OnWork = idle) -> tuple[State, State, int]:
         """Train from the nearest kept state to both ends of segment ``index``; how many steps that took."""
@@ -180,7 +284,7 @@ class Replayer:
         where = _Where(self, self._recorded(segment.environment), False, on_work)
         before, walked = self._start(index, where)
         taken = self._take(before, segment, None, where)
-        self._last = ended = self._proof.continued(index, taken.state, before)
+        self._lane.last = ended = self._proof.continued(index, taken.state, before)
         return before, ended, walked + segment.stop - segment.start
 
     def probe(self, request: protocol.Probe, states: Sequence[State], on_work: OnWork = idle) -> list[protocol.Glimpse]:
@@ -196,7 +300,7 @@ class Replayer:
         comparison, relative, rest_fresh = None, dict[str, float](), True
         initial = self._proof.initial_state
         if state.digest() != initial and self._proof.has_state(initial):
-            recorded = self._proof.state(initial)
+            recorded = self._state(initial)
             comparison = compare(state, recorded)
             relative = relative_errors(state, recorded)
             modules = set(self._description(where).modules)
@@ -220,7 +324,7 @@ class Replayer:
             if arrived.digest() == segment.arrived and ended.digest() == segment.state:
                 displacement = compare(before, ended).overall
             elif self._proof.has_state(segment.state):
-                recorded = self._proof.state(segment.state)
+                recorded = self._state(segment.state)
                 displacement = compare(before, recorded).overall
                 wanted = recorded if ended is arrived else self._proof.codec.nearest(arrived, recorded, before)
                 if arrived.digest() != segment.arrived:
@@ -229,12 +333,11 @@ class Replayer:
                         details = detail(arrived, wanted, before, self._final_weights(), self._momenta(where))
         if request.calibrate:
             self._keep(request, arrived)
-        self._last = None if request.calibrate else ended
+        self._lane.last = None if request.calibrate else ended
         seconds = time.perf_counter() - begun
         return requests.Replayed(
             arrived.digest(), ended.digest(), taken.losses, taken.rates, comparison, displacement, details, seconds,
-            taken.seconds, walked + len(taken.losses), taken.closed,
-            taken.asked,
+            taken.seconds, walked + len(taken.losses), taken.closed, taken.asked, where.workers,
         )  # fmt: skip
 
     def _noise(self, request: requests.Noise, where: _Where) -> requests.Replayed:
@@ -258,7 +361,7 @@ class Replayer:
         return requests.Replayed(
             arrived.digest(), arrived.digest(), taken.losses, taken.rates, compare(arrived, against), None,
             detail(arrived, against, before, self._final_weights(), self._momenta(where)),
-            time.perf_counter() - begun, again + taken.seconds, walked + len(taken.losses),
+            time.perf_counter() - begun, again + taken.seconds, walked + len(taken.losses), workers=where.workers,
         )  # fmt: skip
 
     # ---- steps ---------------------------------------------------------------------------------------
@@ -286,15 +389,15 @@ class Replayer:
         Where the proof no longer holds it, the segments since the nearest earlier state are replayed, and must arrive as recorded.
         Returns the steps that took, too.
         """
-        digests = self._proof.state_digests()
-        last, self._last = self._last, None  # at most one state is kept, and none while another is read
+        digests = self._digests
+        last, self._lane.last = self._lane.last, None  # at most one state is kept, and none while another is read
         here, state = index, None
         while state is None:
             if last is not None and last.digest() == digests[here]:
                 state = last
             elif self._proof.has_state(digests[here]):
                 last = None
-                state = self._proof.state(digests[here], surveyed=True)
+                state = self._state(digests[here], surveyed=True)
             elif here == 0:
                 raise FormatError(f"no state before segment {index} is in the proof, so that it cannot be replayed")
             else:
@@ -318,9 +421,10 @@ class Replayer:
 
     def _final_weights(self) -> dict[str, Tensor] | None:
         last = self._proof.segments[-1].state
-        if self._final is None and self._proof.has_state(last):
-            self._final = weights(self._proof.state(last))
-        return self._final
+        with self._reading:
+            if self._final is None and self._proof.has_state(last):
+                self._final = weights(self._state(last))
+            return self._final
 
     def _momenta(self, where: _Where) -> Mapping[str, str]:
         """The tensors in which the optimizers carry weights on, with the names of those weights."""
@@ -332,6 +436,10 @@ class Replayer:
             self._described = where.ask(protocol.Describe(), protocol.Described)[0]
         return self._described
 
+    def _state(self, digest: str, *, surveyed: bool = False) -> State:
+        with self._reading:
+            return self._proof.state(digest, surveyed=surveyed)
+
     def _segment(self, index: int) -> Segment:
         if not 0 <= index < len(self._proof.segments):
             raise WorkerError(f"there is no segment {index}")
@@ -342,7 +450,15 @@ class Replayer:
 
     def __exit__(self, *exception: object) -> None:
         self.pool.close()
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
         self._scratch.cleanup()
+
+
+class _Lane(threading.local):
+    """What one thread keeps: the state that its last replay arrived at."""
+
+    last: State | None = None
 
 
 class _Taken:
@@ -358,12 +474,15 @@ class _Where:
 
     def __init__(self, replayer: Replayer, environment: Environment, given: bool, on_work: OnWork) -> None:
         self._pool, self._environment, self._given, self._on_work = replayer.pool, environment, given, on_work
+        self.workers: list[str] = []  # who took steps
 
     def ask(
         self, request: protocol.AnyRequest, type_: type[A], states: Sequence[State] = (), returns: int | None = None
     ) -> tuple[A, Sequence[State]]:
         """The answer, which must be of the type that the request asks for."""
-        answer, arrived = self._pool.ask(self._environment, request, states, self._on_work, given=self._given)
+        answer, arrived, worker = self._pool.ask(self._environment, request, states, self._on_work, given=self._given)
+        if type_ is protocol.Taken and worker not in self.workers:
+            self.workers.append(worker)
         expected = returns if returns is not None else 1 if type_ is protocol.Taken else 0
         if not isinstance(answer, type_) or len(arrived) != expected:
             raise WorkerError("the replay worker answered something else than it was asked")

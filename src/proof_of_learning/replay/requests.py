@@ -64,7 +64,8 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     ``displacement``: distance between the segment's two recorded ends; None if the proof no longer holds the second, and for
     :class:`Noise`. ``losses`` are the replay's own, ``rates`` the learning rates it used. ``seconds`` covers loading, steps and
     digest; ``step_seconds`` the steps alone, ``steps`` how many they were: more than the segment's where its start was thinned.
-    ``closed``: whether a script closed its run there; ``asked``: where else it asked for the next batch.
+    ``closed``: whether a script closed its run there; ``asked``: where else it asked for the next batch. ``workers``: who took the
+    steps, by name, each once.
     """
 
     arrived: str
@@ -79,6 +80,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     steps: int
     closed: bool | None = None
     asked: list[int] = msgspec.field(default_factory=list)
+    workers: list[str] = msgspec.field(default_factory=list)
 
 
 class Evaluate(Request, frozen=True, tag="evaluate-segment"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
+from collections.abc import Mapping
 
 from proof_of_learning import sources
 from proof_of_learning.registration import owners
@@ -29,6 +31,7 @@ from proof_of_learning.verifier.verdict import (
     Thresholds,
     Trajectory,
     Verdict,
+    WorkerShare,
     decide,
 )
 
@@ -104,6 +107,9 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
             share=replayed / proof.steps,
             seconds=time.perf_counter() - clock.begun,
             phases={**clock.phases, "replayed steps": steps},
+            workers=_shares(
+                {request: answers.get(request, Replayed) for request in asked if not answers.failure(request)}
+            ),
         ),
         trajectory=_trajectory(evidence, performance(evidence, answers) if named else []),
         unreproduced=sorted({line for lines in evidence.differences.values() for line in lines}),
@@ -114,6 +120,21 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         signers=signers(evidence.attested, evidence.options.claims.trusted_keys, owners(proof.header)),
         timeline=timeline(evidence.attested, proof.header.randomness.anchor),
     )
+
+
+def _shares(told: Mapping[Replay | Noise, Replayed]) -> list[WorkerShare]:
+    """Which worker took which steps, by name."""
+    segments, steps, seconds = dict[str, dict[int, None]](), Counter[str](), dict[str, float]()
+    for request, answer in told.items():
+        for name in answer.workers:
+            segments.setdefault(name, {})[request.index] = None
+        for name in answer.workers[-1:]:
+            steps[name] += answer.steps
+            seconds[name] = seconds.get(name, 0.0) + answer.step_seconds
+    return [
+        WorkerShare(name=name, segments=list(segments[name]), steps=steps[name], seconds=seconds.get(name, 0.0))
+        for name in sorted(segments, key=lambda name: (len(name), name))
+    ]
 
 
 def refused(found: CheckResult, nonce: Nonce, clock: Clock) -> Verdict:

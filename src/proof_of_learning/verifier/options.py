@@ -87,12 +87,14 @@ class Runtime:
     keep_going: run all checks even after a failure. timeout: seconds without a sign of life after which a hanging task is given up.
     sandbox: ``"auto"`` confines the task's code where bubblewrap works and warns elsewhere, ``"require"`` raises UsageError
     there, ``"off"`` confines nothing. allow_read: further files and folders that confined code may read.
+    workers: how many processes take steps at once; the verdict does not depend on it.
     """
 
     keep_going: bool = False
     timeout: float = DEFAULT_TIMEOUT
     sandbox: str = "auto"
     allow_read: tuple[Path, ...] = ()
+    workers: int = 1
 
 
 class Choices(TypedDict, total=False):
@@ -121,6 +123,7 @@ class Choices(TypedDict, total=False):
     timeout: float
     sandbox: str
     allow_read: Iterable[Place]
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class Options:
             choices.get("timeout", DEFAULT_TIMEOUT),
             choices.get("sandbox", "auto"),
             tuple(Path(place) for place in choices.get("allow_read", ())),
+            choices.get("workers", 1),
         )
         comparison = Comparison(
             choices.get("allow_calibrated", False),

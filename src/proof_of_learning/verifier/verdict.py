@@ -134,14 +134,27 @@ class Nonce(_Value, frozen=True):
     origin: Literal["drawn", "self-chosen"]
 
 
+class WorkerShare(_Value, frozen=True):
+    """What one worker did: the segments whose steps it took, how many, and the seconds that they took it.
+
+    Of a segment that several had a part in, each is named; the steps are the last one's.
+    """
+
+    name: str
+    segments: list[int]
+    steps: int
+    seconds: float
+
+
 class Cost(_Value, frozen=True):
-    """``seconds`` of wall time: all of it, and by phase."""
+    """``seconds`` of wall time: all of it, and by phase. ``workers``: which of them took which steps."""
 
     steps_replayed: int
     steps_total: int
     share: float
     seconds: float
     phases: dict[str, float] = {}
+    workers: list[WorkerShare] = []
 
 
 class Signer(_Value, frozen=True):

@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Unpack
-
-import msgspec
 
 from proof_of_learning import memory
 from proof_of_learning.attestation.attested import Attested
@@ -22,11 +22,13 @@ from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import sandbox as sandboxes
-from proof_of_learning.replay.protocol import Describe, Described, Failed
+from proof_of_learning.replay.pool import LocalPool, MakePool
+from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.replay.requests import AnyCheckRequest, Evaluate, Noise, Replay
+from proof_of_learning.replay.sandbox import Isolation
 from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.training.state import State
+from proof_of_learning.verifier.asking import ask, excused
 from proof_of_learning.verifier.chain import Link, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import ATTESTATION, CHECKS, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.checks.performance import chosen
@@ -35,9 +37,8 @@ from proof_of_learning.verifier.evidence import Answers, Evidence, result
 from proof_of_learning.verifier.initialization.start import second_start
 from proof_of_learning.verifier.options import Choices, Options
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, planned_steps, survey_seed
-from proof_of_learning.verifier.survey import Looking, survey
+from proof_of_learning.verifier.survey import Looking, Survey, survey
 from proof_of_learning.verifier.verdict import CheckResult, Guarantee, Nonce, Verdict
-from proof_of_learning.verifier.walks import other_arguments
 
 
 def verify(
@@ -49,6 +50,7 @@ def verify(
     chain: Iterable[tuple[str | os.PathLike[str], Task | TaskReference | str | None]] = (),
     trust: Iterable[str] = (),
     progress: ProgressCallback = silent,
+    pool: MakePool | None = None,
     **choices: Unpack[Choices],
 ) -> Verdict:
     """Verify the proof at ``path`` (a directory, or an address such as ``s3://…``) against the task that the caller names.
@@ -59,6 +61,7 @@ def verify(
     chain: the proofs behind a run that starts from another one, each with its task; they are drawn, compared and run as this one is,
         while claims and policy are about this proof alone.
     trust: roots that need no verification.
+    pool: where replay workers come from, if not from this machine (:mod:`proof_of_learning.distributed`).
 
     Returns a Verdict. Raises FormatError or UsageError for what cannot be read, TaskError where the task's code fails.
     """
@@ -86,35 +89,13 @@ def verify(
             clock.lap("attestations")
             if options.draw.nonce is None:
                 nonce = make_nonce(None)  # drawn when the root is known
-            answers = Answers()
-            looking = replayer = None
-            if task is not None:
-                parent = parent_of(proof, links)
-                replayer = opened.enter_context(
-                    Replayer(
-                        proof, task, options.runtime.timeout, None if parent is None else parent.path,
-                        isolation.sandbox, options.comparison.reproduce,
-                    )
-                )  # fmt: skip
-                progress("starting the replay worker", 0, 0)
-                replayer.begin()
-                answers.add(Describe(), replayer.ask(Describe()))
-                clock.lap("start of the worker")
-                looking = Looking(
-                    replayer,
-                    answers.get(Describe(), Described),
-                    survey_seed(proof.root, nonce),
-                    _other(replayer, nonce, answers),
-                )
-            found = survey(
-                proof, looking,
-                lambda done, total: progress("reading the proof", done, total),
-                lambda done, total: progress("looking at what the states compute", done, total),
+            parent = None if task is None else parent_of(proof, links)
+            found, replayer, answers = surveyed(
+                opened, proof, task, None if parent is None else parent.path, options, isolation, nonce, clock, progress, pool
             )  # fmt: skip
         except IntegrityError as error:
             return refused(broken(str(error)), nonce, clock)
         memory.trim()
-        clock.lap("survey")
         picked = challenge(proof.steps, proof.header.training.interval, proof.root, found, nonce, options.draw)
         if replayer is None:
             evidence = Evidence(proof, found, picked, options, attested=attested)
@@ -131,7 +112,9 @@ def verify(
 
         def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
             remaining = [(other.path, other.task) for other in rest]
-            return verify(link.path, link.task, options.for_link(), chain=remaining, trust=trusted, progress=progress)
+            return verify(
+                link.path, link.task, options.for_link(), chain=remaining, trust=trusted, progress=progress, pool=pool
+            )
 
         behind = follow(proof, links, trusted, verify_link)
         evidence = Evidence(proof, found, picked, options, behind, {}, isolation, attested)
@@ -145,12 +128,56 @@ def verify(
                 continue
             for requests in check.plan(evidence, answers):
                 started = len(replayer.here)
-                _ask(replayer, requests, answers, check.name, progress)
+                ask(replayer, check, evidence, requests, answers, progress)
                 if len(replayer.here) > started:  # what had to be started after all is known better now
                     evidence = replace(evidence, differences=_differences(proof, replayer, needed))
-            checks.append(_excused(proof, check.judge(evidence, answers), answers))
+            checks.append(excused(proof, check.judge(evidence, answers), answers))
             clock.lap(check.name)
         return conclude(evidence, checks, answers, clock)
+
+
+def surveyed(
+    opened: ExitStack,
+    proof: Proof,
+    task: Task | TaskReference | None,
+    parent: Path | None,
+    options: Options,
+    isolation: Isolation,
+    nonce: Nonce,
+    clock: Clock,
+    progress: ProgressCallback,
+    pool: MakePool | None = None,
+) -> tuple[Survey, Replayer | None, Answers]:
+    """Survey an opened proof, with the help of a worker where there is a task; the replayer is closed with ``opened``.
+
+    parent: the proof whose final weights the run starts from. Raises FormatError or IntegrityError at the first fault.
+    """
+    answers = Answers()
+    looking = replayer = None
+    if task is not None:
+        replayer = opened.enter_context(
+            Replayer(
+                proof, task, options.runtime.timeout, parent, isolation.sandbox, options.comparison.reproduce,
+                pool or partial(LocalPool, workers=options.runtime.workers),
+            )
+        )  # fmt: skip
+        progress("starting the replay worker", 0, 0)
+        replayer.begin()
+        answers.add(Describe(), replayer.ask(Describe()))
+        clock.lap("start of the worker")
+        looking = Looking(
+            replayer,
+            answers.get(Describe(), Described),
+            survey_seed(proof.root, nonce),
+            _other(replayer, nonce, answers),
+        )
+    found = survey(
+        proof, looking,
+        lambda done, total: progress("reading the proof", done, total),
+        lambda done, total: progress("looking at what the states compute", done, total),
+    )  # fmt: skip
+    clock.lap("survey")
+    return found, replayer, answers
 
 
 def _attested(proof: Proof, options: Options, claimed: CheckResult) -> Attested:
@@ -164,14 +191,6 @@ def _attested(proof: Proof, options: Options, claimed: CheckResult) -> Attested:
     if claimed.status == "fail":
         found = replace(found, registered=False, unregistered="its claim does not hold", anchored=frozenset())
     return found
-
-
-def _excused(proof: Proof, found: CheckResult, answers: Answers) -> CheckResult:
-    """A check's result; where the verifier called the script with other arguments, what fails by that is no forgery."""
-    other = other_arguments(proof, answers.get(Describe(), Described)) if found.status == "fail" else ""
-    if not other or found.name in (STRUCTURE.name, REGISTRATION.name, ATTESTATION.name):
-        return found
-    return msgspec.structs.replace(found, status="inconclusive", summary=f"{other}; {found.summary}")
 
 
 def _differences(proof: Proof, replayer: Replayer, needed: set[str]) -> dict[str, list[str]]:
@@ -204,27 +223,3 @@ def check(path: str | os.PathLike[str], progress: ProgressCallback = silent) -> 
         return result(STRUCTURE, "fail", str(error))
     empty = Challenge({}, Guarantee(), Nonce(value="", origin="drawn"))
     return STRUCTURE.judge(Evidence(proof, found, empty, Options()), Answers())
-
-
-def _ask(
-    replayer: Replayer, requests: Sequence[AnyCheckRequest], answers: Answers, name: str, progress: ProgressCallback
-) -> None:
-    """Get the answers that are not known yet; what a replay could not carry out is an answer too, so that there is a verdict."""
-    new = replayer.grouped([request for request in requests if request not in answers])
-    for position, request in enumerate(new):
-        progress(f"checking {name}", position, len(new))
-
-        def on_work(done: int, total: int, position: int = position) -> None:
-            if total and len(new) == 1:
-                progress(f"checking {name}", done, total)
-            else:
-                progress(f"checking {name}", position, len(new))
-
-        try:
-            answers.add(request, replayer.ask(request, on_work))
-        except PolError as error:
-            if not isinstance(request, (Replay, Noise, Evaluate)):
-                raise
-            answers.add(request, Failed(type(error).__name__, str(error)))
-    if new:
-        progress(f"checking {name}", len(new), len(new))

@@ -14,6 +14,7 @@ import numpy as np
 from proof_of_learning import sources
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.requests import AnyCheckRequest, Initialize, Initialized, Replay, Replayed
+from proof_of_learning.training.state import added_rates
 from proof_of_learning.verifier.chain import ASSURANCE, assurance
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
@@ -198,8 +199,10 @@ def _shown(value: float | None) -> str:
 
 
 def _rates(evidence: Evidence) -> tuple[float | None, float | None]:
-    """The lowest learning rate that is not 0, and the highest."""
+    """The lowest learning rate that is not 0, and the highest; also of groups that training added, whose rates states alone hold."""
     rates = [columns.rates[columns.rates != 0] for columns in evidence.proof.all_columns()]
+    added = np.array([rate for raw in set(evidence.survey.settings) if raw is not None for rate in added_rates(raw)])
+    rates.append(added[added != 0])
     lowest = min((float(found.min()) for found in rates if found.size), default=None)
     highest = max((float(np.abs(found).max()) for found in rates if found.size), default=0.0)
     return lowest, highest

@@ -11,7 +11,7 @@ import numpy as np
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.replay.measure import Comparison, Distance, ratio
-from proof_of_learning.replay.requests import AnyCheckRequest, Noise, Replay, Replayed
+from proof_of_learning.replay.requests import AnyCheckAnswer, AnyCheckRequest, Noise, Replay, Replayed
 from proof_of_learning.training.names import WEIGHTS
 from proof_of_learning.verifier.calibrated import (
     DELTA,
@@ -49,13 +49,22 @@ class TrajectoryCheck:
         yield from _closer(evidence, answers)
         yield from _shorter(evidence, Strays(evidence, answers))
 
+    def proves(self, evidence: Evidence, request: AnyCheckRequest, answer: AnyCheckAnswer) -> bool:
+        """Whether a segment that has to replay bit for bit does not; what may be noise is judged when all are known."""
+        if not isinstance(request, Replay) or request.calibrate:
+            return False
+        alone = Answers()
+        alone.add(request, answer)
+        return _judge(evidence, alone, Strays(evidence, alone), request.index, []).status == "fail"
+
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         strays = Strays(evidence, answers)
         segments = segment_results(evidence, answers, strays)
         failed = [s for s in segments if s.status == "fail"]
-        open_ = [s for s in segments if s.status == "inconclusive"]
+        replayed = [s for s in segments if s.status != "skipped"]
+        open_ = [s for s in segments if s.status in ("inconclusive", "skipped")]
         details: dict[str, Any] = {
-            "replayed": len(segments),
+            "replayed": len(replayed),
             "exact": sum(s.exact for s in segments),
             "notes": evidence.challenge.notes,
         }
@@ -79,7 +88,7 @@ class TrajectoryCheck:
             worst = failed[0]
             return result(
                 self, "fail",
-                f"{len(failed)} of {len(segments)} challenged segments are not what training gives; "
+                f"{len(failed)} of {_number(replayed, segments)} are not what training gives; "
                 f"segment {worst.index} (steps {worst.start}–{worst.stop}): {worst.note}",
                 failed=[s.index for s in failed], **details,
             )  # fmt: skip
@@ -126,6 +135,12 @@ def segment_results(evidence: Evidence, answers: Answers, strays: Strays) -> lis
     return [_judge(evidence, answers, strays, index, why) for index, why in evidence.challenge.segments.items()]
 
 
+def _number(replayed: list[SegmentResult], challenged: list[SegmentResult]) -> str:
+    if len(replayed) == len(challenged):
+        return f"{len(challenged)} challenged segments"
+    return f"{len(replayed)} segments that were replayed before it ended (of {len(challenged)} challenged)"
+
+
 def _strays(evidence: Evidence, answers: Answers, request: Replay) -> bool:
     return answers.failure(request) is None and answers.get(request, Replayed).detail is not None
 
@@ -163,7 +178,7 @@ def _judge(evidence: Evidence, answers: Answers, strays: Strays, index: int, why
         status: Status = "fail" if failure.error in REJECTED or diverged else "inconclusive"
         return SegmentResult(**base, status=status, note=failure.message)
     if request not in answers:
-        return SegmentResult(**base, status="inconclusive", note="not replayed")
+        return SegmentResult(**base, status="skipped", note="not replayed: another segment had proven a forgery")
     answer = answers.get(request, Replayed)
     columns = evidence.proof.columns(index)
     if answer.arrived == segment.arrived and answer.ended != segment.state:

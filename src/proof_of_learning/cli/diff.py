@@ -1,0 +1,101 @@
+"""``pol diff``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from proof_of_learning.cli import common
+
+if TYPE_CHECKING:
+    from proof_of_learning.diff import Apart, Diff
+
+SHOWN = 5  # tensors
+
+
+@common.command("interrupted; the proofs were only read")
+def diff(
+    first: Annotated[str, typer.Argument(help="A proof's directory, or its address (`s3://…`).", show_default=False)],
+    second: Annotated[str, typer.Argument(help="The other proof's.", show_default=False)],
+    json: Annotated[
+        str | None, typer.Option("--json", help="Write the result as JSON to this file (`-`: standard output).")
+    ] = None,
+) -> None:
+    """Show where two proofs part, and by how much: what they say differently, the first step and state that differ, and the ends.
+
+    Reads both, replays nothing and judges neither. Exit status: 0 the same proof (equal roots), 1 they differ, 2 one cannot be read.
+
+    **Examples**
+
+    `pol diff mine.pol theirs.pol`
+
+    `pol diff before.pol after.pol --json -`
+    """
+    import msgspec
+
+    from proof_of_learning.diff import diff as compare
+    from proof_of_learning.proof.reader import Proof
+    from proof_of_learning.proof.remote import local
+
+    with ExitStack() as opened, common.progress_bar(quiet=json == "-") as progress:
+        folders = [
+            opened.enter_context(local(place, lambda done, total: progress("copying the proof", done, total)))
+            for place in (first, second)
+        ]
+        found = compare(Proof.open(folders[0]), Proof.open(folders[1]), progress)
+    common.write_json(msgspec.json.format(msgspec.json.encode(found), indent=2), json)
+    if json != "-":
+        _show(found)
+    if not found.same:
+        raise typer.Exit(1)
+
+
+def _show(found: Diff) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from proof_of_learning.report.text import line
+
+    if found.same:
+        common.say(f"the same proof: root {found.first}")
+        return
+    rows = {"roots": f"{found.first}\n{found.second}"}
+    rows |= {each.name: f"{each.first}  |  {each.second}" for each in found.said}
+    if found.others:
+        rows["…"] = f"and {found.others:,} other differences (--json has the first ones only)"
+    if found.steps[0] != found.steps[1]:
+        rows["steps"] = f"{found.steps[0]:,}  |  {found.steps[1]:,}"
+    equal = "the same start" if found.states == 1 else f"the first {found.states:,} are equal"
+    rows["states"] = "they differ from the start" if not found.states else equal
+    rows["first step that differs"] = (
+        "none, as far as both go" if found.parted is None else f"{found.parted:,} ({', '.join(found.columns)})"
+    )
+    rows["first state that differs"] = _apart(found.state) if found.state else "none that both hold"
+    rows["final weights"] = "equal" if found.same_weights else "not equal"
+    rows["final state"] = _apart(found.final) if found.final else "not held by both"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(line(name), Text("\n".join(line(part) for part in value.split("\n"))))
+    common.results().print(table)
+
+
+def _apart(found: Apart) -> str:
+    from proof_of_learning.report.text import number, percent
+
+    if not found.comparable or found.overall is None:
+        return f"after {found.step:,} steps: other tensors, so there is no distance"
+    text = f"after {found.step:,} steps: l2 {number(found.overall.l2)}, largest {number(found.overall.linf)}"
+    if found.relative is not None:
+        text += f" ({percent(found.relative)} of what the first one's segment moved)"
+    if found.tensors:
+        text += "\nmost in " + ", ".join(
+            f"{name} ({number(error.error)} of {number(error.span)})"
+            for name, error in list(found.tensors.items())[:SHOWN]
+        )
+    if found.unequal:
+        text += "\nmust be equal and is not: " + ", ".join(found.unequal[:SHOWN])
+    return text
