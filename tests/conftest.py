@@ -13,6 +13,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, settings
 
+import support_attestation
 from proof_of_learning import TaskReference, prove
 from proof_of_learning.proof import remote
 from proof_of_learning.prover import Recording
@@ -79,6 +80,12 @@ def tiny() -> TaskReference:
 def tiny_proof(tiny: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An honest proof of the tiny task: 5 segments, the last one shorter. Read only."""
     return Path(prove(tiny, tmp_path_factory.mktemp("honest") / "tiny.pol", interval=5).path)
+
+
+@pytest.fixture(scope="session")
+def world(tiny: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> support_attestation.World:
+    """Two authorities, an owner and a stranger, and a proof that was registered, signed and stamped by both. Read only."""
+    return support_attestation.build(tiny, tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,21 @@ from proof_of_learning.training.environment import VARIABLES
 
 WORKER = [sys.executable, "-m", "proof_of_learning.replay.worker"]
 # What may be read while Python, NumPy and PyTorch are loaded.
-EARLY = ("PYTHON", "LD_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "DNNL_", "ONEDNN_", "ATEN_", "TORCH", "NPY_")
+EARLY = (
+    "PYTHON",
+    "LD_",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "OPENBLAS_",
+    "MKL_",
+    "DNNL_",
+    "ONEDNN_",
+    "ATEN_",
+    "TORCH",
+    "NPY_",
+    "POL_TEST_IMPORTED",
+)
 LATE = {"PYTHONIOENCODING", "PYTHONUSERBASE"}  # set anew in what is forked, or without meaning there
 IMPORTED = (  # what workers and commands import before they do anything
     "torch._dynamo", "proof_of_learning.replay.worker", "proof_of_learning.verifier.verify", "proof_of_learning.report.html",
@@ -174,7 +188,7 @@ class Nursery:
 
 def serve(connection: socket.socket) -> None:
     """Fork a process for each message, until nobody is there to send one."""
-    for name in IMPORTED:
+    for name in (*IMPORTED, *os.environ.get("POL_TEST_IMPORTED", "").split()):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import proof_of_learning as pol
 import support_proofs
 import tasks
 from proof_of_learning import canonical, registration
+from proof_of_learning.attestation import signatures
 from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, UsageError
 from proof_of_learning.header import without_folders
 from proof_of_learning.proof import format, parse
@@ -438,14 +440,17 @@ def test_a_claim_of_version_1_is_read_and_not_recorded_under(tmp_path: Path) -> 
 
 
 def test_claims_name_owners_by_digest(tmp_path: Path) -> None:
-    made = pol.register(support_proofs.smallest(), tmp_path / "claim.json", owner_key="00ff")
-    assert made.claim.owners == [canonical.sha256(b"\x00\xff")] and made.claim.threshold == 1
+    key, sourceless = signatures.generate(tmp_path / "key.pem"), eval("lambda model, batch: model(batch[0]).sum()")
+    made = pol.register(f"{tasks.__file__}:task", tmp_path / "claim.json", owners=[tmp_path / "key.pub.pem"])
+    assert made.claim.owners == [key.digest] and made.claim.threshold == 1
     assert registration.load(tmp_path / "claim.json") == made
-    with pytest.raises(UsageError, match="hex"):
-        pol.register(support_proofs.smallest(), tmp_path / "other.json", owner_key="xyz")
+    with pytest.raises(UsageError, match="sources are not available in full"):
+        pol.register(replace(support_proofs.smallest(), loss=sourceless), tmp_path / "other.json", owners=[key])
+    with pytest.raises(UsageError, match="2 of 1 cannot have to sign"):
+        pol.register(f"{tasks.__file__}:task", tmp_path / "other.json", owners=[key], threshold=2)
     changes: list[dict[str, Any]] = [
         {"threshold": 2}, {"threshold": 0}, {"owners": []}, {"owners": made.claim.owners * 2, "threshold": 2}, {"owners": ["x"]},
-        {"recovery": DIGEST}, {"sources": DIGEST},
+        {"recovery": DIGEST}, {"sources": "x"},
     ]  # fmt: skip
     for changed in changes:
         claim = msgspec.structs.replace(made.claim, **changed)

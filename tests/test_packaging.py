@@ -23,7 +23,7 @@ WITHIN = {"markupsafe": "jinja2", "click": "typer"}  # what these packages are b
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {re.split(r"[\[<>=]", requirement)[0].lower() for requirement in requirements}
+    return {re.split(r"[\[<>=!]", requirement)[0].lower() for requirement in requirements}
 
 
 def foreign(path: Path) -> set[str]:
@@ -42,6 +42,8 @@ def test_what_is_imported_is_declared(path: Path) -> None:
     declared = names(PROJECT["dependencies"])
     if path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in WITH_REPORT:
         declared |= names(PROJECT["optional-dependencies"]["report"])
+    if path.parent == PACKAGE / "integrations":
+        declared |= names(PROJECT["optional-dependencies"].get(path.stem, []))
     assert {WITHIN.get(name, name) for name in foreign(path)} <= declared
 
 

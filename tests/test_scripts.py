@@ -21,6 +21,13 @@ TABLE = [
     ("classify.py", ["--epochs", "2", "--lr", "0.1"], 5),
     ("gan.py", ["--epochs", "2"], 9),
     ("language.py", ["--steps", "30"], 4),
+    ("accumulate.py", [], 4),
+    ("augment.py", ["--workers", "1"], 5),
+    ("average.py", [], 7),
+    ("finetune.py", ["--weights", "WEIGHTS"], 5),
+    ("patience.py", [], 6),
+    ("sequences.py", [], 6),
+    ("vae.py", [], 5),
 ]
 
 # A loop of one hidden layer, with places for what a test wants to be different.
@@ -88,11 +95,14 @@ def verdict(proof: Path, path: Path, *, arguments: tuple[str, ...] | None = None
 def test_an_example_records_unchanged_and_is_valid_elsewhere(
     name: str, arguments: list[str], interval: int, tmp_path: Path
 ) -> None:
+    if "WEIGHTS" in arguments:
+        arguments = ["--weights", str(tmp_path / "weights.pt")]
+        assert run(SCRIPTS / name, *arguments, "--make").returncode == 0
     plain = run(SCRIPTS / name, *arguments)
     recorded = record(SCRIPTS / name, tmp_path / "run.pol", *arguments, interval=interval)
     assert recorded.returncode == 0, recorded.stderr
     assert plain.stdout and recorded.stdout.startswith(plain.stdout)  # every loss and accuracy that it prints
-    every = verdict(tmp_path / "run.pol", SCRIPTS / name, everything=True)
+    every = verdict(tmp_path / "run.pol", SCRIPTS / name, arguments=tuple(arguments), everything=True)
     assert (every.verdict, every.assurance) == ("valid", "observed"), every.reason
     assert len(every.segments) == len(Proof.open(tmp_path / "run.pol").segments)
     assert all(segment.exact for segment in every.segments)
@@ -258,6 +268,7 @@ BAD = [
     ("training is no longer finite", {"begin": "optimizer.param_groups[0]['lr'] = 1e38"}),
     ("makes a second pol.Run", {"end": "run.close(); pol.Run(model=model)"}),
     ("ended itself with status 3", {"step": "sys.exit(3)"}),
+    ("asks for more batches after run.close()", {"step": "run.close() if number == 7 else None"}),
 ]
 
 
@@ -268,6 +279,23 @@ def test_what_cannot_be_recorded_is_said_in_one_line(says: str, places: dict[str
     assert says in done.stderr and "Traceback" not in done.stderr
 
 
+def test_data_that_read_otherwise_each_time_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = script(tmp_path, epochs=1)
+    noisy = "data.__class__ = type('Noisy', (TensorDataset,), {'__getitem__': lambda self, i: (torch.rand(64), self.tensors[1][i])})"
+    path.write_text(path.read_text().replace("steps = 0", noisy))
+    done = record(path, tmp_path / "run.pol")
+    assert done.returncode == 2
+    assert (
+        "reads differently the second time; hand the data without random changes over: pol.Run(data=plain"
+        in done.stderr
+    )
+
+
+def test_a_script_has_no_doctor_of_its_own(tmp_path: Path) -> None:
+    done = nursery.run(("doctor", script(tmp_path)), variables(), tmp_path)
+    assert done.returncode == 2 and b"looked at while it is recorded: pol prove" in done.stderr
+
+
 def test_a_finished_directory_is_refused_and_the_training_goes_on(tmp_path: Path) -> None:
     path = script(tmp_path, epochs=1, end="run.close(); print('trained')")
     (tmp_path / "run.pol").mkdir()
@@ -275,3 +303,37 @@ def test_a_finished_directory_is_refused_and_the_training_goes_on(tmp_path: Path
     done = record(path, tmp_path / "run.pol")
     assert done.returncode == 2 and "trained" in done.stdout
     assert "holds a finished proof already" in done.stderr
+
+
+READS = ("torch.manual_seed(1)", "torch.manual_seed(int(open(sys.argv[1]).read()))")
+
+
+def test_a_file_that_the_script_reads_first_is_an_input_and_another_one_is_named(tmp_path: Path) -> None:
+    path = script(tmp_path)
+    path.write_text(path.read_text().replace(*READS))
+    for folder, seed in (("here", "7"), ("there", "7"), ("elsewhere", "8")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "seed.txt").write_text(seed)
+    assert record(path, tmp_path / "run.pol", str(tmp_path / "here" / "seed.txt")).returncode == 0
+    assert [item.name for item in Proof.open(tmp_path / "run.pol").header.inputs] == ["seed.txt"]
+    same = verdict(tmp_path / "run.pol", path, arguments=(str(tmp_path / "there" / "seed.txt"),))
+    assert same.verdict == "valid", same.reason
+    assert "reads the same 1 file: seed.txt" in next(c.summary for c in same.checks if c.name == "task")
+    other = verdict(tmp_path / "run.pol", path, arguments=(str(tmp_path / "elsewhere" / "seed.txt"),))
+    assert other.verdict == "inconclusive" and "you have another file seed.txt" in other.reason, other.reason
+
+
+def test_loaders_with_batches_of_other_sizes_are_no_forgery(tmp_path: Path) -> None:
+    path = script(tmp_path)
+    text = path.read_text().replace("steps = 0", "small = DataLoader(data, batch_size=20, shuffle=True)")
+    path.write_text(text.replace("run.batches(loader)", "run.batches(small if epoch else loader)"))
+    assert record(path, tmp_path / "run.pol", interval=7).returncode == 0
+    found = verdict(tmp_path / "run.pol", path)
+    assert found.verdict == "inconclusive" and "takes a batch of 20" in found.reason, found.reason
+    assert verdict(tmp_path / "run.pol", path, accept_order=True).verdict == "valid"
+
+
+def test_what_is_logged_is_said_to_be_no_part_of_the_proof(tmp_path: Path) -> None:
+    path = script(tmp_path, epochs=1, step="run.log(loss=loss.item())")
+    done = record(path, tmp_path / "run.pol")
+    assert done.returncode == 0 and done.stderr.count("run.log(loss) is no part of the proof") == 1, done.stderr

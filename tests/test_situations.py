@@ -19,7 +19,15 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning import Task
 from proof_of_learning.data.batches import to_device
-from proof_of_learning.errors import DataError, EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
+from proof_of_learning.errors import (
+    DataError,
+    EvaluationWarning,
+    RecordingError,
+    RecordingWarning,
+    TaskError,
+    TrainingError,
+    UsageError,
+)
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.training.state import capture, restore, tensor_bytes
 from support_proofs import contents
@@ -401,19 +409,91 @@ def test_the_extra_for_s3_is_advised_for_s3(scheme: str, advised: bool, monkeypa
 # ---- refused in one line ----------------------------------------------------------------------------
 
 
-def test_lazy_layers_are_refused_by_name_unless_the_factory_fills_them(tmp_path: Path) -> None:
-    def lazy() -> nn.Module:
-        return nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, tasks.CLASSES))
+class Lazy(nn.Module):
+    """Lazy layers of all kinds, with a count that every forward pass raises, and one that is never reached."""
+
+    def __init__(self, unused: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Unflatten(1, (1, tasks.FEATURES)), nn.LazyConv1d(3, 3), nn.LazyBatchNorm1d(), nn.Dropout(0.1), nn.Flatten(),
+            nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, tasks.CLASSES),
+        )  # fmt: skip
+        self.register_buffer("calls", torch.zeros(1))
+        self.unused = nn.LazyLinear(2) if unused else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        result: Tensor = self.body(x)
+        return result
+
+
+@pytest.mark.parametrize("kind", ["standard", "custom", "filled"])
+def test_lazy_layers_get_their_shapes_before_anything_is_captured(kind: str, tmp_path: Path) -> None:
+    """By the first batch, in the prover and in a worker; or in the factory. A pass that draws or counts leaves no trace."""
 
     def filled() -> nn.Module:
-        model = lazy()
+        model = Lazy().eval()
         model(torch.zeros(1, tasks.FEATURES))
         return model
 
-    task = replace(tasks.task(steps=12), model=lazy)
-    with pytest.raises(TaskError, match=r"'0.weight' of the model has no shape before the first forward pass"):
+    task = replace(tasks.task(steps=12), model=filled if kind == "filled" else Lazy)
+    task = replace(task, loss=None, step=stepper("first")) if kind == "custom" else task
+    survives(task, tmp_path)
+    proof = pol.Proof.open(tmp_path / "whole.pol")
+    first = proof.state(proof.initial_state).tensors
+    assert float(first["model/buffers/calls"][0]) == (kind == "filled")
+    check = pol.verify(proof.path, task, random=0, top_q=0).check("initialization")
+    assert check.status == "pass", check.summary  # the values follow from the key: none of them is brought along
+
+
+def test_lazy_layers_that_the_first_batch_does_not_reach_are_refused_by_name(tmp_path: Path) -> None:
+    task = replace(tasks.task(steps=12), model=lambda: Lazy(unused=True))
+    with pytest.raises(TaskError, match=r"'unused.weight' of the model has no shape before the first forward pass"):
         pol.prove(task, tmp_path / "run.pol")
-    survives(replace(task, model=filled), tmp_path)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        raise ValueError("not today")
+
+    with pytest.raises(
+        TaskError, match=r"'body.1.weight' of the model .*; with the first batch: ValueError: not today"
+    ):
+        pol.prove(replace(task, model=Lazy, loss=loss), tmp_path / "run.pol")
+    with pytest.raises(TaskError, match=r"'weight' of the model has no shape .* call the model once on a sample"):
+        capture({"model": nn.LazyLinear(3)})
+
+
+def identity() -> nn.Module:
+    model = tasks.Net()
+    nn.init.eye_(model.middle.weight)
+    return model
+
+
+def orthogonal() -> nn.Module:
+    model = tasks.Net()
+    nn.utils.parametrizations.orthogonal(model.middle)
+    return model
+
+
+def seeded() -> nn.Module:
+    torch.manual_seed(42)
+    return tasks.Net()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(identity, "middle.weight"), (orthogonal, "middle.parametrizations.weight.original"), (seeded, "first.bias")],
+)
+def test_a_start_that_follows_from_no_key_is_said_with_both_cures(
+    model: Callable[[], nn.Module], name: str, tmp_path: Path
+) -> None:
+    task, name = replace(tasks.task(steps=6), model=model), f"model/parameters/{name}"
+    with pytest.warns(RecordingWarning, match=r"leave the seed out|Leave the seed out") as told:
+        pol.prove(task, tmp_path / "run.pol", interval=2, rehearse=True)
+    assert f"--approve-fixed '{name}'" in str(told[0].message) and name in str(told[0].message)
+    verdict = pol.verify(tmp_path / "run.pol", task)
+    assert verdict.verdict == "invalid" and f"--approve-fixed '{name}'" in verdict.reason
+    approved = pol.verify(tmp_path / "run.pol", task, approve_fixed=("model/parameters/*",), everything=True)
+    assert approved.check("initialization").status == "pass"
 
 
 @pytest.mark.parametrize("absent", [True, False])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,12 @@ def state_digest(tree: Any, content: dict[str, Any]) -> str:  # [6]
 
 def check(folder: Path) -> str:
     """The root of the proof in ``folder``; ValueError (KeyError, TypeError) for one that contradicts itself."""
-    need({path.name for path in folder.iterdir()} == FILES, "a file is missing or unexpected")
+    need({path.name for path in folder.iterdir()} - {"attestations"} == FILES, "a file is missing or unexpected")
+    for path in folder.glob("attestations/*"):  # [17]
+        fits = re.fullmatch(r"(claim|head|seal)-([0-9a-f]{16})\.(dsse\.json|json|tsr)", path.name)
+        need(
+            fits is not None and sha256(path.read_bytes())[7:23] == fits[2], "an attestation is not what its name says"
+        )
     raw = {name: (folder / name).read_bytes() for name in FILES - {"objects"}}
     header, seal = document(raw["header.json"], "header.json"), document(raw["seal.json"], "seal.json")
     version = {"pol/proof/v1": 1, "pol/proof/v2": 2}.get(header["format"], 0)
@@ -129,7 +135,9 @@ def check(folder: Path) -> str:
             header["program"]["kind"] in ("task", "script"),
             header["program"]["sealed"],
         ]
-        need([*neutral, header["randomness"]["anchor"]] == [1, "native", True, None, None], "what is only reserved yet")
+        need(neutral == [1, "native", True, None], "what is only reserved yet")
+        anchor, claim = header["randomness"]["anchor"], header["randomness"]["claim"]
+        need(anchor is None or claim is not None, "a timestamp of no claim")
         need(header["parts"]["model"] == "module" and header["parts"]["progress"] == "progress", "no model, or no step")
 
     log, head = chain(raw["log.jsonl"], top, "log.jsonl", tag)  # [4]

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from proof_of_learning import attacks, errors
     from proof_of_learning.calibration import calibrate
     from proof_of_learning.errors import PolError
+    from proof_of_learning.exporting import export
     from proof_of_learning.proof.pack import pack, unpack
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.prover import Recording, prove, register
     from proof_of_learning.recorder import Indexed, Recorder
     from proof_of_learning.run.clock import Run
+    from proof_of_learning.signing import sign, timestamp
     from proof_of_learning.task import Task, TaskReference, load_task
     from proof_of_learning.thinning import regenerate, thin
     from proof_of_learning.training.state import State
@@ -50,12 +52,15 @@ _HOMES = {
     "Verdict": "verifier.verdict",
     "calibrate": "calibration",
     "check": "verifier.verify",
+    "export": "exporting",
     "load_task": "task",
     "pack": "proof.pack",
     "prove": "prover",
     "regenerate": "thinning",
     "register": "prover",
+    "sign": "signing",
     "thin": "thinning",
+    "timestamp": "signing",
     "unpack": "proof.pack",
     "verify": "verifier.verify",
 }
@@ -76,6 +81,6 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "Task", "TaskReference", "Verdict",
-    "__version__", "attacks", "calibrate", "check", "errors", "load_task", "pack", "prove",
-    "regenerate", "register", "thin", "unpack", "verify",
+    "__version__", "attacks", "calibrate", "check", "errors", "export", "load_task", "pack", "prove",
+    "regenerate", "register", "sign", "thin", "timestamp", "unpack", "verify",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from torch import Tensor
 from proof_of_learning import prover
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit
 from proof_of_learning.errors import PolError, TaskError, UsageError, WorkerError
+from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.format import Header
 from proof_of_learning.recorder import make_header
@@ -27,7 +28,7 @@ from proof_of_learning.rehearsal.beside import first_module, marks, rewritten
 from proof_of_learning.rehearsal.causes import Finding, data_by_process, explain, in_place
 from proof_of_learning.rehearsal.hops import Difference, Hop, Player, ProcessPlayer, examine, investigate, replay
 from proof_of_learning.rehearsal.loading import check_described, check_start
-from proof_of_learning.rehearsal.structure import altered, structure
+from proof_of_learning.rehearsal.structure import altered, grown, structure
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import TaskReference, load_task, task_code
@@ -92,21 +93,24 @@ def diagnose(
     steps: int | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    arithmetic: str = NATIVE,
     progress: ProgressCallback = silent,
 ) -> Diagnosis:
     """Train ``task`` for a while, replay it elsewhere, and name what differs.
 
     interval: steps between checkpoints, as :func:`proof_of_learning.prove` will be told. steps: how many are taken (default: into the
-    second epoch, at most 200, for at most 20 seconds). device, threads: as for ``prove``.
+    second epoch, at most 200, for at most 20 seconds). device, threads, arithmetic: as for ``prove``.
     Raises UsageError or TaskError where the task cannot be loaded at all.
     """
     begun = time.monotonic()
     reference = (TaskReference(task) if isinstance(task, str) else task).absolute()
+    if arithmetic not in ARITHMETICS:
+        raise UsageError(f"there is no arithmetic {arithmetic[:40]!r}; choose one of {', '.join(ARITHMETICS)}")
     if steps is not None and steps < 2:
         raise UsageError(f"at least 2 steps are needed, not {steps}")
     environments.pin_process(portable=False, device=device, threads=threads)
     with randomness.preserved(), environments.recording(device, threads) as environment:
-        doctor = _Doctor(reference, interval, steps, device, environment, progress)
+        doctor = _Doctor(reference, interval, steps, device, environment, progress, arithmetic)
         try:
             doctor.look()
         finally:
@@ -131,13 +135,14 @@ class _Doctor:
         device: str,
         environment: Environment,
         progress: ProgressCallback,
+        arithmetic: str,
     ) -> None:
         self.task = load_task(reference)
         self.findings: list[Finding] = []
         self.skipped: list[str] = []
         self.taken = self.replays = 0
         self._interval, self._steps, self._device, self._environment = interval, steps, device, environment
-        self._progress = progress
+        self._progress, self._arithmetic = progress, arithmetic
         self._key = randomness.key_from_seed(self.task.seed)
         self._exit = ExitStack()
 
@@ -170,29 +175,29 @@ class _Doctor:
 
     def _load(self) -> Dataset:
         self._progress("loading the data", 0, 0)
-        with self._finding(end=True), task_code("loading the data"):
+        with self._finding(end=True), using(self._arithmetic), task_code("loading the data"):
             data = self.task.data()
             len(data)
-        with self._finding():
+        with self._finding(), using(self._arithmetic):
             check_deterministic(data)
-        with self._finding(), task_code("loading the data"):
+        with self._finding(), using(self._arithmetic), task_code("loading the data"):
             prover.check_loading(self.task, data)
         return data
 
     def _head(self, data: Dataset) -> Header:
         total = len(data)
-        with self._finding(end=True), task_code("reading the data"):
+        with self._finding(end=True), using(self._arithmetic), task_code("reading the data"):
             commitment = commit(data, progress=lambda done: self._progress("hashing the data", done, total))
         with self._finding(end=True):
             header = make_header(self.task, self._session(), data, interval=self._interval, data_commitment=commitment)
         return header
 
     def _session(self) -> Session:
-        return Session(self.task, self._key, self._device)
+        return Session(self.task, self._key, self._device, arithmetic=self._arithmetic)
 
     def _players(self, header: Header) -> list[Player]:
         """Both processes load while this one trains."""
-        job = Job(self.task, header.randomness.key, self.task.seed)
+        job = Job(self.task, header.randomness.key, self.task.seed, arithmetic=self._arithmetic)
         players: list[Player] = [ProcessPlayer(job, self._environment, seed) for seed in HASH_SEEDS]
         for player in players:
             self._exit.callback(player.close)
@@ -279,7 +284,8 @@ class _Doctor:
         with self._finding():
             self._add(check_described(player, header))
         with self._finding():
-            self._add(check_start(player, course.states[0]))
+            for found in check_start(player, course.states[0]):
+                self._add(found)
         self._data(player, header)
         hops = _hops(course, header.training.interval)
         for number, hop in enumerate(hops):
@@ -373,7 +379,9 @@ class _Doctor:
                 (
                     at
                     for at, given in ends.items()
-                    if at in course.states and states.settings(course.states[at]) != given
+                    if at in course.states
+                    and not grown(course.states[0], course.states[at])  # training itself changes its settings
+                    and states.settings(course.states[at]) != given
                 ),
                 None,
             )

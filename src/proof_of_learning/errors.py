@@ -51,6 +51,10 @@ class IntegrityError(PolError):
     exit_status = 1
 
 
+class AuthorityError(PolError):
+    """A timestamp authority does not answer, or not as it has to."""
+
+
 class DivergedError(PolError):
     """Training, repeated from an earlier state, arrives at another state than the one whose digest was recorded."""
 
@@ -79,6 +83,10 @@ class StoreWarning(RuntimeWarning):
 
 class EvaluationWarning(RuntimeWarning):
     """The task's evaluation failed after training began; the recording goes on without a claim of what the model achieves."""
+
+
+class RecordingWarning(RuntimeWarning):
+    """Whoever records should know: a loop does what trains or seals nothing, or a verifier will have to approve a start."""
 
 
 class RehearsalWarning(RuntimeWarning):

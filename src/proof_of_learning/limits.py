@@ -14,8 +14,16 @@ MAX_SEAL = 1 << 12  # seal.json: a few digests
 MAX_LINE = 1 << 20  # a line of log or index: digests and the names of measures
 MAX_LOG = 4 << 30  # log.jsonl and index.jsonl: five million segments
 MAX_BLOCK = 1 << 30  # one segment's columns; a million steps with their batches and generators take a quarter
-MAX_CLAIM = 1 << 20  # claim.json: one claim and the runs that were begun under it
+MAX_CLAIM = 4 << 20  # claim.json: one claim, the runs that were begun under it, signatures and timestamps
+MAX_VERDICT = 1 << 28  # a verdict in JSON, when it is signed
 MAX_POLICY = 1 << 20  # a policy is written by hand
+MAX_ATTESTATION = 2 << 20  # a statement, an envelope (which may hold a claim) or a timestamp token
+MAX_ATTESTATIONS = 256  # files of the folder attestations/, and
+MAX_ATTESTED = 16 << 20  # what they have together
+MAX_TOKEN = 1 << 16  # a timestamp token with its certificates
+MAX_SIGNATURES = 16  # of an envelope
+MAX_KEY = 1 << 16  # a key in a file
+MAX_ROOTS = 1 << 20  # certificates of authorities that a verifier trusts
 
 # ---- documents --------------------------------------------------------------------------------------------------
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from proof_of_learning import registration as registrations
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit, encode_sample
-from proof_of_learning.errors import DataError, EvaluationWarning, TaskError, TrainingError
+from proof_of_learning.errors import DataError, EvaluationWarning, TaskError, TrainingError, UsageError
+from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.proof.writer import begun, remember
+from proof_of_learning.proof.writer import attach, begun, remember
 from proof_of_learning.recorder import Recorder, finite, make_header
 from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job
@@ -29,6 +31,9 @@ from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
+
+if TYPE_CHECKING:
+    from proof_of_learning.attestation.signatures import PublicKey
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +82,18 @@ def _prepared(
     start_from: str | os.PathLike[str] | None,
     codec: str,
     progress: ProgressCallback,
+    arithmetic: str,
 ) -> Iterator[_Prepared]:
     task = load_task(task)
     if seed is not None:
         task = replace(task, seed=seed)
+    if arithmetic not in ARITHMETICS:
+        raise UsageError(f"there is no arithmetic {arithmetic[:40]!r}; choose one of {', '.join(ARITHMETICS)}")
     environments.pin_process(portable=portable, device=device, threads=threads)
     if portable and threads is None:
         threads = environments.PORTABLE_THREADS
     with randomness.preserved(), environments.recording(device, threads) as environment:
-        with task_code("loading the data"):
+        with using(arithmetic), task_code("loading the data"):
             data = task.data()
             total = len(data)
             check_deterministic(data)
@@ -96,7 +104,7 @@ def _prepared(
         if start_from is not None:
             parent = Proof.open(start_from)
             base, root = parent.state(parent.segments[-1].state).part("model"), parent.root
-        session = Session(task, randomness.key_from_seed(task.seed), device, base)
+        session = Session(task, randomness.key_from_seed(task.seed), device, base, arithmetic)
         header = make_header(
             task, session, data, interval=interval, data_commitment=commitment, start_root=root, codec=codec
         )
@@ -119,6 +127,7 @@ def prove(
     keep_every: int | None = None,
     asynchronous: bool | None = None,
     rehearse: bool | None = None,
+    arithmetic: str | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``, a directory or an address that fsspec knows (``s3://…``); go on where an
@@ -140,6 +149,8 @@ def prove(
         names the cause where the bits differ (default: yes, unless the environment variable ``POL_REHEARSAL`` is ``0``). A task
         with a reference is replayed in a fresh process. One that is an object is replayed in this process; what it keeps in
         globals and closures, and what differs from process to process, is then not found.
+    arithmetic: ``native`` (PyTorch's own; the default, unless the claim says otherwise), or ``portable``, which gives the same bits on
+        any machine, is slower, and refuses operations that it does not have.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
@@ -147,9 +158,11 @@ def prove(
         interval = claim.claim.interval
     if codec is None:
         codec = codecs.DEFAULT if claim is None else claim.claim.codec.name
+    if arithmetic is None:
+        arithmetic = NATIVE if claim is None else claim.claim.arithmetic
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=seed, start_from=start_from,
-        codec=codec, progress=progress,
+        codec=codec, progress=progress, arithmetic=arithmetic,
     )  # fmt: skip
     with remote.recording(path) as (folder, copy), prepared as ready:
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
@@ -161,13 +174,13 @@ def prove(
         if registration is not None:
             resuming = (folder / format.HEADER_FILE).exists()
             registrations.begin(Path(registration), header, resuming)
-        session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base)
+        session = Session(ready.task, bytes.fromhex(header.randomness.key), device, ready.base, arithmetic)
         feed, order = derived_feed(ready.task, ready.data, session.key, device)
         steps = header.training.planned
         assert steps is not None  # a task says how many
         rehearsal = None
         if rehearsals.wanted(rehearse):
-            job = Job(ready.task, header.randomness.key, ready.task.seed, ready.base)
+            job = Job(ready.task, header.randomness.key, ready.task.seed, ready.base, arithmetic=arithmetic)
             live = rehearsals.Live(session, ready.data, feed, order)
             rehearsal = rehearsals.Rehearsal(job, ready.environment, header, session.parts, live)
         beside = device != "cpu" if asynchronous is None else asynchronous
@@ -185,6 +198,9 @@ def prove(
                 log.info("%s is complete already", path)
                 return _finished(session, folder, path)
             remember(folder, identity)
+            if claim is not None:
+                for name, raw in claim.attestations().items():
+                    attach(folder, name, raw)
             log.info("recording into %s from step %d of %d", folder, recorder.steps_done, steps)
             progress("training", recorder.steps_done, steps)
             for result in session.run(steps, feed, order):
@@ -207,23 +223,41 @@ def register(
     device: str = "cpu",
     portable: bool = False,
     threads: int | None = None,
-    owner_key: str | None = None,
+    owners: Iterable[str | os.PathLike[str] | PublicKey] = (),
+    threshold: int | None = None,
     start_from: str | os.PathLike[str] | None = None,
     codec: str = codecs.DEFAULT,
+    arithmetic: str = NATIVE,
     progress: ProgressCallback = silent,
 ) -> registrations.Registration:
     """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`.
 
-    owner_key: the owner's public key in hex, kept in the claim for signatures.
+    owners: public keys (PEM files) of those who own what will be trained; the claim names them, and :func:`sign` signs it.
+    threshold: how many of them have to (default: all).
     """
+    keys = _public_keys(owners)
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=None, start_from=start_from,
-        codec=codec, progress=progress,
+        codec=codec, progress=progress, arithmetic=arithmetic,
     )  # fmt: skip
     with prepared as ready:
-        registration = registrations.new_claim(ready.header, ready.environment, owner_key)
+        digests = [key.digest for key in keys]
+        registration = registrations.new_claim(ready.header, ready.environment, digests, threshold)
+    if keys:
+        from proof_of_learning.signing import unsigned_claim
+
+        registration = unsigned_claim(registration, keys)
     registrations.save_new(Path(path), registration)
     return registration
+
+
+def _public_keys(owners: Iterable[str | os.PathLike[str] | PublicKey]) -> list[PublicKey]:
+    given = list(owners)
+    if not given:
+        return []
+    from proof_of_learning.attestation import signatures
+
+    return [item if isinstance(item, signatures.PublicKey) else signatures.load_public(item) for item in given]
 
 
 def describe(task: Task | str | TaskReference) -> Description:

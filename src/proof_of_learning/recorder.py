@@ -23,7 +23,14 @@ from proof_of_learning import limits
 from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
-from proof_of_learning.errors import EvaluationWarning, RecordingError, TaskError, TrainingError, UsageError
+from proof_of_learning.errors import (
+    EvaluationWarning,
+    RecordingError,
+    RecordingWarning,
+    TaskError,
+    TrainingError,
+    UsageError,
+)
 from proof_of_learning.header import kinds_of, program_of
 from proof_of_learning.proof import codecs, files, format, parse
 from proof_of_learning.proof.blocks import Columns
@@ -31,8 +38,10 @@ from proof_of_learning.proof.codecs import Encoded
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
-from proof_of_learning.rehearsal import beside
+from proof_of_learning.rehearsal import beside, following
 from proof_of_learning.rehearsal.beside import Rehearsal
+from proof_of_learning.rehearsal.following import Following
+from proof_of_learning.rehearsal.hops import Hop
 from proof_of_learning.rehearsal.structure import regrouped
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.replay.pool import Job
@@ -40,10 +49,11 @@ from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.parts import Progress, rates, stray_parameters
+from proof_of_learning.training.optimizers import settle_groups
+from proof_of_learning.training.parts import Progress, of_kind, optimizers, rates, stray_parameters
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
-from proof_of_learning.training.steps import Session, groups
+from proof_of_learning.training.steps import Session
 
 
 def make_header(
@@ -90,6 +100,7 @@ def make_header(
         codec=CodecClaim(stored.name, stored.version, in_loop=not stored.exact),
         program=program_of(task),
         parts=kinds_of(session.parts),
+        arithmetic=session.arithmetic,
     )
     parse.check(header)
     return header
@@ -138,13 +149,16 @@ class Recorder:
         self._loop: list[Indices] = []
         self._pending: _Pending | None = None
         self._behind = Behind() if asynchronous else None
-        self._groups = groups(self.parts)
+        self._groups = {name: settle_groups(optimizer) for name, optimizer in optimizers(self.parts).items()}
         self._spare: State | None = None  # memory for the next copy
         self._rehearsal = rehearsal
+        self._following: Following | None = None
         self.complete = (self.path / format.SEAL_FILE).exists()
         if self.complete:
             self._check_same_run()
-            self.steps_done = Proof.open(self.path).steps
+            proof = Proof.open(self.path)
+            self.steps_done = proof.steps
+            restore(self.parts, proof.state(proof.segments[-1].state))
             return
         if (self.path / format.HEADER_FILE).exists():
             self._writer = ProofWriter.resume(self.path, header, keep_every)
@@ -169,6 +183,10 @@ class Recorder:
         try:
             if self._behind is not None and kind is None:
                 self._behind.join()  # a loop that ended without close() learns here what went wrong beside it
+            if kind is None and self._pending is not None and self.finished:
+                self._say(
+                    "every step was taken, and the loop ended without close(), so nothing is sealed; call it behind the loop"
+                )
         finally:
             if self._rehearsal is not None:
                 self._rehearsal.close()
@@ -190,7 +208,6 @@ class Recorder:
         """Record one finished step; at a segment's end, its checkpoint. Returns whether one was taken.
 
         ``loop``: what happened in a script's step (:mod:`run.events`).
-
         ``evaluation``: what the model achieves at this checkpoint; only where :meth:`closes_segment` says that there is one.
         ``loss`` is a scalar tensor, read only at the checkpoint, so that a step on an accelerator is not held up.
         """
@@ -237,6 +254,8 @@ class Recorder:
         """
         if self.complete:
             return Proof.open(self.path).root
+        if self._following is not None and self._pending is not None and self.finished:
+            self._following.check(self.steps_done + 1, rates(self.parts))
         self._finish_pending()
         planned = self.header.training.planned
         stopped = planned is not None and self.steps_done < planned
@@ -292,15 +311,23 @@ class Recorder:
             if set(parts) != expected:
                 raise UsageError(f"the task has the parts {sorted(expected)}; the loop gave {sorted(parts)}")
             header = make_header(task, session, task.data(), interval=interval, mode="recorded", codec=codec)
+            if beside.wanted(rehearse):
+                following.check_settings(session, {**parts, "progress": session.progress})
         # In the task's order, in which rates are told.
         parts = {**{n: parts[n] for n in session.parts if n in parts}, "progress": Progress(session.progress.adding)}
         environment = environments.current(device)
         rehearsal = None
         if beside.wanted(rehearse):
             rehearsal = Rehearsal(Job(task, header.randomness.key, task.seed), environment, header, parts)
-        return cls(
+        recorder = cls(
             path, header, parts, environment, keep_every=keep_every, asynchronous=asynchronous, rehearsal=rehearsal
         )
+        if recorder.complete:
+            recorder._say("this run is finished; nothing is trained, and the parts are what its training ended with")
+        elif rehearsal is not None:
+            steps, done = header.training.at_most, recorder.steps_done
+            recorder._following = Following.of(session, done, steps, header.training.steps_per_epoch)
+        return recorder
 
     def watch(self, loader: Iterable[tuple[Any, Any]], batches_per_step: int = 1) -> Iterator[Any]:
         """Yield the loader's batches and record the steps taken between: a step ends with the request for the next one's first batch.
@@ -308,6 +335,8 @@ class Recorder:
         The loader yields ``(indices, batch)``, as one over :class:`Indexed` does: what a sampler yielded is not what was trained
         on (loaders run ahead), so every sample carries its own index. Hand each loss to :meth:`loss`.
         """
+        if self.finished and not self.complete:
+            self._say(f"all {self.header.training.planned} steps of the task are taken; nothing beyond them is trained")
         iterator = iter(loader)
         while not self.finished:
             items = [item for _, item in zip(range(batches_per_step), iterator, strict=False)]
@@ -315,7 +344,10 @@ class Recorder:
                 return  # the step stays open: a scheduler may be stepped once the epoch's loop has ended
             self._finish_pending()
             indices = np.concatenate([torch.as_tensor(given).reshape(-1).numpy() for given, _ in items])
-            pending = self._pending = _Pending(indices, RngSnapshot.take(), rates(self.parts), len(items))
+            used = rates(self.parts)
+            if self._following is not None:
+                self._following.check(self.steps_done, used)
+            pending = self._pending = _Pending(indices, RngSnapshot.take(), used, len(items))
             for position, (_, batch) in enumerate(items, 1):
                 yield batch
                 if len(pending.losses) != position:
@@ -363,7 +395,12 @@ class Recorder:
             self._behind.join()
         arrived = self._capture()
         if self._rehearsal is not None:
-            self._rehearsal.checkpoint(self.steps_done, arrived)
+            before = self._writer.state
+            assert before is not None
+            start = self.steps_done - len(self._losses)
+            self._rehearsal.checkpoint(
+                Hop(start, before, self.steps_done, arrived, self._losses, self._indices, self._rng, self._loop)
+            )
         encoded = self._writer.encode(arrived, self.steps_done)
         state, digest = arrived, None
         if encoded is not None:
@@ -423,10 +460,15 @@ class Recorder:
         self._spare = before if before is not self._writer.state else None
 
     def _check_groups(self) -> None:
-        """A row of rates has one column for each group, throughout a run. TaskError where training has changed their number."""
-        for name, count in groups(self.parts).items():
-            if count != self._groups[name]:
+        """The groups that an optimizer was built with stay, and only PyTorch's own kind is given further ones. TaskError otherwise."""
+        growing = of_kind(self.parts, "optimizer")
+        for name, optimizer in optimizers(self.parts).items():
+            count = len(optimizer.param_groups)
+            if count < self._groups[name] or (count > self._groups[name] and name not in growing):
                 raise TaskError(regrouped(name, self._groups[name], count, self.steps_done + 1).line())
+
+    def _say(self, what: str) -> None:
+        warnings.warn(f"{self.path}: {what}", RecordingWarning, stacklevel=3)
 
     def _check_same_run(self) -> None:
         if bytes(files.read_bounded(self.path / format.HEADER_FILE, limits.MAX_HEADER)) != self.header.encoded():

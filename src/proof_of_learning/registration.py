@@ -1,29 +1,41 @@
 """Registration: the claim that is fixed before training, from which all randomness follows.
 
-The claim names task, settings, data, planned steps, k, codec, numeric environment, owners, a link in a chain of trust, and a
-nonce; the key
-of the run is its hash, so nothing is left for a cheat to choose afterwards. What lies beside the claim in ``claim.json``
-(when it was made, by its own word; the runs that used it; timestamps and signatures) is not under that hash.
+The claim names task, sources, settings, data, planned steps, k, codec, numeric environment, owners, a link in a chain of trust, and
+a nonce; the key of the run is its hash, so nothing is left for a cheat to choose afterwards. Where its owners signed it and an
+authority stamped that, the key follows from the timestamp, too: it cannot have been known before. What lies beside the claim in
+``claim.json`` (when it was made, by its own word; the runs that used it; signatures and timestamps) is not under the claim's hash.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import datetime
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, sources
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError, UsageError
-from proof_of_learning.limits import MAX_CLAIM, MAX_OWNERS
+from proof_of_learning.limits import MAX_ATTESTATIONS, MAX_CLAIM, MAX_OWNERS
 from proof_of_learning.proof import files
-from proof_of_learning.proof.format import ARITHMETIC, VERSION, VERSIONS, CodecClaim, Header, Input, Plain, check_digest
+from proof_of_learning.proof.format import (
+    ARITHMETIC,
+    ATTESTATION,
+    VERSION,
+    VERSIONS,
+    CodecClaim,
+    Header,
+    Input,
+    Plain,
+    check_digest,
+)
 from proof_of_learning.training.environment import Environment
 
 SCHEMA = "pol/claim/v2"
@@ -68,13 +80,17 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         version = VERSIONS.get(self.format, VERSION)
         return canonical.sha256(f"pol/v{version}/claim\0".encode(), self.encoded())
 
-    def key(self) -> bytes:
-        """The 32-byte key of the run: the claim's digest itself."""
-        return bytes.fromhex(self.digest()[7:])
+    def key(self, anchor: str | None = None) -> bytes:
+        """The 32-byte key of the run: the claim's digest itself, or what follows from it and from the timestamp ``anchor`` on it."""
+        digest = self.digest()
+        if anchor is not None:
+            digest = canonical.sha256(b"pol/v2/anchored\0", digest.encode(), b"\0", anchor.encode())
+        return bytes.fromhex(digest[7:])
 
     def fixed(self) -> tuple[str, ...]:
         """The names of what is fixed, as :func:`_fixed_by` has them."""
-        return (*_FIXED_1, "format", "steps_per_epoch", "arithmetic", "arguments", "settings", "sealed", "inputs")
+        added = ("format", "steps_per_epoch", "arithmetic", "arguments", "settings", "sealed", "inputs")
+        return (*_FIXED_1, *added, *(() if self.sources is None else ("sources",)))
 
 
 class _Claim1(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,17 +132,43 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root: str | None = None
 
 
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A signed statement of the claim, or a timestamp on one: the file that will lie in the proof, its bytes in base64."""
+
+    name: str
+    content: str
+
+
 class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``claim.json``. ``created`` is what its maker says (RFC 3339, UTC); ``seals`` will hold timestamps and signatures."""
+    """``claim.json``. ``created`` is what its maker says (RFC 3339, UTC); ``seals`` has signatures and timestamps."""
 
     schema: str
     claim: Claim
     created: str
     runs: list[Run] = []
-    seals: list[dict[str, Any]] = []
+    seals: list[Kept] = []
 
     def encoded(self) -> bytes:
         return canonical.encode(self)
+
+    def attestations(self) -> dict[str, bytes]:
+        """The files in ``seals`` by name. Raises FormatError."""
+        if len(self.seals) > MAX_ATTESTATIONS:
+            raise FormatError(f"a claim has at most {MAX_ATTESTATIONS} signatures and timestamps")
+        found = {}
+        for item in self.seals:
+            if not ATTESTATION.fullmatch(item.name):
+                raise FormatError(f"the claim holds {canonical.brief(item.name)}, which is no attestation's name")
+            try:
+                found[item.name] = base64.b64decode(item.content, validate=True)
+            except (binascii.Error, ValueError):
+                raise FormatError(f"the claim holds {item.name}, which is not base64") from None
+        return found
+
+    def keeping(self, attestations: Mapping[str, bytes]) -> Registration:
+        """The same with these files in ``seals``."""
+        kept = [Kept(name, base64.b64encode(raw).decode()) for name, raw in sorted(attestations.items())]
+        return msgspec.structs.replace(self, seals=kept)
 
     @property
     def unfinished(self) -> list[Run]:
@@ -146,14 +188,23 @@ class _Registration1(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seals: list[dict[str, Any]] = []
 
 
-def new_claim(header: Header, environment: Environment, owner_key: str | None = None) -> Registration:
-    """A fresh claim for the run that ``header`` (made from the task's seed) describes. ``owner_key``: a public key, in hex."""
-    try:
-        owners = [] if owner_key is None else [canonical.sha256(bytes.fromhex(owner_key))]
-    except ValueError:
-        raise UsageError("the owner's public key is not an even number of hex digits") from None
-    fixed = _fixed_by(header, environment)
-    claim = Claim(nonce=secrets.token_hex(32), owners=owners, threshold=len(owners), **fixed)
+def new_claim(
+    header: Header, environment: Environment, owners: Iterable[str] = (), threshold: int | None = None
+) -> Registration:
+    """A fresh claim for the run that ``header`` (made from the task's seed) describes.
+
+    owners: digests of public keys. threshold: how many of them have to sign (default: all).
+    """
+    fixed, named = _fixed_by(header, environment), sorted(set(owners))
+    if named and fixed["sources"] is None:
+        raise UsageError(
+            "the task's sources are not available in full, and a claim that owners sign has to fix them; keep the task in a file of "
+            "its own, with its functions defined there (`pol doctor` says which are missing)"
+        )
+    needed = len(named) if threshold is None else threshold
+    if len(named) > MAX_OWNERS or not bool(named) <= needed <= len(named):
+        raise UsageError(f"a claim has at most {MAX_OWNERS} owners, and {needed} of {len(named)} cannot have to sign")
+    claim = Claim(nonce=secrets.token_hex(32), owners=named, threshold=needed, **fixed)
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return Registration(SCHEMA, claim, now.isoformat().replace("+00:00", "Z"))
 
@@ -167,7 +218,7 @@ def load(path: str | os.PathLike[str]) -> Registration:
         raise FormatError(f"{what} is not valid: {canonical.brief(error)}") from error
     if schema == SCHEMA_1:
         old = canonical.decode(raw, _Registration1, what)
-        registration = Registration(schema, _upgraded(old.claim), old.created, old.runs, old.seals)
+        registration = Registration(schema, _upgraded(old.claim), old.created, old.runs)
     elif schema == SCHEMA:
         registration = canonical.decode(raw, Registration, what)
         _check(registration.claim, what)
@@ -194,12 +245,30 @@ def apply(registration: Registration, header: Header, environment: Environment) 
         )
     for name, found in _fixed_by(header, environment).items():
         wanted = getattr(claim, name)
-        if wanted != found:
+        if wanted != found and name in claim.fixed():
             raise UsageError(
                 f"the claim fixes {_difference(name, wanted, found)}; register a new claim for another run"
             )
-    randomness = msgspec.structs.replace(header.randomness, key=claim.key().hex(), seed=None, claim=claim.digest())
+    anchor = anchor_of(registration)
+    randomness = msgspec.structs.replace(
+        header.randomness, key=claim.key(anchor).hex(), seed=None, claim=claim.digest(), anchor=anchor
+    )
     return msgspec.structs.replace(header, randomness=randomness, claim=msgspec.to_builtins(claim))
+
+
+def anchor_of(registration: Registration) -> str | None:
+    """The digest that the key follows from beside the claim: of the newest timestamp on it; None where there is none."""
+    if not any(item.name.endswith(".tsr") for item in registration.seals):
+        return None
+    from proof_of_learning.attestation import gathering, timestamps
+
+    files_ = gathering.files_of(registration.attestations())
+    tokens = [timestamps.parse(file.raw, file.name) for file in files_ if file.form == gathering.TOKEN]
+    stamped = {token.stamped for token in tokens}
+    newest = [token for token in tokens if canonical.sha256(token.raw)[7:] not in stamped]
+    if len(newest) != 1:
+        raise UsageError("the claim has timestamps of which none contains all the others; register anew")
+    return newest[0].anchor
 
 
 def violations(header: Header, environments: Mapping[str, Environment]) -> list[str]:
@@ -211,7 +280,8 @@ def violations(header: Header, environments: Mapping[str, Environment]) -> list[
     found = (
         [] if claim.digest() == header.randomness.claim else ["the claim's digest is not the one that the key names"]
     )
-    found += [] if claim.key().hex() == header.randomness.key else ["the key is not the hash of the claim"]
+    of = "the hash of the claim" if header.randomness.anchor is None else "the hash of the claim and its timestamp"
+    found += [] if claim.key(header.randomness.anchor).hex() == header.randomness.key else [f"the key is not {of}"]
     # What is on record need not follow from the claim: anybody's observed run would fit under anybody's claim.
     if header.randomness.mode == "recorded":
         found.append("under a claim batches and generator states follow from its hash, but here they were recorded")
@@ -237,6 +307,14 @@ def claim_of(header: Header) -> Claim:
     return claim
 
 
+def owners(header: Header) -> list[str]:
+    """Digests of the keys that a header's claim names; none where it holds no claim that can be read."""
+    try:
+        return [] if header.claim is None else claim_of(header).owners
+    except FormatError:
+        return []
+
+
 def _check(claim: Claim, what: str) -> None:
     """Whether a claim says what one can, and nothing that this version does not know. Raises FormatError."""
     keys = [*claim.owners, *([] if claim.recovery is None else [claim.recovery])]
@@ -248,8 +326,8 @@ def _check(claim: Claim, what: str) -> None:
         or not bool(claim.owners) <= claim.threshold <= len(claim.owners)
     ):
         raise FormatError(f"{what} names owners twice, too many, or a threshold that they cannot reach")
-    if claim.sources is not None or claim.recovery is not None:
-        raise FormatError(f"{what} fixes sources or a recovery key, which this version cannot check")
+    if claim.recovery is not None:
+        raise FormatError(f"{what} fixes a recovery key, which this version cannot check")
 
 
 def begin(path: Path, header: Header, resuming: bool) -> None:
@@ -282,13 +360,21 @@ def save_new(path: Path, registration: Registration) -> None:
     _save(path, registration)
 
 
+def rewrite(path: Path, registration: Registration) -> None:
+    """Write a claim with further signatures and timestamps over the one that it was read from."""
+    _save(path, registration)
+
+
 def _save(path: Path, registration: Registration) -> None:
+    if len(raw := registration.encoded()) > MAX_CLAIM:
+        raise UsageError(f"the claim would have {len(raw):,} bytes; at most {MAX_CLAIM:,} are read again")
     files.write_atomic(path, [registration.encoded()], durable=True)
 
 
 def _fixed_by(header: Header, environment: Environment) -> dict[str, Any]:
     return {
         "task": header.task.digest,
+        "sources": sources.digest(header.task.digest, header.task.sources),
         "name": header.task.name,
         "data": header.data,
         "format": header.format,

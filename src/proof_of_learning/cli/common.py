@@ -27,7 +27,14 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from proof_of_learning.errors import EvaluationWarning, PolError, RehearsalWarning, StoreWarning, UsageError
+from proof_of_learning.errors import (
+    EvaluationWarning,
+    PolError,
+    RecordingWarning,
+    RehearsalWarning,
+    StoreWarning,
+    UsageError,
+)
 from proof_of_learning.report.text import line, visible
 
 if TYPE_CHECKING:
@@ -36,7 +43,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
 UNWRAPPED = 4096  # columns
-OWN_WARNINGS = (EvaluationWarning, RehearsalWarning, StoreWarning)
+OWN_WARNINGS = (EvaluationWarning, RecordingWarning, RehearsalWarning, StoreWarning)
 DATA_VARIABLE = "POL_DATA"
 
 SET_HELP = "A setting of the task, NAME=VALUE, handed to its function; may be repeated."

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from proof_of_learning.cli import common
+from proof_of_learning.errors import UsageError
 
 
 @common.command("interrupted; nothing was written")
@@ -23,6 +24,12 @@ def doctor(
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`, as for `pol prove`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads, as for `pol prove`.")] = None,
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form."
+        ),
+    ] = "native",
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     json: Annotated[
@@ -39,8 +46,13 @@ def doctor(
 
     `pol doctor examples/fashion_mnist.py:task --data DATA --set epochs=3 -k 10 --json findings.json`
     """
+    from proof_of_learning.task import is_script
     from proof_of_learning.training import environment
 
+    if is_script(task):
+        raise UsageError(
+            f"`pol doctor` takes a task, and {task} is a script; a script is looked at while it is recorded: pol prove {task} -o DIR"
+        )
     common.use_data(data)
     common.writable("--json", json)
     environment.pin_process(portable=False, device=device, threads=threads)
@@ -51,7 +63,7 @@ def doctor(
     with common.progress_bar(quiet=json == "-") as progress:
         found = diagnose(
             TaskReference(task, common.settings(set_)), interval=interval, steps=steps, device=device, threads=threads,
-            progress=progress,
+            arithmetic=arithmetic, progress=progress,
         )  # fmt: skip
     common.write_json(found.to_json(), json)
     if json != "-":

@@ -86,7 +86,9 @@ def environment(
     for number, recorded in enumerate(found, 1):
         with common.progress_bar() as progress:
             progress(f"setting up environment {number} here", 0, 0)
-            lacking = missing(recorded, own_numpy=opened.header.own_code)
+            lacking = missing(
+                recorded, own_numpy=opened.header.own_code, portable=opened.header.arithmetic == "portable"
+            )
         same = "a process on this machine has it; replays can give the recorded bits"
         differs = f"not reproduced here: {'; '.join(lacking)}" if lacking else same
         common.say(f"environment {number} of {len(found)}: {differs}")
@@ -131,7 +133,7 @@ def variables(recorded: Environment) -> str:
     return "\n".join(lines) + "\n"
 
 
-def missing(recorded: Environment, *, own_numpy: bool) -> list[str]:
+def missing(recorded: Environment, *, own_numpy: bool, portable: bool = False) -> list[str]:
     """What a process that is started for ``recorded`` does not have on this machine, as a replay worker would find it."""
     import msgspec
 
@@ -152,7 +154,7 @@ def missing(recorded: Environment, *, own_numpy: bool) -> list[str]:
         raise NumericEnvironmentError(
             f"a process with the recorded variables could not be started here: {error}"
         ) from None
-    return environments.differences(recorded, here, own_numpy=own_numpy)
+    return environments.differences(recorded, here, own_numpy=own_numpy, portable=portable)
 
 
 def _machine(recorded: Environment) -> str:

@@ -15,12 +15,15 @@ from proof_of_learning.cli import (
     diff,
     doctor,
     environment,
+    export,
     inspect,
     pack,
     plan,
     policy,
     prove,
     register,
+    selftest,
+    sign,
     thin,
     verify,
 )
@@ -54,6 +57,9 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("register")(register.register)
+app.command("keygen")(sign.keygen)
+app.command("sign")(sign.sign)
+app.command("timestamp")(sign.timestamp)
 app.command("doctor")(doctor.doctor)
 app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
@@ -63,6 +69,8 @@ app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
 app.command("diff")(diff.diff)
 app.command("environment")(environment.environment)
+app.command("export")(export.export)
+app.command("selftest")(selftest.selftest)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)
 app.command("pack")(pack.pack)

@@ -67,6 +67,13 @@ def prove(
             help="Do not replay short stretches beside the training to see whether a proof can be valid.",
         ),
     ] = False,
+    arithmetic: Annotated[
+        str | None,
+        typer.Option(
+            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form.  "
+            "[default: native, or what the claim says]"
+        ),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -100,7 +107,7 @@ def prove(
         given = {
             "--seed": seed, "--registration": registration, "--start-from": start_from, "--evaluations": evaluations or None,
             "--codec": codec, "--keep-every": keep_every, "--async": asynchronous, "--set": set_ or None,
-            "--save-model": save_model,
+            "--save-model": save_model, "--arithmetic": arithmetic,
         }  # fmt: skip
         if unused := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
@@ -112,7 +119,8 @@ def prove(
             pol.load_task(task, common.settings(set_)), out,
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
             registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
-            keep_every=keep_every, asynchronous=asynchronous, rehearse=False if no_rehearsal else None, progress=progress,
+            keep_every=keep_every, asynchronous=asynchronous, rehearse=False if no_rehearsal else None, arithmetic=arithmetic,
+            progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)

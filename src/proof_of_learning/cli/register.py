@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from proof_of_learning.cli import common
+from proof_of_learning.errors import UsageError
+
+if TYPE_CHECKING:
+    from proof_of_learning.attestation.signatures import PrivateKey
 
 
 @common.command("interrupted; no claim was written")
@@ -28,7 +32,28 @@ def register(
         ),
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.")] = None,
-    owner_key: Annotated[str | None, typer.Option("--owner-key", help="The owner's public key, in hex.")] = None,
+    key: Annotated[
+        list[Path] | None, typer.Option("--key", help="An owner's key, which signs the claim; may be repeated.")
+    ] = None,
+    owner: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--owner", help="The public key of a further owner, who signs elsewhere (`pol sign`); may be repeated."
+        ),
+    ] = None,
+    threshold: Annotated[int | None, typer.Option(min=1, help="How many owners have to sign.  [default: all]")] = None,
+    passphrase_env: Annotated[
+        str | None,
+        typer.Option(
+            "--passphrase-env", help="Environment variable with the keys' passphrase, in place of asking for it."
+        ),
+    ] = None,
+    tsa: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tsa", help="Address of a timestamp authority (RFC 3161) that dates the signed claim; may be repeated."
+        ),
+    ] = None,
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="Another proof, whose final weights training starts from.")
     ] = None,
@@ -36,6 +61,12 @@ def register(
         str,
         typer.Option(help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop."),
     ] = "raw",
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form."
+        ),
+    ] = "native",
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
 ) -> None:
@@ -45,8 +76,14 @@ def register(
 
     `pol register examples/digits.py:task -o claim.json`
 
+    `pol register examples/digits.py:task -o claim.json --key key.pem --tsa https://freetsa.org/tsr`
+
     `pol prove examples/digits.py:task -o run.pol --registration claim.json`
     """
+    if tsa and not key:
+        raise UsageError(
+            "--tsa dates a claim that its owner signed; name the key (--key), or sign and stamp it afterwards"
+        )
     from proof_of_learning.training import environment
 
     common.use_data(data)
@@ -55,11 +92,19 @@ def register(
     import proof_of_learning as pol
     from proof_of_learning.prover import describe
 
+    signers = _signers(key or [], passphrase_env)
+    if tsa:
+        from proof_of_learning.attestation import authority
+
+        for url in tsa:
+            authority.checked(url)
+
     loaded = pol.load_task(task, common.settings(set_))
     with common.progress_bar() as progress:
         made = pol.register(
-            loaded, out, interval=interval, device=device, portable=portable,
-            threads=threads, owner_key=owner_key, start_from=start_from, codec=codec, progress=progress,
+            loaded, out, interval=interval, device=device, portable=portable, threads=threads,
+            owners=[*(signer.public for signer in signers), *(owner or [])], threshold=threshold,
+            start_from=start_from, codec=codec, arithmetic=arithmetic, progress=progress,
         )  # fmt: skip
     claim = made.claim
     common.say(
@@ -68,4 +113,23 @@ def register(
     common.say(f"claim {claim.digest()}")
     common.say(f"task {claim.task}")
     common.say(f"sources {describe(loaded).sources_digest() or 'not available in full'}")
-    common.say("Publish or timestamp this digest before you train: a claim nobody has seen proves no date.")
+    if signers:
+        from proof_of_learning import signing
+
+        for signer in signers:
+            signing.sign(out, signer)
+        common.say(f"signed with {', '.join(signer.public.digest for signer in signers)}")
+        if tsa:
+            signing.timestamp(out, tsa)
+            common.say(f"stamped by {', '.join(tsa)}: nothing of the run can be known before this moment")
+    if not tsa:
+        common.say("Publish or timestamp this digest before you train: a claim nobody has seen proves no date.")
+
+
+def _signers(paths: list[Path], variable: str | None) -> list[PrivateKey]:
+    if not paths:
+        return []
+    from proof_of_learning.attestation.signatures import load_private
+    from proof_of_learning.cli.sign import passphrase
+
+    return [load_private(path, passphrase(path, variable)) for path in paths]

@@ -68,7 +68,12 @@ def verify(
     registration: Annotated[
         Path | None, typer.Option(help="The claim under which the proof must have been made.")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="A safetensors file that the proof must end in.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A safetensors file, or a folder with some (as Hugging Face has them), that the proof must end in."
+        ),
+    ] = None,
     approve_fixed: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,6 +96,17 @@ def verify(
     ] = None,
     trust: Annotated[
         list[str] | None, typer.Option("--trust", help="Root of a proof that is trusted as a start; may be repeated.")
+    ] = None,
+    trusted_key: Annotated[
+        list[Path] | None,
+        typer.Option("--trusted-key", help="A public key (PEM) that must have signed the proof; may be repeated."),
+    ] = None,
+    threshold: Annotated[int, typer.Option(min=1, help="How many of the trusted keys must have signed.")] = 1,
+    trusted_tsa: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--trusted-tsa", help="Certificates (PEM) of a timestamp authority that you believe; may be repeated."
+        ),
     ] = None,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Run all checks even after a failure.")] = False,
     timeout: Annotated[
@@ -150,6 +166,7 @@ def verify(
             accept_nonce=accept_nonce, accept_order=accept_order, accept_uniform=accept_uniform, accept_stopped=accept_stopped,
             allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
             approve_fixed=approve_fixed or (), laws=initial_law or (), chain=_links(chain or []), trust=trust or (),
+            trusted_keys=trusted_key or (), threshold=threshold, trusted_tsa=trusted_tsa or (),
             keep_going=keep_going, timeout=timeout, policy=policy, sandbox=sandbox, allow_read=allow_read or (),
             workers=workers, pool=pool, progress=progress,
         )  # fmt: skip

@@ -8,6 +8,7 @@ A proof is a directory (``docs/spec/format.md`` has the whole specification)::
     index.jsonl     which object stores which state; chained, outside the root
     objects/ab/…    content-addressed files
     seal.json       the root
+    attestations/…  optional: statements, signatures and timestamps, each named by its content
 
 No time, host, path or process id lies under the root. What is read of version 1 becomes the same documents (:mod:`.parse`).
 """
@@ -35,6 +36,8 @@ HEADER_FILE, LOG_FILE, BLOCKS_FILE, INDEX_FILE, SEAL_FILE = (
     "header.json", "log.jsonl", "blocks.bin", "index.jsonl", "seal.json"
 )  # fmt: skip
 OBJECTS = "objects"
+ATTESTATIONS = "attestations"  # statements about the proof, signed or not, and timestamps on them: outside the root
+ATTESTATION = re.compile(r"(claim|head|seal)-([0-9a-f]{16})\.(dsse\.json|json|tsr)")
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

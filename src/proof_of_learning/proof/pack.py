@@ -1,6 +1,6 @@
 """A proof as one file: an uncompressed tar archive with one spelling, so that equal proofs are equal files.
 
-Members stand in a fixed order (header, log, blocks, index, seal, then the objects by name), their headers without times or owners.
+Members stand in a fixed order (header, log, blocks, index, seal, then attestations and objects by name), without times or owners.
 Any tar program opens it. Reading accepts exactly what writing writes.
 """
 
@@ -23,6 +23,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _PIECE = 1 << 20
 _FILES = (format.HEADER_FILE, format.LOG_FILE, format.BLOCKS_FILE, format.INDEX_FILE, format.SEAL_FILE)
 _OBJECT = re.compile(rf"{format.OBJECTS}/([0-9a-f]{{2}})/\1[0-9a-f]{{62}}")
+_BESIDE = re.compile(rf"{format.ATTESTATIONS}/{format.ATTESTATION.pattern}")
 _END = bytes(2 * _BLOCK)
 OnBytes = Callable[[int, int], None]
 
@@ -40,6 +41,8 @@ def pack(
     """
     proof, target = Proof.open(path), Path(out)
     members = [(name, proof.path / name) for name in _FILES]
+    beside = [f"{format.ATTESTATIONS}/{name}" for name in sorted(proof.attestations)]
+    members += [(name, proof.path / name) for name in beside]
     objects = sorted({stored.object for stored in proof.index.values()})
     members += [(f"{format.OBJECTS}/{name[7:9]}/{name[7:]}", object_path(proof.path, name)) for name in objects]
     total = sum(source.stat().st_size for _, source in members)
@@ -106,7 +109,7 @@ def _unpack(stream: BinaryIO, total: int, folder: Path, progress: OnBytes) -> No
         if position < len(_FILES):
             fits = name == _FILES[position]
         else:
-            fits = _OBJECT.fullmatch(name) is not None and name > before
+            fits = bool(_OBJECT.fullmatch(name) or _BESIDE.fullmatch(name)) and name > before
             before = name
         if not fits:
             raise FormatError(f"the archive holds {name[:100]!r} where a packed proof does not")

@@ -19,6 +19,7 @@ from proof_of_learning.limits import (
     MAX_STEPS,
     MAX_TEXT,
 )
+from proof_of_learning.numeric.portable import ARITHMETICS
 from proof_of_learning.proof import format, version1
 from proof_of_learning.proof.format import HEADER_FILE, Event, Group, Header, Line, Program, Reload, check_digest
 
@@ -77,7 +78,7 @@ def check(header: Header) -> None:
         and (randomness.claim is None) != (randomness.seed is None),
         "the key comes from either a seed or a claim, which the header then holds",
     )
-    need(randomness.anchor is None, "it names an anchor of its claim, which this version cannot check")
+    need(randomness.anchor is None or randomness.claim is not None, "it names a timestamp of a claim, and no claim")
     need(
         (header.initialization.kind == "linked") == (header.initialization.proof is not None),
         "a linked initialization, and no other, names the proof that it starts from",
@@ -92,6 +93,7 @@ def check(header: Header) -> None:
         "task digest": header.task.digest,
         "data root": header.data.root,
         "claim": randomness.claim,
+        "timestamp of its claim": randomness.anchor,
         "proof to start from": header.initialization.proof,
     }
     for what, value in digests.items():
@@ -113,8 +115,12 @@ def check(header: Header) -> None:
     need(not any(map(_RANK.fullmatch, header.parts)), "a part is named as another process's, but there is one")
     need(header.ranks == 1, f"{header.ranks} processes took part, and this version knows proofs of one")
     need(
-        header.arithmetic == format.ARITHMETIC,
-        f"its arithmetic is {canonical.brief(header.arithmetic)!r}; this version knows {format.ARITHMETIC!r}",
+        header.arithmetic in ARITHMETICS,
+        f"its arithmetic is {canonical.brief(header.arithmetic)!r}; this version knows {' and '.join(map(repr, ARITHMETICS))}",
+    )
+    need(
+        header.arithmetic == format.ARITHMETIC or (header.program.kind == "task" and randomness.mode == "derived"),
+        "a script, or a loop of its own, is recorded in native arithmetic",
     )
     if canonical.sha256(b"pol/v1/task\0", canonical.encode(header.task.description)) != header.task.digest:
         raise IntegrityError(f"{HEADER_FILE}: the task's digest is not that of its description")

@@ -58,6 +58,7 @@ class Proof:
     events: list[Event]
     end: End
     index: dict[str, Stored]
+    attestations: dict[str, bytes] = field(repr=False)
     _offsets: list[int] = field(repr=False)
     _memory: Memory = field(repr=False)
 
@@ -109,8 +110,9 @@ class Proof:
         _check_files(folder, index, offsets[-1])
         events = [line for line in log if isinstance(line, Event)]
         return cls(
-            folder, header, seal.root, start.state, segments, used, events, log[-1], index, offsets, Memory.of(index)
-        )
+            folder, header, seal.root, start.state, segments, used, events, log[-1], index, read_attestations(folder),
+            offsets, Memory.of(index),
+        )  # fmt: skip
 
     @property
     def steps(self) -> int:
@@ -328,7 +330,35 @@ def _read_index(folder: Path, header: Header, seal: Seal, head: str, states: lis
     return index
 
 
-_FILES = {format.HEADER_FILE, format.LOG_FILE, format.BLOCKS_FILE, format.INDEX_FILE, format.SEAL_FILE, format.OBJECTS}
+_FOLDERS = {format.OBJECTS, format.ATTESTATIONS}
+_FILES = {format.HEADER_FILE, format.LOG_FILE, format.BLOCKS_FILE, format.INDEX_FILE, format.SEAL_FILE, *_FOLDERS}
+
+
+def read_attestations(folder: Path) -> dict[str, bytes]:
+    """The files beside the root, by name. Raises FormatError for one that is none of them, or not what its name says."""
+    found, total, place = dict[str, bytes](), 0, folder / format.ATTESTATIONS
+    if not place.is_dir():
+        return found
+    for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
+        name = f"{format.ATTESTATIONS}/{canonical.brief(entry.name)}"
+        if not format.ATTESTATION.fullmatch(entry.name):
+            raise FormatError(f"unexpected file in the proof: {name}; remove it or get a clean copy")
+        raw = bytes(files.read_bounded(place / entry.name, limits.MAX_ATTESTATION, name))
+        total += len(raw)
+        if len(found) >= limits.MAX_ATTESTATIONS or total > limits.MAX_ATTESTED:
+            raise FormatError(
+                f"{format.ATTESTATIONS}/ holds more than {limits.MAX_ATTESTATIONS} files or {limits.MAX_ATTESTED:,} bytes"
+            )
+        if entry.name != attestation_name(entry.name, raw):
+            raise FormatError(f"{name} does not have the bytes that its name says; remove it or get a clean copy")
+        found[entry.name] = raw
+    return found
+
+
+def attestation_name(like: str, raw: bytes) -> str:
+    """The name of an attestation: that of ``like`` (``seal-….tsr``), with the digest of ``raw`` in it."""
+    kind, _, rest = like.partition("-")
+    return f"{kind}-{canonical.sha256(raw)[7:23]}.{rest.partition('.')[2]}"
 
 
 def _check_files(folder: Path, index: dict[str, Stored], block_bytes: int) -> None:
@@ -344,7 +374,7 @@ def _check_files(folder: Path, index: dict[str, Stored], block_bytes: int) -> No
     for entry in os.scandir(folder):
         if entry.name not in _FILES:
             raise FormatError(f"unexpected file in the proof: {entry.name[:100]!r}; remove it or get a clean copy")
-        regular(entry, stat.S_ISDIR if entry.name == format.OBJECTS else stat.S_ISREG)
+        regular(entry, stat.S_ISDIR if entry.name in _FOLDERS else stat.S_ISREG)
     blocks = folder / format.BLOCKS_FILE
     if not blocks.exists() or blocks.stat().st_size != block_bytes:
         raise FormatError(

@@ -36,6 +36,7 @@ _PACKAGES = {  # what pip has to install for a kind of address
 _NAME = re.compile(
     rf"({'|'.join(re.escape(name) for name in (format.HEADER_FILE, *_GROWING, format.SEAL_FILE))})"
     rf"|{format.OBJECTS}/([0-9a-f]{{2}})/\2[0-9a-f]{{62}}"
+    rf"|{format.ATTESTATIONS}/{format.ATTESTATION.pattern}"
 )
 _LIMITS = {
     format.HEADER_FILE: limits.MAX_HEADER,
@@ -76,7 +77,8 @@ def fetch(address: str, folder: Path, progress: OnBytes = lambda done, total: No
     if not members:
         raise FormatError(f"{address} does not exist; a proof is what `pol prove -o` wrote")
     for name, size in members.items():
-        if not 0 <= size <= _LIMITS.get(name, size):
+        beside = name.startswith(f"{format.ATTESTATIONS}/")
+        if not 0 <= size <= (limits.MAX_ATTESTATION if beside else _LIMITS.get(name, size)):
             raise FormatError(f"{address}/{name}: the store announced {size:,} bytes, which no proof has")
     folder.mkdir(parents=True, exist_ok=True)
     room, total, done = shutil.disk_usage(folder).free, sum(members.values()), 0
@@ -180,15 +182,15 @@ class Mirror:
     def _copy(self, sizes: dict[str, int], index: bytes) -> None:
         """Objects, then what names them: at any moment the store holds a beginning of the run."""
         self._put(format.HEADER_FILE, self._read(format.HEADER_FILE))
-        for name in self._objects():
+        for name in (*self._objects(), *self._objects(format.ATTESTATIONS)):
             if name not in self._there and _NAME.fullmatch(name) and (raw := self._find(name)) is not None:
                 self._put(name, raw)
         for name in _GROWING:
             self._put(name, index if name == format.INDEX_FILE else self._read(name)[: sizes[name]])
 
-    def _objects(self) -> list[str]:
+    def _objects(self, below: str = format.OBJECTS) -> list[str]:
         """Names of the objects that are here. While a recording is thinned, whole folders vanish."""
-        found = os.walk(self.folder / format.OBJECTS)
+        found = os.walk(self.folder / below)
         return sorted(
             Path(folder, name).relative_to(self.folder).as_posix() for folder, _, names in found for name in names
         )

@@ -66,6 +66,10 @@ def _write(
     (folder / format.OBJECTS).mkdir()
     for name in (format.HEADER_FILE, format.LOG_FILE, format.BLOCKS_FILE):
         _link(proof.path / name, folder / name)
+    if proof.attestations:
+        (folder / format.ATTESTATIONS).mkdir()
+    for name in proof.attestations:
+        _link(proof.path / format.ATTESTATIONS / name, folder / format.ATTESTATIONS / name)
     whole = get_codec(proof.header.codec.name if proof.codec.exact else "lossless")
     lines, balance = [], Balance()
     for done, position in enumerate(positions):

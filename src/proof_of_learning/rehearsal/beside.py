@@ -22,7 +22,7 @@ from proof_of_learning import canonical
 from proof_of_learning.behind import Behind
 from proof_of_learning.data.batches import Feed, Indices, Order
 from proof_of_learning.data.commit import Dataset, encode_sample
-from proof_of_learning.errors import PolError, RehearsalWarning, TaskError, WorkerError
+from proof_of_learning.errors import PolError, RecordingWarning, RehearsalWarning, TaskError, WorkerError
 from proof_of_learning.proof.format import Header
 from proof_of_learning.rehearsal import holdings
 from proof_of_learning.rehearsal.causes import Finding, explain, in_place
@@ -37,7 +37,7 @@ from proof_of_learning.rehearsal.hops import (
     investigate,
 )
 from proof_of_learning.rehearsal.loading import check_described, check_start
-from proof_of_learning.rehearsal.structure import altered, structure
+from proof_of_learning.rehearsal.structure import altered, grown, structure, unrepeated
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Task, is_script, load_task
 from proof_of_learning.training.environment import Environment
@@ -109,6 +109,7 @@ class Rehearsal:
         self._hop: Hop | None = None
         self._collecting = False
         self._outcome: Finding | Evidence | WorkerError | None = None
+        self._notice: Finding | None = None  # to be said, while training goes on
         self._rounds, self._spent = 0, 0.0
         self._begun = self._hop_begun = self._round_begun = time.monotonic()
         self._initial: State | None = None
@@ -175,10 +176,33 @@ class Rehearsal:
         if last or len(self._hops) >= self._pace.hops or slow or kept > self._pace.room:
             self._submit()
 
-    def checkpoint(self, step: int, state: State) -> None:
-        """``state`` is about to be recorded, as the one before ``step``. Raises TaskError where no task that is built anew fits it."""
+    def checkpoint(self, segment: Hop) -> None:
+        """A segment is about to be recorded. Raises TaskError where no task that is built anew fits its end, or where an optimizer was
+        given a further group by what a replay does not do.
+        """
+        step, state = segment.stop, segment.after
+        assert state is not None
         if step < self._header.training.at_most and (found := altered(self._built, structure(state), step)) is not None:
             self._stop(found)
+        part = grown(segment.before, state)
+        if part is not None and (found := self._regrouped(part, segment)) is not None:
+            self._stop(found)
+
+    def _regrouped(self, part: str, segment: Hop) -> Finding | None:
+        """What is wrong with a segment in which an optimizer was given a group: a replay of it, waited for, tells."""
+        self._settle()
+        if self._player is None:
+            self._launch()
+        assert self._player is not None
+        try:
+            found = examine(self._player, segment)
+        except WorkerError as error:
+            found, self._outcome = None, error
+        finally:
+            if not self._collecting:
+                self._end()
+        self._settle()
+        return None if found is None else unrepeated(part, found.start, found.stop)
 
     def check(self) -> None:
         """Raise TaskError for what was found so far; wait for nothing."""
@@ -264,13 +288,15 @@ class Rehearsal:
         if first:
             found = None if self._task is None else check_described(player, self._header)
             if found is None and self._initial is not None:
-                found = check_start(player, self._initial)
+                found, self._notice = check_start(player, self._initial)
             self._initial = None
             if found is not None:
                 return found
         for hop in hops:
             difference = examine(player, hop)
             if difference is not None:
+                if hop.after is not None and (part := grown(hop.before, hop.after)) is not None:
+                    return unrepeated(part, hop.start, hop.stop)
                 if self._job.reference is None:
                     return investigate(player, hop, difference, None, None)
                 return investigate(
@@ -282,6 +308,9 @@ class Rehearsal:
     def _settle(self) -> None:
         self._behind.join()
         outcome, self._outcome = self._outcome, None
+        notice, self._notice = self._notice, None
+        if notice is not None:
+            warnings.warn(notice.line(), RecordingWarning, stacklevel=4)
         if isinstance(outcome, WorkerError):
             warnings.warn(f"the rehearsal could not be carried out: {outcome}", RehearsalWarning, stacklevel=4)
         elif isinstance(outcome, Finding):
@@ -308,7 +337,8 @@ class Rehearsal:
         if self._live is not None and evidence.difference.forward and not evidence.data_differ:
             with contextlib.suppress(Exception):  # it is only a name
                 assert self._task is not None
-                fresh = Session(self._task, self._live.session.key, self._live.session.device, self._job.base)
+                live = self._live.session
+                fresh = Session(self._task, live.key, live.device, self._job.base, live.arithmetic)
                 module = first_module(self._live.session, fresh, self._live.feed, self._live.order)
         apart = self._job.reference is not None
         loop = self._header.randomness.mode == "recorded"

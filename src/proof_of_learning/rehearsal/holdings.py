@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from proof_of_learning.canonical import brief
+from proof_of_learning.training.optimizers import OWN
 from proof_of_learning.training.parts import adapter_of, of_kind
 
 MAX_THINGS = 20_000  # are looked at
@@ -251,7 +252,7 @@ def _of_function(function: types.FunctionType, place: str) -> Iterator[tuple[str
 def _of_any_optimizer() -> frozenset[str]:
     """The attributes that PyTorch gives every optimizer."""
     plain = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    return frozenset(vars(plain)) | {"step", "_opt_called", "_step_count", "_warned_capturable_if_run_uncaptured"}
+    return frozenset(vars(plain)) | {"step", "_opt_called", "_step_count", "_warned_capturable_if_run_uncaptured", OWN}
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -123,7 +123,7 @@ class ProcessPlayer:
             assert reference is not None
             opening = protocol.Open(
                 reference.target, dict(reference.settings), self._job.key, self._job.seed, self._environment,
-                list(reference.arguments or self._job.arguments),
+                list(reference.arguments or self._job.arguments), self._job.arithmetic,
             )  # fmt: skip
             self._asked(opening, [] if self._job.base is None else [self._job.base])
             self._open = True
@@ -148,7 +148,7 @@ class LocalPlayer:
         assert isinstance(job.task, Task)
         self._worker = LocalWorker(job.task, environment)
         self._opening: tuple[protocol.Open, list[State]] | None = (
-            protocol.Open("(in this process)", {}, job.key, job.seed, environment),
+            protocol.Open("(in this process)", {}, job.key, job.seed, environment, arithmetic=job.arithmetic),
             [] if job.base is None else [job.base],
         )
 

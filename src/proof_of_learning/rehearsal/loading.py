@@ -39,23 +39,43 @@ def check_described(player: Player, header: Header) -> Finding | None:
     return None
 
 
-def check_start(player: Player, initial: State) -> Finding | None:
-    """Whether the initial state follows from the run's key in a fresh process."""
+def check_start(player: Player, initial: State) -> tuple[Finding | None, Finding | None]:
+    """Whether the initial state follows from the run's key in a fresh process; and what of it follows from no key."""
     started, states = player.ask(protocol.Start(other_key()))
     if not isinstance(started, protocol.Started) or len(states) != 2:
         raise WorkerError("the replay worker answered something else than it was asked")
     if states[0].digest() == initial.digest():
-        return None
+        return None, _keyless(started)
     theirs = states[0]
     differ = [
         name
         for name in initial.tensors
         if name not in theirs.tensors or theirs.tensor_digest(name) != initial.tensor_digest(name)
     ]
-    return Finding(
+    found = Finding(
         "the initial state is another in a fresh process",
         f"{len(differ)} of {len(initial.tensors)} tensors: {', '.join(differ[:3])}",
         "a factory of the task draws from a generator of its own without a seed, or in the order of a set, or keeps "
         "what it drew before",
         f"draw from PyTorch's, NumPy's or Python's ordinary generators, which are seeded from the run's key; {SORT_CURE}",
+    )
+    return found, None
+
+
+def _keyless(started: protocol.Started) -> Finding | None:
+    """Weights that are the same under every key, which a verifier takes for pretrained."""
+    names = [
+        t.name
+        for t in started.tensors
+        if t.origin in ("fixed", "partly-fixed", "rearranged") and t.floating and t.trainable
+    ]
+    if not names:
+        return None
+    return Finding(
+        "weights start alike whatever the run's key is, so that a verifier takes them for pretrained",
+        f"{len(names)} of {len(started.tensors)} tensors: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}",
+        "a seed that the `model` factory sets (torch.manual_seed), a start without randomness (an identity, the `original` of an "
+        "orthogonal parametrization), or weights that it loads",
+        "leave the seed out, for the run's key seeds the factory; where the start is meant so, have the verifier approve it "
+        f"(--approve-fixed '{names[0]}'); loaded weights need a proof of their own (--start-from)",
     )

@@ -5,7 +5,7 @@ A state whose structure training has changed fits no freshly built task, so that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from proof_of_learning.canonical import brief
 from proof_of_learning.rehearsal.causes import Finding
@@ -15,15 +15,28 @@ Structure = dict[str, tuple[str, list[str]]]
 
 
 def structure(state: State) -> Structure:
-    """By part, what it is (``parameters``, ``groups``) and the names of its parameters, or its groups."""
+    """By part, what it is (``parameters``, ``groups``) and the names of its parameters, or the groups that it was built with."""
     found: Structure = {}
     for key, node in state.tree["d"]:
         entries = dict(node["d"]) if isinstance(node, dict) and "d" in node else {}
         if "s:parameters" in entries and "s:frozen" in entries:
             found[key[2:]] = "parameters", [name[2:] for name, _ in entries["s:parameters"]["d"]]
         elif "s:groups" in entries and "s:state" in entries:
-            found[key[2:]] = "groups", [_members(group) for group in entries["s:groups"]["l"]]
+            groups = entries["s:groups"]["l"]
+            found[key[2:]] = "groups", [_members(group) for group in groups[: len(groups) - _added(entries)]]
     return found
+
+
+def grown(before: State, after: State) -> str | None:
+    """The first optimizer that was given a further group between two states."""
+    held, holds = (
+        {key[2:]: _added(dict(n["d"])) for key, n in s.tree["d"] if "d" in (n or ())} for s in (before, after)
+    )
+    return next((name for name, count in holds.items() if count > held.get(name, 0)), None)
+
+
+def _added(entries: Mapping[str, Node]) -> int:
+    return len(entries["s:added"]["l"]) if "s:added" in entries and "s:groups" in entries else 0
 
 
 def _members(group: Node) -> str:
@@ -47,6 +60,18 @@ def altered(built: Structure, now: Structure, step: int) -> Finding | None:
             )
         return regrouped(name, len(before), len(after), step)
     return None
+
+
+def unrepeated(name: str, start: int, stop: int) -> Finding:
+    """An optimizer was given a group during steps ``start`` to ``stop`` of which a replay arrives elsewhere."""
+    return Finding(
+        f"{name!r} was given a further parameter group by something that a replay does not do",
+        f"a replay of steps {start} to {stop} from their recorded state alone arrives elsewhere",
+        "it is added outside of what a verifier runs (in a callback, an evaluation, a loop that the task only describes), at a moment "
+        "that no recorded state decides, or its parameters have gradients left from before, which requires_grad_(False) prevents",
+        "add it in the task's own `step` or scheduler, at a step that the state tells (context.step), or give the optimizer all its "
+        "groups when it is built and unfreeze with requires_grad_(True), which is recorded",
+    )
 
 
 def regrouped(name: str, before: int, after: int, step: int) -> Finding:

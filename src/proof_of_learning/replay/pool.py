@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from proof_of_learning.errors import UsageError, WorkerError
+from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, AnyWorker, LocalWorker, OnWork, WorkerProcess, idle
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
@@ -38,7 +39,8 @@ MAX_WORKERS = 4096
 class Job:
     """What workers are told of the run: the task, the key, the seed, and the weights that it starts from.
 
-    ``arguments``: those that a script was recorded with, for a verifier who names no others.
+    ``arguments``: those that a script was recorded with, for a verifier who names no others. ``arithmetic``: what the
+    task computes in.
     """
 
     task: Task | TaskReference
@@ -46,6 +48,7 @@ class Job:
     seed: int | None = None
     base: State | None = None
     arguments: tuple[str, ...] = ()
+    arithmetic: str = NATIVE
 
     @property
     def reference(self) -> TaskReference | None:
@@ -274,6 +277,7 @@ class WorkerPool:
             arguments=list(
                 self._job.arguments if reference is None or reference.arguments is None else reference.arguments
             ),
+            arithmetic=self._job.arithmetic,
         )
         opened, _ = worker.ask(request, [] if self._job.base is None else [self._job.base])
         if not isinstance(opened, protocol.Opened):

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -105,7 +106,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.outputs: dict[str, list[Tensor]] = {}
-        self._reached: dict[str, Tensor] = {}
+        self._reached: dict[tuple[str, int], Tensor] = {}
         self._expected: set[str] = set()
 
     def output(self, name: str, value: Any) -> None:
@@ -115,24 +116,24 @@ class _Seen:
             self.outputs[name] = [*kept, found[0]][-64:]
 
     def follow(self, name: str, value: Any) -> None:
-        """Look at the gradient that comes back to an output."""
-        for tensor in _tensors(value):
+        """Look at the gradient that comes back to an output, or to any of several (of an LSTM, often the last state alone is used)."""
+        for place, tensor in enumerate(_tensors(value)):
             if tensor.requires_grad and tensor.ndim > 1:
                 self._expected.add(name)
-                tensor.register_hook(lambda gradient: self._reach(name, gradient))  # type: ignore[no-untyped-call]
-                return
+                tensor.register_hook(partial(self._reach, (name, place)))  # type: ignore[no-untyped-call]
 
-    def _reach(self, name: str, gradient: Tensor) -> None:
+    def _reach(self, name: tuple[str, int], gradient: Tensor) -> None:
         reached = (gradient != 0).flatten(0, -2).any(dim=0) if gradient.ndim != 4 else (gradient != 0).any(dim=0)
         before = self._reached.get(name)
         fits = before is not None and before.shape == reached.shape
         self._reached[name] = (before | reached) if fits and before is not None else reached
 
     def living(self) -> dict[str, float]:
-        return {
-            name: float(self._reached[name].double().mean()) if name in self._reached else 0.0
-            for name in sorted(self._expected)
-        }
+        """By module, the share of its units that a gradient came back to: of its outputs, the one with the most."""
+        shares = dict.fromkeys(sorted(self._expected), 0.0)
+        for (name, _), reached in self._reached.items():
+            shares[name] = max(shares[name], float(reached.double().mean()))
+        return shares
 
 
 @contextmanager

@@ -16,7 +16,9 @@ import numpy as np
 
 from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.errors import FormatError, WorkerError
+from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.proof.codecs.raw import RawCodec
+from proof_of_learning.proof.format import Input
 from proof_of_learning.task import Setting
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
@@ -41,6 +43,7 @@ class Answer(msgspec.Struct, frozen=True, tag_field="answer", forbid_unknown_fie
 
 class Open(Request, frozen=True, tag="open"):
     """Build the task and take on the numeric environment. First of all requests. ``arguments``: of a script.
+    ``arithmetic``: what the task computes in.
 
     Behind it, where the run starts from another proof's final weights: these (a state with the part ``model``).
     """
@@ -51,6 +54,7 @@ class Open(Request, frozen=True, tag="open"):
     seed: int | None
     environment: Environment | None
     arguments: list[str] = []
+    arithmetic: str = NATIVE
 
 
 class Opened(Answer, frozen=True, tag="opened"):
@@ -70,7 +74,8 @@ class Described(Answer, frozen=True, tag="described"):
     ``optimizers``: the parts that are optimizers with their numbers of parameter groups, in the order in which rates are told.
     ``modules``: the parts that are modules. ``script``: a script with a loop of its own; then ``steps`` are what was expected when
     it began, ``steps_per_epoch`` the batches of the first loader, ``batch`` its samples (0: not known),
-    ``arguments`` those it was called with, ``place`` where its loop begins: phase, epoch and walk (:mod:`run.events`).
+    ``arguments`` those it was called with, ``place`` where its loop begins: phase, epoch and walk (:mod:`run.events`); ``inputs``
+    the files that it read before, ``pretrained`` the name of the one that it says its weights are from.
     ``metric``: what schedulers are given that are driven by one (``training.steps.Metric``).
     """
 
@@ -90,6 +95,8 @@ class Described(Answer, frozen=True, tag="described"):
     metric: Metric = ""
     arguments: list[str] = []
     place: list[int] = []
+    inputs: list[Input] = []
+    pretrained: str = ""
 
 
 class CommitData(Request, frozen=True, tag="commit-data"):
@@ -133,6 +140,7 @@ class Rates(Request, frozen=True, tag="rates"):
     """The learning rates that the task's own schedule gives for steps ``start`` up to ``stop``, without training.
 
     ``interval``: how many steps a segment has. ``metrics``: of each whole epoch, what schedulers that are driven by one were given.
+    ``origin``: the step from which the schedule goes on. Behind the request, unless it is 0: the state there.
     """
 
     start: int
@@ -140,6 +148,7 @@ class Rates(Request, frozen=True, tag="rates"):
     interval: int
     steps: int
     metrics: tuple[float, ...] = ()
+    origin: int = 0
 
 
 class RatesGiven(Answer, frozen=True, tag="rates"):
@@ -249,6 +258,16 @@ class Probed(Answer, frozen=True, tag="probed"):
     glimpses: list[Glimpse]
 
 
+class SelfTest(Request, frozen=True, tag="self-test"):
+    """Whether portable arithmetic gives the published bits in the worker's environment."""
+
+
+class SelfTested(Answer, frozen=True, tag="self-tested"):
+    """``differing``: the names of the cases that give others."""
+
+    differing: list[str]
+
+
 class Failed(Answer, frozen=True, tag="failed"):
     """The request could not be carried out: ``error`` is the class of the error, ``message`` its line."""
 
@@ -263,9 +282,9 @@ class Working(Answer, frozen=True, tag="working"):
     total: int = 0
 
 
-AnyRequest = Open | Describe | CommitData | Start | Rates | Take | Evaluate | Probe
+AnyRequest = Open | Describe | CommitData | Start | Rates | Take | Evaluate | Probe | SelfTest
 AnyAnswer = (
-    Opened | Described | Committed | Started | RatesGiven | Taken | Evaluated | Probed | Failed | Working
+    Opened | Described | Committed | Started | RatesGiven | Taken | Evaluated | Probed | SelfTested | Failed | Working
 )  # fmt: skip
 
 _HEAD = struct.Struct(">IB")  # bytes of the message, number of states behind it

@@ -28,6 +28,7 @@ from proof_of_learning.errors import (
     UsageError,
     WorkerError,
 )
+from proof_of_learning.numeric.portable import PORTABLE
 from proof_of_learning.proof import files
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
@@ -80,7 +81,14 @@ class Replayer:
             )
         base = None if start is None else _final_model(start)
         self.pool: Pool = pool(
-            Job(task, proof.header.randomness.key, None if seed is None else int(seed), base, arguments_of(proof)),
+            Job(
+                task,
+                proof.header.randomness.key,
+                None if seed is None else int(seed),
+                base,
+                arguments_of(proof),
+                proof.header.arithmetic,
+            ),
             timeout,
             sandbox,
         )
@@ -88,6 +96,8 @@ class Replayer:
         self._named = list(dict.fromkeys(segment.environment for segment in proof.segments))
         self._own: dict[str, Environment] = {}
         self.here: dict[str, Environment] = {}
+        self._portable = proof.header.arithmetic == PORTABLE
+        self._untrue: list[str] | None = None  # what portable arithmetic gives other bits for here
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
         self._lane = _Lane()
         self._reading = threading.RLock()  # a proof remembers the state that it read last
@@ -122,7 +132,16 @@ class Replayer:
         recorded, wanted = self._proof.environments[digest], self._wanted(digest)
         settings = {name: getattr(wanted, name) for name in SETTINGS}
         here = self.here.get(digest) or msgspec.structs.replace(self._machine(recorded), **settings)
-        return environments.differences(recorded, here, own_numpy=self._proof.header.own_code)
+        found = environments.differences(recorded, here, own_numpy=self._proof.header.own_code, portable=self._portable)
+        return found + (self._self_test(wanted) if self._portable and digest in self.here else [])
+
+    def _self_test(self, environment: Environment) -> list[str]:
+        """Where portable arithmetic is not what it was published to be, so that a difference speaks of this machine."""
+        if self._untrue is None:
+            where = _Where(self, environment, False, idle)
+            self._untrue = where.ask(protocol.SelfTest(), protocol.SelfTested)[0].differing[:MAX_ENVIRONMENTS]
+        names = ", ".join(name[:40] for name in self._untrue[:3])
+        return [f"self-test: {names} give other bits here than published (`pol selftest`)"] if self._untrue else []
 
     def _environment_of(self, request: AnyCheckRequest) -> str:
         return self._proof.segments[request.index if isinstance(request, PER_SEGMENT) else 0].environment
@@ -140,6 +159,9 @@ class Replayer:
     def _wanted(self, digest: str) -> Environment:
         """The environment that the worker for a recorded one is to have; what it does not get shows in its differences."""
         environment = self._proof.environments[digest]
+        if self._portable:  # the same bits anywhere; with one thread each request is answered by a process of its own
+            own = self._machine(environment)
+            return msgspec.structs.replace(own, flags=environment.flags, threads=1, interop_threads=1)
         if not self._reproduce:
             return msgspec.structs.replace(self._machine(environment), flags=environment.flags)
         counts = {name: getattr(environment, name) for name in ("threads", "interop_threads")}
@@ -249,7 +271,12 @@ class Replayer:
             case protocol.CommitData():
                 return where.ask(request, protocol.Committed)[0]
             case protocol.Rates():
-                return where.ask(request, protocol.RatesGiven)[0]
+                return where.ask(request, protocol.RatesGiven, self._origin(request))[0]
+
+    def _origin(self, request: protocol.Rates) -> list[State]:
+        """The state that a schedule goes on from; none where it is the task's own first one."""
+        ends = [segment.state for segment in self._proof.segments if 0 < segment.stop == request.origin]
+        return [self._proof.state(digest) for digest in ends]
 
     def regenerate(self, index: int, on_work: OnWork = idle) -> tuple[State, State, int]:
         """Train from the nearest kept state to both ends of segment ``index``; how many steps that took."""

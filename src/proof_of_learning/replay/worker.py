@@ -25,6 +25,7 @@ from proof_of_learning import canonical
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order, RecordedOrder
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import FormatError, PolError, WorkerError
+from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.replay import fork, probe, protocol
 from proof_of_learning.replay.origins import origin
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
@@ -45,6 +46,7 @@ class Worker:
     def __init__(self, pulse: Pulse = lambda done, total: None, task: Task | None = None) -> None:
         self.pulse, self._given = pulse, task
         self._task: Task | None = task
+        self._arithmetic = NATIVE
         self._base: State | None = None
         self._data: Dataset | None = None
         self._session: Session | None = None
@@ -80,7 +82,7 @@ class Worker:
             case protocol.Start():
                 return self._start(request)
             case protocol.Rates():
-                return self._schedule(request), ()
+                return self._schedule(request, states), ()
             case protocol.Take():
                 return self._take(request, states[0])
             case protocol.Evaluate():
@@ -88,11 +90,17 @@ class Worker:
                 return protocol.Evaluated(self.session.evaluate()), ()
             case protocol.Probe():
                 return probe.probe(self.session, self.data, request, states, self.pulse), ()
+            case protocol.SelfTest():
+                from proof_of_learning.numeric.portable import selftest
+
+                return protocol.SelfTested(selftest.differing()), ()
 
     # ---- requests ------------------------------------------------------------------------------------
 
     def _open(self, request: protocol.Open, states: Sequence[State]) -> protocol.Opened:
-        self._key, self._device = bytes.fromhex(request.key), "cpu"
+        self._key, self._device, self._arithmetic = bytes.fromhex(request.key), "cpu", request.arithmetic
+        if self._arithmetic not in ARITHMETICS:
+            raise FormatError(f"the arithmetic {self._arithmetic[:40]!r} is not known here")
         if request.environment is not None:
             environments.apply(request.environment, lasting=self._given is None)
             if request.environment.device.type == "cuda" and torch.cuda.is_available():
@@ -125,14 +133,14 @@ class Worker:
 
     def _commit(self) -> protocol.Committed:
         total = len(self.data)
-        with task_code("reading the data"):
+        with using(self._arithmetic), task_code("reading the data"):
             return protocol.Committed(commit(self.data, progress=lambda done: self.pulse(done, total)))
 
     def _start(self, request: protocol.Start) -> Reply:
         first = self.session
         state = first.capture(live=True)
         self.pulse(1, 2)
-        second = Session(self.task, bytes.fromhex(request.other), self._device, self._base).capture(live=True)
+        second = self._built(bytes.fromhex(request.other)).capture(live=True)
         trainable = {weight_name(name) for name, p in first.model.named_parameters() if p.requires_grad}
         tensors = [
             origin(name, tensor, second.tensors.get(name), name in trainable, name in first.linked)
@@ -140,10 +148,14 @@ class Worker:
         ]
         return protocol.Started(tensors), (state, second)
 
-    def _schedule(self, request: protocol.Rates) -> protocol.RatesGiven:
+    def _schedule(self, request: protocol.Rates, states: Sequence[State]) -> protocol.RatesGiven:
         per_epoch, clock = self.task.steps_per_epoch(len(self.data)), self.session
+        if states:
+            clock.restore(states[0])
+        if clock.progress.step != request.origin:
+            raise FormatError(f"the state before step {request.origin} says it stands at step {clock.progress.step}")
         rates, settings = [], []
-        for step, row in enumerate(clock.idle(request.stop, per_epoch, request.metrics)):
+        for step, row in enumerate(clock.idle(request.stop, per_epoch, request.metrics), request.origin):
             if step % 1000 == 0:
                 self.pulse(step, request.stop)
             if step < request.start:
@@ -187,7 +199,7 @@ class Worker:
     @property
     def data(self) -> Dataset:
         if self._data is None:
-            with task_code("loading the data"):
+            with using(self._arithmetic), task_code("loading the data"):
                 self._data = self.task.data()
                 len(self._data)
         return self._data
@@ -195,8 +207,11 @@ class Worker:
     @property
     def session(self) -> Session:
         if self._session is None:
-            self._session = Session(self.task, self._key, self._device, self._base)
+            self._session = self._built(self._key)
         return self._session
+
+    def _built(self, key: bytes) -> Session:
+        return Session(self.task, key, self._device, self._base, self._arithmetic)
 
 
 def serve(worker: Worker, requests: BinaryIO, answers: BinaryIO) -> None:

@@ -23,6 +23,8 @@ _FAILED = {
     "again and compare its root with the one that the prover made known; if it fails again, it was damaged or altered.",
     "registration": "Make sure that you handed in the claim under which this run was registered (`--registration`). If it is, "
     "the run is not the one that was registered.",
+    "attestation": "Make sure that you hold the right public key (`--trusted-key`). If you do, ask the prover to sign the proof "
+    "(`pol sign`) and to send it again: as it is, nobody whom you trust stands for it.",
     "task": "Make sure that you named the task that was agreed: the same version of the file, the same settings (`--set`). The "
     "evidence shows where the two differ. If yours is the right one, the proof is about another training.",
     "data": "Make sure that you hold the data set that was agreed, in the right folder (`--data`). If you do, the model was "
@@ -91,8 +93,8 @@ def _after_valid(verdict: Verdict) -> list[str]:
         )
     elif verdict.assurance == "seed-derived":
         steps.append(
-            "The proof does not say when the model was trained. Where two people claim one model, ask both when their claim, "
-            "or their proof's root, was published."
+            "Nothing shows that the training began after its claim was made known. Where two people claim one model, ask both for "
+            "claims that they signed and had stamped before training (`pol register --key --tsa`), and for timestamps on their proofs."
         )
     if verdict.exactness == "calibrated":
         steps.append(

@@ -87,6 +87,12 @@ def _details(verdict: Verdict, console: Console) -> Table:
         *(("learned", line) for line in words.learned_briefly(verdict)),
         ("cost", f"{words.cost(verdict)}, in {text.seconds(verdict.cost.seconds)}"),
         ("kind", f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"),
+        *(("signed", f"{key[:19]}… {told}") for key, told in words.signers(verdict)),
+        *(
+            ("time", f"{what}: {when} ({moment.authority})")
+            for what, when, moment in words.moments(verdict)
+            if moment.trusted
+        ),
         ("task", words.condition(task)),
         *([("program", f"{shown} (by the prover's word)")] if (shown := words.program(verdict)) else []),
         *(("sources", line) for line in words.sources(verdict) if line),

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from proof_of_learning.report.text import number, percent, plural
-from proof_of_learning.verifier.verdict import Decision, Status, Verdict
+from proof_of_learning.verifier.verdict import Decision, Moment, Status, Verdict
 
 DECISION: dict[Decision, str] = {
     "valid": "The training that this proof records could be reproduced wherever it was challenged.",
@@ -76,6 +76,10 @@ GLOSSARY = [
     ("Errors",
      "l2 is the distance between the replayed and the recorded state. The relative error divides it by the segment's own "
      "displacement: 0 is the same state, 1 means the replay says nothing about the record."),
+    ("Signatures and timestamps",
+     "A signature says who stands for the proof; the key's digest is its name, and whose key it is, the verifier has to know from "
+     "elsewhere. A timestamp says that something existed by then, never since when. A valid proof is not ownership: whoever trains "
+     "honestly, earlier or later, can have one; and who signed nothing before is not a thief for that."),
     ("What no replay can show",
      "That the model was not trained honestly a second time, later, by someone else: only registered claims and time-stamped "
      "states speak to that. Nor that the task itself is sensible, or the data lawfully obtained."),
@@ -244,6 +248,35 @@ def program(verdict: Verdict) -> str:
     proof = verdict.proof
     settings = [f"{name}={value}" for name, value in proof.settings.items()]
     return " ".join([*([proof.program] if proof.program else []), *proof.arguments, *settings])
+
+
+def signers(verdict: Verdict) -> list[tuple[str, str]]:
+    """Each key that signed, and what it is to the proof."""
+    told = []
+    for signer in verdict.signers:
+        roles = [
+            *(["a key that the verifier trusts"] if signer.trusted else []),
+            *(["an owner by the claim"] if signer.owner else []),
+        ]
+        signed = " and ".join("the proof" if kind == "seal" else f"the {kind}" for kind in sorted(signer.signed))
+        told.append(
+            (signer.key, f"signed {signed}; {' and '.join(roles) or 'a witness, neither trusted nor an owner'}")
+        )
+    return told
+
+
+_MOMENTS = {"claim": "Claim", "head": "Training under way", "seal": "Finished proof"}
+
+
+def moments(verdict: Verdict) -> list[tuple[str, str, Moment]]:
+    """The time line: what was stamped, by when it was there, and the rest."""
+    return [
+        (_MOMENTS.get(moment.what, moment.what), f"by {moment.latest.replace('T', ' ').replace('Z', ' UTC')}", moment)
+        for moment in verdict.timeline
+    ]
+
+
+UNDATED = "No timestamp of an authority that the verifier named (`--trusted-tsa`) is on this proof: nothing shows when it was there."
 
 
 def condition(digest: str | None) -> str:

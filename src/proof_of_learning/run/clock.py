@@ -39,12 +39,15 @@ class Run:
         pretrained: Any = None,
         **parts: Any,
     ) -> None:
+        self._turn_on(Given(data, interval, out, strict, pretrained, parts))
+
+    def _turn_on(self, given: Given) -> None:
+        """Where a command executes the script, or a directory is given."""
         self._clock: Clock | None = None
         self._named: Walk | None = None  # of batches that the script names itself
-        given = Given(data, interval, out, strict, pretrained, parts)
         if ACTIVE.start is not None:
             self._clock = ACTIVE.start(given)
-        elif out is not None:
+        elif given.out is not None:
             # By name: who only replays needs no recorder.
             self._clock = importlib.import_module("proof_of_learning.run.record").alone(given)
 
@@ -147,6 +150,8 @@ class Clock:
     The first walk that is asked is the clock until it is exhausted or dropped; others only add their batches to its steps.
     """
 
+    replays = False
+
     def __init__(self) -> None:
         self.phase, self.epoch, self.walks = 0, NO_EPOCH, 0
         self.active: int | None = None  # the walk's id: to hold the walk itself would keep it from being dropped
@@ -179,6 +184,10 @@ class Clock:
         walk.done = True
         if self.active == id(walk):
             self.active = None
+
+    def begins(self) -> tuple[int, int] | None:
+        """Epoch and place in its walk where a replay goes on from a recorded state; None where the loop begins as it does."""
+        return None
 
     # ---- what the modes do ---------------------------------------------------------------------------
 

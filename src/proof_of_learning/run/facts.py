@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -92,14 +93,26 @@ class Facts:
         return states.capture(self.parts, live=True)
 
 
+def refuse_several() -> None:
+    """Raise UsageError in one of several processes that train together: each would record a proof that one process cannot replay."""
+    group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    launched = int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("WORLD_SIZE", "1").isdigit() else 1
+    if group or launched > 1:
+        count = torch.distributed.get_world_size() if group else launched
+        how = "a process group of" if group else "a launcher of"
+        raise UsageError(
+            f"the script trains in {how} {count} process{'es' if count != 1 else ''}, and a run of one process can be recorded; "
+            "start it without torchrun and init_process_group"
+        )
+
+
 def facts(given: Given, source: Source) -> Facts:
     """What is known when the first step begins. Raises UsageError where something is missing."""
+    refuse_several()
     parts = arrange(given.parts)
     if isinstance(source, Loaded):
         data = given.data if given.data is not None else source.data
-        return Facts(
-            parts, _dataset(data), source.batch_size, len(source), False, bool(source.base.drop_last), source.shuffles
-        )
+        return Facts(parts, _dataset(data), source.batch_size, len(source), False, source.drops, source.shuffles)
     if given.data is None and isinstance(source, Named):
         raise UsageError(
             "run.begin knows no loader, so say which data set its indices are of: pol.Run(data=train_set, …)"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import commit
 from proof_of_learning.errors import TaskError, WorkerError
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.origins import origin
+from proof_of_learning.run import inputs
 from proof_of_learning.run.clock import Walk
 from proof_of_learning.run.facts import Facts, facts
+from proof_of_learning.run.mode import Given
 from proof_of_learning.run.probing import Probing
 from proof_of_learning.run.replay import Answer, Job, Replaying, Taking, Tools
 from proof_of_learning.task import task_code
@@ -51,7 +56,7 @@ class Telling:
                     made = commit(found.data, progress=lambda done: self._tools.pulse(done, total))
                 self._answer(protocol.Committed(made), ())
             case protocol.Start():
-                self._answer(*started(found, self._tools.second(self._request.other)))
+                self._answer(*started(found, self._tools.second(self._request.other), self._clock.given))
             case protocol.Evaluate():
                 self._answer(protocol.Evaluated(None), ())
         raise WorkerError("a script has no answer to that request")
@@ -81,13 +86,24 @@ def described(found: Facts, clock: Replaying, walk: Walk) -> protocol.Described:
         script=True,
         arguments=sys.argv[1:],
         place=[clock.phase, clock.epoch, walk.number],
+        inputs=inputs.of_script(clock.given),
+        pretrained=os.path.basename(inputs.pretrained_file(clock.given.pretrained) or ""),
     )
 
 
-def started(found: Facts, second: State) -> tuple[protocol.Started, Sequence[State]]:
-    first = found.capture()
+def started(found: Facts, second: State, given: Given) -> tuple[protocol.Started, Sequence[State]]:
+    """What is the same under both keys because it is in the file that the script names as pretrained counts as linked to that."""
+    first, file = found.capture(), inputs.pretrained_file(given.pretrained)
     trainable = {weight_name(name) for name, p in found.parts["model"].named_parameters() if p.requires_grad}
     tensors = [
         origin(name, tensor, second.tensors.get(name), name in trainable) for name, tensor in first.tensors.items()
     ]
+    if file is not None:
+        weights = inputs.Weights(file)
+        tensors = [
+            msgspec.structs.replace(t, origin="linked")
+            if t.origin == "fixed" and weights.hold(first.tensors[t.name])
+            else t
+            for t in tensors
+        ]
     return protocol.Started(tensors), (first, second)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,11 +112,33 @@ class Loaded:
         """Samples of a batch; 0 where a sampler of its own decides."""
         return self.base.batch_size or (0 if self.base.batch_sampler is not None else 1)
 
+    def gives(self, samples: int, position: int) -> bool:
+        """Whether the batch at a position can have so many samples: only a walk's last one may be short."""
+        size = self.batch_size
+        short = not self.base.drop_last and position == len(self) - 1
+        return not size or samples == size or (short and 0 < samples < size)
+
+    @property
+    def drops(self) -> bool:
+        """Whether a last batch that is short is left out."""
+        return bool(self.base.drop_last)
+
     @property
     def shuffles(self) -> bool:
         return not isinstance(self.base.sampler, torch.utils.data.SequentialSampler)
 
     def open(self) -> Iterator[Handed]:
+        # A loader that wraps another begins with its first batch only.
+        return self._late() if self.base is not self.loader else self._begun()[0]
+
+    def _late(self) -> Iterator[Handed]:
+        iterator, first = self._begun(1)
+        yield from first
+        del first
+        yield from iterator
+
+    def _begun(self, batches: int = 0) -> tuple[Iterator[Handed], list[Handed]]:
+        """An iteration, and its first batches."""
         base = self.base
         data, collate, kept = base.dataset, base.collate_fn, base._iterator
         # A loader refuses a new data set in the usual way.
@@ -125,9 +148,10 @@ class Loaded:
             base._iterator = getattr(base, "_pol_iterator", None)
         try:
             iterator: Iterator[Handed] = iter(self.loader)
+            first = list(islice(iterator, batches))
             if base.persistent_workers:
                 object.__setattr__(base, "_pol_iterator", base._iterator)
-            return iterator
+            return iterator, first
         finally:
             object.__setattr__(base, "dataset", data)
             base.collate_fn, base._iterator = collate, kept

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from proof_of_learning.run.clock import Clock
+    from proof_of_learning.run.inputs import Reads
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,13 @@ class Given:
 
 @dataclass
 class Mode:
-    """``start``: makes the clock of a script's ``Run``, or None where runs are off; ``begun``: how many it has made."""
+    """``start``: makes the clock of a script's ``Run``, or None where runs are off; ``begun``: how many it has made. ``reads``: the
+    files that the script opens before its first step.
+    """
 
     start: Callable[[Given], Clock] | None = None
     begun: int = 0
+    reads: Reads | None = None
 
 
 # The one thing that a script and the command that executes it have in common.

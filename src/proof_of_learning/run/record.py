@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from proof_of_learning.data.commit import check_deterministic, commit
-from proof_of_learning.errors import PolError, RecordingError, UsageError
+from proof_of_learning.errors import DataError, PolError, RecordingError, UsageError
 from proof_of_learning.header import kinds_of, script_program
 from proof_of_learning.proof import codecs, format, parse
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.recorder import Recorder
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.run import events, script
+from proof_of_learning.run import events, inputs, script
 from proof_of_learning.run.clock import Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
-from proof_of_learning.run.facts import Facts, device_of, facts, script_path
+from proof_of_learning.run.facts import Facts, device_of, facts, refuse_several, script_path
 from proof_of_learning.run.loaders import Drawn, generators, moved
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import PLACE
@@ -69,27 +69,39 @@ class Recording(Clock):
         self._events: list[Event] | None = None  # of the step under way
         self._indices: list[int] = []
         self._rng: RngSnapshot | None = None
-        self._flowing = False
+        self._flowing = self._told = False
         self._length = 1  # epochs that are planned
         self.failed, self.root = "", ""
         self.steps = 0
         self._exit = ExitStack()
-        self._guard(lambda: self._refuse_used())
+        self._guard(refuse_several)
+        self._guard(self._refuse_used)
 
     # ---- the clock -----------------------------------------------------------------------------------
 
     def wanted(self, numbers: range) -> range:
+        self._set_up()
         self._length = max(self._length, len(numbers)) if self._recorder is None else self._length
         return numbers
 
     def walk_through(self, source: Any) -> Walk:
+        self._set_up()
+        if self.root:
+            self._guard(self._refuse_more)
         walk = Walk(self, source)
         walk.iterator = source.open()
         return walk
 
+    def _set_up(self) -> None:
+        """The script's set-up is over: what it reads from here on are no inputs any more."""
+        if ACTIVE.reads is not None:
+            ACTIVE.reads.stop()
+
     def clocked(self, walk: Walk) -> Any:
         assert walk.iterator is not None
         # A request that begins a step is followed by a snapshot anyway.
+        if self.root:
+            self._guard(self._refuse_more)
         amid = self._events is not None and self._seen is not None and not self._seen.updated
         before = generators() if amid else None
         try:
@@ -140,7 +152,12 @@ class Recording(Clock):
             self._seen.tell(value)
 
     def log(self, values: dict[str, Any]) -> None:
-        """Kept by whoever wants them; no part of the proof yet."""
+        """Said once: no column of the proof is one that a replay does not give, and what is logged is often a sum over steps."""
+        if not (self._told or self.failed):
+            self._told = True
+            say(
+                f"run.log({', '.join(values)}) is no part of the proof; give the loss to run.loss(value), and keep the rest in a file"
+            )
 
     def close(self) -> None:
         self.active = None
@@ -180,6 +197,12 @@ class Recording(Clock):
             if (self._path / name).exists():
                 raise RecordingError(f"{self._path} holds {what} already; name another directory, or remove it")
 
+    def _refuse_more(self) -> None:
+        raise RecordingError(
+            f"the script asks for more batches after run.close(), so the proof is of its first {self.steps:,} steps alone; call "
+            "run.close() behind the loop"
+        )
+
     def _begin(self, walk: Walk) -> None:
         """The first batch is there: write what is claimed before the first step, and the first state."""
         found = facts(self._given, walk.source)
@@ -201,7 +224,11 @@ class Recording(Clock):
 
     def _header(self, found: Facts) -> Header:
         with randomness.preserved():
-            check_deterministic(found.data)
+            try:
+                check_deterministic(found.data)
+            except DataError as error:
+                said = str(error).partition(";")[0]
+                raise DataError(f"{said}; hand the data without random changes over: pol.Run(data=plain, …)") from error
             data = commit(found.data)
         expected = self._length * found.walk
         description = found.describe()
@@ -224,6 +251,7 @@ class Recording(Clock):
             initialization=Initialization("recorded"),
             codec=CodecClaim(codec.name, codec.version, in_loop=False),
             program=script_program(script_path() or "script", self._arguments),
+            inputs=inputs.of_script(self._given),
             parts=kinds_of(found.parts),
         )
         parse.check(header)

@@ -24,7 +24,7 @@ from proof_of_learning.rehearsal.hops import Evidence, Hop, Player, ProcessPlaye
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State, capture
+from proof_of_learning.training.state import capture
 
 _VARIABLE = re.compile(r"variable '(\w+)'")
 
@@ -63,9 +63,10 @@ class ScriptRehearsal(Rehearsal):
         self._taken = step + 1
         super().after(step, loss, indices, rng, loop)
 
-    def checkpoint(self, step: int, state: State) -> None:
-        super().checkpoint(step, state)
-        if self._segment is not None:
+    def checkpoint(self, segment: Hop) -> None:
+        super().checkpoint(segment)
+        step, state = segment.stop, segment.after
+        if self._segment is not None and state is not None:
             spare = None if self._complete is None else self._complete.before
             self._complete = self._segment
             self._complete.stop, self._complete.after = step, state.settled(spare)

@@ -14,8 +14,8 @@ from proof_of_learning.run import counting, events
 from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import facts
-from proof_of_learning.run.loaders import Named
-from proof_of_learning.run.mode import Given
+from proof_of_learning.run.loaders import Loaded, Named
+from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.task import task_code
@@ -41,6 +41,8 @@ class Job(Protocol):
 
 class Replaying(Clock):
     """The clock of a script in a replay worker. ``wait``: gives, in a child, what is asked of it; in the parent it never returns."""
+
+    replays = True
 
     def __init__(self, given: Given, wait: Callable[[Replaying], Job]) -> None:
         super().__init__()
@@ -77,6 +79,10 @@ class Replaying(Clock):
     def beside(self, walk: Walk) -> Any:
         return self._asked().beside(walk)
 
+    def begins(self) -> tuple[int, int] | None:
+        job = self._asked()
+        return (job.place[1], job.position) if isinstance(job, Taking) else None
+
     def told(self, value: Any) -> None:
         if self.seen is not None:
             self.seen.tell(value)
@@ -89,6 +95,8 @@ class Replaying(Clock):
 
     def _asked(self) -> Job:
         if self.job is None:
+            if ACTIVE.reads is not None:
+                ACTIVE.reads.stop()
             self.job = self._wait(self)
         return self.job
 
@@ -111,7 +119,7 @@ class Taking:
         if any(next((e.code for e in step if e.code != BEFORE), None) != BATCH for step in self._steps):
             raise FormatError("a recorded step does not begin with a batch")
         self._first = next(event for event in self._steps[0] if event.code == BATCH)
-        self.place = self._first.place
+        self.place, self.position = self._first.place, self._first.position
         self._at, self._next = 0, 0  # the step under way, counted from the segment's start, and its next event
         self._taken = 0  # of its indices
         self._losses: list[torch.Tensor] = []
@@ -130,7 +138,10 @@ class Taking:
                 self._tools.pulse(0, len(self._steps))
                 return walk.source.named
             self._begin(walk)
+        assert self._clock.seen is not None
         if self._peek() is None:
+            if not self._clock.seen.updated:
+                raise self._strayed()  # the script, not the proof, says where a step ends
             self._end_step()
             if self._at == len(self._steps):
                 self._finish([self._clock.phase, self._clock.epoch, walk.number, walk.position])
@@ -143,10 +154,10 @@ class Taking:
                 raise self._strayed()  # a walk that is said to end early would make training shorter
             self._next += 1
             raise StopIteration
-        if event is not None and event.code == BATCH and event.place != here and walk.position == 0:
-            raise StopIteration  # a walk that was empty
         if event is None or event.code != BATCH or event.place != here or event.position != walk.position:
             raise self._strayed()
+        if self._clock.seen.updated and self._taken_batches():
+            raise self._strayed()  # after its update a step takes no batch
         return self._hand(walk, event)
 
     def beside(self, walk: Walk) -> Any:
@@ -154,11 +165,16 @@ class Taking:
         event = self._peek()
         if event is None or event.code not in (BESIDE, OVER):
             raise self._strayed()
-        if event.code == OVER:
-            self._next += 1
-            raise StopIteration
+        # A walk that began before the segment stands where its first event here says.
+        if event.code == BESIDE and walk.position not in (0, event.position):
+            raise self._strayed()
         self._next += 1
+        if event.code == OVER:
+            if walk.position != len(walk.source) and (walk.position or not self._first.position):
+                raise self._strayed()
+            raise StopIteration
         batch = walk.source.again(event.indices, event.position)
+        walk.position = event.position + 1
         self._after()
         return batch
 
@@ -179,6 +195,10 @@ class Taking:
                 f"the state before step {self._request.start} says it stands at step {self._parts[PLACE].step}"
             )
         if walk.position < self._first.position:
+            if not (isinstance(walk.source, Named) or self._first.position < len(walk.source)):
+                raise FormatError(
+                    f"a recorded step takes batch {self._first.position} of a walk; the script's loader gives {len(walk.source)}"
+                )
             counting.advance(walk, self._first.position)
             walk.position = self._first.position
         self._clock.begun = True
@@ -210,7 +230,9 @@ class Taking:
 
     def _hand(self, walk: Walk, event: Event) -> Any:
         """The recorded batch, with the generators as they were when it was handed over."""
-        first = self._taken == 0 and not any(e.code == BATCH for e in self._steps[self._at][: self._next])
+        first = not self._taken_batches()
+        if isinstance(walk.source, Loaded) and not walk.source.gives(event.samples, event.position):
+            raise self._strayed()
         self._next += 1
         row = np.frombuffer(self._request.indices[self._at], dtype="<i8")  # type: ignore[index]
         chosen = row[self._taken : self._taken + event.samples].tolist()
@@ -225,6 +247,10 @@ class Taking:
         elif not self._flowing:
             protocol.snapshot(self._request.generators[self._at]).restore()  # type: ignore[index]
         return batch
+
+    def _taken_batches(self) -> bool:
+        """Whether the step under way has taken one."""
+        return any(event.code == BATCH for event in self._steps[self._at][: self._next])
 
     def _before(self) -> None:
         self._generators(BEFORE)

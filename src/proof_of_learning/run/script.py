@@ -10,6 +10,8 @@ from types import ModuleType
 
 from proof_of_learning import sources
 from proof_of_learning.errors import UsageError
+from proof_of_learning.run.inputs import Reads
+from proof_of_learning.run.mode import ACTIVE
 
 
 def execute(path: str | os.PathLike[str], arguments: Iterable[str] = ()) -> None:
@@ -27,6 +29,8 @@ def execute(path: str | os.PathLike[str], arguments: Iterable[str] = ()) -> None
     sys.argv = [str(path), *arguments]
     sys.path.insert(0, str(file.parent))
     sys.modules["__main__"] = module
+    ACTIVE.reads = Reads()
+    ACTIVE.reads.watch()
     exec(code, module.__dict__)
 
 

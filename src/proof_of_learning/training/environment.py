@@ -315,15 +315,25 @@ def another(here: Environment) -> Environment:
     )
 
 
-def differences(recorded: Environment, here: Environment, *, own_numpy: bool = False) -> list[str]:
+def differences(
+    recorded: Environment, here: Environment, *, own_numpy: bool = False, portable: bool = False
+) -> list[str]:
     """What of ``recorded`` this process does not reproduce, one plain sentence part each; empty if all of it.
 
     own_numpy: whether the task may compute with NumPy in its steps (an augmentation, say); NumPy's version and CPU features then
     count. A standard loop computes no step with it, nor with Python.
+    portable: whether the task computes in portable arithmetic; then what is left is the release of PyTorch, which says of which
+    operations a backward pass consists.
     """
     found: list[str] = []
     for name in Environment.__struct_fields__:
         was, now = getattr(recorded, name), getattr(here, name)
+        if portable and name not in ("torch", "numpy", "variables"):
+            continue
+        if portable and name == "torch":
+            was, now = was.partition("+")[0], now.partition("+")[0]
+        if portable and name == "variables":
+            was, now = ({key: v for key, v in given.items() if key in NUMPY_VARIABLES} for given in (was, now))
         if was == now or name == "python" or (name == "numpy" and not own_numpy):
             continue
         if isinstance(was, msgspec.Struct) and isinstance(now, msgspec.Struct):

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from proof_of_learning.errors import FormatError
+from proof_of_learning.errors import FormatError, TaskError
 
 
 def capture_module(module: nn.Module) -> dict[str, Any]:
     """Parameters, buffers (non-persistent ones, too), which are frozen, and what its modules keep as extra state."""
-    base = nn.Module.get_extra_state
+    base, lazy = nn.Module.get_extra_state, lazy_tensor(module)
+    if lazy is not None:
+        raise TaskError(unshaped(lazy))
     return {
         "parameters": dict(module.named_parameters()),
         "buffers": dict(module.named_buffers()),
@@ -25,6 +28,20 @@ def capture_module(module: nn.Module) -> dict[str, Any]:
             name: m.get_extra_state() for name, m in module.named_modules() if type(m).get_extra_state is not base
         },
     }
+
+
+def lazy_tensor(module: nn.Module) -> str | None:
+    """The first parameter or buffer that has no shape before a forward pass (``LazyLinear``); None where all have one."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    return next((name for name, tensor in named if is_lazy(tensor)), None)
+
+
+def unshaped(name: str) -> str:
+    """What is wrong with a lazy layer, and what helps."""
+    return (
+        f"{name!r} of the model has no shape before the first forward pass (a lazy layer); call the model once on a sample where it "
+        "is built (a task: inside its `model` factory), or give the layer its sizes"
+    )
 
 
 def frozen(module: nn.Module) -> list[str]:
@@ -114,13 +131,15 @@ class BufferSnapshot:
         self._slots = [
             (owner, dict(owner._buffers), set(owner._non_persistent_buffers_set)) for owner in module.modules()
         ]
-        self._values = {id(t): t.clone() for _, slots, _ in self._slots for t in slots.values() if t is not None}
+        # A lazy buffer gets its shape and its first values later, in place.
+        known = [t for _, slots, _ in self._slots for t in slots.values() if t is not None and not is_lazy(t)]
+        self._values = {id(t): t.clone() for t in known}
 
     def put_back(self) -> None:
         with torch.no_grad():
             for owner, slots, passing in self._slots:
                 for key, tensor in slots.items():
-                    if tensor is None:
+                    if tensor is None or id(tensor) not in self._values:
                         continue
                     value = self._values[id(tensor)]
                     if tensor.shape != value.shape:

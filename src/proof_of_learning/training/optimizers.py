@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from proof_of_learning.canonical import brief
 from proof_of_learning.errors import FormatError, TaskError
 from proof_of_learning.training.modules import fresh, tensors_in
 
 _BASE = ("state", "param_groups")  # of a state_dict
+OWN = "_pol_own_groups"  # attribute of an optimizer: how many groups it had when it was built
+
+
+def own_groups(optimizer: Any) -> int:
+    """How many groups it was built with; all that it has, where nobody took note. Groups that training adds come behind them."""
+    held: int = getattr(optimizer, "__dict__", {}).get(OWN, len(optimizer.param_groups))
+    return held
+
+
+def settle_groups(optimizer: Any) -> int:
+    """Take the groups that it has now for those that it was built with, unless note was taken already; how many these are."""
+    own = own_groups(optimizer)
+    if isinstance(optimizer, Optimizer):  # an optimizer of another make cannot be given further ones
+        vars(optimizer)[OWN] = own
+    return own
 
 
 def parameters_of(optimizer: Any) -> list[Tensor]:
@@ -21,14 +37,66 @@ def parameters_of(optimizer: Any) -> list[Tensor]:
 
 
 def rates_of(name: str, optimizer: Any) -> list[float]:
-    """The learning rates of an optimizer's groups; TaskError where one has none."""
-    for number, group in enumerate(optimizer.param_groups):
+    """The learning rates of the groups that an optimizer was built with; TaskError where one has none.
+
+    Those of groups that training added lie in the states alone, so that a row of rates is as long throughout a run.
+    """
+    own = optimizer.param_groups[: own_groups(optimizer)]
+    for number, group in enumerate(own):
         if group.get("lr") is None:
             raise TaskError(
                 f"parameter group {number} of the optimizer {name!r} has no learning rate (lr), which a proof records at every "
                 "step; give it one (Adafactor: lr=1e-3, relative_step=False)"
             )
-    return [float(group["lr"]) for group in optimizer.param_groups]
+    return [float(group["lr"]) for group in own]
+
+
+def added_groups(part: str, optimizer: Optimizer, named: Mapping[int, str]) -> list[list[str]]:
+    """Of each group that was added after it was built, the names of its parameters. TaskError where one has none.
+
+    named: by identity, what states call the parameters of modules.
+    """
+    found = [
+        [named.get(id(parameter), "") for parameter in group["params"]]
+        for group in optimizer.param_groups[own_groups(optimizer) :]
+    ]
+    if not all(names and all(names) for names in found):
+        raise TaskError(
+            f"a parameter group without parameters, or with some that neither the model nor a further part holds, was added to "
+            f"{part!r}; name their module in the task's `parts`"
+        )
+    return found
+
+
+def regroup(part: str, optimizer: Optimizer, values: Mapping[str, Any], named: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the further groups that a captured one had, and no others. FormatError where these do not fit the task.
+
+    named: the parameters of modules, by what states call them.
+    """
+    added = values.get("added", [])
+    own = len(values["groups"]) - len(added)
+    if own < 1 or (OWN in vars(optimizer) and own != vars(optimizer)[OWN]) or own > len(optimizer.param_groups):
+        raise FormatError(f"{part}: the state has {own} parameter groups from the start, the task's optimizer others")
+    wanted: list[list[Tensor]] = []
+    for names, group in zip(added, values["groups"][own:], strict=True):
+        strange = next((name for name in names if not isinstance(name, str) or name not in named), None)
+        if strange is not None or not names or len({*names}) != len(names) or len(names) != len(group["params"]):
+            raise FormatError(
+                f"{part}: a parameter group that was added holds {brief(repr(strange))}, which the task does not train"
+            )
+        wanted.append([named[name] for name in names])
+    live = optimizer.param_groups
+    kept = own
+    while kept - own < len(wanted) and kept < len(live) and _are(live[kept]["params"], wanted[kept - own]):
+        kept += 1
+    del live[kept:]
+    for tensors, group in zip(wanted[kept - own :], values["groups"][kept:], strict=True):
+        optimizer.add_param_group({**fresh(group), "params": tensors})
+    vars(optimizer)[OWN] = own
+
+
+def _are(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def capture_optimizer(optimizer: Optimizer) -> dict[str, Any]:

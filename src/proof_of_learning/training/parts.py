@@ -12,8 +12,16 @@ from torch import Tensor, nn
 
 from proof_of_learning.errors import FormatError
 from proof_of_learning.training.modules import capture_module, fresh, frozen, restore_module, tensors_in
-from proof_of_learning.training.names import family_of
-from proof_of_learning.training.optimizers import capture_optimizer, parameters_of, rates_of, restore_optimizer
+from proof_of_learning.training.names import family_of, joined
+from proof_of_learning.training.optimizers import (
+    added_groups,
+    capture_optimizer,
+    own_groups,
+    parameters_of,
+    rates_of,
+    regroup,
+    restore_optimizer,
+)
 
 Kind = Literal["module", "optimizer", "scheduler", "scaler", "stateful", "progress"]
 
@@ -98,7 +106,14 @@ ADAPTERS = (
     Adapter(
         "module", _of(nn.Module), capture_module, restore_module, ("frozen",), lambda module: {"frozen": frozen(module)}
     ),
-    Adapter("optimizer", _of(torch.optim.Optimizer), capture_optimizer, restore_optimizer, ("groups",), rates=rates_of),
+    Adapter(
+        "optimizer",
+        _of(torch.optim.Optimizer),
+        capture_optimizer,
+        restore_optimizer,
+        ("groups", "added"),
+        rates=rates_of,
+    ),
     Adapter("scheduler", _of(torch.optim.lr_scheduler.LRScheduler), settings=None),
     Adapter("scaler", _of(torch.amp.GradScaler), settings=("backoff_factor", "growth_factor", "growth_interval")),
     Adapter("progress", _of(Progress)),
@@ -120,6 +135,36 @@ SETTINGS = {family: next(a.settings for a in ADAPTERS if a.kind == kind) for fam
 def adapter_of(part: Any) -> Adapter:
     """The adapter of a part. An object without ``state_dict()`` has the last one, and fails when it is captured."""
     return next((adapter for adapter in ADAPTERS if adapter.fits(part)), ADAPTERS[-1])
+
+
+def captured(parts: Mapping[str, Any], name: str) -> Any:
+    """The state of one of the parts: what its adapter captures, and of an optimizer that training gave further groups, of which
+    parameters these consist.
+    """
+    part = parts[name]
+    adapter = adapter_of(part)
+    values = adapter.capture(part)
+    if adapter.kind == "optimizer" and len(part.param_groups) > own_groups(part):
+        values["added"] = added_groups(name, part, {id(tensor): key for key, tensor in _parameters(parts).items()})
+    return values
+
+
+def restored(parts: Mapping[str, Any], name: str, values: Any) -> None:
+    """Put what :func:`captured` gave back into one of the parts. Raises as its adapter does."""
+    part = parts[name]
+    adapter = adapter_of(part)
+    if adapter.kind == "optimizer":
+        regroup(name, part, values, _parameters(parts) if "added" in values else {})
+    adapter.restore(name, part, values)
+
+
+def _parameters(parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The parameters of modules, by what states call them."""
+    return {
+        joined(name, "parameters", short): parameter
+        for name, module in sorted(of_kind(parts, "module").items(), reverse=True)
+        for short, parameter in module.named_parameters()
+    }
 
 
 def of_kind(parts: Mapping[str, Any], kind: Kind) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, TaskError
 from proof_of_learning.training.names import escaped, family_of, joined
-from proof_of_learning.training.parts import SETTINGS, adapter_of
+from proof_of_learning.training.parts import SETTINGS, adapter_of, captured, restored
 
 Node = Any  # canonical JSON; see encode_tree
 
@@ -294,6 +294,20 @@ def decode_settings(raw: bytes) -> Any:
     return decode_tree(content["tree"], content["tensors"])
 
 
+def added_rates(raw: bytes) -> list[float]:
+    """From what :func:`settings` wrote: the learning rates of groups that training added; infinite what is no number."""
+    found: list[float] = []
+    for part, values in decode_settings(raw).items():
+        if family_of(part) == "optimizer" and isinstance(values, dict) and values.get("added"):
+            groups, added = values.get("groups"), values["added"]
+            sound = isinstance(groups, list) and isinstance(added, list)
+            held: list[Any] = groups[-len(added) :] if sound else [None]  # type: ignore[index]
+            for group in held:
+                rate = group.get("lr") if isinstance(group, dict) else None
+                found.append(float(rate) if isinstance(rate, (int, float)) and abs(rate) < 2**53 else float("inf"))
+    return found
+
+
 # ---- parts ------------------------------------------------------------------------------------------
 
 
@@ -304,10 +318,7 @@ def capture(parts: Mapping[str, Any], *, live: bool = False) -> State:
     """
     tensors: dict[str, Tensor] = {}
     with _copying():
-        items = [
-            [f"s:{name}", encode_tree(adapter_of(part).capture(part), escaped(name), tensors)]
-            for name, part in sorted(parts.items())
-        ]
+        items = [[f"s:{name}", encode_tree(captured(parts, name), escaped(name), tensors)] for name in sorted(parts)]
     state = State({"d": items}, tensors, live=True)
     return state if live else state.settled()
 
@@ -318,8 +329,8 @@ def restore(parts: Mapping[str, Any], state: State) -> None:
         values = decode_tree(state.tree, state.tensors)
         if not isinstance(values, dict) or set(values) != set(parts):
             raise FormatError(f"the state has the parts {_names(values)}; the task has {_names(parts)}")
-        for name, part in parts.items():
-            adapter_of(part).restore(name, part, values[name])
+        for name in parts:
+            restored(parts, name, values[name])
     except (FormatError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a part may answer to a state that it never wrote with anything
@@ -355,7 +366,7 @@ def live_settings(parts: Mapping[str, Any]) -> bytes:
     with _copying():
         for name, part in sorted(parts.items()):
             if family_of(name) in SETTINGS:
-                adapter = adapter_of(part)
-                values = (adapter.told or adapter.capture)(part)
+                told = adapter_of(part).told
+                values = captured(parts, name) if told is None else told(part)
                 items.append([f"s:{name}", encode_tree(values, escaped(name), tensors)])
     return settings(State({"d": items}, tensors))

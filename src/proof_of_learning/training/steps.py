@@ -15,17 +15,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from proof_of_learning.canonical import brief
 from proof_of_learning.data.batches import DerivedOrder, Feed, Order
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
+from proof_of_learning.numeric.portable import NATIVE, using
 from proof_of_learning.task import Description, Task, describe, task_code
 from proof_of_learning.training import names, randomness
 from proof_of_learning.training import parts as kinds
 from proof_of_learning.training import state as states
-from proof_of_learning.training.modules import BufferSnapshot
-from proof_of_learning.training.optimizers import parameters_of
+from proof_of_learning.training.modules import BufferSnapshot, lazy_tensor, unshaped
+from proof_of_learning.training.optimizers import own_groups, parameters_of, settle_groups
 from proof_of_learning.training.parts import Progress
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.schedules import driven_by_metric
@@ -85,6 +86,11 @@ class StepContext:
             self.scaler.update()
         clear_gradients(optimizer)
 
+    def clear_idle(self) -> None:
+        """Clear the gradients of the model's parameters that no optimizer had when it was built."""
+        for parameter in self._session.idle_parameters:
+            parameter.grad = None
+
 
 def clear_gradients(optimizer: Any) -> None:
     """Set the gradients of an optimizer's parameters to None, by its own ``zero_grad`` and whatever arguments that takes."""
@@ -111,6 +117,7 @@ def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[n
         context.backward(loss)
         total = loss.detach() if total is None else total + loss.detach()
     context.update()
+    context.clear_idle()
     assert total is not None
     return total
 
@@ -118,21 +125,26 @@ def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[n
 class Session:
     """The live objects of one run: model, optimizers, schedulers, scaler and further parts, built from a key."""
 
-    def __init__(self, task: Task, key: bytes, device: str = "cpu", base: State | None = None) -> None:
-        """``base``: the final state of another run, whose weights this one starts from wherever they fit."""
-        self.task, self.key, self.device = task, key, device
+    def __init__(
+        self, task: Task, key: bytes, device: str = "cpu", base: State | None = None, arithmetic: str = NATIVE
+    ) -> None:
+        """``base``: the final state of another run, whose weights this one starts from wherever they fit.
+
+        ``arithmetic``: of all that the task computes, ``native`` (PyTorch's own) or ``portable``.
+        """
+        self.task, self.key, self.device, self.arithmetic = task, key, device, arithmetic
+        with using(arithmetic):
+            self._build(base)
+
+    def _build(self, base: State | None) -> None:
+        task, key, device = self.task, self.key, self.device
         randomness.seed_everything(randomness.derive(key, randomness.INITIALIZATION))
         with task_code("building the model"):
             self.model = task.model().to(device)
             if not isinstance(self.model, nn.Module):
                 raise TaskError("the task's model factory must return a torch.nn.Module")
-            lazy = [n for n, p in self.model.named_parameters() if is_lazy(p)]
-            lazy += [n for n, b in self.model.named_buffers() if is_lazy(b)]
-            if lazy:
-                raise TaskError(
-                    f"{lazy[0]!r} of the model has no shape before the first forward pass (a lazy layer); call the model once on a "
-                    "sample inside the task's `model` factory, or give the layer its sizes"
-                )
+            if lazy_tensor(self.model) is not None:
+                self._materialise()
             self.linked = [] if base is None else states.overlay(self.model, base)
             if base is not None and not self.linked:
                 raise TaskError("the proof to start from shares no tensor with the task's model")
@@ -154,6 +166,35 @@ class Session:
             self.scaler = None if task.scaler is None else task.scaler()
         self.progress = Progress(adding=self.metric == "loss")
         self.parts = self._named_parts()
+        trained = {id(p) for optimizer in self.optimizers.values() for p in parameters_of(optimizer)}
+        # Their gradients would add up from step to step, which no state holds, until somebody gives them to an optimizer.
+        self.idle_parameters = [p for p in self.model.parameters() if id(p) not in trained]
+        for optimizer in self.optimizers.values():
+            settle_groups(optimizer)
+
+    def _materialise(self) -> None:
+        """Show the model the run's first batch, so that lazy layers get their shapes, and values that follow from the key.
+
+        Without gradients, in evaluation mode, and with all buffers as they were. TaskError for what has no shape afterwards.
+        """
+        data = self.task.data()
+        feed, order = derived_feed(self.task, data, self.key, self.device)
+        batch = feed.batches(0, order.indices(0))[0]
+        randomness.seed_everything(randomness.derive(self.key, randomness.INITIALIZATION, 1))
+        why = ""
+        try:
+            with evaluating(self.model):
+                if self.task.loss is not None:
+                    self.task.loss(self.model, batch)
+                elif isinstance(batch, Mapping):
+                    self.model(**batch)
+                else:
+                    self.model(batch[0] if isinstance(batch, (list, tuple)) else batch)
+        except Exception as error:  # also after all have their shapes, as a loss that needs gradients does
+            why = f"; with the first batch: {brief(f'{type(error).__name__}: {error}')}"
+        lazy = lazy_tensor(self.model)
+        if lazy is not None:
+            raise TaskError(f"{unshaped(lazy)}{why}")
 
     def _named_parts(self) -> dict[str, Any]:
         def named(prefix: str, items: dict[str, Any]) -> dict[str, Any]:
@@ -207,12 +248,14 @@ class Session:
                 randomness.seed_everything(randomness.derive(self.key, randomness.STEP, step))
             else:
                 rng(step).restore()
-            yield self.take(step, feed.batches(step, order.indices(step)), feed_epoch_end(feed, step))
+            with using(self.arithmetic):
+                result = self.take(step, feed.batches(step, order.indices(step)), feed_epoch_end(feed, step))
+            yield result
 
     def take(self, step: int, batches: list[Any], epoch_ends: bool) -> StepResult:
         """One step on the given batches."""
         rates = self.rates()
-        with task_code(f"taking step {step}"):
+        with using(self.arithmetic), task_code(f"taking step {step}"):
             if self.task.step is not None:
                 loss = self.task.step(StepContext(self), batches)
             else:
@@ -251,7 +294,7 @@ class Session:
         while self.progress.step < stop:
             rates = self.rates()
             epoch, place = divmod(self.progress.step, steps_per_epoch)
-            with task_code("stepping the scheduler"), warnings.catch_warnings():
+            with using(self.arithmetic), task_code("stepping the scheduler"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch misses the optimizer's step, which is left out on purpose
                 self.step_schedulers(place + 1 == steps_per_epoch, metrics[epoch] if epoch < len(metrics) else None)
             self.progress.step += 1
@@ -262,7 +305,7 @@ class Session:
         if self.task.evaluate is None:
             return None
         randomness.seed_everything(randomness.derive(self.key, randomness.EVALUATION, self.progress.step))
-        with evaluating(self.model), task_code("evaluating the model"):
+        with using(self.arithmetic), evaluating(self.model), task_code("evaluating the model"):
             values = self.task.evaluate(self.model)
             if not isinstance(values, Mapping):
                 raise TaskError(f"evaluate must return a mapping of names to numbers, not {type(values).__name__}")
@@ -280,8 +323,9 @@ def members(parts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def groups(parts: Mapping[str, Any]) -> dict[str, int]:
-    """The parts that are optimizers, with their numbers of parameter groups, in the order in which rates are told."""
-    return {part: len(optimizer.param_groups) for part, optimizer in kinds.optimizers(parts).items()}
+    """The parts that are optimizers, with the numbers of parameter groups that they were built with, in the order in which rates are
+    told."""
+    return {part: own_groups(optimizer) for part, optimizer in kinds.optimizers(parts).items()}
 
 
 def feed_epoch_end(feed: Feed, step: int) -> bool:

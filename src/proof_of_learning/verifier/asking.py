@@ -12,10 +12,10 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import AnyCheckAnswer, AnyCheckRequest
-from proof_of_learning.verifier.checks import REGISTRATION, STRUCTURE
+from proof_of_learning.verifier.checks import ATTESTATION, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.evidence import Answers, Check, Evidence
 from proof_of_learning.verifier.verdict import CheckResult
-from proof_of_learning.verifier.walks import other_arguments
+from proof_of_learning.verifier.walks import otherwise_called
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ def ask(
     """
     new = replayer.grouped([request for request in requests if request not in answers])
     decisive = check if isinstance(check, Decisive) and not evidence.options.runtime.keep_going else None
-    if decisive is not None and other_arguments(evidence.proof, answers.get(Describe(), Described)):
+    if decisive is not None and otherwise_called(evidence.proof, answers.get(Describe(), Described)):
         decisive = None  # what fails by that is no forgery
     doing, done, last, complete, proven = f"checking {check.name}", 0, len(new) - 1, 0, False
     arrived: dict[int, AnyCheckAnswer] = {}
@@ -71,8 +71,8 @@ def ask(
 
 
 def excused(proof: Proof, found: CheckResult, answers: Answers) -> CheckResult:
-    """A check's result; where the verifier called the script with other arguments, what fails by that is no forgery."""
-    other = other_arguments(proof, answers.get(Describe(), Described)) if found.status == "fail" else ""
-    if not other or found.name in (STRUCTURE.name, REGISTRATION.name):
+    """A check's result; where the verifier called the script with other arguments or files, what fails by that is no forgery."""
+    other = otherwise_called(proof, answers.get(Describe(), Described)) if found.status == "fail" else ""
+    if not other or found.name in (STRUCTURE.name, REGISTRATION.name, ATTESTATION.name):
         return found
     return msgspec.structs.replace(found, status="inconclusive", summary=f"{other}; {found.summary}")

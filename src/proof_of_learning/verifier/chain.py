@@ -97,11 +97,14 @@ def _reason(verdict: Verdict) -> str:
     )
 
 
-def assurance(proof: Proof, chain: Chain | None) -> Assurance:
-    """What the proof's randomness rests on; with a chain, what that of its weakest link does."""
+def assurance(proof: Proof, chain: Chain | None, *, registered: bool = False) -> Assurance:
+    """What the proof's randomness rests on; with a chain, what that of its weakest link does.
+
+    registered: whether its claim was signed by its owners and stamped before training.
+    """
     header = proof.header
     derived = header.randomness.mode == "derived" and header.initialization.kind != "recorded"
-    own: Assurance = "seed-derived" if derived else "observed"
+    own: Assurance = "observed" if not derived else "registered" if registered else "seed-derived"
     return own if chain is None else min(own, weakest(chain).assurance, key=ASSURANCE.index)
 
 

@@ -20,11 +20,16 @@ NEIGHBOURS = 2
 
 
 def unusual(settings: Sequence[bytes | None], most: int) -> dict[int, str]:
-    """Up to ``most`` segments, the most unusual first found, with the name of what changes. ``settings``: of every state, in order."""
+    """Up to ``most`` segments, with the name of what changes. ``settings``: of every state, in order.
+
+    What hardly ever changes comes first; then the most unusual change of each setting, the second of each, and so on, so that no
+    setting that is erratic by itself hides another.
+    """
     found: list[tuple[float, int, str]] = []
     for path, values in _series(settings).items():
         changes = [_change(a, b) for a, b in itertools.pairwise(values)]
-        moving = sum(change != 0.0 for change in changes)
+        seldom = sum(change != 0.0 for change in changes) <= max(1, RARE_SHARE * len(changes))
+        odd: list[tuple[float, int]] = []
         for index, change in enumerate(changes):
             if math.isnan(change):
                 continue
@@ -32,9 +37,10 @@ def unusual(settings: Sequence[bytes | None], most: int) -> dict[int, str]:
                 c for c in changes[max(0, index - NEIGHBOURS) : index + NEIGHBOURS + 1] if not math.isnan(c)
             )
             apart = abs(change - around[len(around) // 2])
-            rare = change != 0.0 and moving <= max(1, RARE_SHARE * len(changes))
-            if apart > FLOOR or rare:
-                found.append((-apart, index, path))
+            if apart > FLOOR or (seldom and change != 0.0):
+                odd.append((-apart, index))
+        late = 0 if seldom else len(settings)
+        found += [(late + rank, index, path) for rank, (_, index) in enumerate(sorted(odd))]
     return first(found, most)
 
 

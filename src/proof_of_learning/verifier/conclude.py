@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Mapping
 
 from proof_of_learning import sources
+from proof_of_learning.registration import owners
 from proof_of_learning.replay.protocol import CommitData, Committed, Describe, Described
 from proof_of_learning.replay.requests import Noise, Replay, Replayed
 from proof_of_learning.verifier.calibrated import CAP
 from proof_of_learning.verifier.chain import assurance
 from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
+from proof_of_learning.verifier.checks.attestation import signers, timeline
 from proof_of_learning.verifier.checks.performance import performance
 from proof_of_learning.verifier.checks.trajectory import segment_results
 from proof_of_learning.verifier.evidence import Answers, Evidence, result
@@ -76,7 +78,7 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     rho = max((limits.rho for limits in (*strays.tolerances.values(), *strays.limits.values())), default=CAP)
     return Verdict(
         verdict=decide(checks),
-        assurance=assurance(proof, evidence.chain),
+        assurance=assurance(proof, evidence.chain, registered=evidence.attested.registered),
         randomness=mode,
         exactness="exact" if all(s.exact or s.status != "pass" for s in segments) else "calibrated",
         thresholds=Thresholds(rho=rho, d_ref=found.d_ref),
@@ -113,6 +115,10 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
         unreproduced=sorted({line for lines in evidence.differences.values() for line in lines}),
         warnings=[] if evidence.isolation is None else evidence.isolation.warnings,
         chain=evidence.chain,
+        claim=proof.header.randomness.claim,
+        policy=None if policy is None else policy.digest or None,
+        signers=signers(evidence.attested, evidence.options.claims.trusted_keys, owners(proof.header)),
+        timeline=timeline(evidence.attested, proof.header.randomness.anchor),
     )
 
 

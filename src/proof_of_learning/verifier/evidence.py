@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from proof_of_learning.attestation.attested import Attested
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Answer, Failed, Request
 from proof_of_learning.replay.requests import AnyCheckRequest
@@ -24,7 +25,7 @@ R = TypeVar("R", bound=Request)
 class Evidence:
     """Everything a check may look at. ``differences``: by environment digest, what could not be reproduced.
 
-    ``isolation``: how the task's code was kept apart; None where none was run.
+    ``isolation``: how the task's code was kept apart; None where none was run. ``attested``: who signed, and when.
     """
 
     proof: Proof
@@ -34,6 +35,7 @@ class Evidence:
     chain: Chain | None = None
     differences: Mapping[str, list[str]] = field(default_factory=dict)
     isolation: Isolation | None = None
+    attested: Attested = field(default_factory=Attested)
 
     def unreproduced(self, index: int) -> list[str]:
         """What of the environment of segment ``index`` is not reproduced here."""

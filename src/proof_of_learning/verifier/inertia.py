@@ -41,6 +41,8 @@ def inertia(state: State, rates: Mapping[str, Sequence[float]] | Sequence[float]
             groups, entries, own = parts[name]["groups"], parts[name]["state"], rates.get(name, ())
             for number, group in enumerate(groups):
                 rate = own[number] if number < len(own) else largest
+                if 0 < len(own) <= number:  # added while training: its rate is in the states alone
+                    rate = max(rate, abs(float(group["lr"])))
                 for index in group["params"]:
                     if index in entries:
                         squares += (rate * _step_length(entries[index], group)) ** 2

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from proof_of_learning import registration as registrations
 from proof_of_learning.errors import UsageError
@@ -14,6 +14,9 @@ from proof_of_learning.registration import Registration
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT
 from proof_of_learning.verifier.initialization.named import named_laws
 from proof_of_learning.verifier.policy import Policy, load_policy
+
+if TYPE_CHECKING:
+    from proof_of_learning.attestation.timestamps import Authorities
 
 Place = str | os.PathLike[str]
 
@@ -58,6 +61,8 @@ class Claims:
     accept_nonce: it may be valid although the nonce was handed in. accept_order: although a recorded order is no permutation of
     the data in every epoch (weighted sampling, say). accept_uniform: although only the uniform draws carry a guarantee (a thinned
     proof, a task that shows no outputs). accept_stopped: although it stopped before the task's number of steps.
+    trusted_keys: digests of public keys, of which ``threshold`` have to have signed. authorities: whose timestamps count; links of a
+    chain inherit them.
     policy: rules that proof and verification must satisfy; what it says of the same things is included in the other fields.
     """
 
@@ -69,6 +74,9 @@ class Claims:
     accept_order: bool = False
     accept_uniform: bool = False
     accept_stopped: bool = False
+    trusted_keys: tuple[str, ...] = ()
+    threshold: int = 1
+    authorities: Authorities | None = None
     policy: Policy | None = None
 
 
@@ -107,6 +115,9 @@ class Choices(TypedDict, total=False):
     accept_order: bool
     accept_uniform: bool
     accept_stopped: bool
+    trusted_keys: Iterable[Place]
+    threshold: int
+    trusted_tsa: Iterable[Place]
     policy: Policy | Place | None
     keep_going: bool
     timeout: float
@@ -155,12 +166,12 @@ class Options:
         return cls(draw, comparison, _claims(choices, rules), runtime)
 
     def for_link(self) -> Options:
-        """What a link of the chain behind a proof is verified with: its own nonce, and no claims."""
-        return replace(self, draw=replace(self.draw, nonce=None), claims=Claims())
+        """What a link of the chain behind a proof is verified with: its own nonce, and no claims but whom to believe about time."""
+        return replace(self, draw=replace(self.draw, nonce=None), claims=Claims(authorities=self.claims.authorities))
 
 
 def _claims(choices: Choices, rules: Policy | None) -> Claims:
-    laws = choices.get("laws", ())
+    laws, keys = choices.get("laws", ()), _keys(choices.get("trusted_keys", ()))
     registration, model = choices.get("registration"), choices.get("model")
     claims = Claims(
         registration=None if registration is None else registrations.load(registration),
@@ -171,6 +182,9 @@ def _claims(choices: Choices, rules: Policy | None) -> Claims:
         accept_order=choices.get("accept_order", False),
         accept_uniform=choices.get("accept_uniform", False),
         accept_stopped=choices.get("accept_stopped", False),
+        trusted_keys=keys,
+        threshold=_threshold(choices.get("threshold", 1), keys),
+        authorities=_authorities(choices.get("trusted_tsa", ())),
         policy=rules,
     )
     if rules is not None:
@@ -178,6 +192,8 @@ def _claims(choices: Choices, rules: Policy | None) -> Claims:
             claims,
             approve_fixed=(*claims.approve_fixed, *rules.initialization.approved_fixed),
             laws=(*claims.laws, *rules.initialization.laws),
+            trusted_keys=tuple(dict.fromkeys((*claims.trusted_keys, *(rules.trust.keys or ())))),
+            threshold=max(claims.threshold, rules.trust.threshold),
             accept_nonce=claims.accept_nonce or rules.trust.chosen_nonce,
             accept_order=claims.accept_order or rules.training.free_order,
             accept_uniform=claims.accept_uniform or rules.guarantee.uniform_only,
@@ -185,3 +201,28 @@ def _claims(choices: Choices, rules: Policy | None) -> Claims:
         )
     named_laws(claims.laws)
     return claims
+
+
+def _keys(paths: Iterable[Place]) -> tuple[str, ...]:
+    """Digests of the public keys in PEM files."""
+    given = (paths,) if isinstance(paths, (str, os.PathLike)) else tuple(paths)
+    if not given:
+        return ()
+    from proof_of_learning.attestation.signatures import load_public
+
+    return tuple(dict.fromkeys(load_public(path).digest for path in given))
+
+
+def _threshold(wanted: int, keys: tuple[str, ...]) -> int:
+    if wanted != 1 and not 1 <= wanted <= len(keys):
+        raise UsageError(f"--threshold {wanted}: expected 1 to the number of trusted keys, {len(keys)}")
+    return wanted
+
+
+def _authorities(paths: Iterable[Place]) -> Authorities | None:
+    given = (paths,) if isinstance(paths, (str, os.PathLike)) else tuple(paths)
+    if not given:
+        return None
+    from proof_of_learning.attestation.timestamps import load_authorities
+
+    return load_authorities(given)

@@ -75,10 +75,14 @@ class Initialization(_Section, frozen=True):
 
 
 class Trust(_Section, frozen=True):
-    """``assurance``: the weakest that is accepted. ``exact``: nothing but bit-exact replay is enough. ``chosen_nonce`` grants, as
-    ``--accept-nonce`` does, that the nonce was handed in."""
+    """``assurance``: the weakest that is accepted. ``keys``: digests of public keys, of which ``threshold`` have to have signed.
+    ``exact``: nothing but bit-exact replay is enough. ``chosen_nonce`` grants, as ``--accept-nonce`` does, that the nonce was handed
+    in.
+    """
 
     assurance: Assurance | None = None
+    keys: tuple[str, ...] | None = None
+    threshold: Count = 1
     exact: bool = False
     chosen_nonce: bool = False
 
@@ -121,6 +125,7 @@ class Policy(_Section, frozen=True):
             for section, kind in SECTIONS.items()
             for key in kind.__struct_fields__
         }
+        del values["trust.threshold"]  # which `trust.keys` says
         return [name for name, value in values.items() if value is not None and value is not False and value != ()]
 
     def afford(self, replayed: int, steps: int, seconds: float | None = None) -> None:
@@ -227,16 +232,20 @@ def _contradictions(policy: Policy) -> Iterator[str]:
     ):
         if low is not None and high is not None and low > high:
             yield f"training.min_{name}: {low:g} is above training.max_{name}, {high:g}; no run could satisfy both"
+    if not policy.trust.threshold <= len(set(policy.trust.keys or ())) and (
+        policy.trust.keys or policy.trust.threshold > 1
+    ):
+        yield f"trust.threshold: {policy.trust.threshold} is more than the {len(set(policy.trust.keys or ()))} keys in trust.keys"
 
 
 def _bad_digests(policy: Policy) -> Iterator[str]:
-    for key in ("tasks", "sources", "data"):
-        digests = getattr(policy.accept, key)
+    lists = {f"accept.{key}": getattr(policy.accept, key) for key in ("tasks", "sources", "data")}
+    for name, digests in {**lists, "trust.keys": policy.trust.keys}.items():
         if digests is not None and not digests:
-            yield f"accept.{key}: an empty list accepts nothing; leave the key out to accept anything"
+            yield f"{name}: an empty list accepts nothing; leave the key out to accept anything"
         for digest in digests or ():
             if not _DIGEST.fullmatch(digest):
-                yield f"accept.{key}: {digest[:80]!r} is not of the form sha256:<64 hex digits>; `pol inspect` shows a proof's"
+                yield f"{name}: {digest[:80]!r} is not of the form sha256:<64 hex digits>; `pol inspect` shows a proof's"
 
 
 def _bad_laws(policy: Policy) -> Iterator[str]:

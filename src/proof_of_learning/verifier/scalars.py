@@ -27,7 +27,7 @@ RARE_SHARE = 0.01  # a change is rare if it is seen in no more than this share o
 SCALER = {"scaler/scale", "scaler/_growth_tracker"}
 # What is compared with the task's own settings, says where in the run the state stands, or is trained.
 _ELSEWHERE: dict[str, tuple[str, ...] | None] = {
-    "model": ("s:frozen", "s:parameters"), "optimizer": ("s:groups",), "scheduler": None, "progress": None,
+    "model": ("s:frozen", "s:parameters"), "optimizer": ("s:groups", "s:added"), "scheduler": None, "progress": None,
 }  # fmt: skip
 
 
@@ -137,20 +137,41 @@ def _sound(path: str, value: Value) -> bool:
 
 
 def _numbers(state: State) -> Iterator[tuple[str, Value]]:
-    """Every number by its path; texts and truth values by digest, for they can change as well. Weights are not among them."""
+    """Every number by its path; texts and truth values by digest, for they can change as well. Weights are not among them.
+
+    So are the names that a custom part has (one that comes or goes is no change of a number), and which modules are evaluating.
+    """
     for key, node in state.tree["d"]:
         name = key[2:]
         left_out = _ELSEWHERE.get(family_of(name), ())
+        if name == "progress" and isinstance(node, dict):
+            yield "progress/evaluating", _digest([item for item in node.get("d", []) if item[0] == "s:evaluating"])
         if left_out is None:
             continue
+        if not left_out:
+            yield f"{escaped(name)}/(names)", _digest(_names(node))
         if left_out and isinstance(node, dict):
             node = {"d": [item for item in node.get("d", []) if item[0] not in left_out]}
         yield from _walk(node, escaped(name), state.tensors)
 
 
+def _names(node: Any) -> Any:
+    """A tree without its values."""
+    if not isinstance(node, dict):
+        return type(node).__name__
+    ((tag, body),) = node.items()
+    if tag in ("l", "u"):
+        return [tag, *map(_names, body)]
+    return [tag, *([item[0], _names(item[1])] for item in body)] if tag in ("d", "c") else tag
+
+
+def _digest(value: Any) -> str:
+    return canonical.sha256(repr(value).encode(errors="surrogatepass"))[7:23]
+
+
 def _walk(node: Any, path: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Value]]:
     if not isinstance(node, dict):
-        yield path, canonical.sha256(repr(node).encode())[7:23]
+        yield path, _digest(node)
         return
     ((tag, body),) = node.items()
     if tag == "t":

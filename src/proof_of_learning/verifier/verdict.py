@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from proof_of_learning._version import __version__
 from proof_of_learning.replay.measure import Distance
 
 SCHEMA = "pol/verdict/v1"
@@ -156,6 +157,34 @@ class Cost(_Value, frozen=True):
     workers: list[WorkerShare] = []
 
 
+class Signer(_Value, frozen=True):
+    """A key that signed statements of the kinds ``signed`` about this proof. ``owner``: the claim names it; ``trusted``: the verifier
+    does. Who is neither is a witness."""
+
+    key: str
+    owner: bool
+    trusted: bool
+    signed: list[str]
+
+
+class Moment(_Value, frozen=True):
+    """A timestamp on a statement about ``what`` (``claim``, ``head``, ``seal``), between ``earliest`` and ``latest`` (RFC 3339, UTC).
+
+    file: the token; stamps: the statement. trusted: whether an authority that the verifier named vouches for it; what is not counts
+    for nothing. shows, limits: what follows from it, and what does not, or why it counts for nothing.
+    """
+
+    what: str
+    file: str
+    stamps: str
+    authority: str
+    trusted: bool
+    earliest: str
+    latest: str
+    shows: str
+    limits: str
+
+
 class ChainLink(_Value, frozen=True):
     """One proof of a chain of trust. ``signer``: who signed it (none yet). ``probability``: that its verdict is right, as drawn."""
 
@@ -209,7 +238,9 @@ class Trajectory(_Value, frozen=True):
 class Verdict(_Value, frozen=True):
     """The outcome of a verification (JSON schema ``pol/verdict/v1``). ``exit_status``: 0 valid, 1 invalid, 3 inconclusive.
 
-    ``warnings``: what the verifier should know about the verification itself; they change no verdict.
+    ``warnings``: what the verifier should know about the verification itself; they change no verdict. ``claim``: its digest, by the
+    header. ``policy``: digest of the verifier's. ``signers``, ``timeline``: who stands for the proof, and by when what was there.
+    ``rules``: the version of this package, whose rules were applied.
     """
 
     verdict: Decision
@@ -228,6 +259,11 @@ class Verdict(_Value, frozen=True):
     unreproduced: list[str] = []
     warnings: list[str] = []
     chain: Chain | None = None
+    claim: str | None = None
+    policy: str | None = None
+    signers: list[Signer] = []
+    timeline: list[Moment] = []
+    rules: str = __version__
     schema: str = SCHEMA
 
     @property

@@ -1,8 +1,8 @@
 """``verify``: the phases and the order of checks are fixed here, and nowhere else.
 
-Opened (structure, digests of header and log) → attested (what the claim says: no state read, nothing executed) → surveyed (states,
-identities, measures) → challenged → judged: each check asks what it needs and judges the answers, cheapest first, stopping at the
-first failure. Only replay workers run the task's code, and none of them sees the proof.
+Opened (structure, digests of header and log) → attested (claim, signatures, times: no state read, nothing executed) → surveyed
+(states, identities, measures) → challenged → judged: each check asks what it needs and judges the answers, cheapest first, stopping
+at the first failure. Only replay workers run the task's code, and none of them sees the proof.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Unpack
 
 from proof_of_learning import memory
+from proof_of_learning.attestation.attested import Attested
 from proof_of_learning.errors import IntegrityError, PolError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
@@ -29,7 +30,7 @@ from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.asking import ask, excused
 from proof_of_learning.verifier.chain import Link, follow, open_links, parent_of
-from proof_of_learning.verifier.checks import CHECKS, REGISTRATION, STRUCTURE
+from proof_of_learning.verifier.checks import ATTESTATION, CHECKS, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.checks.performance import chosen
 from proof_of_learning.verifier.conclude import NO_TASK, SKIPPED, Clock, broken, conclude, refused
 from proof_of_learning.verifier.evidence import Answers, Evidence, result
@@ -78,9 +79,14 @@ def verify(
             here = remote.local(path, lambda done, total: progress("copying the proof", done, total))
             proof = Proof.open(opened.enter_context(here))
             clock.lap("open")
-            attested = REGISTRATION.attest(proof, options)
-            if attested.status == "fail" and not options.runtime.keep_going:
-                return refused(attested, nonce, clock)
+            claimed = REGISTRATION.attest(proof, options)
+            if claimed.status == "fail" and not options.runtime.keep_going:
+                return refused(claimed, nonce, clock)
+            attested = _attested(proof, options, claimed)
+            signed = ATTESTATION.attest(attested, options)
+            if signed.status == "fail" and not options.runtime.keep_going:
+                return refused(signed, nonce, clock)
+            clock.lap("attestations")
             if options.draw.nonce is None:
                 nonce = make_nonce(None)  # drawn when the root is known
             parent = None if task is None else parent_of(proof, links)
@@ -92,9 +98,13 @@ def verify(
         memory.trim()
         picked = challenge(proof.steps, proof.header.training.interval, proof.root, found, nonce, options.draw)
         if replayer is None:
-            evidence = Evidence(proof, found, picked, options)
-            checks = [STRUCTURE.judge(evidence, Answers())]
-            checks += [result(check, "skipped", NO_TASK) for check in CHECKS[1:]]
+            evidence = Evidence(proof, found, picked, options, attested=attested)
+            checks = [
+                check.judge(evidence, Answers())
+                if check in (STRUCTURE, ATTESTATION)
+                else result(check, "skipped", NO_TASK)
+                for check in CHECKS
+            ]
             return conclude(evidence, checks, Answers(), clock)
         rules = options.claims.policy
         if rules is not None:
@@ -107,7 +117,7 @@ def verify(
             )
 
         behind = follow(proof, links, trusted, verify_link)
-        evidence = Evidence(proof, found, picked, options, behind, {}, isolation)
+        evidence = Evidence(proof, found, picked, options, behind, {}, isolation, attested)
         needed = {proof.segments[index].environment for index in (*picked.segments, *chosen(evidence))}
         evidence = replace(evidence, differences=_differences(proof, replayer, needed))
         clock.lap("start of workers")
@@ -170,6 +180,19 @@ def surveyed(
     )  # fmt: skip
     clock.lap("survey")
     return found, replayer, answers
+
+
+def _attested(proof: Proof, options: Options, claimed: CheckResult) -> Attested:
+    """Who signed, and when; a proof without signatures costs no library for them."""
+    if not proof.attestations:
+        return Attested(unregistered="nobody signed or stamped its claim")
+    from proof_of_learning.attestation.gathering import gather
+    from proof_of_learning.attestation.timestamps import Authorities
+
+    found = gather(proof, options.claims.authorities or Authorities())
+    if claimed.status == "fail":
+        found = replace(found, registered=False, unregistered="its claim does not hold", anchored=frozenset())
+    return found
 
 
 def _differences(proof: Proof, replayer: Replayer, needed: set[str]) -> dict[str, list[str]]:

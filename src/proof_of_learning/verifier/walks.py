@@ -120,6 +120,25 @@ def other_arguments(proof: Proof, described: Described) -> str:
     return f"you named other arguments ({' '.join(own) or 'none'}) than the proof was recorded with ({' '.join(recorded) or 'none'})"
 
 
+def other_inputs(proof: Proof, described: Described) -> str:
+    """The first file that the recorded script read before its first step and the verifier's does not; nothing where there is none."""
+    if not described.script:
+        return ""
+    own = {item.digest: item for item in described.inputs}
+    missing = next((item for item in proof.header.inputs if item.digest not in own), None)
+    if missing is None:
+        return ""
+    here = next((item for item in described.inputs if item.name == missing.name), None)
+    if here is None:
+        return f"the proof was recorded with a file {missing.name} ({missing.digest[:19]}…) that the script does not read here"
+    return f"you have another file {missing.name} ({here.digest[:19]}…) than the proof was recorded with ({missing.digest[:19]}…)"
+
+
+def otherwise_called(proof: Proof, described: Described) -> str:
+    """What the verifier ran the script with, where it is not what the proof says: arguments, or files that it reads."""
+    return other_arguments(proof, described) or other_inputs(proof, described)
+
+
 def _later(before: tuple[int, int, int], after: tuple[int, int, int]) -> bool:
     """Whether a walk can come after another: phases, and within one of them epochs, and within these walks only grow.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proof_of_learning.verifier.checks.attestation import AttestationCheck
 from proof_of_learning.verifier.checks.data import DataCheck
 from proof_of_learning.verifier.checks.drift import DriftCheck
 from proof_of_learning.verifier.checks.endpoint import EndpointCheck
@@ -19,9 +20,11 @@ from proof_of_learning.verifier.evidence import Check
 
 STRUCTURE = StructureCheck()
 REGISTRATION = RegistrationCheck()
+ATTESTATION = AttestationCheck()
 CHECKS: tuple[Check, ...] = (
     STRUCTURE,
     REGISTRATION,
+    ATTESTATION,
     TaskCheck(),
     DataCheck(),
     InitializationCheck(),

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from proof_of_learning.canonical import brief
 from proof_of_learning.errors import UsageError
+from proof_of_learning.limits import MAX_OBJECT_HEADER
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.training.names import is_weight, short_name
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
+
+_MAX_SHARDS = 10_000
 
 
 class EndpointCheck:
@@ -48,7 +56,8 @@ class EndpointCheck:
 
 
 def compare_model(proof: Proof, path: Path) -> list[str]:
-    """Where a safetensors file differs from the proof's final model; every parameter must be in it, and nothing else must differ.
+    """Where a safetensors file, or the files of a folder, differ from the proof's final model; every parameter must be there, and
+    nothing else must differ.
 
     A state has one name for tied weights, a file may have another, or all of them: a name that the model does not have is another name
     of the tensor that it equals bit for bit, and stands for it.
@@ -58,15 +67,21 @@ def compare_model(proof: Proof, path: Path) -> list[str]:
     needed = {short for short, (name, _) in final.items() if is_weight(name)}
     found: list[str] = []
     try:
-        with safe_open(path, framework="pt") as given:
-            names = set(given.keys())
+        with ExitStack() as opened:
+            given: dict[str, Any] = {}
+            for file in weight_files(path):
+                stored = opened.enter_context(safe_open(file, framework="pt"))
+                twice = given.keys() & set(stored.keys())
+                found += [f"{name} stands in two files" for name in sorted(twice)]
+                given |= dict.fromkeys(stored.keys(), stored)
+            names = set(given)
             for name in sorted(names - set(final)):
-                equal = _equal_to(given.get_tensor(name), final)
+                equal = _equal_to(given[name].get_tensor(name), final)
                 needed -= equal
                 found += [] if equal else [f"{name} is not a tensor of the model"]
             found += [f"{name} is missing from the file" for name in sorted(needed - names)]
             for name in sorted(names & set(final)):
-                tensor = given.get_tensor(name)
+                tensor = given[name].get_tensor(name)
                 if tensor.dtype != final[name][1].dtype or tensor.shape != final[name][1].shape:
                     found.append(f"{name} has another type or shape")
                 elif not same_bits(tensor, final[name][1]):
@@ -77,6 +92,41 @@ def compare_model(proof: Proof, path: Path) -> list[str]:
             "save it with safetensors.torch.save_file(model.state_dict(), …)"
         ) from None
     return found
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model: ``path`` itself, or those of a folder in Hugging Face's form, by its index.
+
+    Raises UsageError; nothing is ever unpickled.
+    """
+    if not path.is_dir():
+        return [path]
+    one, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if not index.exists():
+        if one.exists():
+            return [one]
+        pickled = next((item.name for item in sorted(path.glob("*.bin"))), None)
+        why = f"{pickled} is pickled, and no pickle is read" if pickled else "nor model.safetensors.index.json"
+        raise UsageError(
+            f"the folder {path} holds no model.safetensors ({why}); save the model with safe_serialization=True"
+        )
+    try:
+        with open(index, "rb") as stream:
+            shards = set(msgspec.json.decode(stream.read(MAX_OBJECT_HEADER), type=_Index).weight_map.values())
+    except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise UsageError(f"{index} cannot be read ({brief(error)})") from None
+    for shard in sorted(shards):
+        if os.path.basename(shard) != shard or not (path / shard).is_file():
+            raise UsageError(f"{index} names {brief(shard)}, which is no file in that folder")
+    if not shards or len(shards) > _MAX_SHARDS:
+        raise UsageError(f"{index} names no files, or more than {_MAX_SHARDS:,}")
+    return [path / shard for shard in sorted(shards)]
+
+
+class _Index(msgspec.Struct):
+    """Of a model in several files: which tensor is in which."""
+
+    weight_map: dict[str, str]
 
 
 def _equal_to(tensor: Tensor, final: Mapping[str, tuple[str, Tensor]]) -> set[str]:

@@ -8,6 +8,7 @@ every later one would still replay bit for bit under rules that are not the task
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,12 +16,14 @@ from proof_of_learning.replay.measure import near
 from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven
 from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.task import compare
+from proof_of_learning.training.names import family_of
 from proof_of_learning.training.schedules import epoch_means
 from proof_of_learning.training.state import decode_settings
 from proof_of_learning.verifier.changes import unusual
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, Status
 
+TURNS = 8  # times that training itself may add parameter groups before only a replay of everything will do
 FEW = 8  # segments that are replayed, besides 2 % of the run, because a scalar changes in a rare way
 
 
@@ -43,27 +46,39 @@ class HyperparametersCheck:
             yield [_replay(evidence, index) for index in _suspicious(evidence, own_schedule=True)]
             return
         yield self._rates(evidence, described)
-        stray = self._stray(evidence, answers)
-        if stray is not None and evidence.proof.has_state(evidence.proof.state_digests()[stray - 1]):
+        for _ in range(TURNS):
+            course, digests = self._course(evidence, answers), evidence.proof.state_digests()
+            if course.stray is None or not evidence.proof.has_state(digests[course.stray - 1]):
+                break
+            stray = course.stray
             yield [_replay(evidence, stray - 1)]
+            if not (
+                _grows(course.settings[stray - 1], evidence.survey.settings[stray])
+                and _arrives(evidence, answers, stray - 1)
+                and evidence.proof.has_state(digests[stray])
+            ):
+                break
+            yield self._rates(evidence, described, evidence.proof.segments[stray - 1].stop)
         yield [_replay(evidence, index) for index in _suspicious(evidence)]
 
-    def _rates(self, evidence: Evidence, described: Described) -> list[Rates]:
+    def _rates(self, evidence: Evidence, described: Described, origin: int = 0) -> list[Rates]:
+        """What the task's schedule leads to from the recorded state after ``origin`` steps, which were verified."""
         steps, interval = evidence.proof.steps, evidence.proof.header.training.interval
         metrics: tuple[float, ...] = ()
         if described.metric:
             losses = (loss for columns in evidence.proof.all_columns() for loss in columns.loss.tolist())
             metrics = epoch_means(losses, described.steps_per_epoch)
         return [
-            Rates(start, min(start + RATES_AT_ONCE, steps), interval, steps, metrics)
-            for start in range(0, steps, RATES_AT_ONCE)
+            Rates(start, min(start + RATES_AT_ONCE, steps), interval, steps, metrics, origin)
+            for start in range(origin, steps, RATES_AT_ONCE)
         ]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)
         if _own_schedule(described):
             return self._own_schedule(evidence, answers, "script" if described.script else "task's custom step")
-        expected = [row for given in _given(answers) for row in given.rates]
+        course = self._course(evidence, answers)
+        expected = course.rates
         trivial = float(evidence.survey.trivial.mean())
         exact = not any(evidence.differences.values())
         for segment, columns in zip(evidence.proof.segments, evidence.proof.all_columns(), strict=True):
@@ -84,8 +99,7 @@ class HyperparametersCheck:
                     self, "inconclusive", f"{where}; the task's custom step may set it, which only a replay can show"
                 )
             return result(self, "fail", where, step=segment.start + row, proof=found, task=wanted)
-        stray = self._stray(evidence, answers)
-        judged = None if stray is None else self._judge_stray(evidence, answers, stray)
+        judged = None if course.stray is None else self._judge_stray(evidence, answers, course)
         if judged is not None:
             return judged
         suspicious = _suspicious(evidence)
@@ -93,10 +107,13 @@ class HyperparametersCheck:
             judged = self._judge_suspicious(evidence, answers, index, why)
             if judged is not None:
                 return judged
+        turned = (
+            f"; training itself adds parameter groups in {course.turns}, which were replayed" if course.turns else ""
+        )
         idle = f"; {trivial:.0%} of the segments are trivial (rate 0) and do not count" if trivial else ""
         flat = np.array(expected)
         return result(
-            self, "pass", f"learning rates of all {len(expected):,} steps and the settings in all states are the task's{idle}",
+            self, "pass", f"learning rates of all {len(expected):,} steps and the settings in all states are the task's{turned}{idle}",
             rate_lowest=float(flat.min()) if flat.size else math.nan, rate_highest=float(flat.max()) if flat.size else math.nan,
             trivial_share=trivial, scalars_replayed=list(suspicious.values()),
         )  # fmt: skip
@@ -118,28 +135,37 @@ class HyperparametersCheck:
             trivial_share=float(evidence.survey.trivial.mean()), scalars_replayed=list(suspicious.values()),
         )  # fmt: skip
 
-    def _settings(self, answers: Answers) -> list[bytes]:
-        """What the task's schedule leads to, for the end of each segment."""
-        return [raw for given in _given(answers) for raw in given.settings]
-
-    def _stray(self, evidence: Evidence, answers: Answers) -> int | None:
-        """The first state after the initial one whose settings are others."""
+    def _course(self, evidence: Evidence, answers: Answers) -> _Course:
+        """What the task's schedule leads to. Where training itself gives an optimizer a further parameter group, as a replay of that
+        segment shows, it goes on from the state that this leads to.
+        """
+        rates, settings = _given(answers, 0)
         exact = not any(evidence.differences.values())
-        pairs = zip(self._settings(answers), evidence.survey.settings[1:], strict=False)
-        for position, (task, proof) in enumerate(pairs, 1):
+        position, turns = 1, 0
+        for proof in evidence.survey.settings[1:]:
+            task = settings[position - 1] if position <= len(settings) else None
             if (
                 proof is not None
+                and task is not None
                 and task != proof
                 and (exact or not near(decode_settings(task), decode_settings(proof)))
             ):
-                return position
-        return None
+                stop = evidence.proof.segments[position - 1].stop
+                after, beyond = _given(answers, stop)
+                replayed = _grows(task, proof) and _arrives(evidence, answers, position - 1)
+                if len(after) != evidence.proof.steps - stop or not replayed:
+                    return _Course(rates, settings, position, turns)
+                rates, settings, turns = [*rates[:stop], *after], [*settings[: position - 1], proof, *beyond], turns + 1
+            position += 1
+        return _Course(rates, settings, None, turns)
 
-    def _judge_stray(self, evidence: Evidence, answers: Answers, stray: int) -> CheckResult | None:
+    def _judge_stray(self, evidence: Evidence, answers: Answers, course: _Course) -> CheckResult | None:
         """A state with settings of its own is forged, unless the task's training makes them: None if all of that was replayed."""
+        stray = course.stray
+        assert stray is not None
         index, request, proof = stray - 1, _replay(evidence, stray - 1), evidence.survey.settings[stray]
         assert proof is not None
-        lines = compare(decode_settings(self._settings(answers)[index]), decode_settings(proof))
+        lines = compare(decode_settings(course.settings[index]), decode_settings(proof))
         where = f"the settings in the state at step {evidence.proof.segments[index].stop:,} are not the task's: {'; '.join(lines[:3])}"
         failure = answers.failure(request)
         status: Status = "inconclusive"
@@ -194,8 +220,50 @@ def _own_schedule(described: Described) -> bool:
     return described.script or described.metric == "custom"
 
 
-def _given(answers: Answers) -> list[RatesGiven]:
-    return [answers.get(r, RatesGiven) for r in sorted(answers.requests(Rates), key=lambda request: request.start)]
+@dataclass(frozen=True)
+class _Course:
+    """What the schedule gives: ``rates`` of every step, ``settings`` at every segment's end. ``stray``: the first state whose settings
+    are others. ``turns``: how often before it training itself added parameter groups, which replays showed.
+    """
+
+    rates: list[list[float]]
+    settings: list[bytes]
+    stray: int | None
+    turns: int
+
+
+def _given(answers: Answers, origin: int) -> tuple[list[list[float]], list[bytes]]:
+    """The rates and settings that the task's schedule gives from ``origin`` on, as far as that was answered."""
+    asked = sorted((r for r in answers.requests(Rates) if r.origin == origin), key=lambda request: request.start)
+    given = [answers.get(r, RatesGiven) for r in asked if not origin or answers.failure(r) is None]
+    return [row for one in given for row in one.rates], [raw for one in given for raw in one.settings]
+
+
+def _grows(task: bytes, proof: bytes | None) -> bool:
+    """Whether the settings in a proof differ from the task's by further parameter groups, and by nothing in the groups before them."""
+    expected, found = decode_settings(task), {} if proof is None else decode_settings(proof)
+    longer = False
+    for part, values in expected.items():
+        if family_of(part) != "optimizer" or not isinstance(values, dict):
+            continue
+        given = found.get(part)
+        if not isinstance(given, dict):
+            return False
+        for name in ("groups", "added"):
+            known, held = values.get(name, []), given.get(name, [])
+            if not (isinstance(known, list) and isinstance(held, list) and held[: len(known)] == known):
+                return False
+            longer |= name == "added" and len(held) > len(known)
+    return longer
+
+
+def _arrives(evidence: Evidence, answers: Answers, index: int) -> bool:
+    """Whether a replay of a segment was asked for, and arrived at the recorded state."""
+    request = _replay(evidence, index)
+    if request not in answers or answers.failure(request) is not None:
+        return False
+    replayed, segment = answers.get(request, Replayed), evidence.proof.segments[index]
+    return replayed.arrived == segment.arrived and replayed.ended == segment.state
 
 
 def _suspicious(evidence: Evidence, own_schedule: bool = False) -> dict[int, str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.replay.measure import measured
-from proof_of_learning.replay.protocol import TensorOrigin
+from proof_of_learning.replay.protocol import Describe, Described, TensorOrigin
 from proof_of_learning.replay.requests import Initialized
 from proof_of_learning.training.names import part_of, short_name
 from proof_of_learning.training.state import State
@@ -72,7 +72,8 @@ class InitializationCheck:
             return result(
                 self, "fail",
                 f"{len(pretrained)} of the {len(answer.tensors)} initial tensors do not depend on the key, so they are "
-                f"pretrained ({names}{', …' if len(pretrained) > 3 else ''}); they would need a proof of their own",
+                f"pretrained ({names}{', …' if len(pretrained) > 3 else ''}); they would need a proof of their own, or, where the "
+                f"task means them so (an identity, a seed in its factory), to be approved with --approve-fixed '{pretrained[0].name}'",
                 **details,
             )  # fmt: skip
         if tables:
@@ -95,7 +96,15 @@ class InitializationCheck:
                 **details,
             )
         if kind == "recorded":
-            return self._recorded(evidence, answer, details)
+            found = self._recorded(evidence, answer, details)
+            if not linked:
+                return found
+            file = answers.get(Describe(), Described).pretrained
+            told = (
+                f"{linked} of {len(answer.tensors)} tensors are those of {file}, which the script names as pretrained"
+            )
+            more = {**found.evidence, "pretrained": file, "linked": linked}
+            return result(self, found.status, f"{told}; the others: {found.summary}", **more)
         how = "up to rounding" if rounded else "bit for bit"
         return result(
             self,
@@ -118,6 +127,12 @@ class InitializationCheck:
             return result(
                 self, "fail",
                 f"the run does not start with a fresh optimizer: its recorded state has moved already ({moved})", **details,
+            )  # fmt: skip
+        if answer.state == evidence.proof.initial_state:
+            return result(
+                self, "pass",
+                f"recorded, and bit for bit what the set-up gives here; {details['trained_share']:.0%} of the parameters are trained",
+                **details,
             )  # fmt: skip
         laws = evidence.options.claims.laws
         near = ROUNDING if evidence.unreproduced(0) else 0.0
@@ -186,7 +201,7 @@ def _to_test(answer: Initialized, recorded: State, near: float) -> dict[str, Ten
 
     Left out is what the task gives alike under every key, and is recorded up to ``near`` of its norm: it has been approved.
     """
-    same = ("fixed", "constant")
+    same = ("fixed", "constant", "linked")
     fixed = {t.name for t in answer.tensors if t.origin in same and answer.relative.get(t.name, 0.0) <= near}
     wanted = {n: t for n, t in recorded.tensors.items() if measured(t) and n not in fixed and not is_standard(n)}
     wanted |= {n: t for part in modules(recorded) for n, t in recorded.part(part).tensors.items() if measured(t)}

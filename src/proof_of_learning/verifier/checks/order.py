@@ -117,10 +117,9 @@ class OrderCheck:
             if not loop.counted and (
                 not batch.indices.size or (rule.batch and len(batch.indices) not in (rule.batch, rule.last))
             ):
-                return result(
-                    self,
-                    "fail",
-                    f"step {batch.step:,} takes a batch of {len(batch.indices)}; the script's loader gives {rule.batch}",
+                odd = (
+                    odd
+                    or f"step {batch.step:,} takes a batch of {len(batch.indices)}; the script's first loader gives {rule.batch}"
                 )
             use.add(batch.step, batch.indices, batch.position)
         use.end_epoch()

@@ -14,6 +14,7 @@ import numpy as np
 from proof_of_learning import sources
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.requests import AnyCheckRequest, Initialize, Initialized, Replay, Replayed
+from proof_of_learning.training.state import added_rates
 from proof_of_learning.verifier.chain import ASSURANCE, assurance
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
@@ -169,9 +170,12 @@ def _training(policy: Policy, evidence: Evidence, answers: Answers) -> Iterator[
 def _strength(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
     """How much the verdict is worth. ``trust.exact`` is not here: the trajectory shows it."""
     if policy.trust.assurance is not None:
-        found = assurance(evidence.proof, evidence.chain)
+        found = assurance(evidence.proof, evidence.chain, registered=evidence.attested.registered)
         kept = ASSURANCE.index(found) >= ASSURANCE.index(policy.trust.assurance)
         yield Rule("trust.assurance", f"at least {policy.trust.assurance}", found, kept)
+    if policy.trust.keys is not None:
+        signed, needed = evidence.attested.counted(policy.trust.keys), policy.trust.threshold
+        yield Rule("trust.keys", f"{needed} of {len(policy.trust.keys)} keys", f"{signed}", signed >= needed)
     given = evidence.challenge.guarantee
     for name, most, fraction in (
         ("guarantee.forged_fraction", policy.guarantee.forged_fraction, given.forged_fraction),
@@ -195,8 +199,10 @@ def _shown(value: float | None) -> str:
 
 
 def _rates(evidence: Evidence) -> tuple[float | None, float | None]:
-    """The lowest learning rate that is not 0, and the highest."""
+    """The lowest learning rate that is not 0, and the highest; also of groups that training added, whose rates states alone hold."""
     rates = [columns.rates[columns.rates != 0] for columns in evidence.proof.all_columns()]
+    added = np.array([rate for raw in set(evidence.survey.settings) if raw is not None for rate in added_rates(raw)])
+    rates.append(added[added != 0])
     lowest = min((float(found.min()) for found in rates if found.size), default=None)
     highest = max((float(np.abs(found).max()) for found in rates if found.size), default=0.0)
     return lowest, highest

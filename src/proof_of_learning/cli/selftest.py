@@ -1,0 +1,47 @@
+"""``pol selftest``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from proof_of_learning.cli import common
+
+
+@common.command("interrupted; nothing was written")
+def selftest(
+    json: Annotated[
+        str | None,
+        typer.Option("--json", help="Write every case's digest as JSON to this file (`-`: standard output)."),
+    ] = None,
+) -> None:
+    """See whether portable arithmetic gives the published bits on this machine: every operation, on fixed inputs.
+
+    Exit status: 0 all of them, 1 some are others (they are named), 2 wrong usage.
+
+    **Example**
+
+    `pol selftest --json selftest.json`
+    """
+    import msgspec
+
+    from proof_of_learning.numeric.portable import selftest as tests
+    from proof_of_learning.training import environment
+
+    common.writable("--json", json)
+    published, found = tests.published(), tests.digests()
+    differing = sorted(name for name in {*published, *found} if published.get(name) != found.get(name))
+    cases = {name: {"published": published.get(name), "here": found.get(name)} for name in sorted({*published, *found})}
+    told = {
+        "schema": "pol/selftest/v1", "passed": not differing, "differing": differing, "cases": cases,
+        "environment": msgspec.to_builtins(environment.current()),
+    }  # fmt: skip
+    common.write_json(msgspec.json.format(msgspec.json.encode(told), indent=2), json)
+    if json != "-":
+        for name in differing:
+            common.say(f"{name}: {found.get(name)}, published {published.get(name)}")
+        much = "gives the published bits" if not differing else f"gives other bits in {len(differing)} cases"
+        common.say(f"portable arithmetic {much} ({len(cases)} cases)")
+    if differing:
+        raise typer.Exit(1)

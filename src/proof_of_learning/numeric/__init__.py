@@ -1,0 +1,1 @@
+"""Arithmetic: what a number is made of, below tasks and sessions."""

@@ -1,0 +1,184 @@
+"""Switching portable arithmetic on for a while: every ATen operation of this thread goes through the table, or is refused."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from proof_of_learning.errors import TaskError
+from proof_of_learning.numeric.portable import drawing, elementwise, moving, normalisation, products, reductions
+from proof_of_learning.numeric.portable.table import TABLE, RefusedError
+
+_ENTRIES = (drawing, elementwise, moving, normalisation, products, reductions)  # importing them fills the table
+_UNKNOWN = {torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.complex32}
+_NO_ARITHMETIC = ("profiler", "prim")
+_HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+ADVICE = "see `What is in the table` in docs/guide/portable.md; without --arithmetic portable the task can be proved as it is"
+
+
+class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operation = _RESOLVED.get(func, _MISSING)
+        if operation is _MISSING:
+            operation = _RESOLVED.setdefault(func, _find(func))
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.dtype in _UNKNOWN:
+                raise _refusal(func, f"{str(arg.dtype).removeprefix('torch.')} numbers")
+        try:
+            if operation is not None:
+                return operation(*args, **kwargs)
+        except RefusedError as error:
+            raise _refusal(func, str(error)) from None
+        with self:  # composed by PyTorch of others
+            found = func.decompose(*args, **kwargs)
+        if found is NotImplemented:
+            raise _refusal(func, str(func))
+        return found
+
+
+_MISSING = object()
+_RESOLVED: dict[Any, Any] = {}
+
+
+def _find(func: Any) -> Any:
+    """What computes an overload; None where it has to be composed of others."""
+    namespace, _, name = str(func).partition(".")
+    if namespace in _NO_ARITHMETIC:
+        return func
+    if namespace != "aten":
+        return None
+    if name in TABLE:
+        return TABLE[name] or func
+    base, _, overload = name.rpartition(".")
+    if base.startswith("_foreach_"):
+        return _each(base.removeprefix("_foreach_"), overload)
+    return None
+
+
+def _each(base: str, overload: str) -> Any:
+    """An operation on lists, as that operation on each of their members; None if it is not in the table."""
+    into, base = base.endswith("_"), base.removesuffix("_")
+    known = {"add": "add.Tensor", "sub": "sub.Tensor", "mul": "mul.Tensor", "div": "div.Tensor", "pow": "pow.Tensor_Scalar",
+             "lerp": "lerp.Scalar", "norm": "linalg_vector_norm.default", "maximum": "maximum.default",
+             "minimum": "minimum.default", "copy": "copy.default", "clamp_min": "clamp_min.default",
+             "clamp_max": "clamp_max.default"}  # fmt: skip
+    name = known.get(base, f"{base}.default")
+    name = f"{name.partition('.')[0]}_.{name.partition('.')[2]}" if into else name
+    if base == "pow" and overload != "Scalar":
+        return None
+    if name not in TABLE:
+        return None
+    operation = TABLE[name] or getattr(getattr(torch.ops.aten, name.partition(".")[0]), name.partition(".")[2])
+    by_value = base in ("addcmul", "addcdiv")
+
+    def call(first: Sequence[Tensor], *rest: Any, **options: Any) -> list[Tensor] | None:
+        found = []
+        scalars = overload in ("Scalar", "Tensor", "ScalarAndTensor") or base == "norm"
+        for place, member in enumerate(first):
+            own = [
+                r[place]
+                if isinstance(r, (list, tuple)) and len(r) == len(first) and not (scalars and base == "norm")
+                else r
+                for r in rest
+            ]
+            more = dict(options)
+            if by_value and len(own) == 3:
+                more["value"] = own.pop()
+            found.append(operation(member, *own, **more))
+        return None if into else found
+
+    return call
+
+
+def _refusal(func: Any, what: str) -> TaskError:
+    """Names the operation and the line of the task's code from which it was called."""
+    place = _place()
+    return TaskError(f"portable arithmetic does not have {what} ({func}){place}; {ADVICE}")
+
+
+def _place() -> str:
+    frames = traceback.extract_stack()
+    for frame in reversed(frames):
+        name = os.path.abspath(frame.filename)
+        if name.startswith((_HERE, _TORCH)) or frame.filename.startswith("<"):
+            if frame.name == "backward" and name.startswith(_TORCH):
+                return ", in the backward pass"
+            continue
+        return f", called at {frame.filename}:{frame.lineno}" + (f" ({frame.line})" if frame.line else "")
+    return ""
+
+
+# ---- switches of PyTorch that choose between implementations -----------------------------------------------
+
+_lock = threading.Lock()
+_thread = threading.local()
+_users = 0
+_before: dict[str, Any] = {}
+
+
+def _switches() -> dict[str, Any]:
+    return {
+        "mkldnn": torch.backends.mkldnn.enabled,
+        "cudnn": torch.backends.cudnn.enabled,
+        "flash": torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "cudnn attention": torch.backends.cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "math": torch.backends.cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "fast path": torch.backends.mha.get_fastpath_enabled(),
+    }
+
+
+def _switch(to: Mapping[str, Any]) -> None:
+    torch.backends.mkldnn.enabled = to["mkldnn"]
+    torch.backends.cudnn.enabled = to["cudnn"]
+    torch.backends.cuda.enable_flash_sdp(to["flash"])
+    torch.backends.cuda.enable_mem_efficient_sdp(to["efficient"])
+    torch.backends.cuda.enable_cudnn_sdp(to["cudnn attention"])
+    torch.backends.cuda.enable_math_sdp(to["math"])
+    torch.backends.mha.set_fastpath_enabled(to["fast path"])
+
+
+_OFF = {
+    "mkldnn": False, "cudnn": False, "flash": False, "efficient": False, "cudnn attention": False, "math": True,
+    "fast path": False,
+}  # fmt: skip
+
+
+@contextmanager
+def portable_arithmetic() -> Iterator[None]:
+    """Within it, every tensor operation of this thread (and of the backward passes that it starts) is computed portably.
+
+    Raises TaskError, with the operation's name and the line that called it, for what is not in the table. The switches by which
+    PyTorch chooses fused implementations are the process's own; they are put back when the last thread leaves.
+    """
+    global _users
+    if getattr(_thread, "active", False):
+        yield
+        return
+    with _lock:
+        if _users == 0:
+            _before.update(_switches())
+            _switch(_OFF)
+        _users += 1
+    _thread.active = True
+    try:
+        with _Portable():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        _thread.active = False
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _switch(_before)

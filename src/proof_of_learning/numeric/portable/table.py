@@ -1,0 +1,67 @@
+"""The closed table: by the exact name of an ATen overload, what computes it portably. What is not in it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from proof_of_learning.errors import PolError
+
+Operation = Callable[..., Any]
+Kept = TypeVar("Kept", bound=Operation)
+
+# By overload name ("add.Tensor"): what is called in its place; None where PyTorch's own has one result only.
+TABLE: dict[str, Operation | None] = {}
+
+
+class RefusedError(PolError):
+    """An operation, or a kind of number, that has no portable form."""
+
+
+def portable(*names: str, inplace: bool = False) -> Callable[[Kept], Kept]:
+    """Put an operation into the table.
+
+    inplace: so do the forms that write their result into the first argument (``add_.Tensor``).
+    """
+
+    def put(operation: Kept) -> Kept:
+        for name in names:
+            TABLE[name] = operation
+            if inplace:
+                base, dot, overload = name.partition(".")
+                TABLE[f"{base}_{dot}{overload}"] = _into_first(operation)
+        return operation
+
+    return put
+
+
+def as_they_are(*names: str) -> None:
+    """Put operations into the table of which PyTorch's own implementation can give one result only."""
+    for name in names:
+        TABLE[name] = None
+
+
+def _into_first(operation: Operation) -> Operation:
+    def write(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return first.copy_(operation(first, *args, **kwargs))
+
+    return write
+
+
+def single(x: Tensor, what: str) -> Tensor:
+    """``x`` as float32, to which integers are converted; RefusedError for any other floating-point type."""
+    if x.dtype is torch.float32:
+        return x
+    if x.is_floating_point() or x.is_complex():
+        raise RefusedError(
+            f"{what} of {str(x.dtype).removeprefix('torch.')} numbers; portable arithmetic has it for float32"
+        )
+    return x.to(torch.float32)
+
+
+def real(x: Tensor, what: str) -> Tensor:
+    """``x``, if it is float32 or float64; else as :func:`single`."""
+    return x if x.dtype is torch.float64 else single(x, what)
