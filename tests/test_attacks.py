@@ -168,6 +168,7 @@ def test_wrong_parameters_are_refused(settings: dict[str, Any], message: str) ->
 # ---- what an attack does ----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("every_segment")
 @pytest.mark.quick
 @pytest.mark.parametrize(("tail", "fraction"), [("stolen", "0.5"), ("fine-tuned", "0.8")])
 def test_concatenation_forges_exactly_one_segment(

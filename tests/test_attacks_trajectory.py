@@ -111,6 +111,7 @@ def test_one_step_of_plain_sgd_has_an_exact_inverse(plain: Target) -> None:
     assert found.gradients < 20
 
 
+@pytest.mark.usefixtures("every_segment")
 def test_an_inverted_end_replays_and_the_way_to_it_does_not(plain: Target) -> None:
     forgery, verdict = plain.judge("inverse-gradient", share=0.02)
     assert rejects(verdict) == "trajectory"
@@ -118,6 +119,7 @@ def test_an_inverted_end_replays_and_the_way_to_it_does_not(plain: Target) -> No
     assert forgery.distance == 0.0
 
 
+@pytest.mark.usefixtures("every_segment")
 def test_with_momentum_the_weights_replay_and_the_memory_does_not(target: Target) -> None:
     _, verdict = target.judge("inverse-gradient", {"random": 0, "top_q": 0}, share=0.02)
     assert rejects(verdict) == "trajectory"

@@ -144,9 +144,7 @@ class WorkerPool:
         if not 1 <= workers <= MAX_WORKERS:
             raise UsageError(f"{workers} workers make no sense; there can be 1 to {MAX_WORKERS:,}")
         self._job, self._launch, self._workers, self._apart, self._elsewhere = job, launch, workers, apart, elsewhere
-        self._task: tuple[str, dict[str, str]] | None = (
-            None  # the description and the sources that the first worker loaded
-        )
+        self._task: tuple[str, dict[str, str]] | None = None  # what the first worker loaded: description and sources
         self._rooms: dict[str, _Room] = {}  # by environment and role, the one used last at the end
         self._here: dict[str, Environment] = {}  # what the workers for an environment have
         self._changed = threading.Condition()

@@ -32,17 +32,17 @@ def ask(
     requests: Sequence[AnyCheckRequest],
     answers: Answers,
     progress: ProgressCallback,
-) -> None:
-    """Add the answers that are not known yet, up to the first that proves a forgery (to all of them, if asked to keep going).
+) -> bool:
+    """Add the answers that are not known yet, up to the first that proves a forgery (all of them, if asked to keep going).
 
     The first is the first in the plan's order, whichever arrived first; those behind it are dropped, so that a verdict does not depend
-    on who was fast.
+    on who was fast. Returns whether there is one, so that nothing more need be asked.
     """
     new = replayer.grouped([request for request in requests if request not in answers])
     decisive = check if isinstance(check, Decisive) and not evidence.options.runtime.keep_going else None
     if decisive is not None and otherwise_called(evidence.proof, answers.get(Describe(), Described)):
         decisive = None  # what fails by that is no forgery
-    doing, done, last, complete = f"checking {check.name}", 0, len(new) - 1, 0
+    doing, done, last, complete, proven = f"checking {check.name}", 0, len(new) - 1, 0, False
     arrived: dict[int, AnyCheckAnswer] = {}
 
     def on_work(steps: int, total: int) -> None:
@@ -57,16 +57,17 @@ def ask(
     for position, answer in stream:
         arrived[position] = answer
         done += 1
-        if position < last and decisive is not None and decisive.proves(evidence, new[position], answer):
-            last = position
+        if position <= last and decisive is not None and decisive.proves(evidence, new[position], answer):
+            last, proven = position, True
             stream.until(last)
         while complete in arrived:
             complete += 1
-        progress(doing if last + 1 == len(new) else f"{doing}, 1 forgery", done, len(new))
+        progress(f"{doing}, 1 forgery" if proven else doing, done, len(new))
         if complete > last:
             break
     for place in range(last + 1):
         answers.add(new[place], arrived[place])
+    return proven
 
 
 def excused(proof: Proof, found: CheckResult, answers: Answers) -> CheckResult:

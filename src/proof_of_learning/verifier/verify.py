@@ -128,9 +128,11 @@ def verify(
                 continue
             for requests in check.plan(evidence, answers):
                 started = len(replayer.here)
-                ask(replayer, check, evidence, requests, answers, progress)
+                proven = ask(replayer, check, evidence, requests, answers, progress)
                 if len(replayer.here) > started:  # what had to be started after all is known better now
                     evidence = replace(evidence, differences=_differences(proof, replayer, needed))
+                if proven:
+                    break
             checks.append(excused(proof, check.judge(evidence, answers), answers))
             clock.lap(check.name)
         return conclude(evidence, checks, answers, clock)
