@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import EXAMPLES, HERE, Cell, compute, parser, part_of, pol, write
+from cells import EXAMPLES, HERE, Cell, compute, indices, parser, part_of, pol, ranges, write
 from matrix_page import Matrix, write_page
 
 from proof_of_learning import Proof, Task, TaskReference, Verdict, load_task, prove, verify
@@ -285,6 +285,15 @@ def summary(verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def shortened(row: Cell) -> Cell:
+    """A row whose lists of segments are ranges; one that has them already stays."""
+    found = {**row, "forged": ranges(indices(row["forged"]))} if "forged" in row else row
+    odds = found.get("odds")
+    if isinstance(odds, dict) and "conspicuous" in odds:
+        found = {**found, "odds": {**odds, "conspicuous": ranges(indices(odds["conspicuous"]))}}
+    return found
+
+
 # ---- the run ----------------------------------------------------------------------------------------
 
 
@@ -315,7 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.output is not None:
         write_page(matrix, Path(options.output))
     print(matrix.closest())
-    write(options.json, matrix.results(), size=options.size, rows=matrix.rows, checks=matrix.unique(),
+    write(options.json, matrix.results(), size=options.size, rows=[shortened(row) for row in matrix.rows], checks=matrix.unique(),
           not_applicable=matrix.not_applicable, errors=matrix.errors)  # fmt: skip
     shutil.rmtree(work, ignore_errors=True)
 

@@ -13,8 +13,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -140,13 +142,34 @@ def write(
         "schema": SCHEMA, "results": [asdict(result) for result in results], **details, "quick": not size.full, "size": size.name,
         "machine": machine(), "versions": versions(), "seed": seed,
     }  # fmt: skip
-    text = json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = as_text(_finite(document))
     if path == "-":
         print(text, end="")
     else:
         Path(path).write_text(text)
     if not keep:
         part_of(path).unlink(missing_ok=True)
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """Results as they are kept."""
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def ranges(numbers: Iterable[int]) -> list[Any]:
+    """Rising integers with each run of at least three as ``[first, last]``: ``[3, 4, 5, 9]`` is ``[[3, 5], 9]``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return [part for a, b in found for part in ([[a, b]] if b - a > 1 else [a] if a == b else [a, b])]
+
+
+def indices(told: Iterable[Any]) -> list[int]:
+    """The inverse of :func:`ranges`, which also takes plain integers."""
+    return [n for part in told for n in (range(part[0], part[1] + 1) if isinstance(part, list) else (part,))]
 
 
 def part_of(path: str) -> Path:
@@ -183,9 +206,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]) + "\n"
 
 
+_MEASURED: ContextVar[tuple[dict[str, Any], dict[str, str]] | None] = ContextVar("measured", default=None)
+
+
+@contextmanager
+def measured_on(where: dict[str, Any], used: dict[str, str]) -> Iterator[None]:
+    """Pages that are written meanwhile tell of results of another machine, or of earlier versions."""
+    token = _MEASURED.set((where, used))
+    try:
+        yield
+    finally:
+        _MEASURED.reset(token)
+
+
 def provenance() -> str:
     """One line of Markdown on what a page was measured on."""
-    here, used = machine(), versions()
+    here, used = _MEASURED.get() or (machine(), versions())
     return (
         f"{here['cores']} cores ({here['processor']}, {here['capability']}), {here['memory_gib']} GiB; "
         + ", ".join(f"{name} {version}" for name, version in used.items())

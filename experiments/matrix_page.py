@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from cells import Cell, Result, provenance, table
+from cells import write_page as keep_page
 from figures import figure
 from matplotlib.colors import LinearSegmentedColormap
 
@@ -26,11 +27,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Matrix:
-    """What the cells say. ``nonces``: how many the draw was tried with."""
+    """What the cells say. ``nonces``: how many the draw was tried with; ``checks``: those that there were, in their order."""
 
     cells: Mapping[str, Cell]
     nonces: int
     quick: bool
+    checks: Sequence[str] = tuple(check.name for check in CHECKS)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -63,10 +65,10 @@ class Matrix:
     def unique(self) -> dict[str, dict[str, list[str]]]:
         """For each check the attacks that it rejected, and those that it alone rejected in some run."""
         found: dict[str, dict[str, list[str]]] = {}
-        for check in CHECKS:
-            rejected = {_name(r) for r in self.attacks if check.name in r["failed"]}
-            alone = {_name(r) for r in self.attacks if r["failed"] == [check.name]}
-            found[check.name] = {"rejected": sorted(rejected), "alone": sorted(alone)}
+        for check in self.checks:
+            rejected = {_name(r) for r in self.attacks if check in r["failed"]}
+            alone = {_name(r) for r in self.attacks if r["failed"] == [check]}
+            found[check] = {"rejected": sorted(rejected), "alone": sorted(alone)}
         return found
 
     def worst_honest(self) -> tuple[float, str]:
@@ -155,14 +157,12 @@ def _by_chance(row: Row) -> bool:
 # ---- the page ---------------------------------------------------------------------------------------
 
 
-def write_page(matrix: Matrix, output: Path) -> None:
+def write_page(matrix: Matrix, output: Path, pictures: bool = True) -> None:
     """``attack-matrix.md`` and ``attack-matrix.png`` in ``output``."""
     output.mkdir(parents=True, exist_ok=True)
-    if matrix.attacks:
+    if matrix.attacks and pictures:
         _picture(matrix, output / "attack-matrix.png")
-    (output / "attack-matrix.md").write_text(
-        "\n".join([_head(matrix), *_tables(matrix), _checks(matrix), _rest(matrix)])
-    )
+    keep_page(output / "attack-matrix.md", "\n".join([_head(matrix), *_tables(matrix), _checks(matrix), _rest(matrix)]))
 
 
 def _head(matrix: Matrix) -> str:
@@ -181,7 +181,8 @@ whatever was not made under it. *Observed*: the same states with order, generato
 replay in the recorded environment. *Calibrated*: the verifier has another one and allows its own noise. Costs are in samples:
 the attacker's over honest training's, the verifier's over the run's. *Missed* is the share of {matrix.nonces} nonces by which the draw
 replays none of the forged segments ("–": the attack does not say which are forged). All checks were run, so several may
-reject.
+reject. *Accepted* counts what is valid and either cost less than training or ends nearer to the target than half of d_ref.
+[data/attack-matrix.json](data/attack-matrix.json) has every run.
 
 {matrix.closest()}
 
@@ -213,7 +214,9 @@ def _columns(group: Sequence[Row], comparison: str) -> list[str]:
     stopped = Counter((row["failed"] or [f"{name}?" for name in row["inconclusive"]] or ["none"])[0] for row in group)
     missed = [row["odds"]["miss"] for row in group if row.get("odds")]
     if comparison == "calibrated":
-        last = _span([row["limit_share"] for row in group if row["limit_share"] is not None])
+        last = _span(
+            [s for row in group if (s := row["limit_share"]) is not None and math.isfinite(s)]
+        )  # JSON has no infinity
     else:
         last = f"{_span([row['not_replaying'] for row in group])} of {_span([row['challenged'] for row in group])}"
     return [

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from cells import Cell, Result, provenance, table
+from cells import write_page as keep_page
 from figures import COLOURS, figure, line
 
 METRICS = ("l1", "l2", "linf", "cos")
@@ -156,15 +157,16 @@ def _over(a: float, b: float) -> float:
     return a / b if b else math.inf
 
 
-def write_page(found: Findings, output: Path) -> None:
+def write_page(found: Findings, output: Path, pictures: bool = True) -> None:
     """``paper.md``, ``paper-errors.png`` and ``paper-discontinuity.png`` in ``output``."""
     output.mkdir(parents=True, exist_ok=True)
-    _errors_picture(found, output / "paper-errors.png")
-    _discontinuity_picture(found, output / "paper-discontinuity.png")
+    if pictures:
+        _errors_picture(found, output / "paper-errors.png")
+        _discontinuity_picture(found, output / "paper-discontinuity.png")
     parts = [
         _head(found), _table_1(found), _table_3(found), _initial(found), _figure_5(found), _rounding(found), _cost(found),
     ]  # fmt: skip
-    (output / "paper.md").write_text("\n".join(parts))
+    keep_page(output / "paper.md", "\n".join(parts))
 
 
 def _head(found: Findings) -> str:

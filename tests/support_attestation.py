@@ -23,9 +23,9 @@ from proof_of_learning import (
 from proof_of_learning.attestation import gathering, signatures, timestamps
 from proof_of_learning.attestation.attested import Attested
 from proof_of_learning.attestation.signatures import PrivateKey
+from proof_of_learning.proof.attach import attach
 from proof_of_learning.proof.format import ATTESTATIONS
 from proof_of_learning.proof.reader import attestation_name
-from proof_of_learning.proof.writer import attach
 from support_authority import Authority
 
 

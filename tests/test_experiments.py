@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "experiments"))
 import attack_matrix  # noqa: E402
 import cells  # noqa: E402
+import pages  # noqa: E402
 import paper_measures  # noqa: E402
 
 
@@ -234,3 +236,33 @@ def test_a_page_that_is_written_again_keeps_what_was_written_by_hand(tmp_path: P
     page.write_text(f"{page.read_text()}\n{cells.BY_HAND}\n\nWhat it taught.\n")
     cells.write_page(page, "# Two\n")
     assert page.read_text() == f"# Two\n\n{cells.BY_HAND}\n\nWhat it taught.\n"
+
+
+# ---- pages that are written again -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", pages.PAGES)
+def test_a_committed_page_is_what_the_command_writes_from_the_committed_results(name: str, tmp_path: Path) -> None:
+    committed = pages.EVIDENCE / f"{name}.md"
+    shutil.copy(committed, tmp_path)  # what was written by hand stays
+    pages.main([name, "--output", str(tmp_path), "--no-pictures"])
+    assert (tmp_path / f"{name}.md").read_text() == committed.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.md"]
+
+
+def test_lists_of_segments_are_kept_as_ranges_and_read_in_both_forms(tmp_path: Path) -> None:
+    for numbers, told in (([], []), ([5], [5]), ([1, 2], [1, 2]), ([3, 4, 5, 6, 9, 12, 13], [[3, 6], 9, 12, 13])):
+        assert cells.ranges(numbers) == told
+        assert cells.indices(told) == cells.indices(numbers) == numbers
+    row = {"attack": "toy", "forged": [0, 1, 2, 7], "odds": {"miss": 0.5, "conspicuous": [3, 4, 5]}}
+    short = attack_matrix.shortened(row)
+    assert short == {**row, "forged": [[0, 2], 7], "odds": {"miss": 0.5, "conspicuous": [[3, 5]]}}
+    assert attack_matrix.shortened(short) == short and attack_matrix.shortened({"attack": "honest"}) == {
+        "attack": "honest"
+    }
+    whole = json.loads((pages.EVIDENCE / "data" / "attack-matrix.json").read_text())
+    whole["rows"] = [{**r, "forged": cells.indices(r["forged"])} for r in whole["rows"]]
+    (tmp_path / "attack-matrix.json").write_text(json.dumps(whole))
+    pages.main(["attack-matrix", "--data", str(tmp_path), "--output", str(tmp_path), "--no-pictures"])
+    text = (tmp_path / "attack-matrix.md").read_text()
+    assert text == (pages.EVIDENCE / "attack-matrix.md").read_text().partition(cells.BY_HAND)[0].rstrip("\n") + "\n"

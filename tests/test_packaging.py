@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "proof_of_learning"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WITH_REPORT = {"report/svg.py", "report/figures.py", "report/noise.py"}  # what is imported only to draw
-WITHIN = {"markupsafe": "jinja2", "click": "typer"}  # what these packages are built of
+# What these packages are built of, or called by in a program.
+WITHIN = {"markupsafe": "jinja2", "click": "typer", "rfc3161_client": "rfc3161-client"}
 
 
 def names(requirements: list[str]) -> set[str]:

@@ -418,6 +418,7 @@ class Lazy(nn.Module):
             nn.Unflatten(1, (1, tasks.FEATURES)), nn.LazyConv1d(3, 3), nn.LazyBatchNorm1d(), nn.Dropout(0.1), nn.Flatten(),
             nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, tasks.CLASSES),
         )  # fmt: skip
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(1))
         self.unused = nn.LazyLinear(2) if unused else None
 

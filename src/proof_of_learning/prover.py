@@ -19,9 +19,10 @@ from proof_of_learning.errors import DataError, EvaluationWarning, TaskError, Tr
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
+from proof_of_learning.proof.attach import attach
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.proof.writer import attach, begun, remember
+from proof_of_learning.proof.writer import begun, remember
 from proof_of_learning.recorder import Recorder, finite, make_header
 from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job

@@ -20,8 +20,8 @@ from proof_of_learning.attestation.timestamps import Authorities, Token
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_ATTESTATION, MAX_VERDICT
 from proof_of_learning.proof import files, format
+from proof_of_learning.proof.attach import attach
 from proof_of_learning.proof.reader import Proof, attestation_name
-from proof_of_learning.proof.writer import attach
 from proof_of_learning.registration import Registration
 
 VERDICT = "pol/verdict/v1"

@@ -33,7 +33,7 @@ from proof_of_learning.proof.format import (
     Stored,
 )
 from proof_of_learning.proof.objects import remove, weigh, write_state
-from proof_of_learning.proof.reader import attestation_name, load_state, object_path, read_attestations, read_log
+from proof_of_learning.proof.reader import load_state, object_path, read_log
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 
@@ -433,28 +433,6 @@ def _remove_temporaries(path: Path) -> None:
     for stray in path.glob(files.TEMPORARY + "*"):
         if stray.name != _IDENTITY:
             stray.unlink()
-
-
-def attach(path: Path, like: str, raw: bytes) -> str:
-    """Put an attestation beside the root of the proof (or recording) in ``path``; returns its name.
-
-    like: what it is, as its name says: ``seal-.tsr``, and what :data:`format.ATTESTATION` has. RecordingError where there would be
-    more than a proof may have.
-    """
-    name, folder = attestation_name(like, raw), path / format.ATTESTATIONS
-    if not format.ATTESTATION.fullmatch(name):
-        raise RecordingError(f"there is no attestation like {like}")
-    with files.writing(str(folder)):
-        folder.mkdir(exist_ok=True)
-        _remove_temporaries(folder)
-    there = read_attestations(path)
-    if name in there:
-        return name
-    total = sum(map(len, there.values())) + len(raw)
-    if len(there) >= limits.MAX_ATTESTATIONS or total > limits.MAX_ATTESTED or len(raw) > limits.MAX_ATTESTATION:
-        raise RecordingError(f"{folder} cannot hold more than it does; remove what nobody needs")
-    files.write_atomic(folder / name, [raw], durable=True)
-    return name
 
 
 def begun(path: Path, header: Header, identity: str) -> Header:

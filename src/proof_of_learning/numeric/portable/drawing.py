@@ -120,7 +120,7 @@ def _normal(mean: Any, std: Any = 1.0, *, generator: Generator | None = None) ->
     like = mean if isinstance(mean, Tensor) else std
     if isinstance(mean, Tensor) and isinstance(std, Tensor):
         mean, std = torch.broadcast_tensors(mean, std)  # type: ignore[no-untyped-call]
-    return _normals(single(like, "normal"), generator) * std + mean
+    return _normals(single(like, "normal"), generator) * std + mean  # type: ignore[no-any-return]
 
 
 @portable("normal.float_float")

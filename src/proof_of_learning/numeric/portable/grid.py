@@ -8,7 +8,7 @@ it is infinite, NaN, or so large that the constant overflows, everything that is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,18 +65,18 @@ def gridded(x: Tensor, dims: Dims, terms: int) -> Tensor:
     return x.to(torch.float64, copy=True).add_(constant).sub_(constant)
 
 
-def exact_sum(x: Tensor, dims: Dims, keepdim: bool = False) -> Tensor:
+def exact_sum(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     """The sum over ``dims`` (none: all of them) in float64: that of the numbers on their grid, without any rounding."""
-    dims = tuple(d % x.dim() for d in dims) if dims else tuple(range(x.dim()))
-    if not dims:
+    over = tuple(d % x.dim() for d in dims) if dims else tuple(range(x.dim()))
+    if not over:
         return x.to(torch.float64)
     terms = 1
-    for d in dims:
+    for d in over:
         terms *= x.shape[d]
-    return gridded(x, dims, terms).sum(dims, keepdim=keepdim)
+    return gridded(x, over, terms).sum(over, keepdim=keepdim)
 
 
-def total(x: Tensor, dims: Dims, keepdim: bool = False) -> Tensor:
+def total(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     """:func:`exact_sum`, rounded to the type of ``x``."""
     return exact_sum(x, dims, keepdim).to(x.dtype)
 

@@ -55,7 +55,7 @@ def _arange(*args: Any, **options: Any) -> Tensor:
     start, end, step = (0, *args, 1) if len(args) == 1 else (*args, 1)[:3]
     count = max(0, -int(-((end - start) / step) // 1))
     places = torch.arange(count, dtype=torch.float64, **options)
-    return (places.mul_(step) + start).to(wanted)
+    return (places.mul_(step) + start).to(wanted)  # type: ignore[no-any-return]
 
 
 @portable("linspace.default")
@@ -106,10 +106,10 @@ def _counts(x: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, 
     ones = torch.ones(1, *x.shape[-2:], dtype=torch.float64, device=x.device)
     sizes = aten.avg_pool2d.default(ones, kernel, stride, padding, ceil_mode, True, 1)
     if not with_padding:
-        return sizes.to(torch.float32)
+        return sizes.to(torch.float32)  # type: ignore[no-any-return]
     # The mean of ones over a window that counts its padding is sizes / count.
     shares = aten.avg_pool2d.default(ones, kernel, stride, padding, ceil_mode, True, None)
-    return (sizes / shares).round().to(torch.float32)
+    return (sizes / shares).round().to(torch.float32)  # type: ignore[no-any-return]
 
 
 @portable("avg_pool2d.default")

@@ -102,7 +102,7 @@ def _forward(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, gro
     rest = tuple(range(1, x.dim()))
     xq, wq = quantise(x, rest, bits), quantise(w, rest, bits)
     plain = [0] * len(stride)
-    y = None
+    y: Tensor | None = None
     for part in _channel_stretches(w.shape[1], terms, stretch):
         xs = xq if part == slice(0, w.shape[1]) else _of_groups(xq, groups, part)
         piece = aten.convolution.default(xs, wq[:, part], None, stride, padding, dilation, False, plain, groups)
@@ -133,7 +133,7 @@ def _by_input(
     wq = quantise(grouped, (1, *range(3, grouped.dim())), bits)
     plain = [0] * len(stride)
     blank = g.new_empty(1, dtype=torch.float64).expand(shape)
-    y = None
+    y: Tensor | None = None
     for part in _channel_stretches(wq.shape[1], terms, stretch):
         whole = part == slice(0, wq.shape[1])
         gs = gq if whole else _of_groups(gq, groups, part)
@@ -160,7 +160,7 @@ def _by_weight(
     gq, xq = quantise(g, rest, bits), quantise(x, rest, bits)
     plain = [0] * len(stride)
     blank = g.new_empty(1, dtype=torch.float64).expand(shape)
-    y = None
+    y: Tensor | None = None
     for start in range(0, g.shape[0], step):
         piece = aten.convolution_backward.default(
             gq[start : start + step], xq[start : start + step], blank, None, stride, padding, dilation, False, plain, groups,
