@@ -17,6 +17,7 @@ from proof_of_learning.replay import protocol
 from proof_of_learning.task import TaskReference
 from proof_of_learning.training.state import State
 from test_cli import one_line, pol
+from test_situations import Lazy
 
 TRAPS = f"{Path(__file__).parent}/support_traps.py:task"
 
@@ -127,9 +128,9 @@ def test_what_ends_training_is_one_finding_among_others(monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("alone")
 def test_refusals_are_findings_and_processes_that_fail_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    lazy = diagnosed(monkeypatch, model=lambda: nn.Sequential(nn.LazyLinear(tasks.CLASSES)), evaluate=None)
+    lazy = diagnosed(monkeypatch, model=lambda: Lazy(unused=True), evaluate=None)
     assert len(lazy.findings) == 1 and "has no shape before the first forward pass" in lazy.findings[0].what
-    assert lazy.findings[0].cure.startswith("call the model once on a sample inside")
+    assert lazy.findings[0].cure.startswith("call the model once on a sample where it is built")
     endless = diagnosed(monkeypatch, loss=lambda model, batch: tasks.loss(model, batch) * torch.inf)
     assert any("the loss of step 0 is not finite" in finding.what for finding in endless.findings)
     fine = diagnosed(monkeypatch)

@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]
 import pytest
 import torch
 from torch import Tensor, nn
@@ -187,7 +187,7 @@ def test_a_sum_errs_by_no_more_than_its_grid(terms: int, spread: int) -> None:
     x = numbers(3, terms, spread=spread)
     with using(PORTABLE):
         found = x.sum().item()
-    true = sum(map(Fraction, x.double().tolist()))
+    true = sum(map(Fraction, x.double().tolist()), start=Fraction(0))
     step = 2.0 ** (math.frexp(x.abs().max().item())[1] - (grid.SUM_BITS - grid.ceil_log2(terms)))
     assert abs(Fraction(found) - true) <= Fraction(terms * step / 2) + abs(true) * Fraction(1, 2**24)
 

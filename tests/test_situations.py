@@ -378,6 +378,34 @@ def test_gradients_left_for_the_next_step_are_refused_before_training(tmp_path: 
         survives(replace(task, step=stepper(clear)), tmp_path / clear)
 
 
+class Ordered:
+    """A part whose next number follows from the order in which its keys came."""
+
+    def __init__(self) -> None:
+        self.held = {"b": 1.0, "a": 2.0}
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self.held)
+
+    def load_state_dict(self, values: dict[str, float]) -> None:
+        self.held = dict(values)
+
+
+def test_a_part_that_counts_on_the_order_of_a_dict_is_named(tmp_path: Path) -> None:
+    def step(context: Any, batches: list[Any]) -> Tensor:
+        held = context.parts["order"].held
+        first = next(iter(held))
+        loss = tasks.loss(context.model, batches[0]) * (1 + 0.1 * held[first])
+        held[first] = held.pop(first) + 0.5  # the other comes first now
+        context.backward(loss)
+        context.update()
+        return loss
+
+    task = replace(tasks.task(steps=12), loss=None, step=step, parts=lambda model: {"order": Ordered()})
+    with pytest.raises(TaskError, match="attribute 'held' of part 'order'"):
+        pol.prove(task, tmp_path / "run.pol", interval=2, rehearse=True)
+
+
 # ---- batches ----------------------------------------------------------------------------------------
 
 

@@ -119,7 +119,7 @@ def _channel_stretches(channels: int, terms: int, stretch: int) -> list[slice]:
 
 def _of_groups(x: Tensor, groups: int, part: slice) -> Tensor:
     """The same stretch of channels of each group."""
-    return x.unflatten(1, (groups, -1))[:, :, part].flatten(1, 2)  # type: ignore[no-untyped-call]
+    return x.unflatten(1, (groups, -1))[:, :, part].flatten(1, 2)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _by_input(
