@@ -230,8 +230,9 @@ def test_a_worker_with_another_environment_is_not_given_steps(
         return answer, states
 
     monkeypatch.setattr(WorkerProcess, "ask", other)
-    verdict = alike(digits_proof, digits, (2,), everything=True)
+    verdict = pol.verify(digits_proof, digits, everything=True, workers=2, sandbox="off")
     assert verdict.verdict == "valid"
+    assert [share.name for share in verdict.cost.workers] == ["worker 1"]
 
 
 def test_a_task_that_is_an_object_has_one_worker(tiny_proof: Path) -> None:

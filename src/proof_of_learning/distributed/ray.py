@@ -15,6 +15,7 @@ import io
 import os
 import platform
 import secrets
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from proof_of_learning.training.state import State
 
 LOCAL = "local"
 START = 180.0  # seconds for an actor to be placed and to load
+REACH = 10.0  # for somebody to answer at an address
 MISSING = "--ray needs Ray: pip install 'proof-of-learning[ray]'"
 _SAME = ("proof-of-learning", "python", "torch")  # of which every node needs the version that is here
 
@@ -52,6 +54,12 @@ def cluster(address: str, workers: int) -> Iterator[MakePool]:
     except ImportError:
         raise UsageError(MISSING) from None
     connected = ray.is_initialized()
+    host, _, port = address.rpartition(":")
+    if not connected and host and port.isdigit():  # Ray would try for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=REACH).close()
+        except (OSError, OverflowError) as error:
+            raise _nobody(address, error) from None
     if not connected:
         quiet = {"configure_logging": False, "log_to_driver": False, "include_dashboard": False}
         try:
@@ -61,16 +69,20 @@ def cluster(address: str, workers: int) -> Iterator[MakePool]:
                 del quiet["include_dashboard"]
                 ray.init(address=address, **quiet)
         except Exception as error:
-            line = " ".join(str(error).split())[:300]
-            raise UsageError(
-                f"--ray {address}: no cluster can be joined there ({line}); name the address of its head (HOST:PORT), {LOCAL!r}, and "
-                "set RAY_AUTH_TOKEN where it asks for a token"
-            ) from None
+            raise _nobody(address, error) from None
     try:
         yield partial(_pool, workers)
     finally:
         if not connected:
             ray.shutdown()
+
+
+def _nobody(address: str, error: Exception) -> UsageError:
+    line = " ".join(str(error).split())[:300]
+    return UsageError(
+        f"--ray {address}: no cluster can be joined there ({line}); name the address of its head (HOST:PORT), {LOCAL!r}, and "
+        "set RAY_AUTH_TOKEN where it asks for a token"
+    )
 
 
 def _pool(workers: int, job: Job, timeout: float, sandbox: Sandbox | None) -> WorkerPool:
