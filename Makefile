@@ -42,7 +42,8 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
+# A file's tests share what they prepared, so one process runs them.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
 quick: lint
 	$(BIN)/mypy src

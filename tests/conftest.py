@@ -37,13 +37,6 @@ nursery = Nursery()
 vars(process)["subprocess"] = SimpleNamespace(Popen=nursery.popen, PIPE=subprocess.PIPE)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For --dist loadgroup: a file's tests share what they prepared, so one process runs them; those of programs share nothing."""
-    for item in items:
-        if item.path.name != "test_programs.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     marked = item.get_closest_marker("real_workers") is not None
     nursery.real = marked or os.environ.get("POL_TEST_WORKERS") == "real"
