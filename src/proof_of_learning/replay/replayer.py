@@ -43,7 +43,7 @@ from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.environment import Environment, Flags
 from proof_of_learning.training.names import CARRYING
 from proof_of_learning.training.state import State
 
@@ -160,8 +160,8 @@ class Replayer:
         """The environment that the worker for a recorded one is to have; what it does not get shows in its differences."""
         environment = self._proof.environments[digest]
         if self._portable:  # the same bits anywhere; with one thread each request is answered by a process of its own
-            own = self._machine(environment)
-            return msgspec.structs.replace(own, flags=environment.flags, threads=1, interop_threads=1)
+            own = self._machine(environment)  # and no switch is the proof's to set: the self-test has to hold
+            return msgspec.structs.replace(own, flags=Flags(), threads=1, interop_threads=1)
         if not self._reproduce:
             return msgspec.structs.replace(self._machine(environment), flags=environment.flags)
         counts = {name: getattr(environment, name) for name in ("threads", "interop_threads")}
