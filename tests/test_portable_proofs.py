@@ -22,6 +22,7 @@ from proof_of_learning.errors import FormatError, TaskError, UsageError
 from proof_of_learning.numeric.denormals import flushes_denormals
 from proof_of_learning.numeric.portable import selftest, using
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay import replayer
 from proof_of_learning.training.environment import Environment, current, differences
 from proof_of_learning.training.state import State
 from support_forging import rewrite
@@ -108,6 +109,17 @@ def test_flushing_small_numbers_is_no_environment_of_portable_arithmetic(recorde
     forged = rewrite(recorded, tmp_path / "forged.pol", environment=flushing, states=moved)
     verdict = verify(forged, TASK, everything=True, allow_calibrated=True)
     assert verdict.unreproduced == [] and verdict.verdict == "invalid", verdict.reason
+
+
+def test_very_many_environments_are_no_reason_for_other_bits_either(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proof may name more than are tried; but all of them are one here."""
+    monkeypatch.setattr(replayer, "MAX_ENVIRONMENTS", 0)
+    task = tasks.task(net="batchnorm", optimizer="adamw", steps=12)
+    assert verify(recorded, task, everything=True).verdict == "valid"
+    forged = rewrite(recorded, tmp_path / "forged.pol", states=moved)
+    assert verify(forged, task, everything=True).verdict == "invalid"
 
 
 def test_it_is_the_same_arithmetic_where_small_numbers_are_flushed() -> None:

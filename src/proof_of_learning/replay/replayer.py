@@ -97,6 +97,8 @@ class Replayer:
         self._own: dict[str, Environment] = {}
         self.here: dict[str, Environment] = {}
         self._portable = proof.header.arithmetic == PORTABLE
+        # In portable arithmetic all are one, so that none need be left out.
+        self._tried = frozenset(self._named if self._portable else self._named[:MAX_ENVIRONMENTS])
         self._untrue: list[str] | None = None  # what portable arithmetic gives other bits for here
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
         self._lane = _Lane()
@@ -125,7 +127,7 @@ class Replayer:
 
         Without ``start``, where there was no worker for it yet, what can be said without one: in what the machine is another.
         """
-        if digest not in self._named[:MAX_ENVIRONMENTS]:
+        if digest not in self._tried:
             return [f"environments: recorded {len(self._named):,}, at most {MAX_ENVIRONMENTS} are tried"]
         if start and digest not in self.here:
             self._recorded(digest)
@@ -139,7 +141,7 @@ class Replayer:
         """Where portable arithmetic is not what it was published to be, so that a difference speaks of this machine."""
         if self._untrue is None:
             where = _Where(self, environment, False, idle)
-            self._untrue = where.ask(protocol.SelfTest(), protocol.SelfTested)[0].differing[:MAX_ENVIRONMENTS]
+            self._untrue = where.ask(protocol.SelfTest(), protocol.SelfTested)[0].differing
         names = ", ".join(name[:40] for name in self._untrue[:3])
         return [f"self-test: {names} give other bits here than published (`pol selftest`)"] if self._untrue else []
 
@@ -148,7 +150,7 @@ class Replayer:
 
     def _recorded(self, digest: str) -> Environment:
         """The environment to ask for in the place of a recorded one."""
-        if digest not in self._named[:MAX_ENVIRONMENTS]:
+        if digest not in self._tried:
             raise NumericEnvironmentError(
                 f"the proof names {len(self._named):,} numeric environments, of which at most {MAX_ENVIRONMENTS} are tried"
             )
