@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,30 @@ def test_the_claim_fixes_the_sources(world: World) -> None:
     assert "sources" in registration.violations(changed, environments)[0]
 
 
+def test_the_key_cannot_be_chosen_by_an_authority_of_the_provers_own(
+    world: World, tiny: TaskReference, tmp_path: Path
+) -> None:
+    """Whoever makes the last token makes as many as they like, each with a key of its own, and trains under the most convenient."""
+    claim, run = tmp_path / "claim.json", tmp_path / "run.pol"
+    register(tiny, claim, interval=5, owners=[world.trusted])
+    sign(claim, world.key)
+    own = authorities.make(tmp_path / "own", "Own")
+    with authorities.serving(world.first.reply) as url:
+        timestamp(claim, [url])
+    stamped = registration.load(claim)
+    kept = stamped.attestations()
+    (below,) = (raw for name, raw in kept.items() if name.endswith(".tsr"))
+    tries = [stamped.keeping({**kept, **stamped_name(own.crafted(below, THEN))}) for _ in range(2)]
+    keys = {made.claim.key(registration.anchor_of(made)) for made in tries}
+    assert len(keys) == len(tries)  # for nothing
+    registration.rewrite(claim, tries[0])
+    prove(tiny, run, registration=claim)
+    found = gathered(run, world.first)
+    assert not found.registered and "last" in found.unregistered, found.unregistered
+    assert judged(run, trusted_tsa=[world.first.roots]).assurance == "seed-derived"
+    assert gathered(run, own).registered  # who trusts them, trusts them
+
+
 def test_an_interrupted_run_goes_on_under_its_stamped_claim(world: World, tiny: TaskReference, tmp_path: Path) -> None:
     claim, run = tmp_path / "claim.json", tmp_path / "run.pol"
     register(tiny, claim, interval=5, owners=[world.trusted])
@@ -321,8 +346,39 @@ def test_an_authority_that_is_slow_or_dead_is_given_up(world: World, run: Path) 
         "http://me:secret@example.org/",
         "http://a b/",
     ):
-        with pytest.raises(UsageError, match="expected the address"):
+        with pytest.raises(UsageError, match="expected the address") as caught:
             timestamp(run, [wrong])
+        assert "secret" not in str(caught.value)
+
+
+def test_an_authority_that_drips_its_answer_is_given_up(run: Path) -> None:
+    """Each byte of a header in time, and never all of it."""
+    import socket
+    import threading
+
+    over = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _ = listening.accept()
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nX: ")
+            while not over.wait(0.05):
+                connection.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        dripping = threading.Thread(target=drip, args=(listening,), daemon=True)
+        dripping.start()
+        fallback = threading.Timer(20, over.set)  # so that this ends where it does not hold
+        fallback.start()
+        try:
+            with pytest.raises(PolError, match=r"within 0\.5 seconds"):
+                timestamp(run, [f"http://127.0.0.1:{listening.getsockname()[1]}/"], timeout=0.5)
+            assert not over.is_set()
+        finally:
+            over.set()
+            fallback.cancel()
+            dripping.join()
 
 
 def test_what_the_first_authority_stamped_is_kept_when_the_second_is_dead(world: World, run: Path) -> None:
@@ -414,10 +470,10 @@ def test_a_claim_is_registered_signed_and_stamped_by_one_command(
 def test_the_report_says_who_and_by_when(world: World) -> None:
     from proof_of_learning.report.html import render_html
 
-    options = {"trusted_keys": [world.trusted], "trusted_tsa": [world.first.roots]}
+    options = {"trusted_keys": [world.trusted], "trusted_tsa": [world.second.roots]}
     page = render_html(judged(world.proof, **options))
-    assert world.key.public.digest in page and "CN=First TSA" in page
-    assert "training began later" in page and "A timestamp that counts for nothing (CN=Second TSA)" in page
+    assert world.key.public.digest in page and "CN=Second TSA" in page
+    assert "training began later" in page and "A timestamp that counts for nothing (CN=First TSA)" in page
 
 
 def test_nothing_of_it_is_imported_before_it_is_needed() -> None:

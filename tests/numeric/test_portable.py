@@ -219,6 +219,14 @@ def test_an_operation_that_is_not_in_the_table_is_refused_with_its_line() -> Non
         numbers(1, 4).double().exp()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.complex64])
+def test_a_kind_of_number_without_a_portable_form_is_refused_in_lists_too(dtype: torch.dtype) -> None:
+    held = [torch.ones(3, dtype=dtype), torch.ones(2, dtype=dtype)]
+    for call in (lambda: torch._foreach_mul(held, held), lambda: torch._foreach_add(held, held)):
+        with using(PORTABLE), pytest.raises(TaskError, match=str(dtype).removeprefix("torch.")):
+            call()
+
+
 def test_nothing_is_different_outside() -> None:
     before = (
         torch.backends.mkldnn.enabled,

@@ -20,8 +20,10 @@ import tasks
 from proof_of_learning import TaskReference, prove, register, verify
 from proof_of_learning.doctor import diagnose
 from proof_of_learning.errors import FormatError, TaskError, UsageError
-from proof_of_learning.numeric.portable import selftest
+from proof_of_learning.numeric.denormals import flushes_denormals
+from proof_of_learning.numeric.portable import selftest, using
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay import replayer
 from proof_of_learning.training.environment import Environment, current, differences
 from proof_of_learning.training.state import State
 from support_forging import rewrite
@@ -95,6 +97,40 @@ def test_where_the_self_test_fails_other_bits_are_inconclusive(
     assert verdict.verdict == "inconclusive"
     assert any("mm 5 7 3" in line and "pol selftest" in line for line in verdict.unreproduced)
     assert verify(recorded, task, everything=True).verdict == "valid"  # the bits are those that were recorded
+
+
+def test_flushing_small_numbers_is_no_environment_of_portable_arithmetic(recorded: Path, tmp_path: Path) -> None:
+    """A switch in a recorded environment that makes the verifier's own self-test fail would excuse any forged bit."""
+
+    def flushing(environment: Environment) -> Environment:
+        flags = msgspec.structs.replace(environment.flags, flush_denormal=True, mkldnn=False, matmul_precision="medium")
+        return msgspec.structs.replace(environment, flags=flags)
+
+    forged = rewrite(recorded, tmp_path / "forged.pol", environment=flushing, states=moved)
+    verdict = verify(forged, TASK, everything=True, allow_calibrated=True)
+    assert verdict.unreproduced == [] and verdict.verdict == "invalid", verdict.reason
+
+
+def test_very_many_environments_are_no_reason_for_other_bits_either(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proof may name more than are tried; but all of them are one here."""
+    monkeypatch.setattr(replayer, "MAX_ENVIRONMENTS", 0)
+    task = tasks.task(net="batchnorm", optimizer="adamw", steps=12)
+    assert verify(recorded, task, everything=True).verdict == "valid"
+    forged = rewrite(recorded, tmp_path / "forged.pol", states=moved)
+    assert verify(forged, task, everything=True).verdict == "invalid"
+
+
+def test_it_is_the_same_arithmetic_where_small_numbers_are_flushed() -> None:
+    torch.set_flush_denormal(True)
+    try:
+        with using("portable"):
+            assert (torch.tensor([1e-40]) * 1.0).item() != 0.0
+        assert selftest.differing() == []
+        assert flushes_denormals()  # put back
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_only_another_pytorch_and_numpy_in_steps_are_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import proof_of_learning as pol
 import tasks
-from proof_of_learning import Proof
+from proof_of_learning import Proof, canonical
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import (
     BusyError,
@@ -29,7 +30,7 @@ from proof_of_learning.errors import (
 from proof_of_learning.proof.files import exclusive
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.plan import planned_steps
-from support_forging import rewrite
+from support_forging import relog, rewrite
 from support_proofs import INTERVAL, SEGMENTS, contents, recorded
 
 CODECS = ("raw", "lossless", "float16", "quantised")
@@ -378,3 +379,42 @@ def test_the_commands(tmp_path: Path) -> None:
         one_line(cli("regenerate", run, "--task", target, f"--segments={segments}"), 2)
     one_line(cli("thin", tmp_path / "none.pol", "--keep-every", 2), 2)
     assert contents(run) == before
+
+
+def test_what_was_trained_in_another_environment_is_not_held_against_what_comes_after(tmp_path: Path) -> None:
+    """A run that was gone on with on another machine: the way to a missing start leads through segments that give other bits here."""
+    before = {"elsewhere": True}
+
+    def step(context: Any, batches: list[Any]) -> Any:
+        loss = tasks.loss(context.model, batches[0])
+        context.backward(loss * (1.001 if before["elsewhere"] and context.step < 8 else 1.0))
+        context.update()
+        return loss
+
+    task = dataclasses.replace(tasks.task(steps=16), loss=None, step=step)
+    path = Path(pol.prove(task, tmp_path / "run.pol", interval=2, rehearse=False).path)
+
+    def moved(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        told = next(line for line in lines if line["kind"] == "environment")
+        other = {**told["environment"], "torch": "9.9.9"}
+        digest = canonical.sha256(b"pol/v1/environment\0", canonical.encode(other))
+        for line in lines:
+            if line["kind"] == "segment" and line["stop"] <= 8:
+                line["environment"] = digest
+        place = next(at for at, line in enumerate(lines) if line["kind"] == "segment" and line["stop"] > 8)
+        here = [line for line in lines if line is not told]
+        return [
+            here[0],
+            {**told, "environment": other, "digest": digest},
+            *here[1 : place - 1],
+            told,
+            *here[place - 1 :],
+        ]
+
+    relog(path, moved)
+    thin = pol.thin(path, 3, tmp_path / "thin.pol").path
+    before["elsewhere"] = False
+    verdict = pol.verify(thin, task, everything=True, keep_going=True)
+    status = [segment.status for segment in verdict.segments]
+    assert status == [*["inconclusive"] * 6, "pass", "pass"], (status, verdict.reason)
+    assert verdict.verdict == "inconclusive" and "not reproduced here" in verdict.segments[4].note

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import http.client
+import queue
+import re
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -32,7 +35,8 @@ def checked(url: str) -> str:
     except ValueError:
         usable = False
     if not usable or parts.username is not None or any(c.isspace() for c in url):
-        raise UsageError(f"--tsa {url}: expected the address of a timestamp authority, http://… or https://…")
+        shown = re.sub("//[^/]*@", "//…@", url)  # a password must not get into a log
+        raise UsageError(f"--tsa {shown}: expected the address of a timestamp authority, http://… or https://…")
     return url
 
 
@@ -63,20 +67,24 @@ def stamp(data: bytes, url: str, authorities: Authorities | None = None, timeout
 
 
 def _post(url: str, query: bytes, where: str, timeout: float) -> bytes:
-    """The body of the answer. A socket's timeout begins anew with each byte, so the whole has one of its own."""
-    ends = time.monotonic() + timeout
-    headers = {"Content-Type": "application/timestamp-query", "Accept": "application/timestamp-reply"}
-    request = urllib.request.Request(url, data=query, headers=headers, method="POST")
-    opener = urllib.request.build_opener(_NoRedirects)
-    raw = bytearray()
+    """The body of the answer. A socket's timeout begins anew with each byte, so the whole has one, waited for from outside."""
+    told: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def exchange() -> None:
+        try:
+            told.put(_exchange(url, query, where, timeout))
+        except Exception as error:  # it is raised where somebody waits
+            told.put(error)
+
+    threading.Thread(target=exchange, daemon=True).start()
     try:
-        with opener.open(request, timeout=timeout) as answer:
-            while piece := answer.read1(_PIECE):
-                raw += piece
-                if len(raw) > MAX_TOKEN:
-                    raise AuthorityError(f"{where} sends more than {MAX_TOKEN:,} bytes, which no token has")
-                if time.monotonic() > ends:
-                    raise TimeoutError
+        try:
+            found = told.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(found, Exception):
+            raise found
+        return found
     except urllib.error.HTTPError as error:
         raise AuthorityError(f"{where} answered with HTTP status {error.code}; is it the right address?") from None
     except TimeoutError:
@@ -87,6 +95,17 @@ def _post(url: str, query: bytes, where: str, timeout: float) -> bytes:
             raise AuthorityError(
                 f"{where} did not answer within {timeout:g} seconds; try again, or another one"
             ) from None
-        told = canonical.brief(getattr(reason, "strerror", None) or reason or type(error).__name__)
-        raise AuthorityError(f"{where} cannot be reached ({told}); try again, or another one") from None
+        why = canonical.brief(getattr(reason, "strerror", None) or reason or type(error).__name__)
+        raise AuthorityError(f"{where} cannot be reached ({why}); try again, or another one") from None
+
+
+def _exchange(url: str, query: bytes, where: str, timeout: float) -> bytes:
+    headers = {"Content-Type": "application/timestamp-query", "Accept": "application/timestamp-reply"}
+    request = urllib.request.Request(url, data=query, headers=headers, method="POST")
+    raw, ends = bytearray(), time.monotonic() + timeout  # behind which nobody waits any more
+    with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout) as answer:
+        while (piece := answer.read1(_PIECE)) and time.monotonic() <= ends:
+            raw += piece
+            if len(raw) > MAX_TOKEN:
+                raise AuthorityError(f"{where} sends more than {MAX_TOKEN:,} bytes, which no token has")
     return bytes(raw)

@@ -176,7 +176,7 @@ def _anchored(
 ) -> tuple[frozenset[str], str]:
     """The trusted tokens that the run's key follows from; and why the proof is not registered, empty where it is.
 
-    Its claim has to be well-formed (:mod:`registration`).
+    Trusted has to be the last token: whoever makes that one chooses the key. The claim has to be well-formed (:mod:`registration`).
     """
     header, none = proof.header, frozenset[str]()
     if header.claim is None or header.version < 2:
@@ -205,12 +205,15 @@ def _anchored(
         keys = next(item.keys for item in attested.signed if item.file == stamp.about)
         if len(set(keys) & set(owners)) < max(1, threshold):
             continue
-        # Whatever a token in the chain dates was there before the last one was made, from which the key follows.
-        if dated := trusted & {stamp.file, *chain_of(tokens[stamp.file][1], names, tokens)}:
-            return frozenset(dated), ""
+        # The last one decides: its maker could make any number, each with another key, and give away the most convenient.
+        if stamp.file in trusted:
+            return frozenset(trusted & {stamp.file, *chain_of(tokens[stamp.file][1], names, tokens)}), ""
     if not any(len({*item.keys} & {*owners}) >= max(1, threshold) for item in attested.signed if item.kind == "claim"):
         return none, "its claim is not signed by as many of its owners as it asks for"
-    return none, f"the timestamp on its claim counts for nothing: {anchored[0].refused or 'it is on another statement'}"
+    return (
+        none,
+        f"the last timestamp on its claim counts for nothing: {anchored[0].refused or 'it is on another statement'}",
+    )
 
 
 def _ordered(attested: Attested) -> Attested:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -40,18 +40,17 @@ from proof_of_learning.replay.pool import Job, LocalPool, MakePool, Pool
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, OnWork, idle
 from proof_of_learning.replay.requests import PER_SEGMENT, AnyCheckAnswer, AnyCheckRequest
 from proof_of_learning.replay.sandbox import Sandbox
+from proof_of_learning.replay.where import Where
 from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.environment import Environment, Flags
 from proof_of_learning.training.names import CARRYING
 from proof_of_learning.training.state import State
 
 MAX_ENVIRONMENTS = 64  # of those that a proof names are tried at all
 MAX_THREADS = max(64, 4 * (os.cpu_count() or 1))  # are set at most
 SETTINGS = ("capability", "threads", "interop_threads", "variables", "flags")  # what a started process can take on
-
-A = TypeVar("A", bound=protocol.Answer)
 
 
 class Replayer:
@@ -97,6 +96,8 @@ class Replayer:
         self._own: dict[str, Environment] = {}
         self.here: dict[str, Environment] = {}
         self._portable = proof.header.arithmetic == PORTABLE
+        # In portable arithmetic all are one, so that none need be left out.
+        self._tried = frozenset(self._named if self._portable else self._named[:MAX_ENVIRONMENTS])
         self._untrue: list[str] | None = None  # what portable arithmetic gives other bits for here
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
         self._lane = _Lane()
@@ -125,7 +126,7 @@ class Replayer:
 
         Without ``start``, where there was no worker for it yet, what can be said without one: in what the machine is another.
         """
-        if digest not in self._named[:MAX_ENVIRONMENTS]:
+        if digest not in self._tried:
             return [f"environments: recorded {len(self._named):,}, at most {MAX_ENVIRONMENTS} are tried"]
         if start and digest not in self.here:
             self._recorded(digest)
@@ -138,8 +139,8 @@ class Replayer:
     def _self_test(self, environment: Environment) -> list[str]:
         """Where portable arithmetic is not what it was published to be, so that a difference speaks of this machine."""
         if self._untrue is None:
-            where = _Where(self, environment, False, idle)
-            self._untrue = where.ask(protocol.SelfTest(), protocol.SelfTested)[0].differing[:MAX_ENVIRONMENTS]
+            where = Where(self.pool, environment, False, idle)
+            self._untrue = where.ask(protocol.SelfTest(), protocol.SelfTested)[0].differing
         names = ", ".join(name[:40] for name in self._untrue[:3])
         return [f"self-test: {names} give other bits here than published (`pol selftest`)"] if self._untrue else []
 
@@ -148,7 +149,7 @@ class Replayer:
 
     def _recorded(self, digest: str) -> Environment:
         """The environment to ask for in the place of a recorded one."""
-        if digest not in self._named[:MAX_ENVIRONMENTS]:
+        if digest not in self._tried:
             raise NumericEnvironmentError(
                 f"the proof names {len(self._named):,} numeric environments, of which at most {MAX_ENVIRONMENTS} are tried"
             )
@@ -160,8 +161,8 @@ class Replayer:
         """The environment that the worker for a recorded one is to have; what it does not get shows in its differences."""
         environment = self._proof.environments[digest]
         if self._portable:  # the same bits anywhere; with one thread each request is answered by a process of its own
-            own = self._machine(environment)
-            return msgspec.structs.replace(own, flags=environment.flags, threads=1, interop_threads=1)
+            own = self._machine(environment)  # and no switch is the proof's to set: the self-test has to hold
+            return msgspec.structs.replace(own, flags=Flags(), threads=1, interop_threads=1)
         if not self._reproduce:
             return msgspec.structs.replace(self._machine(environment), flags=environment.flags)
         counts = {name: getattr(environment, name) for name in ("threads", "interop_threads")}
@@ -254,7 +255,7 @@ class Replayer:
     # ---- requests ------------------------------------------------------------------------------------
     def ask(self, request: AnyCheckRequest, on_work: OnWork = idle, environment: Environment | None = None) -> Any:
         """The answer to a request, in ``environment`` where one is given."""
-        where = _Where(self, *self._target(request, environment), on_work)
+        where = Where(self.pool, *self._target(request, environment), on_work)
         match request:
             case requests.Replay():
                 return self._replay(request, where)
@@ -281,7 +282,7 @@ class Replayer:
     def regenerate(self, index: int, on_work: OnWork = idle) -> tuple[State, State, int]:
         """Train from the nearest kept state to both ends of segment ``index``; how many steps that took."""
         segment = self._segment(index)
-        where = _Where(self, self._recorded(segment.environment), False, on_work)
+        where = Where(self.pool, self._recorded(segment.environment), False, on_work)
         before, walked = self._start(index, where)
         taken = self._take(before, segment, None, where)
         self._lane.last = ended = self._proof.continued(index, taken.state, before)
@@ -289,13 +290,13 @@ class Replayer:
 
     def probe(self, request: protocol.Probe, states: Sequence[State], on_work: OnWork = idle) -> list[protocol.Glimpse]:
         """What the task's networks put out in each of some states."""
-        where = _Where(self, self._recorded(self._proof.segments[0].environment), False, on_work)
+        where = Where(self.pool, self._recorded(self._proof.segments[0].environment), False, on_work)
         glimpses = where.ask(request, protocol.Probed, states)[0].glimpses
         if len(glimpses) != len(states):
             raise WorkerError("the replay worker answered something else than it was asked")
         return glimpses
 
-    def _initialize(self, request: requests.Initialize, where: _Where) -> AnyCheckAnswer:
+    def _initialize(self, request: requests.Initialize, where: Where) -> AnyCheckAnswer:
         started, (state, self.other_start) = where.ask(protocol.Start(request.other), protocol.Started, returns=2)
         comparison, relative, rest_fresh = None, dict[str, float](), True
         initial = self._proof.initial_state
@@ -309,7 +310,7 @@ class Replayer:
             rest_fresh = state.part(*rest).digest() == recorded.part(*rest).digest()
         return requests.Initialized(state.digest(), comparison, relative, rest_fresh, started.tensors)
 
-    def _replay(self, request: requests.Replay, where: _Where) -> requests.Replayed:
+    def _replay(self, request: requests.Replay, where: Where) -> requests.Replayed:
         begun = time.perf_counter()
         segment = self._segment(request.index)
         before, walked = self._start(request.index, where)
@@ -340,7 +341,7 @@ class Replayer:
             taken.seconds, walked + len(taken.losses), taken.closed, taken.asked, where.workers,
         )  # fmt: skip
 
-    def _noise(self, request: requests.Noise, where: _Where) -> requests.Replayed:
+    def _noise(self, request: requests.Noise, where: Where) -> requests.Replayed:
         begun = time.perf_counter()
         segment = self._segment(request.index)
         before, walked = self._start(request.index, where)
@@ -366,7 +367,7 @@ class Replayer:
 
     # ---- steps ---------------------------------------------------------------------------------------
 
-    def _take(self, before: State, segment: Segment, count: int | None, where: _Where) -> _Taken:
+    def _take(self, before: State, segment: Segment, count: int | None, where: Where) -> _Taken:
         """Replay (the first ``count`` steps of) a segment from ``before``."""
         stop = segment.stop if count is None else min(segment.stop, segment.start + count)
         indices = generators = loop = None
@@ -383,7 +384,7 @@ class Replayer:
             raise WorkerError("the replay worker took another number of steps than it was told")
         return _Taken(state, taken)
 
-    def _start(self, index: int, where: _Where) -> tuple[State, int]:
+    def _start(self, index: int, where: Where) -> tuple[State, int]:
         """The recorded state that segment ``index`` starts from, which is often where the one before has just arrived.
 
         Where the proof no longer holds it, the segments since the nearest earlier state are replayed, and must arrive as recorded.
@@ -404,9 +405,14 @@ class Replayer:
                 here -= 1
         del last
         for segment in self._proof.segments[here:index]:
-            arrived = self._take(state, segment, None, where).state
+            arrived = self._take(state, segment, None, where.at(self._recorded(segment.environment))).state
             state = self._proof.continued(segment.index, arrived, state)
             if (arrived.digest(), state.digest()) != (segment.arrived, segment.state):
+                if unlike := self.differences(segment.environment):
+                    raise NumericEnvironmentError(
+                        f"the way from the nearest state that was kept leads through segment {segment.index}, whose environment is "
+                        f"not reproduced here ({unlike[0]})"
+                    )
                 raise DivergedError(
                     f"segment {segment.index}, replayed on the way to segment {index} from the nearest state that was kept, "
                     "arrives elsewhere"
@@ -426,12 +432,12 @@ class Replayer:
                 self._final = weights(self._state(last))
             return self._final
 
-    def _momenta(self, where: _Where) -> Mapping[str, str]:
+    def _momenta(self, where: Where) -> Mapping[str, str]:
         """The tensors in which the optimizers carry weights on, with the names of those weights."""
         members = self._description(where).members
         return {f"{entry}/{key}": weight for entry, weight in members.items() for key in CARRYING}
 
-    def _description(self, where: _Where) -> protocol.Described:
+    def _description(self, where: Where) -> protocol.Described:
         if self._described is None:
             self._described = where.ask(protocol.Describe(), protocol.Described)[0]
         return self._described
@@ -467,26 +473,6 @@ class _Taken:
     def __init__(self, state: State, told: protocol.Taken) -> None:
         self.state, self.losses, self.rates, self.seconds = state, told.losses, told.rates, told.seconds
         self.closed, self.asked = told.closed, told.asked
-
-
-class _Where:
-    """One environment of the pool, for one request of a check."""
-
-    def __init__(self, replayer: Replayer, environment: Environment, given: bool, on_work: OnWork) -> None:
-        self._pool, self._environment, self._given, self._on_work = replayer.pool, environment, given, on_work
-        self.workers: list[str] = []  # who took steps
-
-    def ask(
-        self, request: protocol.AnyRequest, type_: type[A], states: Sequence[State] = (), returns: int | None = None
-    ) -> tuple[A, Sequence[State]]:
-        """The answer, which must be of the type that the request asks for."""
-        answer, arrived, worker = self._pool.ask(self._environment, request, states, self._on_work, given=self._given)
-        if type_ is protocol.Taken and worker not in self.workers:
-            self.workers.append(worker)
-        expected = returns if returns is not None else 1 if type_ is protocol.Taken else 0
-        if not isinstance(answer, type_) or len(arrived) != expected:
-            raise WorkerError("the replay worker answered something else than it was asked")
-        return answer, arrived
 
 
 def arguments_of(proof: Proof) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ import msgspec
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, NumericEnvironmentError
 from proof_of_learning.limits import MAX_THREADS
+from proof_of_learning.numeric.denormals import flushes_denormals
 
 # Variables that change results and are read when a library starts, each with the values it may take.
 # A proof may name these and no others: its environment must not become a way to set LD_PRELOAD.
@@ -199,12 +200,6 @@ def _current_flags() -> Flags:
         mkldnn=bool(torch.backends.mkldnn.enabled),
         flush_denormal=flushes_denormals(),
     )
-
-
-def flushes_denormals() -> bool:
-    import torch
-
-    return bool((torch.tensor([1e-310], dtype=torch.float64) * 1.0).item() == 0.0)
 
 
 def _device(device: str) -> Device:

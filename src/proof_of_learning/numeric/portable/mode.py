@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from proof_of_learning.errors import TaskError
+from proof_of_learning.numeric.denormals import flushes_denormals
 from proof_of_learning.numeric.portable import drawing, elementwise, moving, normalisation, products, reductions
 from proof_of_learning.numeric.portable.table import TABLE, RefusedError
 
@@ -33,8 +34,8 @@ class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operation = _RESOLVED.get(func, _MISSING)
         if operation is _MISSING:
             operation = _RESOLVED.setdefault(func, _find(func))
-        for arg in args:
-            if isinstance(arg, Tensor) and arg.dtype in _UNKNOWN:
+        for arg in _tensors((*args, *kwargs.values())):
+            if arg.dtype in _UNKNOWN:
                 raise _refusal(func, f"{str(arg.dtype).removeprefix('torch.')} numbers")
         try:
             if operation is not None:
@@ -46,6 +47,15 @@ class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if found is NotImplemented:
             raise _refusal(func, str(func))
         return found
+
+
+def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among arguments, also in lists of theirs."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from (member for member in arg if isinstance(member, Tensor))
 
 
 _MISSING = object()
@@ -161,7 +171,8 @@ def portable_arithmetic() -> Iterator[None]:
     """Within it, every tensor operation of this thread (and of the backward passes that it starts) is computed portably.
 
     Raises TaskError, with the operation's name and the line that called it, for what is not in the table. The switches by which
-    PyTorch chooses fused implementations are the process's own; they are put back when the last thread leaves.
+    PyTorch chooses fused implementations are the process's own; they are put back when the last thread leaves. The processor's switch
+    that makes zeros of denormal numbers is the thread's own, and off.
     """
     global _users
     if getattr(_thread, "active", False):
@@ -172,12 +183,16 @@ def portable_arithmetic() -> Iterator[None]:
             _before.update(_switches())
             _switch(_OFF)
         _users += 1
-    _thread.active = True
+    _thread.active, flushes = True, flushes_denormals()
+    if flushes:
+        torch.set_flush_denormal(False)
     try:
         with _Portable():  # type: ignore[no-untyped-call]
             yield
     finally:
         _thread.active = False
+        if flushes:
+            torch.set_flush_denormal(True)
         with _lock:
             _users -= 1
             if _users == 0:

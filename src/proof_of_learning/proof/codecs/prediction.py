@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric.denormals import flushes_denormals
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import PIECE, finite, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
-from proof_of_learning.training.environment import flushes_denormals
 from proof_of_learning.training.names import role, second_of
 from proof_of_learning.training.state import State
 
