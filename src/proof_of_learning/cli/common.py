@@ -14,7 +14,9 @@ import functools
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from proof_of_learning.task import TaskReference
 
 F = TypeVar("F", bound=Callable[..., Any])
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 UNWRAPPED = 4096  # columns
 OWN_WARNINGS = (EvaluationWarning, RecordingWarning, RehearsalWarning, StoreWarning)
 DATA_VARIABLE = "POL_DATA"
@@ -132,6 +134,19 @@ def _logged() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """A command that is told to end (SIGTERM) ends its workers first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[F], F]:
     """Give a command its error handling: one line each, and the exit status that README documents."""
 
@@ -139,15 +154,15 @@ def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
-                with _own_warnings(), _logged():
+                with _own_warnings(), _logged(), _ended_in_order():
                     return function(*args, **kwargs)
             except typer.Exit:
                 raise
             except PolError as error:
                 fail(str(error))
                 raise typer.Exit(error.exit_status) from None
-            except KeyboardInterrupt:
-                fail(interrupted)
+            except KeyboardInterrupt as error:
+                fail(str(error) or interrupted)
                 raise typer.Exit(INTERRUPTED) from None
             except BrokenPipeError:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away; end quietly

@@ -151,7 +151,12 @@ def _script(
 ) -> None:
     from proof_of_learning.run.command import prove_script
 
-    recorded = prove_script(path, out, arguments, interval=interval, rehearse=rehearse)
+    try:
+        recorded = prove_script(path, out, arguments, interval=interval, rehearse=rehearse)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; a script's recording cannot be gone on with: remove {out}, and run the command again"
+        ) from None
     summary = {
         "root": recorded.root, "path": str(recorded.path), "steps": recorded.steps, "interval": recorded.interval,
         "segments": -(-recorded.steps // recorded.interval), "evaluation": None,

@@ -66,6 +66,13 @@ _RULES = {
 }  # fmt: skip
 
 
+OTHERWISE = (
+    "Verify again with what the proof was recorded with, which the sentence of the check names: settings (`--set NAME=VALUE`), the "
+    "script's arguments (behind `--`; none: the recorded ones), or its files. If yours are the right ones, the proof is about another "
+    "training."
+)
+
+
 def next_steps(verdict: Verdict) -> list[str]:
     """What whoever reads the verdict should do next, the most important first."""
     if verdict.verdict == "valid":
@@ -124,6 +131,8 @@ def _after_inconclusive(verdict: Verdict) -> list[str]:
 
 
 def _missing(check: CheckResult, verdict: Verdict) -> list[str]:
+    if check.summary.startswith("you "):
+        return [OTHERWISE]
     if check.name == "policy":
         broken = check.evidence.get("broken")
         names = [name for name in broken if isinstance(name, str)] if isinstance(broken, list) else []

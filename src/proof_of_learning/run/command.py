@@ -10,7 +10,7 @@ from pathlib import Path
 from proof_of_learning.errors import RecordingError, TaskError, UsageError
 from proof_of_learning.run import script
 from proof_of_learning.run.mode import ACTIVE, Given
-from proof_of_learning.run.record import SECOND, Recording, say, unfinished
+from proof_of_learning.run.record import SECOND, Recording, refuse_used, say, unfinished
 from proof_of_learning.task import task_code
 
 
@@ -39,6 +39,7 @@ def prove_script(
 
     Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
     """
+    refuse_used(Path(out))
     made: list[Recording] = []
     folder = os.getcwd()
 

@@ -75,7 +75,7 @@ class Recording(Clock):
         self.steps = 0
         self._exit = ExitStack()
         self._guard(refuse_several)
-        self._guard(self._refuse_used)
+        self._guard(lambda: refuse_used(self._path))
 
     # ---- the clock -----------------------------------------------------------------------------------
 
@@ -192,11 +192,6 @@ class Recording(Clock):
                 raise
             say(f"{error}. Training goes on without a proof")
 
-    def _refuse_used(self) -> None:
-        for name, what in ((format.SEAL_FILE, "a finished proof"), (format.HEADER_FILE, "an unfinished recording")):
-            if (self._path / name).exists():
-                raise RecordingError(f"{self._path} holds {what} already; name another directory, or remove it")
-
     def _refuse_more(self) -> None:
         raise RecordingError(
             f"the script asks for more batches after run.close(), so the proof is of its first {self.steps:,} steps alone; call "
@@ -303,6 +298,13 @@ def alone(given: Given) -> Recording:
 
     atexit.register(ended)
     return recording
+
+
+def refuse_used(path: Path) -> None:
+    """Raises RecordingError where a recording would meet another."""
+    for name, what in ((format.SEAL_FILE, "a finished proof"), (format.HEADER_FILE, "an unfinished recording")):
+        if (path / name).exists():
+            raise RecordingError(f"{path} holds {what} already; name another directory, or remove it")
 
 
 def unfinished(recording: Recording) -> str:

@@ -24,6 +24,8 @@ class Shadow:
 
     def __init__(self) -> None:
         self._folder: str | None = None
+        # Asked now: to find it, Python writes a trial file under a lock, which what is installed here must not meet.
+        self._temporary = tempfile.gettempdir() + os.sep
 
     def written(self, path: Any) -> Any:
         """Where ``path`` is to be written. What lies in the temporary folder stays there."""
@@ -32,7 +34,7 @@ class Shadow:
         whole = os.path.abspath(os.fsdecode(path))
         if whole.startswith(("/dev/", "/proc/", self._folder or "/dev/")):
             return path
-        if whole.startswith(tempfile.gettempdir() + os.sep) and os.access(os.path.dirname(whole), os.W_OK):
+        if whole.startswith(self._temporary) and os.access(os.path.dirname(whole), os.W_OK):
             return path
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix="written-")

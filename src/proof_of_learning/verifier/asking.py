@@ -12,10 +12,19 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import AnyCheckAnswer, AnyCheckRequest
+from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.verifier.checks import ATTESTATION, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.evidence import Answers, Check, Evidence
 from proof_of_learning.verifier.verdict import CheckResult
-from proof_of_learning.verifier.walks import otherwise_called
+from proof_of_learning.verifier.walks import other_settings, otherwise_called
+
+SAID = (
+    "task",
+    "data",
+    "initialization",
+    "order",
+    "hyperparameters",
+)  # checks that hold the proof against the task as it was named
 
 
 @runtime_checkable
@@ -70,9 +79,18 @@ def ask(
     return proven
 
 
-def excused(proof: Proof, found: CheckResult, answers: Answers) -> CheckResult:
-    """A check's result; where the verifier called the script with other arguments or files, what fails by that is no forgery."""
-    other = otherwise_called(proof, answers.get(Describe(), Described)) if found.status == "fail" else ""
-    if not other or found.name in (STRUCTURE.name, REGISTRATION.name, ATTESTATION.name):
+def excused(
+    proof: Proof, found: CheckResult, answers: Answers, task: Task | TaskReference | None = None
+) -> CheckResult:
+    """A check's result; where the verifier called the script with other arguments or files, what fails by that is no forgery.
+
+    Nor is what a task of other settings says of itself. A replay that arrives elsewhere is not excused by them: it comes after.
+    """
+    if found.status != "fail" or found.name in (STRUCTURE.name, REGISTRATION.name, ATTESTATION.name):
+        return found
+    other = otherwise_called(proof, answers.get(Describe(), Described))
+    if not other and found.name in SAID:
+        other = other_settings(proof, task)
+    if not other:
         return found
     return msgspec.structs.replace(found, status="inconclusive", summary=f"{other}; {found.summary}")

@@ -133,7 +133,7 @@ def verify(
                     evidence = replace(evidence, differences=_differences(proof, replayer, needed))
                 if proven:
                     break
-            checks.append(excused(proof, check.judge(evidence, answers), answers))
+            checks.append(excused(proof, check.judge(evidence, answers), answers, task))
             clock.lap(check.name)
         return conclude(evidence, checks, answers, clock)
 

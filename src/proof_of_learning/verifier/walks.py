@@ -14,7 +14,9 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.run import events
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, OVER
+from proof_of_learning.task import Task, TaskReference
 
+MOST_NAMED = 8  # settings
 MAX_TURNS = 8  # ways in which walks follow each other, each of which is replayed once
 
 
@@ -137,6 +139,19 @@ def other_inputs(proof: Proof, described: Described) -> str:
 def otherwise_called(proof: Proof, described: Described) -> str:
     """What the verifier ran the script with, where it is not what the proof says: arguments, or files that it reads."""
     return other_arguments(proof, described) or other_inputs(proof, described)
+
+
+def other_settings(proof: Proof, task: Task | TaskReference | None) -> str:
+    """Settings that the proof says the task had and the verifier did not give it; nothing where there are none, or no names."""
+    named = task.settings if isinstance(task, TaskReference) else None
+    if named is None or proof.header.program.kind != "task":
+        return ""
+    other = [
+        f"{name}={value}" for name, value in proof.header.program.settings.items() if str(named.get(name)) != str(value)
+    ]
+    if not other:
+        return ""
+    return f"you named other settings than the proof was recorded with (--set {' --set '.join(other[:MOST_NAMED])})"
 
 
 def _later(before: tuple[int, int, int], after: tuple[int, int, int]) -> bool:
