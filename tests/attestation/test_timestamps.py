@@ -424,7 +424,7 @@ def test_a_verdict_is_signed_whole(world: World, tmp_path: Path) -> None:
 def test_the_commands_sign_stamp_and_verify(
     world: World, tiny_proof: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_cli import one_line, pol
+    from support_cli import one_line, pol
 
     run, key = Path(shutil.copytree(tiny_proof, tmp_path / "run.pol")), tmp_path / "key.pem"
     monkeypatch.setenv("PASSPHRASE", "s3same")
@@ -457,7 +457,7 @@ def test_the_commands_sign_stamp_and_verify(
 def test_a_claim_is_registered_signed_and_stamped_by_one_command(
     world: World, tiny: TaskReference, tmp_path: Path
 ) -> None:
-    from test_cli import one_line, pol
+    from support_cli import one_line, pol
 
     claim, key = tmp_path / "claim.json", world.folder / "key.pem"
     assert "name the key" in one_line(pol("register", tiny.target, "-o", claim, "--tsa", "http://127.0.0.1:1/"), 2)

@@ -13,30 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from proof_of_learning import Proof, TaskReference, Verdict, check, load_task, prove, verify
 from proof_of_learning._version import __version__
-from proof_of_learning.cli.main import app
 from proof_of_learning.proof.format import HEADER_FILE, LOG_FILE
+from support_cli import one_line, pol
 
 # A shell that starts us in the background has the interrupt ignored, which children inherit; a terminal's do not.
 START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 COMMAND = [sys.executable, "-c", f"{START}; from proof_of_learning.cli.main import run; run()"]
 REPOSITORY = Path(__file__).parents[2]
-
-
-def pol(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def one_line(result: Result, status: int) -> str:
-    """The one line that an error consists of."""
-    assert result.exit_code == status, (result.exit_code, result.output)
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("pol: "), result.stderr
-    assert "Traceback" not in result.output
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import one_line, pol
 from torch import nn
 
 import proof_of_learning.doctor as doctors
@@ -17,6 +16,7 @@ from proof_of_learning.rehearsal.hops import Hop
 from proof_of_learning.replay import protocol
 from proof_of_learning.task import TaskReference
 from proof_of_learning.training.state import State
+from support_cli import one_line, pol
 from support_situations import Lazy
 
 TRAPS = f"{Path(__file__).parents[1]}/support_traps.py:task"

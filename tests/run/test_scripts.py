@@ -230,12 +230,12 @@ def test_a_script_has_no_doctor_of_its_own(tmp_path: Path) -> None:
     assert done.returncode == 2 and b"looked at while it is recorded: pol prove" in done.stderr
 
 
-def test_a_finished_directory_is_refused_and_the_training_goes_on(tmp_path: Path) -> None:
+def test_a_finished_directory_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     path = script(tmp_path, epochs=1, end="run.close(); print('trained')")
     (tmp_path / "run.pol").mkdir()
     (tmp_path / "run.pol" / "seal.json").write_text("{}")
     done = record(path, tmp_path / "run.pol")
-    assert done.returncode == 2 and "trained" in done.stdout
+    assert done.returncode == 2 and "trained" not in done.stdout
     assert "holds a finished proof already" in done.stderr
 
 

@@ -46,6 +46,13 @@ def test_what_the_next_step_reads_and_no_state_holds_is_named(tmp_path: Path) ->
     assert not (tmp_path / "run.pol" / "seal.json").exists()
 
 
+def test_a_loop_that_saves_files_is_rehearsed(tmp_path: Path) -> None:
+    saves = "torch.save(model.state_dict(), 'last.pt'); open('log.csv', 'a').write(f'{epoch}\\n')"
+    path = script(tmp_path, step=saves)
+    done = record(path, tmp_path / "run.pol", rehearse=True)
+    assert done.returncode == 0 and "could not be carried out" not in done.stderr, done.stderr
+
+
 def test_a_run_that_a_part_ends_early_is_sealed_and_valid(tmp_path: Path) -> None:
     path = stopping(tmp_path, "patience=patience")
     done = record(path, tmp_path / "run.pol", interval=7, rehearse=True)

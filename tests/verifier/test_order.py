@@ -134,7 +134,7 @@ def test_other_orders_are_inconclusive_unless_they_are_accepted(kind: str, tmp_p
     verdict = pol.verify(path, run, everything=True)
     found = verdict.check("order")
     assert (found.status, verdict.verdict) == ("inconclusive", "inconclusive")
-    assert words in found.summary and "of the samples were used" in found.summary
+    assert words in found.summary and "of the samples used" in found.summary
     assert "--accept-order" in found.summary and "training.free_order" in found.summary
     assert verdict.check("trajectory").status == "pass"
     (tmp_path / "policy.toml").write_text("[training]\nfree_order = true")

@@ -84,7 +84,7 @@ def prove(
     ] = None,
     arguments: Annotated[list[str] | None, typer.Argument(help="Of a script: its own arguments, behind `--`.")] = None,
 ) -> None:
-    """Train a task and record a proof; go on where a killed run stopped.
+    """Train a task and record a proof; go on where a killed run of a task stopped.
 
     **Examples**
 

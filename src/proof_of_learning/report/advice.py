@@ -5,6 +5,7 @@ Every sentence is fixed: nothing of the proof's gets into it. What is between ba
 
 from __future__ import annotations
 
+from proof_of_learning.verifier.asking import mistaken
 from proof_of_learning.verifier.verdict import CheckResult, Verdict
 
 MAX_STEPS = 6
@@ -131,7 +132,7 @@ def _after_inconclusive(verdict: Verdict) -> list[str]:
 
 
 def _missing(check: CheckResult, verdict: Verdict) -> list[str]:
-    if check.summary.startswith("you "):
+    if mistaken(check):
         return [OTHERWISE]
     if check.name == "policy":
         broken = check.evidence.get("broken")

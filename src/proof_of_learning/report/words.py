@@ -259,9 +259,7 @@ def signers(verdict: Verdict) -> list[tuple[str, str]]:
             *(["an owner by the claim"] if signer.owner else []),
         ]
         signed = " and ".join("the proof" if kind == "seal" else f"the {kind}" for kind in sorted(signer.signed))
-        told.append(
-            (signer.key, f"signed {signed}; {' and '.join(roles) or 'a witness, neither trusted nor an owner'}")
-        )
+        told.append((signer.key, f"signed {signed}; {' and '.join(roles) or 'a witness: no owner, no --trusted-key'}"))
     return told
 
 

@@ -80,17 +80,22 @@ def ask(
 
 
 def excused(
-    proof: Proof, found: CheckResult, answers: Answers, task: Task | TaskReference | None = None
+    proof: Proof, found: CheckResult, answers: Answers, task: Task | TaskReference | None, before: Sequence[CheckResult]
 ) -> CheckResult:
     """A check's result; where the verifier called the script with other arguments or files, what fails by that is no forgery.
 
-    Nor is what a task of other settings says of itself. A replay that arrives elsewhere is not excused by them: it comes after.
+    Nor is what a task of other settings says of itself, or what a replay finds after that (``before``: the checks so far).
     """
     if found.status != "fail" or found.name in (STRUCTURE.name, REGISTRATION.name, ATTESTATION.name):
         return found
     other = otherwise_called(proof, answers.get(Describe(), Described))
-    if not other and found.name in SAID:
+    if not other and (found.name in SAID or any(map(mistaken, before))):
         other = other_settings(proof, task)
     if not other:
         return found
     return msgspec.structs.replace(found, status="inconclusive", summary=f"{other}; {found.summary}")
+
+
+def mistaken(found: CheckResult) -> bool:
+    """Whether a check says that the verifier named something else than the proof was recorded with."""
+    return found.status == "inconclusive" and found.summary.startswith("you ")

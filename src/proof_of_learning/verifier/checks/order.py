@@ -134,7 +134,7 @@ class OrderCheck:
             )
             told: dict[str, Any] = {}
         else:
-            found = f"{steps:,} steps in {loop.walks:,} passes over loaders, order as recorded; {use.share:.1%} of the samples were used"
+            found = f"{steps:,} steps in {loop.walks:,} passes over loaders, order as recorded; {use.share:.1%} of the samples used"
             unsized = None if rule.batch else "the script's own batch sampler decides how many samples a batch has"
             others = "other loaders give batches beside, whose data are not committed to" if loop.beside else None
             odd = odd or (loop.odd or [""])[0] or unsized or others or use.odd(shuffled=options["shuffle"])
@@ -180,7 +180,7 @@ class OrderCheck:
             use.add(step, indices)
         use.end_epoch()
         odd = use.odd(shuffled=options["shuffle"])
-        found = f"{evidence.proof.steps:,} steps, order as recorded; {use.share:.1%} of the samples were used"
+        found = f"{evidence.proof.steps:,} steps, order as recorded; {use.share:.1%} of the samples used"
         if odd is None:
             return result(self, "pass", found, **use.told())
         if evidence.options.claims.accept_order:

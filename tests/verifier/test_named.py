@@ -1,0 +1,48 @@
+"""What the verifier mistyped is no forgery: other settings of a task are named, with those that the proof was recorded with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import proof_of_learning as pol
+from proof_of_learning import TaskReference
+from proof_of_learning.report.advice import OTHERWISE, next_steps
+from proof_of_learning.task import compare
+
+
+@pytest.fixture(scope="module")
+def shorter(tiny: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An honest proof of the tiny task with a setting of its own."""
+    settings = {"steps": 16, "batch_size": 4}
+    folder = tmp_path_factory.mktemp("named")
+    return Path(pol.prove(TaskReference(tiny.target, settings), folder / "run.pol", interval=4).path)
+
+
+@pytest.mark.parametrize("named", [{}, {"steps": 24, "batch_size": 4}, {"steps": 16, "batch_size": 8}])
+def test_other_settings_are_named_and_no_forgery(shorter: Path, tiny: TaskReference, named: dict[str, int]) -> None:
+    found = pol.verify(shorter, TaskReference(tiny.target, named))
+    assert found.verdict == "inconclusive", found.reason
+    assert "you named other settings" in found.reason and "--set" in found.reason
+    assert OTHERWISE in next_steps(found)
+
+
+def test_the_recorded_settings_give_the_verdict(shorter: Path, tiny: TaskReference) -> None:
+    found = pol.verify(shorter, TaskReference(tiny.target, {"steps": "16", "batch_size": "4"}), everything=True)
+    assert found.check("order").status == found.check("trajectory").status == "pass"
+
+
+def test_settings_that_agree_excuse_nothing(shorter: Path, tiny: TaskReference, tmp_path: Path) -> None:
+    """The same settings, and another loss: what the proof says of itself is false."""
+    (tmp_path / "other.py").write_text(
+        Path(tiny.target.rpartition(":")[0]).read_text() + "\n\n_task = task\n\n\ndef task(steps=24, batch_size=8):\n"
+        "    from dataclasses import replace\n    return replace(_task(steps=steps, batch_size=batch_size), steps=steps + 4)\n"
+    )
+    found = pol.verify(shorter, TaskReference(f"{tmp_path}/other.py:task", {"steps": 16, "batch_size": 4}))
+    assert found.verdict == "invalid", found.reason
+
+
+def test_differences_of_settings_are_readable() -> None:
+    first, second = ({"lr": {"d": [["s:lr", {"f": rate.hex()}], ["s:nesterov", False]]}} for rate in (0.5, 0.25))
+    assert compare(first, second) == ["lr.lr: the task has 0.5, the proof has 0.25"]
