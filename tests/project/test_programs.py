@@ -21,6 +21,7 @@ RUN = {  # every file that can be run: the options that it takes beside the comm
     if '__name__ == "__main__"' in path.read_text()
 }
 PARTS = {"benchmarks/plain", "experiments/portable_run"}  # run by others
+PARTS |= {"experiments/pages"}  # computes nothing; test_experiments compares what it writes
 # Most of what these take is the start of one process after another, which is what they measure or compare.
 SLOW = {
     "benchmarks/calibrated_cost", "benchmarks/memory", "benchmarks/storage", "benchmarks/verify_cost",

@@ -23,9 +23,13 @@ TABLE = [
     ("sequences.py", [], 6),
     ("vae.py", [], 5),
 ]
+SLOW = {"average.py", "sequences.py", "vae.py"}  # like others, in what they ask of a run
 
 
-@pytest.mark.parametrize(("name", "arguments", "interval"), TABLE, ids=[row[0] for row in TABLE])
+@pytest.mark.parametrize(
+    ("name", "arguments", "interval"),
+    [pytest.param(*row, marks=pytest.mark.slow if row[0] in SLOW else (), id=row[0]) for row in TABLE],
+)
 def test_an_example_records_unchanged_and_is_valid_elsewhere(
     name: str, arguments: list[str], interval: int, tmp_path: Path
 ) -> None:
