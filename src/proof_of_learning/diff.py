@@ -176,8 +176,9 @@ def _apart(first: Proof, second: Proof, a: str, b: str) -> Apart | None:
     relative, tensors = None, dict[str, TensorError]()
     before = first.state_digests()[position - 1] if position else None
     if before is not None and first.has_state(before):
-        relative = measure.ratio(found.overall.l2, measure.compare(first.state(before), left).overall.l2)
-        errors = measure.detail(left, right, first.state(before), None).tensors
+        start = first.state(before)
+        relative = measure.ratio(found.overall.l2, measure.compare(start, left).overall.l2)
+        errors = measure.detail(left, right, start, None).tensors
         ranked = sorted((name for name in errors if errors[name].error), key=lambda name: -_share(errors[name]))
         tensors = {name: errors[name] for name in ranked[:MOST]}
     return Apart(step, True, found.overall, found.kinds, relative, tensors, found.unequal[:MOST])

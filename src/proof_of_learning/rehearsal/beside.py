@@ -41,6 +41,7 @@ from proof_of_learning.rehearsal.structure import altered, grown, structure, unr
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Task, is_script, load_task
 from proof_of_learning.training.environment import Environment
+from proof_of_learning.training.modules import tensors_in
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, tensor_bytes
 from proof_of_learning.training.steps import Session
@@ -404,7 +405,7 @@ def _outputs(session: Session, feed: Feed, order: Order) -> list[tuple[str, byte
     def hook(name: str) -> Any:
         def seen(module: Any, given: Any, output: Any) -> None:
             hasher = hashlib.sha256()
-            for tensor in holdings.tensors_in(output):
+            for tensor in tensors_in(output):
                 hasher.update(tensor_bytes(tensor.detach().cpu().contiguous()))
             found.append((name, hasher.digest()))
 

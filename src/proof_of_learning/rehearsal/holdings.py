@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from proof_of_learning.canonical import brief
+from proof_of_learning.training.modules import tensors_in
 from proof_of_learning.training.optimizers import OWN
 from proof_of_learning.training.parts import adapter_of, of_kind
 
@@ -123,7 +124,9 @@ class _Walk:
             self._recorded |= {_storage(tensor) for tensor in tensors_in(values)}
             if id(part) not in self._optimizers and isinstance(values, Mapping):
                 self._plain[id(part)] = {
-                    key for key, value in values.items() if isinstance(key, str) and not tensors_in(value)
+                    key
+                    for key, value in values.items()
+                    if isinstance(key, str) and next(tensors_in(value), None) is None
                 }
 
     def visit(self, thing: Any, path: str, place: str, depth: int) -> None:
@@ -305,13 +308,6 @@ def _storage(tensor: Tensor) -> tuple[str, int]:
         return str(tensor.device), tensor.untyped_storage().data_ptr() or id(tensor)
     except (NotImplementedError, RuntimeError):  # sparse, fake, functional
         return str(tensor.device), id(tensor)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return [tensor for item in items for tensor in tensors_in(item)]
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from proof_of_learning.replay.coast import at_places, coast, of_session
 from proof_of_learning.replay.protocol import Coasting, Glimpse, Head, Probe, Probed, Rest
 from proof_of_learning.task import task_code
 from proof_of_learning.training import randomness
+from proof_of_learning.training.modules import tensors_in
 from proof_of_learning.training.state import State, restore
 from proof_of_learning.training.steps import Session
 
@@ -110,14 +111,14 @@ class _Seen:
         self._expected: set[str] = set()
 
     def output(self, name: str, value: Any) -> None:
-        found = [tensor.detach() for tensor in _tensors(value) if tensor.is_floating_point() and tensor.ndim > 0]
+        found = [tensor.detach() for tensor in tensors_in(value) if tensor.is_floating_point() and tensor.ndim > 0]
         if found:
             kept = self.outputs.pop(name, [])  # the last call counts for the order
             self.outputs[name] = [*kept, found[0]][-64:]
 
     def follow(self, name: str, value: Any) -> None:
         """Look at the gradient that comes back to an output, or to any of several (of an LSTM, often the last state alone is used)."""
-        for place, tensor in enumerate(_tensors(value)):
+        for place, tensor in enumerate(tensors_in(value)):
             if tensor.requires_grad and tensor.ndim > 1:
                 self._expected.add(name)
                 tensor.register_hook(partial(self._reach, (name, place)))  # type: ignore[no-untyped-call]
@@ -193,17 +194,6 @@ def head(name: str, outputs: list[Tensor], labelled: bool, seed: int) -> Head:
     return Head(name, len(table), values.tobytes(), scores)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-
-
 def integers(batch: Any) -> bool:
     """Whether a batch holds labels or tokens."""
-    return any(not tensor.is_floating_point() and tensor.dtype != torch.bool for tensor in _tensors(batch))
+    return any(not tensor.is_floating_point() and tensor.dtype != torch.bool for tensor in tensors_in(batch))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from proof_of_learning.errors import UsageError
 from proof_of_learning.limits import MAX_NAME
 from proof_of_learning.proof.format import Input
 from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.training.modules import tensors_in
 
 MOST = 1000  # files; a script that reads more before its first step reads its data, which are committed to
 PIECE = 1 << 20
@@ -114,7 +114,7 @@ class Weights:
 
     def __init__(self, path: str) -> None:
         self._by_shape: dict[tuple[int, ...], list[Tensor]] = {}
-        for tensor in _tensors(_loaded(path)):
+        for tensor in tensors_in(_loaded(path)):
             self._by_shape.setdefault(tuple(tensor.shape), []).append(tensor)
 
     def hold(self, tensor: Tensor) -> bool:
@@ -134,14 +134,3 @@ def _loaded(path: str) -> Any:
             f"{os.path.basename(path)} holds no weights that can be read without running code ({type(error).__name__}); save a "
             "state_dict() by torch.save, or safetensors"
         ) from error
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)

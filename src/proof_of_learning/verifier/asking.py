@@ -18,13 +18,8 @@ from proof_of_learning.verifier.evidence import Answers, Check, Evidence
 from proof_of_learning.verifier.verdict import CheckResult
 from proof_of_learning.verifier.walks import other_settings, otherwise_called
 
-SAID = (
-    "task",
-    "data",
-    "initialization",
-    "order",
-    "hyperparameters",
-)  # checks that hold the proof against the task as it was named
+# Checks that hold the proof against the task as it was named.
+SAID = ("task", "data", "initialization", "order", "hyperparameters")
 
 
 @runtime_checkable

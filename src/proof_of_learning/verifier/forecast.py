@@ -11,6 +11,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -88,6 +89,18 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     schema: str = SCHEMA
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn for a guarantee: as in :class:`Forecast`, and the segments that are ``picked``."""
+
+    confidence: float
+    forged: float
+    draws: dict[str, int]
+    random: int | None
+    known: bool
+    picked: set[int]
+
+
 def forecast(
     path: str | os.PathLike[str],
     task: TaskReference | None = None,
@@ -116,11 +129,11 @@ def forecast(
             uniform = guarantee.uniform_draws_needed(segments, forged, miss)
             weighted = 0 if len(proof.index) <= segments else min(ASSUMED * uniform, segments)
             random = _asked(uniform, weighted, confidence, forged)
-            picked = _uniformly(proof, uniform + weighted)
-            draws = {"first": 1, "last": 1, "uniform": uniform, "progress": weighted}
-            return _told(
-                path, "TASK", {}, proof, options, confidence, forged, draws, random, picked, None, known=weighted == 0
-            )
+            drawn = _Drawn(
+                confidence, forged, {"first": 1, "last": 1, "uniform": uniform, "progress": weighted}, random,
+                weighted == 0, _uniformly(proof, uniform + weighted),
+            )  # fmt: skip
+            return _told(path, "TASK", {}, proof, options, drawn, None)
         clock, nonce = Clock(), make_nonce(None)
         isolation = sandboxes.isolation(options.runtime.sandbox, options.runtime.allow_read, in_process=False)
         found, replayer, _ = surveyed(
@@ -139,20 +152,8 @@ def forecast(
         clock.lap("measured")
         times = _times(proof, chosen.segments, clock.phases, measured[1:] or measured, options.runtime.workers)
         draws = dict(Counter(why for reasons in chosen.segments.values() for why in reasons))
-        return _told(
-            path,
-            named or task.target,
-            task.settings,
-            proof,
-            options,
-            confidence,
-            forged,
-            draws,
-            random,
-            set(chosen.segments),
-            times,
-            known=True,
-        )
+        drawn = _Drawn(confidence, forged, draws, random, True, set(chosen.segments))
+        return _told(path, named or task.target, task.settings, proof, options, drawn, times)
 
 
 def _needed(proof: Proof, found: Survey, forged: float, miss: float) -> tuple[int, int]:
@@ -197,45 +198,39 @@ def _told(
     settings: Mapping[str, Setting],
     proof: Proof,
     options: Options,
-    confidence: float,
-    forged: float,
-    draws: dict[str, int],
-    random: int | None,
-    picked: set[int],
+    drawn: _Drawn,
     times: Times | None,
-    *,
-    known: bool,
 ) -> Forecast:
     count, workers = len(proof.segments), options.runtime.workers
     digests = proof.state_digests()
     held = next(digest for digest in reversed(digests) if proof.has_state(digest))
     state = proof.state(held).nbytes
-    steps = planned_steps(proof, picked)
-    again = sum(proof.index[digests[index]].bytes for index in picked if proof.has_state(digests[index]))
+    steps = planned_steps(proof, drawn.picked)
+    again = sum(proof.index[digests[index]].bytes for index in drawn.picked if proof.has_state(digests[index]))
     notes = []
     if len(proof.index) <= count:
         notes.append(
             f"{count + 1 - len(proof.index):,} states are not in the proof: nothing is drawn by weight, and starts are replayed "
             "from the nearest states that are; it is valid only with --accept-uniform"
         )
-    elif not known:
+    elif not drawn.known:
         notes.append(
             f"without --task nobody knows what segments did: {ASSUMED} times as many draws by weight as uniform ones are assumed"
         )
     if times is not None and times.at_once < workers:
         notes.append(f"{workers} workers compute on {_cores()} cores here: no faster than {times.at_once}")
-    if abs(confidence - (1 - guarantee.MISS_PROBABILITY)) >= 1e-9:
+    if abs(drawn.confidence - (1 - guarantee.MISS_PROBABILITY)) >= 1e-9:
         notes.append(f"a verdict states what is missed with {guarantee.MISS_PROBABILITY:.0%}, whatever was planned for")
     command = ["pol", "verify", os.fspath(path), "--task", target]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
-    command += [] if random is None else ["--random", str(random)]
+    command += [] if drawn.random is None else ["--random", str(drawn.random)]
     command += [] if workers == 1 else ["--workers", str(workers)]
     return Forecast(
         root=proof.root, steps=proof.steps, segments=count, interval=proof.header.training.interval,
-        confidence=confidence, forged=forged, draws=draws, random=random, known=known,
-        replayed_segments=len(picked), replayed_steps=steps, share=steps / proof.steps,
-        state=state, read=proof.stored_bytes + again, moved=2 * state * len(picked),
+        confidence=drawn.confidence, forged=drawn.forged, draws=drawn.draws, random=drawn.random, known=drawn.known,
+        replayed_segments=len(drawn.picked), replayed_steps=steps, share=steps / proof.steps,
+        state=state, read=proof.stored_bytes + again, moved=2 * state * len(drawn.picked),
         memory={"verifier": (BESIDE + 2 * workers) * state, "each worker": 2 * state},
         workers=workers, command=shlex.join(command), times=times, notes=notes,
     )  # fmt: skip
