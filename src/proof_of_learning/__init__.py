@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from proof_of_learning.signing import sign, timestamp
     from proof_of_learning.task import Task, TaskReference, load_task
     from proof_of_learning.thinning import regenerate, thin
+    from proof_of_learning.training.context import StepContext
     from proof_of_learning.training.state import State
     from proof_of_learning.verifier.verdict import CheckResult, Verdict
     from proof_of_learning.verifier.verify import check, verify
@@ -47,6 +48,7 @@ _HOMES = {
     "Run": "run.clock",
     "Recording": "prover",
     "State": "training.state",
+    "StepContext": "training.context",
     "Task": "task",
     "TaskReference": "task",
     "Verdict": "verifier.verdict",
@@ -80,7 +82,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "Task", "TaskReference", "Verdict",
-    "__version__", "attacks", "calibrate", "check", "errors", "export", "load_task", "pack", "prove",
+    "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "StepContext", "Task", "TaskReference",
+    "Verdict", "__version__", "attacks", "calibrate", "check", "errors", "export", "load_task", "pack", "prove",
     "regenerate", "register", "sign", "thin", "timestamp", "unpack", "verify",
 ]  # fmt: skip

@@ -21,7 +21,6 @@ import torch
 
 from proof_of_learning import limits
 from proof_of_learning.behind import Behind
-from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
 from proof_of_learning.errors import (
     EvaluationWarning,
@@ -48,6 +47,7 @@ from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Task, default_interval, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
+from proof_of_learning.training.batches import Indices
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.optimizers import settle_groups
 from proof_of_learning.training.parts import Progress, of_kind, optimizers, rates, stray_parameters
