@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proof_of_learning.proof.pack import pack, unpack
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.prover import Recording, prove, register
-    from proof_of_learning.recorder import Indexed, Recorder
+    from proof_of_learning.recording.recorder import Indexed, Recorder
     from proof_of_learning.run.clock import Run
     from proof_of_learning.signing import sign, timestamp
     from proof_of_learning.task import Task, TaskReference, load_task
@@ -41,10 +41,10 @@ logging.getLogger(__name__).addHandler(
 
 _HOMES = {
     "CheckResult": "verifier.verdict",
-    "Indexed": "recorder",
+    "Indexed": "recording.recorder",
     "PolError": "errors",
     "Proof": "proof.reader",
-    "Recorder": "recorder",
+    "Recorder": "recording.recorder",
     "Run": "run.clock",
     "Recording": "prover",
     "State": "training.state",
