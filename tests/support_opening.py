@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import support_private
 from proof_of_learning import TaskReference, Verdict, prove
 from proof_of_learning.attestation import signatures
@@ -46,7 +48,9 @@ class Table:
         return signatures.load_private(self.folder / "stranger.pem")
 
     def terms(self, **changes: Any) -> Terms:
-        return Terms(**{"challenge": self.folder / "second.json", "data_root": self.data, **changes})
+        return Terms(
+            **{"challenge": self.folder / "second.json", "data_root": self.data, "accept_budget": True, **changes}
+        )
 
     def verify(self, path: Path | None = None, terms: Terms | None = None, options: Options = OPTIONS) -> Verdict:
         """As a verifier, who has no data."""
@@ -72,8 +76,21 @@ def private(folder: Path | None) -> Iterator[None]:
             os.environ["POL_DATA"] = before
 
 
-def build(folder: Path, proof: Path | None = None, segments: int | None = 12) -> Table:
-    """The table in a new folder, around a proof that is there (made with the same data), or an honest one."""
+def honest(folder: Path, task: TaskReference) -> Path:
+    """A proof of an honest run, whose data are salted."""
+    salts.generate(folder / "data.salt")
+    prove(task, folder / "run.pol", interval=INTERVAL, salt=folder / "data.salt", rehearse=False)
+    return folder / "run.pol"
+
+
+def build(
+    folder: Path,
+    make: Callable[[Path, TaskReference], Path] = honest,
+    segments: int | None = 12,
+    answered: Callable[[Proof], Proof] | None = None,
+) -> Table:
+    """The table in a new folder, around the proof that ``make`` makes where the data are at hand. ``answered``: the proof that is
+    answered for, in its place."""
     folder.mkdir(exist_ok=True)
     data = support_private.write(folder / "data")
     task = TaskReference(f"{support_private.__file__}:task", {"steps": STEPS})
@@ -81,13 +98,13 @@ def build(folder: Path, proof: Path | None = None, segments: int | None = 12) ->
         signatures.generate(folder / name)
     key = signatures.load_private(folder / "key.pem")
     with private(data):
-        if proof is None:
-            salts.generate(folder / "data.salt")
-            proof = folder / "run.pol"
-            prove(task, proof, interval=INTERVAL, salt=folder / "data.salt", rehearse=False)
+        proof = make(folder, task)
         answering.manifest(proof, folder / "manifest.pol")
         first = challenging.challenge_first(folder / "manifest.pol")
-        answering.answer(proof, first, task, key, folder / "answers", segments=segments)
+        with pytest.MonkeyPatch.context() as patched:
+            if answered is not None:
+                patched.setattr(answering, "opened_proof", lambda path: answered(Proof.open(path)))
+            answering.answer(proof, first, task, key, folder / "answers", segments=segments)
     with private(None):
         second, _ = challenging.challenge_second(
             folder / "manifest.pol", first, folder / "answers", task, options=OPTIONS

@@ -75,6 +75,12 @@ def test_an_opening_is_judged_by_the_checks_of_any_proof_without_the_data(table:
     assert verdict.guarantee.function_fraction is not None
 
 
+def test_an_owners_budget_is_not_accepted_for_the_verifier(table: Table) -> None:
+    verdict = table.verify(terms=table.terms(accept_budget=False))
+    assert (verdict.verdict, verdict.check("opening").status) == ("inconclusive", "inconclusive")
+    assert "--accept-budget" in verdict.reason
+
+
 def test_a_manifest_and_answers_hold_no_state_and_no_sample(table: Table) -> None:
     manifest = Proof.open(table.folder / "manifest.pol")
     assert not manifest.index

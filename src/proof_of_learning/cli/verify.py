@@ -120,6 +120,13 @@ def verify(
     docket: Annotated[
         Path | None, typer.Option(help="Of an opening: the file that keeps what you asked (`pol challenge --docket`).")
     ] = None,
+    accept_budget: Annotated[
+        bool,
+        typer.Option(
+            "--accept-budget",
+            help="Of an opening: it may be valid although the owner's budget leaves weaker guarantees.",
+        ),
+    ] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Run all checks even after a failure.")] = False,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life after which a task is given up.")
@@ -192,7 +199,7 @@ def verify(
                     "an opening is verified against a task (--task), and what was drawn stands in its challenge: "
                     "--random, --all, --top-q and --nonce have no meaning"
                 )
-            terms = Terms(challenge, data_root, docket)
+            terms = Terms(challenge, data_root, docket, accept_budget)
             verdict = verify_opening(
                 proof, reference, Options.of(choices), terms, chain=links, trust=roots, progress=progress, pool=pool
             )

@@ -69,17 +69,26 @@ def challenge_second(
 
 def draw(proof: Proof, found: Survey, nonce: Nonce, answers: Answers, random: int | None = None) -> Challenge:
     """What a nonce draws: by the rules of any verification, but nothing by rank, and no more than the owner set when they answered."""
+    enough = _drawn(proof, found, nonce, answers, None)
+    most = min((number for number in (answers.head.segments, random) if number is not None), default=None)
+    return _drawn(proof, found, nonce, answers, most) if most is not None and most < _count(enough) else enough
+
+
+def lowered(proof: Proof, found: Survey, nonce: Nonce, answers: Answers, picked: Challenge) -> tuple[int, int] | None:
+    """How many random segments were drawn, of how many that all guarantees need; None where these are enough."""
+    few, enough = _count(picked), _count(_drawn(proof, found, nonce, answers, None))
+    return (few, enough) if few < enough else None
+
+
+def _drawn(proof: Proof, found: Survey, nonce: Nonce, answers: Answers, number: int | None) -> Challenge:
     # No state is missing from the answers, and what the states at hand show must not steer the draw.
     seen = replace(found, missing=0, relaid=relaid(answers), irregular={})
+    rules = Draw(top_q=0, random=number)
+    return challenge(proof.steps, proof.header.training.interval, proof.root, seen, nonce, rules)
 
-    def drawn(number: int | None) -> Challenge:
-        rules = Draw(top_q=0, random=number)
-        return challenge(proof.steps, proof.header.training.interval, proof.root, seen, nonce, rules)
 
-    enough = drawn(None)
-    most = min((number for number in (answers.head.segments, random) if number is not None), default=None)
-    fewer = most is not None and most < enough.guarantee.uniform_draws + enough.guarantee.progress_draws
-    return drawn(most) if fewer else enough
+def _count(picked: Challenge) -> int:
+    return picked.guarantee.uniform_draws + picked.guarantee.progress_draws
 
 
 def relaid(answers: Answers) -> list[int]:

@@ -21,7 +21,7 @@ from proof_of_learning.disputes import answers as answering
 from proof_of_learning.disputes import documents, ledger
 from proof_of_learning.disputes.answers import Answers as Given
 from proof_of_learning.disputes.answers import shapes
-from proof_of_learning.disputes.challenging import AnyTask, opened_proof, redraw, reference
+from proof_of_learning.disputes.challenging import AnyTask, lowered, opened_proof, redraw, reference
 from proof_of_learning.disputes.documents import OPENING_FILE, AnyPath, First, OpeningHead, Second
 from proof_of_learning.disputes.ledger import Asked, Docket
 from proof_of_learning.disputes.looking import Looked, look
@@ -68,12 +68,14 @@ class Terms:
     """What a verifier brings to an opening.
 
     challenge: their own copy of the second challenge, without which nobody knows that the nonce was drawn. data_root: the root of
-    the data that they expect. docket: what they asked so far, and what was not answered in time.
+    the data that they expect. docket: what they asked so far, and what was not answered in time. accept_budget: the proof may be
+    valid although fewer segments were drawn than all guarantees need.
     """
 
     challenge: AnyPath | None = None
     data_root: str | None = None
     docket: AnyPath | None = None
+    accept_budget: bool = False
 
 
 def is_opening(path: AnyPath) -> bool:
@@ -132,7 +134,7 @@ def verify_opening(
         except IntegrityError as error:
             return refused(broken(str(error)), nonce, clock)
         found = _closer(looked, opening, replayer, answers, picked, states)
-        check = _check(opening, looked, replayer, states, terms)
+        check = _check(opening, looked, replayer, states, terms, picked)
         clock.lap("opening")
         disclosed = None
         if opening.samples is not None:
@@ -287,7 +289,9 @@ def _closer(
         return replace(looked.found, function=None, blind=str(error))
 
 
-def _check(opening: Opening, looked: Looked, replayer: Replayer, states: _States, terms: Terms) -> CheckResult:
+def _check(
+    opening: Opening, looked: Looked, replayer: Replayer, states: _States, terms: Terms, picked: Challenge
+) -> CheckResult:
     """The check of its own that an opening has; what contradicts itself has been refused before."""
     status: Status = "pass"
     late = _late(opening, terms)
@@ -302,13 +306,20 @@ def _check(opening: Opening, looked: Looked, replayer: Replayer, states: _States
         if differing:
             status = "inconclusive" if unlike else "fail"
             summary = f"{len(differing)} opened states put out something else than was answered, at position {differing[0]} first"
+    segments = opening.answers.head.segments
+    few = lowered(opening.proof, looked.found, picked.nonce, opening.answers, picked)
+    budget = "" if segments is None else f"; the owner set a budget of {segments:,} segments before the draw"
+    if few and not terms.accept_budget and status == "pass":
+        status = "inconclusive"
+        summary += (
+            f", but fewer segments were drawn than all guarantees need ({few[0]:,} of {few[1]:,}); accept that with "
+            "--accept-budget"
+        )
     if late:
         status = "fail"
         summary = (
             f"the challenge {late[0].challenge[:19]}… to this root or claim was not answered in time (by {late[0].due})"
         )
-    segments = opening.answers.head.segments
-    budget = "" if segments is None else f"; the owner set a budget of {segments:,} segments before the draw"
     return CheckResult(
         name="opening", status=status, summary=f"{summary}{budget}", meaning=MEANING, limits=LIMITS,
         evidence={
