@@ -16,9 +16,9 @@ import proof_of_learning as pol
 from proof_of_learning import load_task
 from proof_of_learning.attestation import signatures
 from proof_of_learning.data import salts
-from proof_of_learning.data.batches import DerivedOrder
 from proof_of_learning.data.commit import leaves, merkle_root
 from proof_of_learning.disputes import answering, challenging, documents, opening, verifying
+from proof_of_learning.training.batches import DerivedOrder
 from proof_of_learning.training.randomness import key_from_seed
 from proof_of_learning.verifier.options import Options
 
@@ -83,7 +83,7 @@ def main() -> None:
             "reading an opening: structure, signatures, samples and their multiproof", min(walls(read)), "s",
             target=READING, spread=middle_half(walls(read)),
         )  # fmt: skip
-        terms = verifying.Terms(folder / "second.json", made_root(made.path))
+        terms = verifying.Terms(folder / "second.json", made_root(Path(made.path)))
         verdict = verifying.verify_opening(folder / "opening", shorter, OPTIONS, terms)
         for phase in ("survey", "opening", "trajectory"):
             run.add(f"verifying it, phase {phase}", verdict.cost.phases[phase], "s")

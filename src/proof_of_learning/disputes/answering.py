@@ -135,8 +135,8 @@ def _write(
 
 def uses(proof: Proof, task: AnyTask) -> list[np.ndarray]:
     """Of each segment, the samples that it uses, each once. ``task`` is the owner's own, loaded in this process."""
-    from proof_of_learning.data.batches import DerivedOrder
     from proof_of_learning.task import load_task
+    from proof_of_learning.training.batches import DerivedOrder
 
     if proof.header.randomness.mode == "recorded":
         rows = (columns.indices for columns in proof.all_columns())
