@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -242,6 +243,7 @@ def become(given: dict[str, Any], streams: list[int], parent: tuple[str, socket.
     os.chdir(given["folder"])
     os.environ.clear()
     os.environ.update(given["variables"])
+    tempfile.tempdir = None  # the parent may have been started with another process's TMPDIR, which is gone
     for place, stream in enumerate(streams):
         os.dup2(stream, place)
         os.close(stream)

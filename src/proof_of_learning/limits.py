@@ -25,6 +25,18 @@ MAX_SIGNATURES = 16  # of an envelope
 MAX_KEY = 1 << 16  # a key in a file
 MAX_ROOTS = 1 << 20  # certificates of authorities that a verifier trusts
 
+# ---- challenge and open, in bytes -------------------------------------------------------------------------------
+
+MAX_CHALLENGE = 1 << 20  # a challenge, the second with the segments that it draws
+MAX_ANSWERS = 64 << 20  # answers.json: a number or two for each state, and the layouts
+MAX_CUT = 64 << 20  # a state that is cut to some coordinates
+MAX_CUTS = 4 << 30  # all of them
+MAX_LAYOUTS = 64  # ways in which the states of a run lay out their tensors
+MAX_HEADS = 4  # outputs that are looked at, each of at most
+MAX_ROWS, MAX_COLUMNS = 64, 128
+MAX_SAMPLES = 16 << 30  # samples.bin, which is read into memory
+MAX_LEDGER = 256 << 20  # what an owner opened, or a verifier asked, so far
+
 # ---- documents --------------------------------------------------------------------------------------------------
 
 MAX_DEPTH = 64  # of nested JSON, and so of a state's tree: nothing that walks it may run out of stack

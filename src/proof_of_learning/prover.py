@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from proof_of_learning import registration as registrations
+from proof_of_learning.data import salts
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit, encode_sample
 from proof_of_learning.errors import DataError, EvaluationWarning, TaskError, TrainingError, UsageError
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
@@ -86,6 +87,7 @@ def _prepared(
     codec: str,
     progress: ProgressCallback,
     arithmetic: str,
+    salt: str | os.PathLike[str] | None,
 ) -> Iterator[_Prepared]:
     task = load_task(task)
     if seed is not None:
@@ -101,7 +103,8 @@ def _prepared(
             total = len(data)
             check_deterministic(data)
             check_loading(task, data)
-            commitment = commit(data, progress=lambda done: progress("hashing the data", done, total))
+            own = None if salt is None else salts.load(salt).salts(total)
+            commitment = commit(data, salts=own, progress=lambda done: progress("hashing the data", done, total))
         progress("hashing the data", total, total)
         base = root = None
         if start_from is not None:
@@ -131,6 +134,7 @@ def prove(
     asynchronous: bool | None = None,
     rehearse: bool | None = None,
     arithmetic: str | None = None,
+    salt: str | os.PathLike[str] | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``, a directory or an address that fsspec knows (``s3://…``); go on where an
@@ -154,6 +158,7 @@ def prove(
         globals and closures, and what differs from process to process, is then not found.
     arithmetic: ``native`` (PyTorch's own; the default, unless the claim says otherwise), or ``portable``, which gives the same bits on
         any machine, is slower, and refuses operations that it does not have.
+    salt: the secret (``pol keygen --salt``) from which each sample's salt in the data commitment follows, for data that stay private.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
@@ -165,7 +170,7 @@ def prove(
         arithmetic = NATIVE if claim is None else claim.claim.arithmetic
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=seed, start_from=start_from,
-        codec=codec, progress=progress, arithmetic=arithmetic,
+        codec=codec, progress=progress, arithmetic=arithmetic, salt=salt,
     )  # fmt: skip
     with remote.recording(path) as (folder, copy), prepared as ready:
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
@@ -231,6 +236,7 @@ def register(
     start_from: str | os.PathLike[str] | None = None,
     codec: str = codecs.DEFAULT,
     arithmetic: str = NATIVE,
+    salt: str | os.PathLike[str] | None = None,
     progress: ProgressCallback = silent,
 ) -> registrations.Registration:
     """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`.
@@ -241,7 +247,7 @@ def register(
     keys = _public_keys(owners)
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=None, start_from=start_from,
-        codec=codec, progress=progress, arithmetic=arithmetic,
+        codec=codec, progress=progress, arithmetic=arithmetic, salt=salt,
     )  # fmt: skip
     with prepared as ready:
         digests = [key.digest for key in keys]

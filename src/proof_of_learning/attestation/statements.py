@@ -19,10 +19,11 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.limits import MAX_OWNERS
 
 STATEMENT = "https://in-toto.io/Statement/v1"
-Kind = Literal["claim", "head", "seal", "verdict", "opening"]
-# One name each, by which no statement passes for one of another kind. An opening belongs to challenge and open.
+Kind = Literal["claim", "head", "seal", "verdict", "answers", "opening"]
+# One name each, by which no statement passes for one of another kind.
 TYPES: dict[Kind, str] = {
-    kind: f"urn:proof-of-learning:training:{kind}:v1" for kind in ("claim", "head", "seal", "verdict", "opening")
+    kind: f"urn:proof-of-learning:training:{kind}:v1"
+    for kind in ("claim", "head", "seal", "verdict", "answers", "opening")
 }
 _KINDS = {name: kind for kind, name in TYPES.items()}
 
@@ -95,6 +96,14 @@ def seal(proof: Sealed, signers: Sequence[PublicKey]) -> bytes:
 def verdict(file: bytes, fields: Mapping[str, Any], signers: Sequence[PublicKey]) -> bytes:
     """That who signs came to the verdict in ``file``; ``fields`` of it are repeated for readers."""
     return _statement("verdict", {"verdict.json": hashlib.sha256(file).hexdigest()}, fields, signers)
+
+
+def disputed(
+    kind: Literal["answers", "opening"], file: bytes, root: str, challenge: str, signers: Sequence[PublicKey]
+) -> bytes:
+    """That who signs gave the answers, or made the opening, in ``file``, to the challenge with that digest."""
+    subject = {f"{kind}.json": hashlib.sha256(file).hexdigest()}
+    return _statement(kind, subject, {"root": root, "challenge": challenge}, signers)
 
 
 def read(payload: bytes, what: str) -> Statement:

@@ -17,6 +17,7 @@ from proof_of_learning.cli import (
     environment,
     export,
     inspect,
+    opening,
     pack,
     plan,
     policy,
@@ -57,6 +58,10 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("register")(register.register)
+app.command("manifest")(opening.manifest)
+app.command("challenge")(opening.challenge)
+app.command("answer")(opening.answer)
+app.command("open")(opening.open_)
 app.command("keygen")(sign.keygen)
 app.command("sign")(sign.sign)
 app.command("timestamp")(sign.timestamp)

@@ -74,6 +74,12 @@ def prove(
             "[default: native, or what the claim says]"
         ),
     ] = None,
+    salt: Annotated[
+        Path | None,
+        typer.Option(
+            "--salt", help="Secret (`pol keygen --salt`) that salts the data's digest, for data that stay private."
+        ),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -107,7 +113,7 @@ def prove(
         given = {
             "--seed": seed, "--registration": registration, "--start-from": start_from, "--evaluations": evaluations or None,
             "--codec": codec, "--keep-every": keep_every, "--async": asynchronous, "--set": set_ or None,
-            "--save-model": save_model, "--arithmetic": arithmetic,
+            "--save-model": save_model, "--arithmetic": arithmetic, "--salt": salt,
         }  # fmt: skip
         if unused := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
@@ -120,7 +126,7 @@ def prove(
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
             registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
             keep_every=keep_every, asynchronous=asynchronous, rehearse=False if no_rehearsal else None, arithmetic=arithmetic,
-            progress=progress,
+            salt=salt, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)

@@ -67,6 +67,12 @@ def register(
             help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form."
         ),
     ] = "native",
+    salt: Annotated[
+        Path | None,
+        typer.Option(
+            "--salt", help="Secret (`pol keygen --salt`) that salts the data's digest, for data that stay private."
+        ),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
 ) -> None:
@@ -104,7 +110,7 @@ def register(
         made = pol.register(
             loaded, out, interval=interval, device=device, portable=portable, threads=threads,
             owners=[*(signer.public for signer in signers), *(owner or [])], threshold=threshold,
-            start_from=start_from, codec=codec, arithmetic=arithmetic, progress=progress,
+            start_from=start_from, codec=codec, arithmetic=arithmetic, salt=salt, progress=progress,
         )  # fmt: skip
     claim = made.claim
     common.say(

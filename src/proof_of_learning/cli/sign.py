@@ -45,13 +45,29 @@ def keygen(
     passphrase_env: Annotated[
         str | None, typer.Option("--passphrase-env", help="Lock it with what this environment variable holds.")
     ] = None,
+    salt: Annotated[
+        bool,
+        typer.Option(
+            "--salt", help="Make no key but a secret for the salts of one private data set (`pol prove --salt`)."
+        ),
+    ] = False,
 ) -> None:
     """Make a key to sign with (P-256, as every tool reads it), readable by its owner alone; never over an existing file.
 
-    **Example**
+    **Examples**
 
     `pol keygen -o key.pem --passphrase`
+
+    `pol keygen --salt -o data.salt`
     """
+    if salt:
+        from proof_of_learning.data import salts
+
+        if lock or passphrase_env is not None:
+            raise UsageError("a secret for salts is not locked with a passphrase; keep it as you keep the data")
+        salts.generate(out)
+        common.say(f"{out}: keep it to yourself, as you keep the data; make another one for another data set")
+        return
     from proof_of_learning.attestation import signatures
 
     secret = _secret("Passphrase", passphrase_env, twice=True) if lock or passphrase_env is not None else None

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from proof_of_learning.cli import common
+from proof_of_learning.errors import UsageError
 
 if TYPE_CHECKING:
     from proof_of_learning.replay.pool import MakePool
+    from proof_of_learning.verifier.options import Choices
 
 
 @common.command("interrupted; the proof was only read, and there is no verdict")
@@ -108,6 +110,23 @@ def verify(
             "--trusted-tsa", help="Certificates (PEM) of a timestamp authority that you believe; may be repeated."
         ),
     ] = None,
+    challenge: Annotated[
+        Path | None,
+        typer.Option(help="Of an opening: your own copy of the second challenge, by which the nonce counts as drawn."),
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option("--data-root", help="Of an opening: the root of the data that you expect it to be of.")
+    ] = None,
+    docket: Annotated[
+        Path | None, typer.Option(help="Of an opening: the file that keeps what you asked (`pol challenge --docket`).")
+    ] = None,
+    accept_budget: Annotated[
+        bool,
+        typer.Option(
+            "--accept-budget",
+            help="Of an opening: it may be valid although the owner's budget leaves weaker guarantees.",
+        ),
+    ] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Run all checks even after a failure.")] = False,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life after which a task is given up.")
@@ -143,7 +162,7 @@ def verify(
         typer.Argument(help="Of a script, behind `--`: other arguments than the recorded ones (paths, say)."),
     ] = None,
 ) -> None:
-    """Verify a proof against the task that you name.
+    """Verify a proof, or an opening of one (`pol open`), against the task that you name.
 
     Exit status: 0 valid, 1 invalid, 2 usage or unreadable input, 3 inconclusive.
 
@@ -152,24 +171,46 @@ def verify(
     `pol verify run.pol --task examples/digits.py:task --report report.html`
 
     `pol verify run.pol --task examples/digits.py:task --all --json -`
+
+    `pol verify opening --task task.py:task --challenge second.json --data-root sha256:… --docket docket.json`
     """
     common.use_data(data)
     common.writable("--report", report)
     common.writable("--json", json)
 
     import proof_of_learning as pol
+    from proof_of_learning.disputes.verifying import Terms, is_opening, verify_opening
+    from proof_of_learning.verifier.options import Options
 
     reference = None if task is None else common.reference(task, common.settings(set_), arguments)
+    choices: Choices = {
+        "top_q": top_q, "random": random, "everything": everything, "nonce": nonce, "accept_nonce": accept_nonce,
+        "accept_order": accept_order, "accept_uniform": accept_uniform, "accept_stopped": accept_stopped,
+        "allow_calibrated": allow_calibrated, "reproduce": reproduce, "require": require, "registration": registration,
+        "model": model, "approve_fixed": approve_fixed or (), "laws": initial_law or (), "trusted_keys": trusted_key or (),
+        "threshold": threshold, "trusted_tsa": trusted_tsa or (), "keep_going": keep_going, "timeout": timeout, "policy": policy,
+        "sandbox": sandbox, "allow_read": allow_read or (), "workers": workers,
+    }  # fmt: skip
+    links, roots = _links(chain or []), trust or ()
     with _workers(ray, workers) as pool, common.progress_bar(quiet=json == "-") as progress:
-        verdict = pol.verify(
-            proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
-            accept_nonce=accept_nonce, accept_order=accept_order, accept_uniform=accept_uniform, accept_stopped=accept_stopped,
-            allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
-            approve_fixed=approve_fixed or (), laws=initial_law or (), chain=_links(chain or []), trust=trust or (),
-            trusted_keys=trusted_key or (), threshold=threshold, trusted_tsa=trusted_tsa or (),
-            keep_going=keep_going, timeout=timeout, policy=policy, sandbox=sandbox, allow_read=allow_read or (),
-            workers=workers, pool=pool, progress=progress,
-        )  # fmt: skip
+        if is_opening(proof):
+            if reference is None or random is not None or everything or nonce is not None or top_q != 1:
+                raise UsageError(
+                    "an opening is verified against a task (--task), and what was drawn stands in its challenge: "
+                    "--random, --all, --top-q and --nonce have no meaning"
+                )
+            terms = Terms(challenge, data_root, docket, accept_budget)
+            verdict = verify_opening(
+                proof, reference, Options.of(choices), terms, chain=links, trust=roots, progress=progress, pool=pool
+            )
+        elif challenge is not None or data_root is not None or docket is not None:
+            raise UsageError(
+                f"--challenge, --data-root and --docket are for openings (`pol open`), and {proof} is none"
+            )
+        else:
+            verdict = pol.verify(
+                proof, reference, Options.of(choices), chain=links, trust=roots, pool=pool, progress=progress
+            )
     common.write_json(verdict.to_json(), json)
     if report is not None:
         from proof_of_learning.report.html import write_html

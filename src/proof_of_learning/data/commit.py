@@ -89,20 +89,34 @@ def commit(
 
     ``salts``: one byte string per sample for private data. ``progress`` is called with the number of samples done.
     """
+    hashed = leaves(data, salts=salts, progress=progress)
+    return DataCommitment("sha256:" + merkle_root(hashed).hex(), len(hashed), salts is not None)
+
+
+def leaves(
+    data: Dataset, *, salts: Sequence[bytes] | None = None, progress: Callable[[int], None] | None = None
+) -> list[bytes]:
+    """The hashes of all leaves, in the order of the samples; arguments as of :func:`commit`."""
     count = len(data)
     if count == 0:
         raise DataError("the data set is empty; a task needs at least one sample")
     if salts is not None and (len(salts) != count or any(len(salt) > MAX_SALT for salt in salts)):
         raise DataError(f"expected {count} salts of at most {MAX_SALT} bytes")
-    encode = _fast_encoder(data)
-    leaves: list[bytes] = []
-    sha256 = hashlib.sha256
+    encode, sha256 = _fast_encoder(data), hashlib.sha256
+    heads = (
+        [_LEAF + _SAMPLE + b"\0"] if salts is None else [_LEAF + _SAMPLE + bytes((len(salt),)) + salt for salt in salts]
+    )
+    found: list[bytes] = []
     for index in range(count):
-        salt = salts[index] if salts is not None else b""
-        leaves.append(sha256(b"".join((_LEAF, _SAMPLE, bytes((len(salt),)), salt, encode(index)))).digest())
+        found.append(sha256(heads[index if salts is not None else 0] + encode(index)).digest())
         if progress is not None and index % 1024 == 0:
             progress(index)
-    return DataCommitment("sha256:" + merkle_root(leaves).hex(), count, salts is not None)
+    return found
+
+
+def leaf(encoded: bytes | memoryview, salt: bytes = b"") -> bytes:
+    """The hash of one leaf, from the sample's encoding."""
+    return hashlib.sha256(b"".join((_LEAF, _SAMPLE, bytes((len(salt),)), salt, encoded))).digest()
 
 
 def check_deterministic(data: Dataset) -> None:
@@ -129,6 +143,11 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
             paired.append(level[-1])
         level = paired
     return level[0]
+
+
+def node(left: bytes, right: bytes) -> bytes:
+    """The hash over two others."""
+    return hashlib.sha256(_NODE + left + right).digest()
 
 
 def _fast_encoder(data: Dataset) -> Callable[[int], bytes]:

@@ -40,7 +40,7 @@ class Job:
     """What workers are told of the run: the task, the key, the seed, and the weights that it starts from.
 
     ``arguments``: those that a script was recorded with, for a verifier who names no others. ``arithmetic``: what the
-    task computes in.
+    task computes in. ``samples``, ``opened``: how many samples there are, and those that were opened, in the place of the task's data.
     """
 
     task: Task | TaskReference
@@ -49,6 +49,8 @@ class Job:
     base: State | None = None
     arguments: tuple[str, ...] = ()
     arithmetic: str = NATIVE
+    samples: int | None = None
+    opened: State | None = None
 
     @property
     def reference(self) -> TaskReference | None:
@@ -278,8 +280,9 @@ class WorkerPool:
                 self._job.arguments if reference is None or reference.arguments is None else reference.arguments
             ),
             arithmetic=self._job.arithmetic,
+            samples=self._job.samples,
         )
-        opened, _ = worker.ask(request, [] if self._job.base is None else [self._job.base])
+        opened, _ = worker.ask(request, [state for state in (self._job.base, self._job.opened) if state is not None])
         if not isinstance(opened, protocol.Opened):
             raise WorkerError("the replay worker answered something else than it was asked")
         # One without children of its own would go on with what the description left behind.

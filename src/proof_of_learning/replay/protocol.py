@@ -45,7 +45,8 @@ class Open(Request, frozen=True, tag="open"):
     """Build the task and take on the numeric environment. First of all requests. ``arguments``: of a script.
     ``arithmetic``: what the task computes in.
 
-    Behind it, where the run starts from another proof's final weights: these (a state with the part ``model``).
+    Behind it, where the run starts from another proof's final weights: these (a state with the part ``model``). Last, where
+    ``samples`` is a number: those that were opened of so many (:mod:`data.opened`), which stand for the task's own data set.
     """
 
     task: str
@@ -55,6 +56,7 @@ class Open(Request, frozen=True, tag="open"):
     environment: Environment | None
     arguments: list[str] = []
     arithmetic: str = NATIVE
+    samples: int | None = None
 
 
 class Opened(Answer, frozen=True, tag="opened"):

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proof_of_learning.data.opened import Samples
 from proof_of_learning.errors import (
     DivergedError,
     FormatError,
@@ -65,8 +66,11 @@ class Replayer:
         sandbox: Sandbox | None = None,
         reproduce: bool = True,
         pool: MakePool = LocalPool,
+        opened: Samples | None = None,
     ) -> None:
         """``start``: the proof whose final weights the run starts from. ``sandbox``: of workers in processes of their own.
+
+        ``opened``: samples that stand for the task's data set, under the proof's data root.
 
         ``reproduce``: start workers with the recorded environment, not with this process's own. ``pool``: where workers come from.
         """
@@ -87,6 +91,8 @@ class Replayer:
                 base,
                 arguments_of(proof),
                 proof.header.arithmetic,
+                None if opened is None else proof.header.data.samples,
+                None if opened is None else opened.state(),
             ),
             timeout,
             sandbox,

@@ -23,6 +23,7 @@ import torch
 
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import Dataset, commit
+from proof_of_learning.data.opened import OpenedData
 from proof_of_learning.errors import FormatError, PolError, WorkerError
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.replay import fork, probe, protocol
@@ -49,6 +50,7 @@ class Worker:
         self._arithmetic = NATIVE
         self._base: State | None = None
         self._data: Dataset | None = None
+        self._opened: OpenedData | None = None
         self._session: Session | None = None
 
     def answer(self, request: AnyRequest, states: Sequence[State] = ()) -> Reply:
@@ -105,6 +107,10 @@ class Worker:
             environments.apply(request.environment, lasting=self._given is None)
             if request.environment.device.type == "cuda" and torch.cuda.is_available():
                 self._device = "cuda"
+        self._opened = None
+        if request.samples is not None:
+            *states, sent = states
+            self._opened = OpenedData.of(request.samples, sent)
         self._base = states[0] if states else None
         self._task = self._given or load_task(TaskReference(request.task, request.settings))
         if request.seed is not None:
@@ -198,6 +204,8 @@ class Worker:
 
     @property
     def data(self) -> Dataset:
+        if self._opened is not None:
+            return self._opened
         if self._data is None:
             with using(self._arithmetic), task_code("loading the data"):
                 self._data = self.task.data()

@@ -74,6 +74,8 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     policy = evidence.options.claims.policy
     accepted = () if policy is None else policy.accept.sources or ()
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
+    if evidence.disclosed is not None:
+        data = evidence.disclosed.named
     # The largest that anything was held to: a segment may have limits of its own.
     rho = max((limits.rho for limits in (*strays.tolerances.values(), *strays.limits.values())), default=CAP)
     return Verdict(

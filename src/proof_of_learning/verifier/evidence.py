@@ -22,10 +22,20 @@ R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True)
+class Disclosed:
+    """What an opening shows of data that stay with their owner: ``samples`` under the data root. ``named``: the root that the verifier
+    expects; None where they name none."""
+
+    samples: int
+    named: str | None
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Everything a check may look at. ``differences``: by environment digest, what could not be reproduced.
 
     ``isolation``: how the task's code was kept apart; None where none was run. ``attested``: who signed, and when.
+    ``disclosed``: of an opening, whose data the verifier does not have.
     """
 
     proof: Proof
@@ -36,6 +46,7 @@ class Evidence:
     differences: Mapping[str, list[str]] = field(default_factory=dict)
     isolation: Isolation | None = None
     attested: Attested = field(default_factory=Attested)
+    disclosed: Disclosed | None = None
 
     def unreproduced(self, index: int) -> list[str]:
         """What of the environment of segment ``index`` is not reproduced here."""

@@ -233,6 +233,10 @@ class Prober:
                 for end in ends:
                     self._wait(end, self._proof.state(digests[end], surveyed=True))
                 self.flush()
+        return self._idle_share()
+
+    def _idle_share(self) -> tuple[float, int]:
+        """Of the states in which gradients were looked at the share in which some layer learns nothing, and how many these are."""
         # Sparse designs are measured by their own best state.
         best = self._layers()
         idle = [

@@ -105,19 +105,7 @@ class Sampler:
     def _at(self, elements: int) -> Tensor | None:
         """The coordinates of a tensor of so many elements; None for all of them."""
         if elements not in self._places:
-            seed = randomness.derive(self._seed.to_bytes(randomness.KEY_BYTES, "little"), "places", elements)
-            if elements <= self._most:
-                self._places[elements] = None
-            else:
-                # Of very many, twice as many are drawn with replacement, for a permutation of all would take longer than the rest.
-                few = elements <= 8 * self._most
-                among = (
-                    randomness.permutation(seed, elements)
-                    if few
-                    else np.unique((randomness.uniforms(seed, 2 * self._most) * elements).astype(np.int64))
-                )
-                picked = among if few else among[randomness.permutation(seed, len(among))]
-                self._places[elements] = torch.from_numpy(np.sort(picked[: self._most]))
+            self._places[elements] = coordinates(self._seed, elements, self._most)
         return self._places[elements]
 
     def memory(self) -> list[Memory]:
@@ -199,6 +187,22 @@ class Sampler:
             shape = self._shapes[weight]
             found[weight] = Trained(course, shape.numel(), len(shape), part)
         return found
+
+
+def coordinates(looking: int, elements: int, most: int) -> Tensor | None:
+    """Which of a tensor's ``elements`` are looked at, in order: ``most`` that follow from the seed ``looking``; None for all."""
+    seed = randomness.derive(looking.to_bytes(randomness.KEY_BYTES, "little"), "places", elements)
+    if elements <= most:
+        return None
+    # Of very many, twice as many are drawn with replacement, for a permutation of all would take longer than the rest.
+    few = elements <= 8 * most
+    among = (
+        randomness.permutation(seed, elements)
+        if few
+        else np.unique((randomness.uniforms(seed, 2 * most) * elements).astype(np.int64))
+    )
+    picked = among if few else among[randomness.permutation(seed, len(among))]
+    return torch.from_numpy(np.sort(picked[:most]))
 
 
 def families(described: Described) -> dict[str, Family | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -33,7 +33,7 @@ from proof_of_learning.verifier.chain import Link, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import ATTESTATION, CHECKS, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.checks.performance import chosen
 from proof_of_learning.verifier.conclude import NO_TASK, SKIPPED, Clock, broken, conclude, refused
-from proof_of_learning.verifier.evidence import Answers, Evidence, result
+from proof_of_learning.verifier.evidence import Answers, Disclosed, Evidence, result
 from proof_of_learning.verifier.initialization.start import second_start
 from proof_of_learning.verifier.options import Choices, Options
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, planned_steps, survey_seed
@@ -79,13 +79,9 @@ def verify(
             here = remote.local(path, lambda done, total: progress("copying the proof", done, total))
             proof = Proof.open(opened.enter_context(here))
             clock.lap("open")
-            claimed = REGISTRATION.attest(proof, options)
-            if claimed.status == "fail" and not options.runtime.keep_going:
-                return refused(claimed, nonce, clock)
-            attested = _attested(proof, options, claimed)
-            signed = ATTESTATION.attest(attested, options)
-            if signed.status == "fail" and not options.runtime.keep_going:
-                return refused(signed, nonce, clock)
+            attested, refusal = attest(proof, options, nonce, clock)
+            if refusal is not None:
+                return refusal
             clock.lap("attestations")
             if options.draw.nonce is None:
                 nonce = make_nonce(None)  # drawn when the root is known
@@ -97,45 +93,98 @@ def verify(
             return refused(broken(str(error)), nonce, clock)
         memory.trim()
         picked = challenge(proof.steps, proof.header.training.interval, proof.root, found, nonce, options.draw)
-        if replayer is None:
-            evidence = Evidence(proof, found, picked, options, attested=attested)
-            checks = [
-                check.judge(evidence, Answers())
-                if check in (STRUCTURE, ATTESTATION)
-                else result(check, "skipped", NO_TASK)
-                for check in CHECKS
-            ]
-            return conclude(evidence, checks, Answers(), clock)
-        rules = options.claims.policy
-        if rules is not None:
-            rules.afford(planned_steps(proof, picked.segments), proof.steps)
+        case = Case(proof, task, options, found, picked, attested, isolation, links, trusted, pool=pool)
+        return judged(case, replayer, answers, clock, progress)
 
-        def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
-            remaining = [(other.path, other.task) for other in rest]
-            return verify(
-                link.path, link.task, options.for_link(), chain=remaining, trust=trusted, progress=progress, pool=pool
-            )
 
-        behind = follow(proof, links, trusted, verify_link)
-        evidence = Evidence(proof, found, picked, options, behind, {}, isolation, attested)
-        needed = {proof.segments[index].environment for index in (*picked.segments, *chosen(evidence))}
-        evidence = replace(evidence, differences=_differences(proof, replayer, needed))
-        clock.lap("start of workers")
-        checks = list[CheckResult]()
-        for check in CHECKS:
-            if not options.runtime.keep_going and any(done.status == "fail" or mistaken(done) for done in checks):
-                checks.append(result(check, "skipped", SKIPPED))
-                continue
-            for requests in check.plan(evidence, answers):
-                started = len(replayer.here)
-                proven = ask(replayer, check, evidence, requests, answers, progress)
-                if len(replayer.here) > started:  # what had to be started after all is known better now
-                    evidence = replace(evidence, differences=_differences(proof, replayer, needed))
-                if proven:
-                    break
-            checks.append(excused(proof, check.judge(evidence, answers), answers, task, checks))
-            clock.lap(check.name)
-        return conclude(evidence, checks, answers, clock)
+@dataclass(frozen=True)
+class Case:
+    """What is judged: a proof that was opened, attested and surveyed, and what was drawn of it.
+
+    before: checks that were made on the way here, and count like any other. disclosed: of an opening.
+    """
+
+    proof: Proof
+    task: Task | TaskReference | None
+    options: Options
+    found: Survey
+    picked: Challenge
+    attested: Attested
+    isolation: Isolation
+    links: Sequence[Link] = ()
+    trusted: tuple[str, ...] = ()
+    before: tuple[CheckResult, ...] = ()
+    disclosed: Disclosed | None = None
+    pool: MakePool | None = None
+
+
+def judged(
+    case: Case, replayer: Replayer | None, answers: Answers, clock: Clock, progress: ProgressCallback = silent
+) -> Verdict:
+    """The last phase: every check asks what it needs and judges the answers. ``replayer``: None where no task was named."""
+    proof, task, options = case.proof, case.task, case.options
+    evidence = Evidence(
+        proof,
+        case.found,
+        case.picked,
+        options,
+        isolation=case.isolation,
+        attested=case.attested,
+        disclosed=case.disclosed,
+    )
+    if replayer is None:
+        evidence = replace(evidence, isolation=None)
+        checks = [
+            check.judge(evidence, Answers()) if check in (STRUCTURE, ATTESTATION) else result(check, "skipped", NO_TASK)
+            for check in CHECKS
+        ]
+        return conclude(evidence, [*case.before, *checks], Answers(), clock)
+    rules = options.claims.policy
+    if rules is not None:
+        rules.afford(planned_steps(proof, case.picked.segments), proof.steps)
+
+    def verify_link(link: Link, rest: Sequence[Link]) -> Verdict:
+        remaining = [(other.path, other.task) for other in rest]
+        return verify(
+            link.path,
+            link.task,
+            options.for_link(),
+            chain=remaining,
+            trust=case.trusted,
+            progress=progress,
+            pool=case.pool,
+        )
+
+    evidence = replace(evidence, chain=follow(proof, case.links, case.trusted, verify_link))
+    needed = {proof.segments[index].environment for index in (*case.picked.segments, *chosen(evidence))}
+    evidence = replace(evidence, differences=_differences(proof, replayer, needed))
+    clock.lap("start of workers")
+    checks = list(case.before)
+    for check in CHECKS:
+        if not options.runtime.keep_going and any(done.status == "fail" or mistaken(done) for done in checks):
+            checks.append(result(check, "skipped", SKIPPED))
+            continue
+        for requests in check.plan(evidence, answers):
+            started = len(replayer.here)
+            proven = ask(replayer, check, evidence, requests, answers, progress)
+            if len(replayer.here) > started:  # what had to be started after all is known better now
+                evidence = replace(evidence, differences=_differences(proof, replayer, needed))
+            if proven:
+                break
+        checks.append(excused(proof, check.judge(evidence, answers), answers, task, checks))
+        clock.lap(check.name)
+    return conclude(evidence, checks, answers, clock)
+
+
+def attest(proof: Proof, options: Options, nonce: Nonce, clock: Clock) -> tuple[Attested, Verdict | None]:
+    """Claim, signatures and times, before a state is read or anything runs; with the verdict where that is the end of it."""
+    claimed = REGISTRATION.attest(proof, options)
+    if claimed.status == "fail" and not options.runtime.keep_going:
+        return Attested(), refused(claimed, nonce, clock)
+    attested = _attested(proof, options, claimed)
+    signed = ATTESTATION.attest(attested, options)
+    refusal = refused(signed, nonce, clock) if signed.status == "fail" and not options.runtime.keep_going else None
+    return attested, refusal
 
 
 def surveyed(

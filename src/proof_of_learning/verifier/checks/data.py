@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.replay.protocol import CommitData, Committed
-from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.evidence import Answers, Disclosed, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 
 
@@ -13,10 +16,12 @@ class DataCheck:
     limits = "It shows which data was available to the run, not that the data was lawfully obtained or is any good."
 
     def plan(self, evidence: Evidence, answers: Answers) -> Plan:
-        return [] if evidence.proof.header.data.salted else [[CommitData()]]
+        return [] if evidence.proof.header.data.salted or evidence.disclosed is not None else [[CommitData()]]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         claim = evidence.proof.header.data
+        if evidence.disclosed is not None:
+            return self._disclosed(claim, evidence.disclosed)
         if claim.salted:
             return result(
                 self, "inconclusive", "the data root is salted, and its salts are not at hand", root=claim.root
@@ -38,3 +43,23 @@ class DataCheck:
             f"{claim.samples:,} samples, all that belongs to each, root {claim.root[:19]}…",
             root=claim.root,
         )
+
+    def _disclosed(self, claim: DataCommitment, disclosed: Disclosed) -> CheckResult:
+        """Of data that stay with their owner: what was opened is under the root, as was found before any of it was used."""
+        shown = f"{disclosed.samples:,} of {claim.samples:,} samples were opened, all under the data root {claim.root[:19]}…"
+        told: dict[str, Any] = {
+            "root": claim.root,
+            "opened": disclosed.samples,
+            "share": disclosed.samples / claim.samples,
+        }
+        if disclosed.named is None:
+            return result(
+                self, "inconclusive",
+                f"{shown}, which is the owner's choice alone; name the root that you expect (--data-root)", **told,
+            )  # fmt: skip
+        if disclosed.named != claim.root:
+            return result(
+                self, "fail", f"the proof was made with the data under {claim.root[:19]}…, not with those that you named",
+                named=disclosed.named, **told,
+            )  # fmt: skip
+        return result(self, "pass", f"{shown}, which you named", **told)
