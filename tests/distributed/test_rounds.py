@@ -67,7 +67,7 @@ def test_a_proof_of_rounds_is_valid(tmp_path: Path) -> None:
 
 def test_how_rounds_are_shared_out_is_part_of_the_tasks_sources() -> None:
     found = {
-        describe(support_rounds.task(**settings)).sources_digest()  # type: ignore[arg-type]
+        describe(support_rounds.task(**settings)).sources_digest()
         for settings in ({}, {"clip": 2.0}, {"aggregation": "median"}, {"local": 2}, {"slots": 5})
     }
     assert len(found) == 5 and None not in found

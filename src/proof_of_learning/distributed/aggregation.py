@@ -1,7 +1,7 @@
 """From the updates of a round to one: mean, and the robust rules of the literature that it is compared with.
 
-All of it is additions, comparisons and roundings of float64, element by element in the order of the slots, so that the bits are the same
-on any machine. Updates are rows of float32, all of one length.
+All of it is additions, comparisons and roundings of float64, element by element in the order of the slots, so that the bits
+are the same on any machine. Updates are rows of float32, all of one length.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ ITERATIONS = 3  # of centred clipping
 def aggregate(rule: str, updates: Sequence[Vector], *, clip: float | None = None, dishonest: int = 0) -> Vector:
     """One update of the length of each.
 
-    rule: one of RULES. clip: the largest l2 norm that an update counts with. dishonest: how many are assumed to be false, by rules that
-    assume a number. Raises UsageError where there are too few updates for that.
+    rule: one of RULES. clip: the largest l2 norm that an update counts with. dishonest: how many are assumed to be false, by rules
+    that assume a number. Raises UsageError where there are too few updates for that.
     """
     check(rule, len(updates), dishonest)
     rows = [update.astype(np.float64) if clip is None else clipped(update, clip) for update in updates]
@@ -69,7 +69,8 @@ def _mean(rows: Sequence[Wide]) -> Wide:
 
 def _median(rows: Sequence[Wide]) -> Wide:
     ordered, middle = np.sort(np.stack(rows), axis=0), len(rows) // 2
-    return ordered[middle] if len(rows) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    found: Wide = ordered[middle] if len(rows) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    return found
 
 
 def _trimmed(rows: Sequence[Wide], dishonest: int) -> Wide:
@@ -85,7 +86,8 @@ def _krum(rows: Sequence[Wide], dishonest: int) -> Wide:
             apart[i, j] = apart[j, i] = total((one - rows[j]) ** 2)
     near = len(rows) - dishonest - 2
     scores = [sum(sorted(np.delete(apart[i], i).tolist())[:near]) for i in range(len(rows))]
-    return rows[min(range(len(rows)), key=lambda i: (not np.isfinite(scores[i]), scores[i]))]
+    best: int = min(range(len(rows)), key=lambda i: (not np.isfinite(scores[i]), scores[i]))
+    return rows[best]
 
 
 def _centred(rows: Sequence[Wide]) -> Wide:

@@ -1,7 +1,7 @@
 """A round of training as a task's step: its slices one after another, aggregated. Workers compute slices by the same functions.
 
-``collective(task, Rounds(...))`` is what everybody loads: the coordinator, who has the slices computed by others; its workers; and whoever
-verifies the proof, for whom it is a task like any other.
+``collective(task, Rounds(...))`` is what everybody loads: the coordinator, who has the slices computed by others; its workers; and
+whoever verifies the proof, for whom it is a task like any other.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def collective(task: Task, rounds: Rounds) -> Task:
         if not condition:
             raise TaskError(f"task {task.name!r} cannot be trained in rounds: {what}")
 
-    need(task.loss is not None, "it has a custom step; give it a loss")
+    loss = task.loss
+    if loss is None:
+        raise TaskError(f"task {task.name!r} cannot be trained in rounds: it has a custom step; give it a loss")
     need(task.accumulate == 1, "it accumulates batches; let the slots of a round take their place")
     need(task.scaler is None, "it has a gradient scaler")
     need(
@@ -94,7 +96,7 @@ def collective(task: Task, rounds: Rounds) -> Task:
     except UsageError as error:
         raise TaskError(str(error)) from None
     options = {field.name: getattr(rounds, field.name) for field in dataclasses.fields(rounds)}
-    step = functools.partial(round_step, loss=task.loss, **options)
+    step = functools.partial(round_step, loss=loss, **options)
     return dataclasses.replace(task, loss=None, step=step, accumulate=rounds.slots * rounds.batches, drop_last=True)
 
 
@@ -153,7 +155,7 @@ def compute_slice(
     losses, steps = [], []
     for batch in batches:
         value = loss_of(model, batch)
-        value.backward()
+        torch.autograd.backward(value)
         losses.append(float(value.detach()))
         if local is not None:
             local.step()
