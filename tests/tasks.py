@@ -135,7 +135,7 @@ def averages(model: nn.Module) -> dict[str, Any]:
 
 
 def accuracy(model: nn.Module) -> dict[str, float]:
-    x, y = data().tensors
+    x, y = (part.to(next(model.parameters()).device) for part in data().tensors)
     torch.rand(3)  # an evaluation may draw numbers
     return {"accuracy": (model(x).argmax(1) == y).double().mean().item()}
 

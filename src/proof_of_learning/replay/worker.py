@@ -93,7 +93,7 @@ class Worker:
             case protocol.SelfTest():
                 from proof_of_learning.numeric.portable import selftest
 
-                return protocol.SelfTested(selftest.differing()), ()
+                return protocol.SelfTested(selftest.differing(self._device)), ()
 
     # ---- requests ------------------------------------------------------------------------------------
 
