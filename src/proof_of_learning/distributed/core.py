@@ -238,7 +238,7 @@ def _drawn(book: Book, link: str) -> Book:
     if hashlib.sha256(bytes.fromhex(link)).hexdigest() != book.anchor:
         raise FormatError("the coordinator's chain does not go on with this link")
     told = sorted((w.name, w.result, *w.steps) for w in _of(book, "committed"))
-    seed = hashlib.sha256(b"pol/v1/draw\0" + bytes.fromhex(link) + canonical.encode(told)).digest()
+    seed = hashlib.sha256(b"pol/v1/draw\0" + bytes.fromhex(link) + canonical.encode_plain(told)).digest()
     works = []
     for work in book.works:
         raw = hashlib.sha256(seed + work.assignment.slot.to_bytes(8, "little")).digest()

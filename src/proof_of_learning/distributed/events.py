@@ -45,7 +45,7 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples: str
 
     def digest(self) -> str:
-        return canonical.sha256(b"pol/v1/assignment\0", canonical.encode(self))
+        return canonical.sha256(b"pol/v1/assignment\0", canonical.encode_plain(self))
 
 
 class Commitment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

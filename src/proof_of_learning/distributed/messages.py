@@ -86,7 +86,7 @@ def _payload(value: Assignment | Commitment | Head) -> bytes:
     about = {Assignment: "start", Commitment: "result", Head: "head"}[type(value)]
     subject = [{"name": about, "digest": {"sha256": str(told[about]).removeprefix("sha256:")}}]
     kind = _TYPES[type(value)]
-    raw: bytes = canonical.encode({"_type": STATEMENT, "subject": subject, "predicateType": kind, "predicate": told})
+    raw: bytes = canonical.encode_plain({"_type": STATEMENT, "subject": subject, "predicateType": kind, "predicate": told})
     return raw
 
 
