@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cells import EXAMPLES
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
+
+from cells import EXAMPLES
 
 from proof_of_learning import Task, TaskReference, load_task
 from proof_of_learning.data.digits import digits

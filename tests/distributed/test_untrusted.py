@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import support_rounds
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import proof_of_learning as pol
+from proof_of_learning import canonical
 from proof_of_learning.attestation.signatures import PrivateKey
-from proof_of_learning.distributed import core, events, fraud
+from proof_of_learning.distributed import core, events, fraud, messages
 from proof_of_learning.distributed.behaviours import BEHAVIOURS, Ring, SignFlip
 from proof_of_learning.distributed.coordinator import Coordinator, Outcome
 from proof_of_learning.distributed.events import Rules
@@ -255,8 +257,6 @@ def test_a_fraud_proof_cannot_be_made_of_something_else(attacked: tuple[Path, Ou
 def test_an_honest_worker_signs_nothing_by_which_they_could_be_framed(attacked: tuple[Path, Outcome]) -> None:
     import numpy as np
 
-    from proof_of_learning.distributed import messages
-
     folder, _ = attacked
     proof, worker = one_fraud(folder), Honest(support_rounds.task(), key(1))
     run = proof.run
@@ -276,9 +276,33 @@ def test_an_honest_worker_signs_nothing_by_which_they_could_be_framed(attacked: 
         worker.work(messages.signed(mine, key(3)), proof.start, run)
 
 
-def msgspec_replace(assignment: events.Assignment, **changes: str) -> events.Assignment:
-    import msgspec
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"environment": None}, "does not promise"),
+        ({"environment": "sha256:" + "0" * 64}, "numeric environment"),
+        ({"task": "sha256:" + "0" * 64}, "another task"),
+        ({"data": "sha256:" + "0" * 64}, "other data"),
+    ],
+)
+def test_a_run_in_which_honest_workers_could_be_framed_is_neither_joined_nor_believed(
+    change: dict[str, str | None], why: str, attacked: tuple[Path, Outcome]
+) -> None:
+    proof, worker = one_fraud(attacked[0]), Honest(support_rounds.task(), key(1))
+    run = msgspec.structs.replace(canonical.decode(proof.run, messages.Run, "it"), **change)
+    raw = canonical.encode(run)
+    asked = messages.opened(proof.assignment, events.Assignment, OWNER.public, "it")
+    mine = msgspec_replace(asked, worker=worker.public.digest, run=run.digest())
+    with pytest.raises(FormatError, match=why):
+        worker.work(messages.signed(mine, OWNER), proof.start, raw)
+    lies = events.Commitment(mine.digest(), "sha256:" + "1" * 64, [])
+    framed = fraud.FraudProof(
+        raw, messages.signed(mine, OWNER), messages.signed(lies, key(1)), worker.public, proof.start
+    )
+    assert not fraud.check(framed, support_rounds.task(), OWNER.public).proven
 
+
+def msgspec_replace(assignment: events.Assignment, **changes: str) -> events.Assignment:
     return msgspec.structs.replace(assignment, **changes)
 
 

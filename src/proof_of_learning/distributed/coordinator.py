@@ -29,7 +29,7 @@ from proof_of_learning.distributed.journal import Blobs, Folder, Journal, Memory
 from proof_of_learning.distributed.messages import Run
 from proof_of_learning.distributed.rounds import Slice, Slices, conclude, flat, samples_digest, trained, weights_digest
 from proof_of_learning.distributed.workers import Answer, Fault, Request, Transport
-from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, TrainingError, WorkerError
+from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, TrainingError, UsageError, WorkerError
 from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import files
@@ -130,6 +130,8 @@ class Coordinator:
         self.slices = Slices(self.task, key, self.arithmetic)
         rounds = self.slices.rounds
         total = self.task.total_steps(len(self.slices.data))
+        if rounds.clip is None:
+            raise UsageError("untrusted updates need a largest norm that they count with; give Rounds(clip=…)")
         if (self.rules.rounds, self.rules.slots) != (total, rounds.slots):
             raise RecordingError(
                 f"the rules say {self.rules.rounds} rounds of {self.rules.slots} slots, the task {total} of {rounds.slots}"
@@ -139,9 +141,8 @@ class Coordinator:
         secret = self._secret()
         links = core.chain(secret, 8 * total + _DRAWS)
         same = self.rules.limit is None and self.arithmetic == NATIVE
-        description = trial.describe()
         self.agreed = Run(
-            description.digest(), description.sources_digest(), header.data.root, key.hex(), self.arithmetic,
+            *self.slices.identity, key.hex(), self.arithmetic,
             environment.digest() if same else None, self.rules, links[0], messages.key_text(self.key.public), self.slices.size,
         )  # fmt: skip
         self.run_bytes, self.run_digest = canonical.encode(self.agreed), self.agreed.digest()

@@ -106,8 +106,10 @@ def check(
         return no("the run is another coordinator's")
     asked = messages.opened(proof.assignment, Assignment, coordinator, "the assignment")
     told = messages.opened(proof.commitment, Commitment, proof.worker, "the commitment")
-    if run.rules.limit is not None:
-        return no("workers of this run are held to calibrated limits, which prove nothing")
+    if not run.bits:
+        return no(
+            "workers of this run are not held to bits (calibrated limits, or no numeric environment that is fixed): nothing is proven"
+        )
     if asked.run != run.digest() or asked.worker != worker or told.assignment != asked.digest():
         return no("run, assignment and commitment do not belong together")
     if len(proof.start) != 4 * run.size or weights_digest(np.frombuffer(proof.start, dtype="<f4")) != asked.start:
@@ -119,8 +121,8 @@ def check(
                 "the numeric environment here is another than that of the run, so the bits may differ; nothing is known"
             )
         slices = slices or Slices(task, bytes.fromhex(run.key), run.arithmetic)
-        if slices.session.describe().digest() != run.task:
-            return no("the run is of another task")
+        if slices.identity != (run.task, run.sources, run.data):
+            return no("the run is of another task, or of other data, than the ones here")
         if not (0 <= asked.round < run.rules.rounds and 0 <= asked.slot < run.rules.slots):
             return no("there is no such slice")
         if samples_digest(slices.samples(asked.round, asked.slot)) != asked.samples:

@@ -16,6 +16,7 @@ from proof_of_learning.distributed.aggregation import Vector
 from proof_of_learning.distributed.events import Assignment, Commitment, Rules
 from proof_of_learning.distributed.rounds import Slice
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric.portable import PORTABLE
 
 T = TypeVar("T")
 MAX_MESSAGE = 1 << 20  # bytes of an envelope
@@ -39,6 +40,11 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     anchor: str
     coordinator: str
     size: int
+
+    @property
+    def bits(self) -> bool:
+        """Whether everybody who computes a slice of it gets the same bits, so that another result is a lie."""
+        return self.rules.limit is None and (self.arithmetic == PORTABLE or self.environment is not None)
 
     def digest(self) -> str:
         return canonical.sha256(b"pol/v1/run\0", canonical.encode(self))
@@ -86,7 +92,9 @@ def _payload(value: Assignment | Commitment | Head) -> bytes:
     about = {Assignment: "start", Commitment: "result", Head: "head"}[type(value)]
     subject = [{"name": about, "digest": {"sha256": str(told[about]).removeprefix("sha256:")}}]
     kind = _TYPES[type(value)]
-    raw: bytes = canonical.encode_plain({"_type": STATEMENT, "subject": subject, "predicateType": kind, "predicate": told})
+    raw: bytes = canonical.encode_plain(
+        {"_type": STATEMENT, "subject": subject, "predicateType": kind, "predicate": told}
+    )
     return raw
 
 

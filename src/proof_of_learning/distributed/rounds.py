@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from proof_of_learning import canonical
 from proof_of_learning.data.batches import Indices
+from proof_of_learning.data.commit import commit
 from proof_of_learning.distributed.aggregation import Vector, aggregate, check
 from proof_of_learning.errors import TaskError, UsageError
 from proof_of_learning.numeric.portable import NATIVE, using
@@ -240,6 +241,12 @@ class Slices:
         self.feed, self.order = derived_feed(task, self.data, key, "cpu")
         self.parameters = trained(self.session.model)
         self.size = sum(p.numel() for p in self.parameters)
+
+    @functools.cached_property
+    def identity(self) -> tuple[str, str | None, str]:
+        """Digests of the task's description and sources, and the data's root."""
+        described = self.session.describe()
+        return described.digest(), described.sources_digest(), commit(self.data).root
 
     def samples(self, step: int, slot: int) -> Indices:
         """Which samples a slice has, in order."""

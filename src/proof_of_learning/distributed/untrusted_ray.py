@@ -7,6 +7,8 @@ nodes have to be trusted with code, even where what their workers compute is not
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +16,14 @@ from proof_of_learning import canonical
 from proof_of_learning.attestation.signatures import PrivateKey, PublicKey, decode_public, load_private
 from proof_of_learning.distributed.coordinator import Coordinator
 from proof_of_learning.distributed.events import Rules
-from proof_of_learning.distributed.messages import Run
 from proof_of_learning.distributed.workers import Answer, Fault, Honest, Request
-from proof_of_learning.errors import NumericEnvironmentError, UsageError
+from proof_of_learning.errors import UsageError
 from proof_of_learning.task import TaskReference, load_task
 from proof_of_learning.training import environment as environments
 
 TIMEOUT = 60.0  # seconds that a worker has for an answer
 MAX_ANSWER = 1 << 34
+_HELLO = b"pol/v1/hello\0"
 
 
 class Host:
@@ -29,24 +31,17 @@ class Host:
 
     def __init__(self, target: str, settings: Mapping[str, Any], key: str | os.PathLike[str]) -> None:
         self._worker = Honest(load_task(TaskReference(target, dict(settings))), self._key(key))
-        self._checked = b""
 
     @staticmethod
     def _key(path: str | os.PathLike[str]) -> PrivateKey:
         return load_private(path)
 
-    def public(self) -> bytes:
-        return self._worker.public.encoded
+    def hello(self, nonce: bytes) -> tuple[bytes, bytes]:
+        """Their public key, and a signature that shows that they have the private one."""
+        return self._worker.public.encoded, self._worker.key.sign(_HELLO + nonce)
 
     def work(self, envelope: bytes, start: bytes, run: bytes) -> bytes:
-        with environments.recording("cpu") as environment:
-            if run != self._checked:
-                wanted = canonical.decode(run, Run, "what the coordinator says of the run").environment
-                if wanted is not None and wanted != environment.digest():
-                    raise NumericEnvironmentError(
-                        "this worker's numeric environment is not the run's; use portable arithmetic"
-                    )
-                self._checked = run
+        with environments.recording("cpu"):
             return self._worker.work(envelope, start, run)
 
     def reveal(self, assignment: str) -> bytes:
@@ -65,7 +60,11 @@ class RayTransport:
         self._waiting: dict[Any, Request] = {}
         for actor in actors:
             try:
-                key = decode_public(ray.get(actor.public.remote(), timeout=timeout), "a worker's key")
+                nonce = secrets.token_bytes(32)
+                encoded, signature = ray.get(actor.hello.remote(nonce), timeout=timeout)
+                key = decode_public(encoded, "a worker's key")
+                if key.digest in self._actors or not key.verifies(signature, _HELLO + nonce):
+                    continue  # somebody else's key
             except Exception:  # one that never came to be
                 continue
             self._actors[key.digest] = actor
@@ -77,8 +76,6 @@ class RayTransport:
         return self._keys
 
     def ask(self, requests: Sequence[Request], run: bytes) -> Iterator[tuple[Request, Answer]]:
-        import time
-
         for request in requests:
             actor = self._actors.get(request.worker)
             if actor is None:

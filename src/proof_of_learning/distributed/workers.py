@@ -17,6 +17,8 @@ from proof_of_learning.distributed.messages import Run
 from proof_of_learning.distributed.rounds import Slice, Slices, samples_digest, weights_digest
 from proof_of_learning.errors import FormatError
 from proof_of_learning.task import Task
+from proof_of_learning.training import environment as environments
+from proof_of_learning.training import randomness
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,26 @@ class Honest:
     def reveal(self, assignment: str) -> bytes:
         return self._kept[assignment]
 
+    def _see(self, run: Run) -> None:
+        """See that an honest answer is the one that everybody finds. FormatError, and nothing is signed, where it may not be."""
+        if run.rules.limit is None and not run.bits:
+            raise FormatError(
+                "the run is held to bits that its arithmetic does not promise, so honest workers could be banned"
+            )
+        with randomness.preserved(), environments.recording("cpu") as here:
+            if run.environment is not None and here.digest() != run.environment:
+                raise FormatError(
+                    "the numeric environment here is not the run's; ask the coordinator for portable arithmetic"
+                )
+            if self.slices(run).identity != (run.task, run.sources, run.data):
+                raise FormatError(
+                    "the run is of another task, or of other data, than the ones here; use the same version"
+                )
+
     def _agreed(self, raw: bytes) -> tuple[Run, str]:
         if self._run is None or self._run[0] != raw:
             run = canonical.decode(raw, Run, "what the coordinator says of the run")
+            self._see(run)
             self._run = raw, run, run.digest()
         return self._run[1:]
 
