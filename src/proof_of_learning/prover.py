@@ -23,7 +23,9 @@ from proof_of_learning.proof.attach import attach
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import begun, remember
-from proof_of_learning.recorder import Recorder, finite, make_header
+from proof_of_learning.recording.checkpoint import finite
+from proof_of_learning.recording.header import make_header
+from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Description, Task, TaskReference, load_task, resumable, task_code
