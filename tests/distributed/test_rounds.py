@@ -17,7 +17,8 @@ from proof_of_learning.errors import TaskError, UsageError
 from proof_of_learning.numeric.portable import using
 from proof_of_learning.prover import describe
 from proof_of_learning.training import randomness
-from proof_of_learning.training.steps import Session, StepContext, derived_feed
+from proof_of_learning.training.context import StepContext
+from proof_of_learning.training.steps import Session, derived_feed
 
 PLACE = str(Path(support_rounds.__file__))
 

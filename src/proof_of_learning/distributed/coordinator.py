@@ -33,7 +33,8 @@ from proof_of_learning.errors import FormatError, IntegrityError, RecordingError
 from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import files
-from proof_of_learning.recorder import Recorder, make_header
+from proof_of_learning.recording.header import make_header
+from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.task import Task, TaskReference, load_task
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from proof_of_learning import canonical
-from proof_of_learning.data.batches import Indices
 from proof_of_learning.data.commit import commit
 from proof_of_learning.distributed.aggregation import Vector, aggregate, check
 from proof_of_learning.errors import TaskError, UsageError
 from proof_of_learning.numeric.portable import NATIVE, using
 from proof_of_learning.task import Task, task_code
 from proof_of_learning.training import randomness
+from proof_of_learning.training.batches import Indices
 from proof_of_learning.training.steps import Session, derived_feed
 
 if TYPE_CHECKING:
-    from proof_of_learning.training.steps import StepContext
+    from proof_of_learning.training.context import StepContext
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Local = Callable[[list[nn.Parameter]], Any]
