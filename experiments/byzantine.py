@@ -297,10 +297,9 @@ def picture(found: Mapping[str, Cell], place: Path) -> None:
 
 
 def write_pages(found: Mapping[str, Cell], planned: int, output: Path, pictures: bool) -> None:
-    text = page(found, planned)
     if pictures:
         picture(found, output / "byzantine.png")
-        text = text.replace("## ", "![Accuracy by the share of dishonest workers](byzantine.png)\n\n## ", 1)
+    text = page(found, planned).replace("## ", "![Accuracy by the share of dishonest workers](byzantine.png)\n\n## ", 1)
     write_page(output / "byzantine.md", text)
 
 
