@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proof_of_learning.recorder import Indexed, Recorder
     from proof_of_learning.run.clock import Run
     from proof_of_learning.signing import sign, timestamp
-    from proof_of_learning.task import Task, TaskReference, load_task
+    from proof_of_learning.task import Task, TaskReference, load_task, sealed_program
     from proof_of_learning.thinning import regenerate, thin
     from proof_of_learning.training.state import State
     from proof_of_learning.verifier.verdict import CheckResult, Verdict
@@ -58,6 +58,7 @@ _HOMES = {
     "prove": "prover",
     "regenerate": "thinning",
     "register": "prover",
+    "sealed_program": "task",
     "sign": "signing",
     "thin": "thinning",
     "timestamp": "signing",
@@ -82,5 +83,5 @@ def __dir__() -> list[str]:
 __all__ = [
     "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "Task", "TaskReference", "Verdict",
     "__version__", "attacks", "calibrate", "check", "errors", "export", "load_task", "pack", "prove",
-    "regenerate", "register", "sign", "thin", "timestamp", "unpack", "verify",
+    "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
 ]  # fmt: skip

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from proof_of_learning import canonical
 from proof_of_learning.errors import UsageError
 from proof_of_learning.limits import MAX_ARGUMENTS, MAX_TEXT
-from proof_of_learning.proof.format import PartKind, Plain, Program
+from proof_of_learning.proof.format import PartKind, Plain, Program, program_digest
 from proof_of_learning.task import Task
 from proof_of_learning.training.parts import adapter_of
 
@@ -19,6 +20,8 @@ _EXACT = 2**53  # integers below it have one spelling everywhere
 
 def program_of(task: Task) -> Program:
     """The program that a task was loaded from, with its settings; no folder of this machine is in it."""
+    if task.program is not None:
+        return Program(sealed=program_digest(canonical.encode(task.program)))
     if task.reference is None:
         return Program()
     place, _, function = task.reference.target.rpartition(":")

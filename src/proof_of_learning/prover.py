@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 
 from proof_of_learning import registration as registrations
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit, encode_sample
 from proof_of_learning.errors import DataError, EvaluationWarning, TaskError, TrainingError, UsageError
+from proof_of_learning.header import program_of
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
@@ -84,6 +86,7 @@ def _prepared(
     codec: str,
     progress: ProgressCallback,
     arithmetic: str,
+    seal_program: bool = False,
 ) -> Iterator[_Prepared]:
     task = load_task(task)
     if seed is not None:
@@ -101,6 +104,10 @@ def _prepared(
             check_loading(task, data)
             commitment = commit(data, progress=lambda done: progress("hashing the data", done, total))
         progress("hashing the data", total, total)
+        program = program_of(task)
+        if seal_program:
+            progress("sealing the program", 0, 0)
+            task = sealed_task(task, data)
         base = root = None
         if start_from is not None:
             parent = Proof.open(start_from)
@@ -109,6 +116,7 @@ def _prepared(
         header = make_header(
             task, session, data, interval=interval, data_commitment=commitment, start_root=root, codec=codec
         )
+        header = msgspec.structs.replace(header, program=msgspec.structs.replace(program, sealed=header.program.sealed))
         yield _Prepared(task, data, environment, header, base, session)
 
 
@@ -129,6 +137,7 @@ def prove(
     asynchronous: bool | None = None,
     rehearse: bool | None = None,
     arithmetic: str | None = None,
+    seal_program: bool | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``, a directory or an address that fsspec knows (``s3://…``); go on where an
@@ -152,6 +161,8 @@ def prove(
         globals and closures, and what differs from process to process, is then not found.
     arithmetic: ``native`` (PyTorch's own; the default, unless the claim says otherwise), or ``portable``, which gives the same bits on
         any machine, is slower, and refuses operations that it does not have.
+    seal_program: record the step as data in the proof (:mod:`.program`; default: what the claim says), so that it can be
+        replayed without the task's code. Refused by name where the task has something that no program can hold.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
@@ -161,9 +172,11 @@ def prove(
         codec = codecs.DEFAULT if claim is None else claim.claim.codec.name
     if arithmetic is None:
         arithmetic = NATIVE if claim is None else claim.claim.arithmetic
+    if seal_program is None:
+        seal_program = claim is not None and claim.claim.sealed is not None
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=seed, start_from=start_from,
-        codec=codec, progress=progress, arithmetic=arithmetic,
+        codec=codec, progress=progress, arithmetic=arithmetic, seal_program=seal_program,
     )  # fmt: skip
     with remote.recording(path) as (folder, copy), prepared as ready:
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
@@ -229,6 +242,7 @@ def register(
     start_from: str | os.PathLike[str] | None = None,
     codec: str = codecs.DEFAULT,
     arithmetic: str = NATIVE,
+    seal_program: bool = False,
     progress: ProgressCallback = silent,
 ) -> registrations.Registration:
     """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`.
@@ -239,7 +253,7 @@ def register(
     keys = _public_keys(owners)
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=None, start_from=start_from,
-        codec=codec, progress=progress, arithmetic=arithmetic,
+        codec=codec, progress=progress, arithmetic=arithmetic, seal_program=seal_program,
     )  # fmt: skip
     with prepared as ready:
         digests = [key.digest for key in keys]
@@ -266,6 +280,15 @@ def describe(task: Task | str | TaskReference) -> Description:
     loaded = load_task(task)
     with randomness.preserved():
         return Session(loaded, randomness.key_from_seed(loaded.seed)).describe()
+
+
+def sealed_task(task: Task, data: Dataset) -> Task:
+    """The task as a sealed program. Raises TaskError for what cannot be sealed, by name."""
+    # Not at the top of the file: tracing loads much of PyTorch.
+    from proof_of_learning.program.sealed import task_of
+    from proof_of_learning.program.tracing import seal
+
+    return replace(task_of(seal(task, data), task.data), seed=task.seed)
 
 
 def check_loading(task: Task, data: Dataset) -> None:

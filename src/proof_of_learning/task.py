@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from proof_of_learning.training.steps import StepContext
 
 Setting = str | int | float | bool
+SEALED = "(the sealed program in the proof)"  # the target of a reference that names no task
 DEFAULT_SEGMENTS = 1000  # the default interval aims at this many segments a run
 
 
@@ -56,6 +57,11 @@ class TaskReference:
         return self
 
 
+def sealed_program(data: str | Path) -> TaskReference:
+    """What names, to ``verify``, the sealed program in the proof, over the samples in the folder ``data`` (``pol export-data``)."""
+    return TaskReference(SEALED, {"data": str(Path(data).resolve())})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is trained and how.
@@ -77,6 +83,7 @@ class Task:
     collate: list of samples to a batch; default ``torch.utils.data.default_collate``.
     evaluate: ``evaluate(model) -> {"name": value}``, called in evaluation mode without gradients.
     seed: decides every random choice of a run without a registered claim (0 <= seed < 2^64).
+    program: the document of the sealed program that it was made of (:mod:`proof_of_learning.program`), as plain values.
     """
 
     model: Callable[[], nn.Module]
@@ -101,6 +108,7 @@ class Task:
     seed: int = 0
     name: str = "task"
     reference: TaskReference | None = None
+    program: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         def need(condition: bool, message: str) -> None:
@@ -302,7 +310,10 @@ def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedu
         "schedule": task.schedule,
         "shuffle": task.shuffle,
     }
-    return Description({**describe_parts(model, optimizers, schedulers, parts, home), "step": step}, _sources(task))
+    content = {**describe_parts(model, optimizers, schedulers, parts, home), "step": step}
+    if task.program is not None:
+        content["program"] = task.program
+    return Description(content, _sources(task))
 
 
 def describe_parts(model: nn.Module, optimizers: Mapping[str, Any], schedulers: Mapping[str, Any], parts: Mapping[str, Any],
@@ -337,6 +348,8 @@ def describe_parts(model: nn.Module, optimizers: Mapping[str, Any], schedulers: 
 
 
 def _sources(task: Task) -> dict[str, str]:
+    if task.program is not None:  # nothing else takes part
+        return {sources.MODULE + "program": canonical.sha256(canonical.encode(task.program))}
     given = {name: getattr(task, name) for name in _SOURCES if getattr(task, name) is not None}
     every = given if task.scaler is None else {**given, "scaler": task.scaler}
     # Data are committed to by themselves, and where they and an evaluation's lie is a matter of the machine.
@@ -352,6 +365,8 @@ def resumable(task: Task) -> str:
     """A digest of the functions and local modules that decide a run's numbers: all but the task's ``evaluate``. Two tasks that
     share it, and a header but for its sources, are the same run.
     """
+    if task.program is not None:
+        return canonical.sha256(canonical.encode(task.program))
     given = {name: getattr(task, name) for name in _SOURCES if getattr(task, name) is not None and name != "evaluate"}
     given = given if task.scaler is None else {**given, "scaler": task.scaler}
     steps = {name: function for name, function in given.items() if name != "data"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from proof_of_learning.cli import common
+from proof_of_learning.errors import UsageError
 
 if TYPE_CHECKING:
     from proof_of_learning.replay.pool import MakePool
@@ -132,6 +134,13 @@ def verify(
         list[Path] | None,
         typer.Option("--allow-read", help="A further file or folder that the confined task may read; may be repeated."),
     ] = None,
+    sealed: Annotated[
+        bool,
+        typer.Option(
+            "--sealed",
+            help="Hold the proof against the program sealed in it, which you have to read; with --data, the folder of its samples.",
+        ),
+    ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     json: Annotated[
@@ -152,17 +161,27 @@ def verify(
     `pol verify run.pol --task examples/digits.py:task --report report.html`
 
     `pol verify run.pol --task examples/digits.py:task --all --json -`
+
+    `pol verify run.pol --sealed --data digits-data`
     """
     common.use_data(data)
     common.writable("--report", report)
     common.writable("--json", json)
 
     import proof_of_learning as pol
+    from proof_of_learning.task import sealed_program
 
-    reference = None if task is None else common.reference(task, common.settings(set_), arguments)
+    if sealed and (task is not None or set_ or arguments):
+        raise UsageError("--sealed takes the program in the proof for the task; name the one or the other")
+    folder = os.environ.get(common.DATA_VARIABLE)
+    if sealed and folder is None:
+        raise UsageError("--sealed needs the samples: name the folder that `pol export-data` wrote (--data)")
+    named: Any = None if task is None else common.reference(task, common.settings(set_), arguments)
+    if sealed:
+        named = sealed_program(str(folder))
     with _workers(ray, workers) as pool, common.progress_bar(quiet=json == "-") as progress:
         verdict = pol.verify(
-            proof, reference, top_q=top_q, random=random, everything=everything, nonce=nonce,
+            proof, named, top_q=top_q, random=random, everything=everything, nonce=nonce,
             accept_nonce=accept_nonce, accept_order=accept_order, accept_uniform=accept_uniform, accept_stopped=accept_stopped,
             allow_calibrated=allow_calibrated, reproduce=reproduce, require=require, registration=registration, model=model,
             approve_fixed=approve_fixed or (), laws=initial_law or (), chain=_links(chain or []), trust=trust or (),

@@ -40,7 +40,7 @@ class Job:
     """What workers are told of the run: the task, the key, the seed, and the weights that it starts from.
 
     ``arguments``: those that a script was recorded with, for a verifier who names no others. ``arithmetic``: what the
-    task computes in.
+    task computes in. ``sealed``: it is replayed as a sealed program, made of the task, or ``program`` where this is one.
     """
 
     task: Task | TaskReference
@@ -49,6 +49,8 @@ class Job:
     base: State | None = None
     arguments: tuple[str, ...] = ()
     arithmetic: str = NATIVE
+    sealed: bool = False
+    program: bytes = b""
 
     @property
     def reference(self) -> TaskReference | None:
@@ -278,6 +280,8 @@ class WorkerPool:
                 self._job.arguments if reference is None or reference.arguments is None else reference.arguments
             ),
             arithmetic=self._job.arithmetic,
+            sealed=self._job.sealed,
+            program=self._job.program,
         )
         opened, _ = worker.ask(request, [] if self._job.base is None else [self._job.base])
         if not isinstance(opened, protocol.Opened):
