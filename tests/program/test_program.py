@@ -14,8 +14,8 @@ import torch
 import support_sealed
 from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, PolError, TaskError
-from proof_of_learning.program.checking import rehearse
-from proof_of_learning.program.document import Program, parse, plain, tensor_of
+from proof_of_learning.program.checking import parse, rehearse
+from proof_of_learning.program.document import Program, plain, tensor_of
 from proof_of_learning.program.operations import INPLACE, OPERATIONS, VIEWS, overload, written
 from proof_of_learning.program.sealed import task_of
 from proof_of_learning.program.show import lines
@@ -235,7 +235,7 @@ def test_graphs_of_a_million_operations_and_large_files_are_refused(
     document = copy.deepcopy(honest)
     document["steps"][0]["operations"] *= 1 + limits.MAX_OPERATIONS // len(document["steps"][0]["operations"])
     assert "operations" in refused(document)
-    monkeypatch.setattr("proof_of_learning.program.document.MAX_PROGRAM", 100)
+    monkeypatch.setattr("proof_of_learning.limits.MAX_PROGRAM", 100)
     assert "bytes" in refused(honest)
 
 

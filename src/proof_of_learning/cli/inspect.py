@@ -47,7 +47,7 @@ def inspect(
 def _show_program(proof: Any) -> None:
     from proof_of_learning import canonical
     from proof_of_learning.errors import UsageError
-    from proof_of_learning.program.document import parse
+    from proof_of_learning.program.checking import parse
     from proof_of_learning.program.show import lines
 
     held = proof.header.task.description.get("program")

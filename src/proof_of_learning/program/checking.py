@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proof_of_learning import limits
+from proof_of_learning import canonical, limits
 from proof_of_learning.canonical import brief
 from proof_of_learning.errors import FormatError
 from proof_of_learning.program.document import FILE, REFERENCE, SCHEMA, Graph, Operation, Program, plain, tensor_of
@@ -24,6 +24,14 @@ _WRITABLE = {BUFFER, OWN}
 def need(condition: bool, message: str) -> None:
     if not condition:
         raise FormatError(f"{FILE}: {message}")
+
+
+def parse(raw: bytes) -> Program:
+    """Read and check a program; nothing of it runs. Raises FormatError, one line."""
+    need(len(raw) <= limits.MAX_PROGRAM, f"has {len(raw):,} bytes; at most {limits.MAX_PROGRAM:,} are accepted")
+    program = canonical.decode(raw, Program, FILE)
+    check(program)
+    return program
 
 
 def check(program: Program) -> None:

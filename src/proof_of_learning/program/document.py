@@ -14,7 +14,6 @@ from torch import Tensor
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
-from proof_of_learning.limits import MAX_PROGRAM
 from proof_of_learning.proof.format import program_digest
 from proof_of_learning.training.state import DTYPES, tensor_bytes
 
@@ -111,17 +110,6 @@ class Program(_Part, frozen=True):
 
     def digest(self) -> str:
         return program_digest(self.encoded())
-
-
-def parse(raw: bytes) -> Program:
-    """Read and check a program; nothing of it runs. Raises FormatError, one line."""
-    from proof_of_learning.program.checking import check
-
-    if len(raw) > MAX_PROGRAM:
-        raise FormatError(f"{FILE} has {len(raw):,} bytes; at most {MAX_PROGRAM:,} are accepted")
-    program = canonical.decode(raw, Program, FILE)
-    check(program)
-    return program
 
 
 def constant_of(tensor: Tensor) -> Constant:

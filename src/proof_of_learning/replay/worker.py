@@ -123,7 +123,7 @@ class Worker:
         """The task that is named, or the one that a sealed program is: then nothing of the prover's is imported."""
         if not request.program:
             return load_task(TaskReference(request.task, request.settings))
-        from proof_of_learning.program.document import parse
+        from proof_of_learning.program.checking import parse
         from proof_of_learning.program.folder import samples
         from proof_of_learning.program.sealed import task_of
 
