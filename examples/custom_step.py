@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import TensorDataset
 
-from proof_of_learning import Task
+from proof_of_learning import StepContext, Task
 from proof_of_learning.data.digits import digits
-from proof_of_learning.training.steps import StepContext
 
 NOISE = 16
 

@@ -42,8 +42,8 @@ from proof_of_learning import Proof, Task, TaskReference, Verdict, load_task, pr
 from proof_of_learning.attacks import ATTACKS, Attack, Forgery, forge_proof
 from proof_of_learning.attacks.gamble import fixed_nonces, odds, surveyed
 from proof_of_learning.attacks.victim import step_snapshot
-from proof_of_learning.data.batches import DerivedOrder
 from proof_of_learning.errors import AttackError, PolError, WorkerError
+from proof_of_learning.training.batches import DerivedOrder
 
 NONCES = 200
 QUICK_VARIANTS = {"exact": 2, "calibrated": 1}  # of each attack

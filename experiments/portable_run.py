@@ -1,6 +1,6 @@
 """One training in native or portable arithmetic, for ``portable.py``: prints its state's digest after every step, losses and times.
 
-python experiments/portable_run.py TASK ARITHMETIC STEPS SEED [TEXT]
+python experiments/portable_run.py TASK ARITHMETIC STEPS SEED [DEVICE]
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from proof_of_learning import Task
+from cells import EXAMPLES
+
+from proof_of_learning import Task, TaskReference, load_task
 from proof_of_learning.data.digits import digits
 from proof_of_learning.numeric.portable import using
 from proof_of_learning.training import environment, randomness
@@ -55,8 +57,8 @@ class Characters(nn.Module):
         self.norm, self.last = nn.LayerNorm(width), nn.Linear(width, letters)
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        found = self.blocks(self.letter(x) + self.place(torch.arange(x.shape[1])), mask=mask)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+        found = self.blocks(self.letter(x) + self.place(torch.arange(x.shape[1], device=x.device)), mask=mask)
         return self.last(self.norm(found))
 
 
@@ -76,8 +78,19 @@ def cnn() -> nn.Module:
     )  # fmt: skip
 
 
-def task(name: str, steps: int, seed: int, text: str) -> tuple[Task, Callable[[nn.Module], float]]:
-    """A task, and what its model achieves: accuracy on digits that were held back, or the loss on text that was."""
+# The examples on real data, by the names that they have here; ``data`` is the folder in POL_DATA.
+EXAMPLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "Fashion-MNIST CNN": ("fashion_mnist.py", {"batch_size": 64}),
+    "CIFAR-10 ResNet-20": ("cifar10_resnet20.py", {"batch_size": 32}),
+    "character Transformer": ("char_transformer.py", {"width": 64, "layers": 2, "window": 64, "batch_size": 16, "accumulate": 1}),
+}  # fmt: skip
+
+
+def task(name: str, steps: int, seed: int, text: str) -> tuple[Task, Callable[[nn.Module], float] | None]:
+    """A task, and what its model achieves: accuracy on digits that were held back, or the loss on text that was; None: the task says."""
+    if name in EXAMPLE:
+        file, settings = EXAMPLE[name]
+        return load_task(TaskReference(f"{EXAMPLES / file}:task", {**settings, "steps": steps, "seed": seed})), None
     x, y = images()
     sgd = lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)  # noqa: E731
     adamw = lambda m: torch.optim.AdamW(m.parameters(), lr=2e-3)  # noqa: E731
@@ -104,28 +117,33 @@ def task(name: str, steps: int, seed: int, text: str) -> tuple[Task, Callable[[n
     return made, lambda m: float(letters(m, [held[:, :-1], held[:, 1:]]))
 
 
-def main(name: str, arithmetic: str, steps: int, seed: int, text: str) -> dict[str, Any]:
+def main(name: str, arithmetic: str, steps: int, seed: int, device: str, text: str) -> dict[str, Any]:
     trained, achieves = task(name, steps, seed, text)
-    with environment.recording("cpu"):
+    with environment.recording(device):
         data = trained.data()
-        session = Session(trained, randomness.key_from_seed(seed), arithmetic=arithmetic)
-        feed, order = derived_feed(trained, data, session.key, "cpu")
+        session = Session(trained, randomness.key_from_seed(seed), device, arithmetic=arithmetic)
+        feed, order = derived_feed(trained, data, session.key, device)
         digests, losses, weights, seconds = [session.capture().digest()], [], list[list[float]](), []
         steps_taken = session.run(steps, feed, order)
         while True:
-            begun = time.process_time()
+            begun = time.process_time() if device == "cpu" else time.perf_counter()
             result = next(steps_taken, None)
             if result is None:
                 break
-            seconds.append(time.process_time() - begun)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            seconds.append((time.process_time() if device == "cpu" else time.perf_counter()) - begun)
             state = session.capture()
             digests.append(state.digest())
             losses.append(float(result.loss))
         flat = torch.cat([p.detach().reshape(-1) for p in session.model.parameters()])
         weights = [flat.tolist()] if flat.numel() <= 200_000 else []
-        session.model.eval()
-        with torch.no_grad(), using(arithmetic):
-            achieved = achieves(session.model)
+        if achieves is None:
+            achieved = next(iter((session.evaluate() or {"": 0.0}).values()))
+        else:
+            session.model.to("cpu").eval()
+            with torch.no_grad(), using(arithmetic):
+                achieved = achieves(session.model)
     seconds.sort()
     return {
         "digests": digests, "losses": losses, "achieved": achieved, "weights": weights, "typical_step": seconds[len(seconds) // 2],
@@ -133,6 +151,6 @@ def main(name: str, arithmetic: str, steps: int, seed: int, text: str) -> dict[s
 
 
 if __name__ == "__main__":
-    chosen, how, count, start = sys.argv[1:5]
-    found = main(chosen, how, int(count), int(start), os.environ["POL_TEXT"])
+    chosen, how, count, start, where = [*sys.argv[1:], "cpu"][:5]
+    found = main(chosen, how, int(count), int(start), where, os.environ["POL_TEXT"])
     print(json.dumps(found))

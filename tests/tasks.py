@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
 from proof_of_learning import Task
-from proof_of_learning.training.steps import StepContext
+from proof_of_learning.training.context import StepContext
 
 SAMPLES, FEATURES, CLASSES = 92, 12, 4
 pause = 0.0  # seconds that a step takes longer, for tests that interrupt it
@@ -135,7 +135,7 @@ def averages(model: nn.Module) -> dict[str, Any]:
 
 
 def accuracy(model: nn.Module) -> dict[str, float]:
-    x, y = data().tensors
+    x, y = (part.to(next(model.parameters()).device) for part in data().tensors)
     torch.rand(3)  # an evaluation may draw numbers
     return {"accuracy": (model(x).argmax(1) == y).double().mean().item()}
 

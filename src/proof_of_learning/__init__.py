@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from proof_of_learning.proof.pack import pack, unpack
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.prover import Recording, prove, register
-    from proof_of_learning.recorder import Indexed, Recorder
+    from proof_of_learning.recording.recorder import Indexed, Recorder
     from proof_of_learning.run.clock import Run
     from proof_of_learning.signing import sign, timestamp
     from proof_of_learning.task import Task, TaskReference, load_task, sealed_program
     from proof_of_learning.thinning import regenerate, thin
+    from proof_of_learning.training.context import StepContext
     from proof_of_learning.training.state import State
     from proof_of_learning.verifier.verdict import CheckResult, Verdict
     from proof_of_learning.verifier.verify import check, verify
@@ -40,13 +41,14 @@ logging.getLogger(__name__).addHandler(
 
 _HOMES = {
     "CheckResult": "verifier.verdict",
-    "Indexed": "recorder",
+    "Indexed": "recording.recorder",
     "PolError": "errors",
     "Proof": "proof.reader",
-    "Recorder": "recorder",
+    "Recorder": "recording.recorder",
     "Run": "run.clock",
     "Recording": "prover",
     "State": "training.state",
+    "StepContext": "training.context",
     "Task": "task",
     "TaskReference": "task",
     "Verdict": "verifier.verdict",
@@ -81,7 +83,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "Task", "TaskReference", "Verdict",
-    "__version__", "attacks", "calibrate", "check", "errors", "export", "load_task", "pack", "prove",
+    "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "StepContext", "Task", "TaskReference",
+    "Verdict", "__version__", "attacks", "calibrate", "check", "errors", "export", "load_task", "pack", "prove",
     "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
 ]  # fmt: skip

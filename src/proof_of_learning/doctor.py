@@ -22,7 +22,7 @@ from proof_of_learning.errors import PolError, TaskError, UsageError, WorkerErro
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.format import Header
-from proof_of_learning.recorder import make_header
+from proof_of_learning.recording.header import make_header
 from proof_of_learning.rehearsal import holdings
 from proof_of_learning.rehearsal.beside import first_module, marks, rewritten
 from proof_of_learning.rehearsal.causes import Finding, data_by_process, explain, in_place

@@ -17,7 +17,6 @@ import torch
 from proof_of_learning import registration as registrations
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit, encode_sample
 from proof_of_learning.errors import DataError, EvaluationWarning, TaskError, TrainingError, UsageError
-from proof_of_learning.header import program_of
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
@@ -25,7 +24,9 @@ from proof_of_learning.proof.attach import attach
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import begun, remember
-from proof_of_learning.recorder import Recorder, finite, make_header
+from proof_of_learning.recording.checkpoint import finite
+from proof_of_learning.recording.header import make_header, program_of
+from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Description, Task, TaskReference, load_task, resumable, task_code

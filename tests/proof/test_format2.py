@@ -20,14 +20,14 @@ import tasks
 from proof_of_learning import canonical, registration
 from proof_of_learning.attestation import signatures
 from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, UsageError
-from proof_of_learning.header import without_folders
 from proof_of_learning.proof import format, parse
 from proof_of_learning.proof.blocks import Columns, Metric
 from proof_of_learning.proof.format import Group, Header, Input, Reload, Training
 from proof_of_learning.proof.pack import unpack
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
-from proof_of_learning.recorder import Recorder, make_header
+from proof_of_learning.recording.header import make_header, without_folders
+from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.steps import Session, derived_feed

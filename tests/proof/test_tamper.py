@@ -21,11 +21,11 @@ from torch import Tensor
 import proof_of_learning as pol
 import tasks
 from proof_of_learning import Proof, Task, canonical
-from proof_of_learning.data.batches import DerivedOrder
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.files import read_at, read_bounded
 from proof_of_learning.proof.format import Displacement, Header
+from proof_of_learning.training.batches import DerivedOrder
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import proof_of_learning as pol
 import tasks
 from proof_of_learning import Task
-from proof_of_learning.data.batches import to_device
 from proof_of_learning.errors import (
     DataError,
     EvaluationWarning,
@@ -29,6 +28,7 @@ from proof_of_learning.errors import (
     UsageError,
 )
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.training.batches import to_device
 from proof_of_learning.training.state import capture, restore, tensor_bytes
 from support_proofs import contents
 from support_situations import Lazy, interrupted, judged

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks
-from proof_of_learning.data.batches import DerivedOrder, Feed
 from proof_of_learning.errors import FormatError
 from proof_of_learning.training import randomness
+from proof_of_learning.training.batches import DerivedOrder, Feed
 from proof_of_learning.training.randomness import RngSnapshot
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text())

@@ -21,7 +21,7 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Glimpse, Probe
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.task import Task
-from proof_of_learning.training.steps import StepContext
+from proof_of_learning.training.context import StepContext
 
 STEPS, TOKENS = 60, 300
 

@@ -11,9 +11,9 @@ from proof_of_learning.attacks.base import Mounted
 from proof_of_learning.attacks.dead import answers, gates
 from proof_of_learning.attacks.jumps import Weights, all_rates, falsified_run, model_of, put, way
 from proof_of_learning.attacks.victim import Victim, run
-from proof_of_learning.data.batches import Order
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.training.batches import Order
 from proof_of_learning.training.steps import Session
 
 LOOKS = 64  # at how the run stands, on the way to the wanted agreement: a look takes no gradient

@@ -25,7 +25,7 @@ from proof_of_learning.errors import AttackError
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.proof.writer import ProofWriter
-from proof_of_learning.recorder import make_header
+from proof_of_learning.recording.header import make_header
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.task import Task, TaskReference, default_interval, load_task, task_code
 from proof_of_learning.training import environment as environments

@@ -21,9 +21,9 @@ from proof_of_learning.attacks.base import Mounted
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.moves import as_claimed
 from proof_of_learning.attacks.victim import Victim, run, step_snapshot
-from proof_of_learning.data.batches import Order
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.training.batches import Order
 from proof_of_learning.training.names import CARRYING, is_weight, short_name
 from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session

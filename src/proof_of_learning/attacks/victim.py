@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from proof_of_learning import canonical
-from proof_of_learning.data.batches import Indices, Order
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import AttackError, FormatError, IntegrityError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.task import Task, compare, task_code
 from proof_of_learning.training import randomness
 from proof_of_learning.training import state as states
+from proof_of_learning.training.batches import Indices, Order
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.names import family_of
 from proof_of_learning.training.randomness import RngSnapshot

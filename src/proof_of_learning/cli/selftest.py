@@ -11,6 +11,7 @@ from proof_of_learning.cli import common
 
 @common.command("interrupted; nothing was written")
 def selftest(
+    device: Annotated[str, typer.Option(help="`cpu`, or `cuda` for a GPU.")] = "cpu",
     json: Annotated[
         str | None,
         typer.Option("--json", help="Write every case's digest as JSON to this file (`-`: standard output)."),
@@ -23,6 +24,8 @@ def selftest(
     **Example**
 
     `pol selftest --json selftest.json`
+
+    `pol selftest --device cuda`
     """
     import msgspec
 
@@ -30,18 +33,19 @@ def selftest(
     from proof_of_learning.training import environment
 
     common.writable("--json", json)
-    published, found = tests.published(), tests.digests()
+    environment.require(device)
+    published, found = tests.published(), tests.digests(device)
     differing = sorted(name for name in {*published, *found} if published.get(name) != found.get(name))
     cases = {name: {"published": published.get(name), "here": found.get(name)} for name in sorted({*published, *found})}
     told = {
         "schema": "pol/selftest/v1", "passed": not differing, "differing": differing, "cases": cases,
-        "environment": msgspec.to_builtins(environment.current()),
+        "environment": msgspec.to_builtins(environment.current(device)),
     }  # fmt: skip
     common.write_json(msgspec.json.format(msgspec.json.encode(told), indent=2), json)
     if json != "-":
         for name in differing:
             common.say(f"{name}: {found.get(name)}, published {published.get(name)}")
         much = "gives the published bits" if not differing else f"gives other bits in {len(differing)} cases"
-        common.say(f"portable arithmetic {much} ({len(cases)} cases)")
+        common.say(f"portable arithmetic {much} on {device} ({len(cases)} cases)")
     if differing:
         raise typer.Exit(1)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from proof_of_learning.canonical import brief
-from proof_of_learning.data.batches import Feed
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import FormatError, TaskError
 from proof_of_learning.program.checking import check
@@ -36,6 +35,7 @@ from proof_of_learning.program.schedules import OPTIMIZERS, RECORDED, SCHEDULES,
 from proof_of_learning.program.sealed import SETTINGS, SealedModel, leaves
 from proof_of_learning.task import Task, task_code
 from proof_of_learning.training import randomness
+from proof_of_learning.training.batches import Feed
 from proof_of_learning.training.modules import lazy_tensor, tensors_in
 from proof_of_learning.training.state import DTYPE_NAMES
 

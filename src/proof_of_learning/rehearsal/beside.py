@@ -20,7 +20,6 @@ from torch import Tensor
 
 from proof_of_learning import canonical
 from proof_of_learning.behind import Behind
-from proof_of_learning.data.batches import Feed, Indices, Order
 from proof_of_learning.data.commit import Dataset, encode_sample
 from proof_of_learning.errors import PolError, RecordingWarning, RehearsalWarning, TaskError, WorkerError
 from proof_of_learning.proof.format import Header
@@ -40,6 +39,7 @@ from proof_of_learning.rehearsal.loading import check_described, check_start
 from proof_of_learning.rehearsal.structure import altered, grown, structure, unrepeated
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.task import Task, is_script, load_task
+from proof_of_learning.training.batches import Feed, Indices, Order
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.modules import tensors_in
 from proof_of_learning.training.randomness import RngSnapshot

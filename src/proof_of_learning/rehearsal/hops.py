@@ -11,7 +11,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from proof_of_learning.data.batches import Indices
 from proof_of_learning.errors import PolError, StrayedError, TaskError, WorkerError
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
@@ -19,6 +18,7 @@ from proof_of_learning.replay.process import DEFAULT_TIMEOUT, LocalWorker, Reply
 from proof_of_learning.task import Task
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
+from proof_of_learning.training.batches import Indices
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from proof_of_learning import canonical
-from proof_of_learning.data.batches import DerivedOrder, Feed, Order, RecordedOrder
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import FormatError, PolError, WorkerError
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
@@ -31,6 +30,7 @@ from proof_of_learning.replay.origins import origin
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
 from proof_of_learning.task import Task, TaskReference, is_script, load_task, task_code
 from proof_of_learning.training import environment as environments
+from proof_of_learning.training.batches import DerivedOrder, Feed, Order, RecordedOrder
 from proof_of_learning.training.names import weight_name
 from proof_of_learning.training.parts import of_kind
 from proof_of_learning.training.state import State, live_settings
@@ -93,7 +93,7 @@ class Worker:
             case protocol.SelfTest():
                 from proof_of_learning.numeric.portable import selftest
 
-                return protocol.SelfTested(selftest.differing()), ()
+                return protocol.SelfTested(selftest.differing(self._device)), ()
 
     # ---- requests ------------------------------------------------------------------------------------
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from proof_of_learning.data.commit import check_deterministic, commit
 from proof_of_learning.errors import DataError, PolError, RecordingError, UsageError
-from proof_of_learning.header import kinds_of, script_program
 from proof_of_learning.proof import codecs, format, parse
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
-from proof_of_learning.recorder import Recorder
+from proof_of_learning.recording.header import kinds_of, script_program
+from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.run import events, inputs, script

@@ -255,14 +255,23 @@ def recording(device: str, threads: int | None = None) -> Iterator[Environment]:
     """Set the deterministic switches for a managed training, yield the fingerprint, and put things back."""
     import torch
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise NumericEnvironmentError(f"device {device!r} was asked for, but this PyTorch sees no CUDA device")
+    require(device)
     with restored():
         if threads is not None:
             torch.set_num_threads(threads)
         now = _current_flags()
         set_flags(Flags(flush_denormal=now.flush_denormal, mkldnn=now.mkldnn))
         yield current(device)
+
+
+def require(device: str) -> None:
+    """NumericEnvironmentError where this PyTorch has no such device."""
+    import torch
+
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
+        raise NumericEnvironmentError(f"device {device!r} is not known here; `cpu` or `cuda`")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise NumericEnvironmentError(f"device {device!r} was asked for, but this PyTorch sees no CUDA device")
 
 
 def set_flags(flags: Flags) -> None:

@@ -6,7 +6,6 @@ its first batch, where the generators are seeded from the run's key or, in an ob
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from proof_of_learning.canonical import brief
-from proof_of_learning.data.batches import DerivedOrder, Feed, Order
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
 from proof_of_learning.numeric.portable import NATIVE, using
@@ -25,6 +23,8 @@ from proof_of_learning.task import Description, Task, describe, task_code
 from proof_of_learning.training import names, randomness
 from proof_of_learning.training import parts as kinds
 from proof_of_learning.training import state as states
+from proof_of_learning.training.batches import DerivedOrder, Feed, Order
+from proof_of_learning.training.context import StepContext, standard_step
 from proof_of_learning.training.modules import BufferSnapshot, lazy_tensor, unshaped
 from proof_of_learning.training.optimizers import own_groups, parameters_of, settle_groups
 from proof_of_learning.training.parts import Progress
@@ -43,83 +43,6 @@ class StepResult:
     step: int
     loss: Tensor
     rates: list[float]
-
-
-class StepContext:
-    """What a custom step is given: the live parts, and the standard moves to build from.
-
-    Attributes: ``model``, ``optimizers`` (by name), ``optimizer`` (the only one), ``schedulers`` (by name), ``parts``, ``scaler``,
-    ``step``. Schedulers that are driven by a metric are the custom step's to step; the others move by themselves.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.model, self.optimizers = session.model, session.optimizers
-        self.schedulers, self.parts, self.scaler = session.schedulers, session.extra, session.scaler
-
-    @property
-    def step(self) -> int:
-        return self._session.progress.step
-
-    @property
-    def optimizer(self) -> Any:
-        if len(self.optimizers) != 1:
-            raise TaskError(f"this task has the optimizers {', '.join(self.optimizers)}; name one of them")
-        return next(iter(self.optimizers.values()))
-
-    def backward(self, loss: Tensor) -> None:
-        """Backward, through the gradient scaler where the task has one."""
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-
-    def update(self, name: str | None = None) -> None:
-        """Clip, step one optimizer (by name, or the only one) and clear its gradients."""
-        optimizer = self.optimizer if name is None else self.optimizers[name]
-        clip = self._session.task.clip_norm
-        if clip is not None:
-            if self.scaler is not None:
-                self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters_of(optimizer), clip)
-        if self.scaler is None:
-            optimizer.step()
-        else:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        clear_gradients(optimizer)
-
-    def clear_idle(self) -> None:
-        """Clear the gradients of the model's parameters that no optimizer had when it was built."""
-        for parameter in self._session.idle_parameters:
-            parameter.grad = None
-
-
-def clear_gradients(optimizer: Any) -> None:
-    """Set the gradients of an optimizer's parameters to None, by its own ``zero_grad`` and whatever arguments that takes."""
-    try:
-        options = {"set_to_none": True} if takes_set_to_none(optimizer.zero_grad) else {}
-    except (TypeError, ValueError):  # a signature that cannot be read
-        options = {"set_to_none": True}
-    optimizer.zero_grad(**options)
-    if not options:
-        for parameter in parameters_of(optimizer):
-            parameter.grad = None
-
-
-def takes_set_to_none(zero_grad: Callable[..., Any]) -> bool:
-    parameters = inspect.signature(zero_grad).parameters.values()
-    return any(p.name == "set_to_none" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def standard_step(context: StepContext, batches: list[Any], loss_of: Callable[[nn.Module, Any], Tensor]) -> Tensor:
-    """Mean loss over the step's batches, one update. Returns the loss."""
-    total: Tensor | None = None
-    for batch in batches:
-        loss = loss_of(context.model, batch) / len(batches)
-        context.backward(loss)
-        total = loss.detach() if total is None else total + loss.detach()
-    context.update()
-    context.clear_idle()
-    assert total is not None
-    return total
 
 
 class Session:
@@ -252,15 +175,28 @@ class Session:
                 result = self.take(step, feed.batches(step, order.indices(step)), feed_epoch_end(feed, step))
             yield result
 
+    def context(self) -> StepContext:
+        """What the step that is next is given."""
+        return StepContext(
+            step=self.progress.step,
+            model=self.model,
+            optimizers=self.optimizers,
+            schedulers=self.schedulers,
+            parts=self.extra,
+            scaler=self.scaler,
+            clip_norm=self.task.clip_norm,
+            idle=self.idle_parameters,
+        )
+
     def take(self, step: int, batches: list[Any], epoch_ends: bool) -> StepResult:
         """One step on the given batches."""
         rates = self.rates()
         with using(self.arithmetic), task_code(f"taking step {step}"):
             if self.task.step is not None:
-                loss = self.task.step(StepContext(self), batches)
+                loss = self.task.step(self.context(), batches)
             else:
                 assert self.task.loss is not None
-                loss = standard_step(StepContext(self), batches, self.task.loss)
+                loss = standard_step(self.context(), batches, self.task.loss)
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise TaskError("a custom step must return its loss as a tensor of one element")
             self.step_schedulers(epoch_ends, self.progress.add(loss, epoch_ends))

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from proof_of_learning.errors import FormatError
-from proof_of_learning.header import without_folders
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.recording.header import without_folders
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.run import events
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, OVER

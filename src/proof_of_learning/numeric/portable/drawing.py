@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from proof_of_learning.numeric.portable import functions
+from proof_of_learning.numeric.portable.elementwise import divide
 from proof_of_learning.numeric.portable.table import RefusedError, portable, single
 from proof_of_learning.training.randomness import permutation, raw_words
 
@@ -62,12 +63,17 @@ def _native_dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Te
     if train is False or p == 0:
         return x.clone(), torch.ones_like(x, dtype=torch.bool)
     kept = _hits(x, 1 - p, None)
-    return (x * kept).mul_(0.0 if p == 1 else 1 / (1 - p)), kept
+    return x * _scaled(kept, 1 - p, x), kept
+
+
+def _scaled(kept: Tensor, share: float, like: Tensor) -> Tensor:
+    """What numbers are multiplied by: as a CPU's dropout has it, which is composed of `bernoulli_`, `div_` and a product."""
+    return kept.to(like.dtype) if share == 0 else divide(kept.to(like.dtype), share)
 
 
 @portable("native_dropout_backward.default")
 def _native_dropout_backward(g: Tensor, kept: Tensor, scale: float) -> Tensor:
-    return (g * kept).mul_(scale)
+    return g * _scaled(kept, 1 / scale if scale else 0.0, g)
 
 
 @portable("bernoulli_.float")
@@ -203,4 +209,4 @@ def _randperm(n: int, *, generator: Generator | None = None, **options: Any) -> 
 def _exponential_into(x: Tensor, rate: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     _floating(x, "exponential_")
     fractions = _fractions(x, generator).add_(2.0**-25)
-    return x.copy_(functions.apply(functions.log, fractions).neg_().div_(torch.full((), rate)))
+    return x.copy_(functions.apply(functions.log, fractions).neg_().div_(torch.full((), rate, device=x.device)))

@@ -6,16 +6,17 @@ import os
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from proof_of_learning.errors import TaskError
 from proof_of_learning.numeric.denormals import flushes_denormals
-from proof_of_learning.numeric.portable import drawing, elementwise, moving, normalisation, products, reductions
+from proof_of_learning.numeric.portable import drawing, elementwise, moving, normalisation, products, recurrent, reductions
 from proof_of_learning.numeric.portable.table import TABLE, RefusedError
 
 _ENTRIES = (drawing, elementwise, moving, normalisation, products, reductions)  # importing them fills the table
@@ -47,6 +48,22 @@ class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if found is NotImplemented:
             raise _refusal(func, str(func))
         return found
+
+
+class _Composed(TorchFunctionMode):
+    """Composes recurrent layers as a CPU does, on devices that have one fused operation for them."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kind = getattr(func, "__name__", "")
+        if kind in recurrent.CELLS and len(args) == 9 and isinstance(args[0], Tensor) and args[0].device.type != "cpu":
+            return recurrent.run(kind, *args)
+        return func(*args, **(kwargs or {}))
+
+
+def _composing() -> AbstractContextManager[Any]:
+    return _Composed() if torch.accelerator.is_available() else nullcontext()
 
 
 def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
@@ -147,6 +164,7 @@ def _switches() -> dict[str, Any]:
         "cudnn attention": torch.backends.cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
         "math": torch.backends.cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
         "fast path": torch.backends.mha.get_fastpath_enabled(),
+        "deterministic": torch.get_deterministic_debug_mode(),
     }
 
 
@@ -158,11 +176,13 @@ def _switch(to: Mapping[str, Any]) -> None:
     torch.backends.cuda.enable_cudnn_sdp(to["cudnn attention"])
     torch.backends.cuda.enable_math_sdp(to["math"])
     torch.backends.mha.set_fastpath_enabled(to["fast path"])
+    torch.set_deterministic_debug_mode(to["deterministic"])
 
 
 _OFF = {
     "mkldnn": False, "cudnn": False, "flash": False, "efficient": False, "cudnn attention": False, "math": True,
     "fast path": False,
+    "deterministic": 0,  # exact sums are the same in any order; what has no ordered form on an accelerator would be refused
 }  # fmt: skip
 
 
@@ -187,7 +207,7 @@ def portable_arithmetic() -> Iterator[None]:
     if flushes:
         torch.set_flush_denormal(False)
     try:
-        with _Portable():  # type: ignore[no-untyped-call]
+        with _composing(), _Portable():  # type: ignore[no-untyped-call]
             yield
     finally:
         _thread.active = False

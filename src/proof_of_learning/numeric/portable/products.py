@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proof_of_learning.numeric.portable import windows
 from proof_of_learning.numeric.portable.grid import product_bits, quantise, total
 from proof_of_learning.numeric.portable.table import portable, single
 
@@ -105,10 +106,18 @@ def _forward(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, gro
     y: Tensor | None = None
     for part in _channel_stretches(w.shape[1], terms, stretch):
         xs = xq if part == slice(0, w.shape[1]) else _of_groups(xq, groups, part)
-        piece = aten.convolution.default(xs, wq[:, part], None, stride, padding, dilation, False, plain, groups)
+        if x.device.type == "cpu":
+            piece = aten.convolution.default(xs, wq[:, part], None, stride, padding, dilation, False, plain, groups)
+        else:
+            piece = windows.forward(xs, wq[:, part], *_all(len(plain), stride, padding, dilation), groups)
         y = piece if y is None else y + piece
     assert y is not None
     return y.to(torch.float32)
+
+
+def _all(dims: int, *settings: Sequence[int]) -> list[list[int]]:
+    """Each setting with a number for each dimension."""
+    return [[*s] if len(s) == dims else [s[0]] * dims for s in settings]
 
 
 def _channel_stretches(channels: int, terms: int, stretch: int) -> list[slice]:
@@ -138,9 +147,12 @@ def _by_input(
         whole = part == slice(0, wq.shape[1])
         gs = gq if whole else _of_groups(gq, groups, part)
         ws = wq[:, part].flatten(0, 1)
-        piece = aten.convolution_backward.default(
-            gs, blank, ws, None, stride, padding, dilation, False, plain, groups, [True, False, False]
-        )[0]
+        if g.device.type == "cpu":
+            piece = aten.convolution_backward.default(
+                gs, blank, ws, None, stride, padding, dilation, False, plain, groups, [True, False, False]
+            )[0]
+        else:
+            piece = windows.by_input(gs, ws, shape, *_all(len(plain), stride, padding, dilation), groups)
         y = piece if y is None else y + piece
     assert y is not None
     return y.to(torch.float32)
@@ -162,10 +174,13 @@ def _by_weight(
     blank = g.new_empty(1, dtype=torch.float64).expand(shape)
     y: Tensor | None = None
     for start in range(0, g.shape[0], step):
-        piece = aten.convolution_backward.default(
-            gq[start : start + step], xq[start : start + step], blank, None, stride, padding, dilation, False, plain, groups,
-            [False, True, False],
-        )[1]  # fmt: skip
+        gs, xs = gq[start : start + step], xq[start : start + step]
+        if g.device.type == "cpu":
+            piece = aten.convolution_backward.default(
+                gs, xs, blank, None, stride, padding, dilation, False, plain, groups, [False, True, False]
+            )[1]
+        else:
+            piece = windows.by_weight(gs, xs, shape, *_all(len(plain), stride, padding, dilation), groups)
         y = piece if y is None else y + piece
     assert y is not None
     return y.to(torch.float32)

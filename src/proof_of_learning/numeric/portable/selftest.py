@@ -32,12 +32,13 @@ def numbers(seed: int, *shape: int, spread: int = 3) -> Tensor:
     whole = (words >> np.uint64(40)).astype(np.int64) - (1 << 23)  # 24 bits, signed
     powers = (words & np.uint64(0xFFFFFFFF)).astype(np.int64) % (2 * spread) - spread
     values = np.ldexp(whole.astype(np.float64), powers - 22)
-    return torch.from_numpy(values.astype(np.float32)).reshape(shape)
+    return torch.from_numpy(values.astype(np.float32)).reshape(shape).to(torch.get_default_device())
 
 
 def integers(seed: int, high: int, *shape: int) -> Tensor:
     count = int(np.prod(shape, dtype=np.int64))
-    return torch.from_numpy((raw_words(seed, count) % np.uint64(high)).astype(np.int64)).reshape(shape)
+    found = torch.from_numpy((raw_words(seed, count) % np.uint64(high)).astype(np.int64))
+    return found.reshape(shape).to(torch.get_default_device())
 
 
 EXTREMES = (
@@ -291,10 +292,10 @@ def digest(found: Any) -> str:
     return hashed.hexdigest()[:16]
 
 
-def digests() -> dict[str, str]:
-    """Of each case what this machine gives; a word instead where it gives nothing."""
+def digests(device: str = "cpu") -> dict[str, str]:
+    """Of each case what this machine gives on a device; a word instead where it gives nothing."""
     found = {}
-    with preserved():
+    with preserved(), torch.device(device):
         for name, case in cases().items():
             try:
                 with torch.enable_grad(), using(PORTABLE):
@@ -310,7 +311,7 @@ def published() -> dict[str, str]:
     return json.loads(files(__package__).joinpath(PUBLISHED).read_text())  # type: ignore[no-any-return]
 
 
-def differing() -> list[str]:
-    """The names of the cases that give other bits here than were published."""
-    wanted, found = published(), digests()
+def differing(device: str = "cpu") -> list[str]:
+    """The names of the cases that give other bits here, on a device, than were published."""
+    wanted, found = published(), digests(device)
     return sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))

@@ -7,7 +7,6 @@ its users; any other loop is the other (:meth:`Recorder.observe`).
 from __future__ import annotations
 
 import functools
-import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from proof_of_learning import limits
 from proof_of_learning.behind import Behind
-from proof_of_learning.data.batches import Indices
-from proof_of_learning.data.commit import DataCommitment, Dataset, commit
+from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import (
     EvaluationWarning,
     RecordingError,
@@ -31,79 +28,28 @@ from proof_of_learning.errors import (
     TrainingError,
     UsageError,
 )
-from proof_of_learning.header import kinds_of, program_of
-from proof_of_learning.proof import codecs, files, format, parse
-from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.codecs import Encoded
-from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
+from proof_of_learning.proof import codecs, files, format
+from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
+from proof_of_learning.recording.checkpoint import Checkpoint, Rows, finite
+from proof_of_learning.recording.header import make_header
 from proof_of_learning.rehearsal import beside, following
 from proof_of_learning.rehearsal.beside import Rehearsal
 from proof_of_learning.rehearsal.following import Following
 from proof_of_learning.rehearsal.hops import Hop
 from proof_of_learning.rehearsal.structure import regrouped
-from proof_of_learning.replay.measure import displacement
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.task import Task, default_interval, task_code
+from proof_of_learning.task import Task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
+from proof_of_learning.training.batches import Indices
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.optimizers import settle_groups
-from proof_of_learning.training.parts import Progress, of_kind, optimizers, rates, stray_parameters
+from proof_of_learning.training.parts import Progress, of_kind, optimizers, rates
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
 from proof_of_learning.training.steps import Session
-
-
-def make_header(
-    task: Task,
-    session: Session,
-    data: Dataset,
-    *,
-    interval: int | None = None,
-    mode: str = "derived",
-    data_commitment: DataCommitment | None = None,
-    start_root: str | None = None,
-    codec: str = codecs.DEFAULT,
-) -> Header:
-    """The header of a run of ``task`` whose fresh ``session`` was built from the task's seed.
-
-    ``start_root``: root of the proof whose final weights the run starts from. ``codec``: how states are stored.
-    """
-    samples = len(data)
-    steps = task.total_steps(samples)
-    interval = default_interval(steps) if interval is None else interval
-    if interval < 1:
-        raise UsageError(f"the interval must be at least 1 step, not {interval}")
-    if codec not in codecs.NAMES:
-        raise UsageError(f"there is no codec {codec[:40]!r}; choose one of {', '.join(codecs.NAMES)}")
-    stored = codecs.get_codec(codec)
-    session.rates()  # there is one for every group
-    for name, number in stray_parameters(session.parts).items():
-        raise TaskError(
-            f"parameter {number} of {name!r} belongs neither to the model nor to a further part, so no state would hold it; "
-            "make its module part of the model, or name it in the task's `parts`"
-        )
-    description = session.describe()
-    header = Header(
-        format=format.FORMAT,
-        task=TaskClaim(description.digest(), task.name, description.content, description.sources),
-        data=commit(data) if data_commitment is None else data_commitment,
-        training=Training(steps, interval, task.steps_per_epoch(samples)),
-        randomness=Randomness(mode, session.key.hex(), seed=str(task.seed)),  # type: ignore[arg-type]
-        initialization=(
-            Initialization("derived" if mode == "derived" else "recorded")
-            if start_root is None
-            else Initialization("linked", start_root)
-        ),
-        codec=CodecClaim(stored.name, stored.version, in_loop=not stored.exact),
-        program=program_of(task),
-        parts=kinds_of(session.parts),
-        arithmetic=session.arithmetic,
-    )
-    parse.check(header)
-    return header
 
 
 @dataclass
@@ -142,11 +88,7 @@ class Recorder:
         if keep_every is not None and keep_every < 1:
             raise UsageError(f"every how many states one is kept must be at least 1, not {keep_every}")
         self.path, self.header, self.parts, self.environment = Path(path), header, dict(parts), environment
-        self._losses: list[torch.Tensor] = []
-        self._rates: list[list[float]] = []
-        self._indices: list[Indices] = []
-        self._rng: list[RngSnapshot] = []
-        self._loop: list[Indices] = []
+        self._rows = Rows()
         self._pending: _Pending | None = None
         self._behind = Behind() if asynchronous else None
         self._groups = {name: settle_groups(optimizer) for name, optimizer in optimizers(self.parts).items()}
@@ -214,15 +156,15 @@ class Recorder:
         if self._behind is not None:
             self._behind.check()
         self._check_groups()
-        self._losses.append(loss)
-        self._rates.append(rates)
+        self._rows.losses.append(loss)
+        self._rows.rates.append(rates)
         if (indices is None) != (self.header.randomness.mode == "derived"):
             raise UsageError("indices and generator states are recorded exactly where randomness is not derived")
         if indices is not None and rng is not None:
-            self._indices.append(np.asarray(indices, dtype=np.int64))
-            self._rng.append(rng)
+            self._rows.indices.append(np.asarray(indices, dtype=np.int64))
+            self._rows.rng.append(rng)
         if loop is not None:
-            self._loop.append(loop)
+            self._rows.loop.append(loop)
         if self._rehearsal is not None:
             self._rehearsal.after(self.steps_done, loss, indices, rng, loop)
         self.steps_done += 1
@@ -263,7 +205,7 @@ class Recorder:
             raise RecordingError(
                 f"{self.steps_done} of {planned} steps were taken; close(early=True) seals a run that stops early"
             )
-        if self._losses:  # a run whose end nobody knew, between two checkpoints
+        if len(self._rows):  # a run whose end nobody knew, between two checkpoints
             self._checkpoint(None)
         if self._rehearsal is not None:
             self._rehearsal.finish()
@@ -397,9 +339,10 @@ class Recorder:
         if self._rehearsal is not None:
             before = self._writer.state
             assert before is not None
-            start = self.steps_done - len(self._losses)
+            rows = self._rows
+            start = self.steps_done - len(rows)
             self._rehearsal.checkpoint(
-                Hop(start, before, self.steps_done, arrived, self._losses, self._indices, self._rng, self._loop)
+                Hop(start, before, self.steps_done, arrived, rows.losses, rows.indices, rows.rng, rows.loop)
             )
         encoded = self._writer.encode(arrived, self.steps_done)
         state, digest = arrived, None
@@ -408,55 +351,20 @@ class Recorder:
             restore(self.parts, state)
         elif self._behind is not None:
             state = arrived.settled(self._spare)
-        losses, rates = (
-            torch.stack(self._losses),
-            np.array(self._rates, dtype=np.float64).reshape(len(self._losses), -1),
-        )
         observed = self.header.randomness.mode == "recorded"
-        write = functools.partial(
-            self._write, state, encoded, digest, losses, rates, list(self._indices) if observed else None,
-            list(self._rng) if observed else None, list(self._loop) or None,
-            None if evaluation is None else finite(evaluation), self.steps_done,
+        checkpoint = Checkpoint(
+            self.steps_done, state, encoded, digest, self._rows, torch.stack(self._rows.losses), observed,
+            None if evaluation is None else finite(evaluation),
         )  # fmt: skip
-        for rows in (self._losses, self._rates, self._indices, self._rng, self._loop):
-            rows.clear()
+        self._rows = Rows()
         if self._behind is None:
-            write()
+            self._write(checkpoint)
         else:
-            self._behind.submit(write)
+            self._behind.submit(functools.partial(self._write, checkpoint))
 
-    def _write(
-        self,
-        state: State,
-        encoded: Encoded | None,
-        arrived: str | None,
-        losses: torch.Tensor,
-        rates: npt.NDArray[np.float64],
-        indices: list[Indices] | None,
-        rng: list[RngSnapshot] | None,
-        loop: list[Indices] | None,
-        evaluation: dict[str, float] | None,
-        stop: int,
-    ) -> None:
-        """Measure, hash, encode and write one checkpoint; ``arrived`` is the digest before a codec in the loop."""
+    def _write(self, checkpoint: Checkpoint) -> None:
         before = self._writer.state
-        assert before is not None
-        moved, loss = displacement(before, state), losses.double().cpu().numpy()
-        if not (math.isfinite(moved.state) and np.isfinite(loss).all()):
-            raise TrainingError(
-                f"training is no longer finite between steps {stop - len(loss)} and {stop}; "
-                "no proof can cover that. Lower the learning rate or clip gradients, and record into a new directory"
-            )
-        self._writer.segment(
-            arrived=arrived or state.digest(),
-            state=state,
-            encoded=encoded,
-            displacement=moved,
-            environment=self.environment,
-            columns=Columns(loss, rates, indices, rng, loop=loop),
-            stop=stop,
-            evaluation=evaluation,
-        )
+        checkpoint.write(self._writer, self.environment)
         self._spare = before if before is not self._writer.state else None
 
     def _check_groups(self) -> None:
@@ -478,13 +386,6 @@ class Recorder:
 def _mean(losses: list[torch.Tensor]) -> torch.Tensor:
     """Added up as the standard step does, so that the replay's loss has the same bits."""
     return functools.reduce(torch.add, [loss / len(losses) for loss in losses])
-
-
-def finite(evaluation: Mapping[str, float]) -> dict[str, float]:
-    """The same numbers; TrainingError where one is not finite."""
-    if not all(math.isfinite(value) for value in evaluation.values()):
-        raise TrainingError(f"the evaluation of the model is not finite: {dict(evaluation)}")
-    return dict(evaluation)
 
 
 class Indexed:
