@@ -250,6 +250,7 @@ def register(
 
     owners: public keys (PEM files) of those who own what will be trained; the claim names them, and :func:`sign` signs it.
     threshold: how many of them have to (default: all).
+    seal_program: the claim fixes the sealed program, too.
     """
     keys = _public_keys(owners)
     prepared = _prepared(
