@@ -18,7 +18,7 @@ from proof_of_learning.program.checking import parse, rehearse
 from proof_of_learning.program.document import Program, plain, tensor_of
 from proof_of_learning.program.operations import INPLACE, OPERATIONS, VIEWS, overload, written
 from proof_of_learning.program.sealed import task_of
-from proof_of_learning.program.show import lines
+from proof_of_learning.program.show import LARGE, carried, lines
 from proof_of_learning.program.tracing import PROBED, seal, sizes
 from proof_of_learning.task import Task
 from proof_of_learning.training import randomness
@@ -317,3 +317,20 @@ def test_arguments_have_one_spelling() -> None:
         "schema", "name", "parameters", "buffers", "constants", "initial", "steps", "optimizer", "schedule", "settings",
     }  # fmt: skip
     assert callable(tensor_of)
+
+
+def test_numbers_are_counted_wherever_a_program_could_carry_them(honest: Document) -> None:
+    """A loss of sum(p) and a rate for each of many small tensors would lead anywhere."""
+    program = parse(canonical.encode(honest))
+    assert carried(program) < 100
+    told = {"f": (0.1875).hex()}
+    many = copy.deepcopy(honest)
+    many["optimizer"]["groups"] = [{"params": [], "options": {"lr": {"f": (n / 7).hex()}}} for n in range(1, 2000)]
+    rates = copy.deepcopy(honest)
+    rates["schedule"]["rates"] = [[told, {"f": (n / 7).hex()}] for n in range(1, 2000)]
+    calls = changed(honest, "sum.default", "p0")
+    calls["steps"][0]["operations"] += [["mul.Scalar", ["p0", told], {}]] * 2000
+    whole = changed(honest, "sum.default", "p0")
+    whole["steps"][0]["operations"] += [["mul.Scalar", ["p0", {"i": str(n)}], {}] for n in range(17, 2017)]
+    for document in (many, rates, calls, whole):
+        assert carried(parse(canonical.encode(document))) > LARGE

@@ -62,7 +62,8 @@ def register(
         typer.Option(help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop."),
     ] = "raw",
     seal_program: Annotated[
-        bool, typer.Option("--seal-program", help="The run is recorded as a sealed program, whose digest the claim fixes.")
+        bool,
+        typer.Option("--seal-program", help="The run is recorded as a sealed program, whose digest the claim fixes."),
     ] = False,
     arithmetic: Annotated[
         str,

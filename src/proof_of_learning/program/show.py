@@ -14,27 +14,31 @@ from proof_of_learning.program.document import Constant, Graph, Held, Operation,
 from proof_of_learning.program.schedules import RECORDED
 
 SMALL = 8  # numbers of a constant that are shown
+USUAL, LAST = 16, 2**63 - 1  # integers that say which axis, and `to the end`
 LARGE = 1024  # numbers that a program may carry before a verifier has to approve them
 DRAWING = ("rand", "normal", "uniform", "bernoulli", "dropout", "exponential", "random")
 
 
 def carried(program: Program) -> int:
-    """How many numbers a program brings along: those of its constants, and different ones among arguments."""
-    numbers = set[str]()
+    """How many numbers a program brings along: in constants, among arguments of operations, in settings of the optimizer's groups,
+    and in recorded rates that are no multiple of the first group's.
+    """
+    count = sum(math.prod(constant.shape) for constant in program.constants)
     for graph in (program.initial, *program.steps):
-        for operation in graph.operations:
-            _floats([*operation.args, *operation.kwargs.values()], numbers)
-    return sum(math.prod(constant.shape) for constant in program.constants) + len(numbers)
+        count += sum(_numbers([*call.args, *call.kwargs.values()], 0) for call in graph.operations)
+    count += len({(k, str(v)) for group in program.optimizer.groups for k, v in group.options.items()})
+    rows = [] if program.schedule is None else [[plain(rate) for rate in row] for row in program.schedule.rates]
+    return count + len({(n, f"{rate / (row[0] or 1.0):.5g}") for row in rows for n, rate in enumerate(row) if n})
 
 
-def _floats(node: Any, found: set[str]) -> None:
+def _numbers(node: Any, depth: int) -> int:
+    """Numbers that are more than a small integer or a size, which stands in a list."""
     if isinstance(node, list):
-        for item in node:
-            _floats(item, found)
-    elif isinstance(node, dict):
-        tag, body = next(iter(node.items()))
-        if tag == "f" or (tag == "i" and len(str(body)) > 6):
-            found.add(str(body))
+        return sum(_numbers(item, depth + 1) for item in node)
+    if not isinstance(node, dict):
+        return 0
+    value = plain(node)
+    return int(isinstance(value, float) or (isinstance(value, int) and depth == 1 and USUAL < abs(value) < LAST))
 
 
 def lines(program: Program) -> Iterator[str]:

@@ -60,7 +60,7 @@ def seal(task: Task, data: Dataset) -> Program:
         raise TaskError("the task is a sealed program already")
     for name, what in _REFUSED.items():
         if getattr(task, name) is not None:
-            raise TaskError(f"the task has {what}, which has no place in a sealed program; {ADVICE}")
+            raise TaskError(f"a sealed program has no place for {what}; {ADVICE}")
     with randomness.preserved():
         program = _sealed(task, data)
     try:
