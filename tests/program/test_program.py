@@ -332,5 +332,7 @@ def test_numbers_are_counted_wherever_a_program_could_carry_them(honest: Documen
     calls["steps"][0]["operations"] += [["mul.Scalar", ["p0", told], {}]] * 2000
     whole = changed(honest, "sum.default", "p0")
     whole["steps"][0]["operations"] += [["mul.Scalar", ["p0", {"i": str(n)}], {}] for n in range(17, 2017)]
-    for document in (many, rates, calls, whole):
+    measured = changed(honest, "sum.default", "p0")
+    measured["steps"][0]["operations"] += [["ones.default", [[{"i": str(n)}]], {}] for n in range(2000)]
+    for document in (many, rates, calls, whole, measured):
         assert carried(parse(canonical.encode(document))) > LARGE

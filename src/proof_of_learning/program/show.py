@@ -26,6 +26,11 @@ def carried(program: Program) -> int:
     count = sum(math.prod(constant.shape) for constant in program.constants)
     for graph in (program.initial, *program.steps):
         count += sum(_numbers([*call.args, *call.kwargs.values()], 0) for call in graph.operations)
+        # A size becomes a number where what has it is added up.
+        listed = [
+            arg for call in graph.operations for arg in (*call.args, *call.kwargs.values()) if isinstance(arg, list)
+        ]
+        count += len({str(item) for arg in listed for item in arg if isinstance(item, dict)})
     count += len({(k, str(v)) for group in program.optimizer.groups for k, v in group.options.items()})
     rows = [] if program.schedule is None else [[plain(rate) for rate in row] for row in program.schedule.rates]
     return count + len({(n, f"{rate / (row[0] or 1.0):.5g}") for row in rows for n, rate in enumerate(row) if n})
