@@ -133,9 +133,11 @@ def check(folder: Path) -> str:
             header["ranks"],
             header["arithmetic"],
             header["program"]["kind"] in ("task", "script"),
-            header["program"]["sealed"],
         ]
-        need(neutral == [1, "native", True, None], "what is only reserved yet")
+        need(neutral == [1, "native", True], "what is only reserved yet")
+        program = task["description"].get("program")
+        held = None if program is None else sha256(b"pol/v1/program\0", canonical(program))
+        need(header["program"]["sealed"] == held, "the sealed program has another digest")
         anchor, claim = header["randomness"]["anchor"], header["randomness"]["claim"]
         need(anchor is None or claim is not None, "a timestamp of no claim")
         need(header["parts"]["model"] == "module" and header["parts"]["progress"] == "progress", "no model, or no step")

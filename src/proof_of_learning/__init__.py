@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proof_of_learning.recording.recorder import Indexed, Recorder
     from proof_of_learning.run.clock import Run
     from proof_of_learning.signing import sign, timestamp
-    from proof_of_learning.task import Task, TaskReference, load_task
+    from proof_of_learning.task import Task, TaskReference, load_task, sealed_program
     from proof_of_learning.thinning import regenerate, thin
     from proof_of_learning.training.context import StepContext
     from proof_of_learning.training.state import State
@@ -60,6 +60,7 @@ _HOMES = {
     "prove": "prover",
     "regenerate": "thinning",
     "register": "prover",
+    "sealed_program": "task",
     "sign": "signing",
     "thin": "thinning",
     "timestamp": "signing",
@@ -84,5 +85,5 @@ def __dir__() -> list[str]:
 __all__ = [
     "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "StepContext", "Task", "TaskReference",
     "Verdict", "__version__", "attacks", "calibrate", "check", "errors", "export", "load_task", "pack", "prove",
-    "regenerate", "register", "sign", "thin", "timestamp", "unpack", "verify",
+    "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
 ]  # fmt: skip

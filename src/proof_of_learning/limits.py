@@ -64,3 +64,14 @@ MAX_CHAIN = 64  # differences between a state and a whole one, so that any opens
 WEIGHT_ROOM = 16 << 20  # for any proof, however small, and
 MAX_EXPANSION = 32  # times the bytes of its objects
 HEADER_WEIGHT = 32  # bytes of memory that a byte of JSON may become: five of them make a node
+
+# ---- sealed programs --------------------------------------------------------------------------------------------
+
+MAX_PROGRAM = 16 << 20  # program.json, constants included
+MAX_OPERATIONS = 20_000  # of one graph: a Transformer of 100 layers has a tenth
+MAX_GRAPHS = 16  # sizes of a batch
+MAX_HELD = 20_000  # parameters, and buffers, and constants
+MAX_ELEMENTS = 1 << 32  # of one value
+MAX_VALUES = 1 << 38  # bytes of all values of a graph together
+MAX_LIST = 1 << 12  # entries of an argument
+MAX_RATES = 200_000  # recorded rates

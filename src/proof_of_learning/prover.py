@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 
 from proof_of_learning import registration as registrations
@@ -25,7 +26,7 @@ from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import begun, remember
 from proof_of_learning.recording.checkpoint import finite
-from proof_of_learning.recording.header import make_header
+from proof_of_learning.recording.header import make_header, program_of
 from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job
@@ -88,6 +89,7 @@ def _prepared(
     progress: ProgressCallback,
     arithmetic: str,
     salt: str | os.PathLike[str] | None,
+    seal_program: bool = False,
 ) -> Iterator[_Prepared]:
     task = load_task(task)
     if seed is not None:
@@ -106,6 +108,10 @@ def _prepared(
             own = None if salt is None else salts.load(salt).salts(total)
             commitment = commit(data, salts=own, progress=lambda done: progress("hashing the data", done, total))
         progress("hashing the data", total, total)
+        program = program_of(task)
+        if seal_program:
+            progress("sealing the program", 0, 0)
+            task = sealed_task(task, data)
         base = root = None
         if start_from is not None:
             parent = Proof.open(start_from)
@@ -114,6 +120,7 @@ def _prepared(
         header = make_header(
             task, session, data, interval=interval, data_commitment=commitment, start_root=root, codec=codec
         )
+        header = msgspec.structs.replace(header, program=msgspec.structs.replace(program, sealed=header.program.sealed))
         yield _Prepared(task, data, environment, header, base, session)
 
 
@@ -135,6 +142,7 @@ def prove(
     rehearse: bool | None = None,
     arithmetic: str | None = None,
     salt: str | os.PathLike[str] | None = None,
+    seal_program: bool | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``, a directory or an address that fsspec knows (``s3://…``); go on where an
@@ -159,6 +167,8 @@ def prove(
     arithmetic: ``native`` (PyTorch's own; the default, unless the claim says otherwise), or ``portable``, which gives the same bits on
         any machine, is slower, and refuses operations that it does not have.
     salt: the secret (``pol keygen --salt``) from which each sample's salt in the data commitment follows, for data that stay private.
+    seal_program: record the step as data in the proof (:mod:`.program`; default: what the claim says), so that it can be
+        replayed without the task's code. Refused by name where the task has something that no program can hold.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
@@ -168,9 +178,11 @@ def prove(
         codec = codecs.DEFAULT if claim is None else claim.claim.codec.name
     if arithmetic is None:
         arithmetic = NATIVE if claim is None else claim.claim.arithmetic
+    if seal_program is None:
+        seal_program = claim is not None and claim.claim.sealed is not None
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=seed, start_from=start_from,
-        codec=codec, progress=progress, arithmetic=arithmetic, salt=salt,
+        codec=codec, progress=progress, arithmetic=arithmetic, salt=salt, seal_program=seal_program,
     )  # fmt: skip
     with remote.recording(path) as (folder, copy), prepared as ready:
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
@@ -237,17 +249,19 @@ def register(
     codec: str = codecs.DEFAULT,
     arithmetic: str = NATIVE,
     salt: str | os.PathLike[str] | None = None,
+    seal_program: bool = False,
     progress: ProgressCallback = silent,
 ) -> registrations.Registration:
     """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`.
 
     owners: public keys (PEM files) of those who own what will be trained; the claim names them, and :func:`sign` signs it.
     threshold: how many of them have to (default: all).
+    seal_program: the claim fixes the sealed program, too.
     """
     keys = _public_keys(owners)
     prepared = _prepared(
         task, interval=interval, device=device, portable=portable, threads=threads, seed=None, start_from=start_from,
-        codec=codec, progress=progress, arithmetic=arithmetic, salt=salt,
+        codec=codec, progress=progress, arithmetic=arithmetic, salt=salt, seal_program=seal_program,
     )  # fmt: skip
     with prepared as ready:
         digests = [key.digest for key in keys]
@@ -274,6 +288,15 @@ def describe(task: Task | str | TaskReference) -> Description:
     loaded = load_task(task)
     with randomness.preserved():
         return Session(loaded, randomness.key_from_seed(loaded.seed)).describe()
+
+
+def sealed_task(task: Task, data: Dataset) -> Task:
+    """The task as a sealed program. Raises TaskError for what cannot be sealed, by name."""
+    # Not at the top of the file: tracing loads much of PyTorch.
+    from proof_of_learning.program.sealed import task_of
+    from proof_of_learning.program.tracing import seal
+
+    return replace(task_of(seal(task, data), task.data), seed=task.seed)
 
 
 def check_loading(task: Task, data: Dataset) -> None:

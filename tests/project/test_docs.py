@@ -79,7 +79,7 @@ def test_every_command_line_parses(line: str) -> None:
         pass
 
 
-TABLE = re.findall(r"^\| `pol ([a-z]+)[^|]*` \|.*\|(.*)\|$", GUIDES["commands"], re.MULTILINE)
+TABLE = re.findall(r"^\| `pol ([a-z-]+)[^|]*` \|.*\|(.*)\|$", GUIDES["commands"], re.MULTILINE)
 
 
 def test_the_table_of_commands_is_complete() -> None:

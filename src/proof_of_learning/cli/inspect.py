@@ -14,15 +14,20 @@ SHOWN = 5  # events or inputs in the table; the JSON has all
 @common.command("interrupted; the proof was only read")
 def inspect(
     proof: Annotated[str, typer.Argument(help="The proof's directory, or its address (`s3://…`).")],
+    program: Annotated[
+        bool, typer.Option("--program", help="Show the sealed program: each operation, its shapes, what it carries.")
+    ] = False,
     json: Annotated[
         str | None, typer.Option("--json", help="Write it as JSON to this file (`-`: standard output).")
     ] = None,
 ) -> None:
     """Show what is in a proof: the task as the prover describes it, data, randomness, environments, size. Judges nothing.
 
-    **Example**
+    **Examples**
 
     `pol inspect run.pol`
+
+    `pol inspect run.pol --program`
     """
     import msgspec
 
@@ -30,10 +35,26 @@ def inspect(
     from proof_of_learning.proof.remote import local
 
     with local(proof) as folder:
-        content = describe(Proof.open(folder))
+        opened = Proof.open(folder)
+        if program:
+            return _show_program(opened)
+        content = describe(opened)
     common.write_json(msgspec.json.format(msgspec.json.encode(content), indent=2), json)
     if json != "-":
         _show(content)
+
+
+def _show_program(proof: Any) -> None:
+    from proof_of_learning import canonical
+    from proof_of_learning.errors import UsageError
+    from proof_of_learning.program.checking import parse
+    from proof_of_learning.program.show import lines
+
+    held = proof.header.task.description.get("program")
+    if held is None:
+        raise UsageError("the proof has no sealed program (`pol prove --seal-program` records one)")
+    for text in lines(parse(canonical.encode(held))):
+        common.say(text)
 
 
 def describe(proof: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from proof_of_learning.cli import (
     doctor,
     environment,
     export,
+    export_data,
     inspect,
     opening,
     pack,
@@ -75,6 +76,7 @@ app.command("inspect")(inspect.inspect)
 app.command("diff")(diff.diff)
 app.command("environment")(environment.environment)
 app.command("export")(export.export)
+app.command("export-data")(export_data.export_data)
 app.command("selftest")(selftest.selftest)
 app.command("thin")(thin.thin)
 app.command("regenerate")(thin.regenerate)

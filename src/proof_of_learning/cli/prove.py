@@ -80,6 +80,14 @@ def prove(
             "--salt", help="Secret (`pol keygen --salt`) that salts the data's digest, for data that stay private."
         ),
     ] = None,
+    seal_program: Annotated[
+        bool | None,
+        typer.Option(
+            "--seal-program",
+            help="Record the step as data, so that it can be replayed without the task's code; not every task can be sealed.  "
+            "[default: what the claim says]",
+        ),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     save_model: Annotated[
@@ -97,6 +105,8 @@ def prove(
     `pol prove examples/digits.py:task -o run.pol`
 
     `pol prove examples/fashion_mnist.py:task -o run.pol -k 50 --data DATA --set epochs=3`
+
+    `pol prove examples/digits.py:task -o run.pol --seal-program --arithmetic portable`
     """
     from proof_of_learning.training import environment
 
@@ -113,7 +123,7 @@ def prove(
         given = {
             "--seed": seed, "--registration": registration, "--start-from": start_from, "--evaluations": evaluations or None,
             "--codec": codec, "--keep-every": keep_every, "--async": asynchronous, "--set": set_ or None,
-            "--save-model": save_model, "--arithmetic": arithmetic, "--salt": salt,
+            "--save-model": save_model, "--arithmetic": arithmetic, "--salt": salt, "--seal-program": seal_program,
         }  # fmt: skip
         if unused := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
@@ -126,7 +136,7 @@ def prove(
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
             registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
             keep_every=keep_every, asynchronous=asynchronous, rehearse=False if no_rehearsal else None, arithmetic=arithmetic,
-            salt=salt, progress=progress,
+            salt=salt, seal_program=seal_program, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)

@@ -61,6 +61,10 @@ def register(
         str,
         typer.Option(help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop."),
     ] = "raw",
+    seal_program: Annotated[
+        bool,
+        typer.Option("--seal-program", help="The run is recorded as a sealed program, whose digest the claim fixes."),
+    ] = False,
     arithmetic: Annotated[
         str,
         typer.Option(
@@ -110,7 +114,7 @@ def register(
         made = pol.register(
             loaded, out, interval=interval, device=device, portable=portable, threads=threads,
             owners=[*(signer.public for signer in signers), *(owner or [])], threshold=threshold,
-            start_from=start_from, codec=codec, arithmetic=arithmetic, salt=salt, progress=progress,
+            start_from=start_from, codec=codec, arithmetic=arithmetic, salt=salt, seal_program=seal_program, progress=progress,
         )  # fmt: skip
     claim = made.claim
     common.say(

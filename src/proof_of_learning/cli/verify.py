@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -151,6 +152,13 @@ def verify(
         list[Path] | None,
         typer.Option("--allow-read", help="A further file or folder that the confined task may read; may be repeated."),
     ] = None,
+    sealed: Annotated[
+        bool,
+        typer.Option(
+            "--sealed",
+            help="Hold the proof against the program sealed in it, which you have to read; with --data, the folder of its samples.",
+        ),
+    ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
     data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
     json: Annotated[
@@ -173,6 +181,8 @@ def verify(
     `pol verify run.pol --task examples/digits.py:task --all --json -`
 
     `pol verify opening --task task.py:task --challenge second.json --data-root sha256:… --docket docket.json`
+
+    `pol verify run.pol --sealed --data digits-data`
     """
     common.use_data(data)
     common.writable("--report", report)
@@ -180,9 +190,17 @@ def verify(
 
     import proof_of_learning as pol
     from proof_of_learning.disputes.verifying import Terms, is_opening, verify_opening
+    from proof_of_learning.task import sealed_program
     from proof_of_learning.verifier.options import Options
 
+    if sealed and (task is not None or set_ or arguments):
+        raise UsageError("--sealed takes the program in the proof for the task; name the one or the other")
+    folder = os.environ.get(common.DATA_VARIABLE)
+    if sealed and folder is None:
+        raise UsageError("--sealed needs the samples: name the folder that `pol export-data` wrote (--data)")
     reference = None if task is None else common.reference(task, common.settings(set_), arguments)
+    if sealed:
+        reference = sealed_program(str(folder))
     choices: Choices = {
         "top_q": top_q, "random": random, "everything": everything, "nonce": nonce, "accept_nonce": accept_nonce,
         "accept_order": accept_order, "accept_uniform": accept_uniform, "accept_stopped": accept_stopped,
@@ -194,9 +212,9 @@ def verify(
     links, roots = _links(chain or []), trust or ()
     with _workers(ray, workers) as pool, common.progress_bar(quiet=json == "-") as progress:
         if is_opening(proof):
-            if reference is None or random is not None or everything or nonce is not None or top_q != 1:
+            if reference is None or sealed or random is not None or everything or nonce is not None or top_q != 1:
                 raise UsageError(
-                    "an opening is verified against a task (--task), and what was drawn stands in its challenge: "
+                    "an opening is verified against a task (--task), not sealed, and what was drawn stands in its challenge: "
                     "--random, --all, --top-q and --nonce have no meaning"
                 )
             terms = Terms(challenge, data_root, docket, accept_budget)

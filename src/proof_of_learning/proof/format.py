@@ -63,7 +63,7 @@ class Program(_Document, frozen=True):
     """What was run, by the prover's word: a ``task``, or a ``script`` that holds the loop.
 
     reference: the file's name without folders, or the module, and the function; None for an object without one.
-    arguments: of the command. settings: of the task. sealed: digest of the step as data.
+    arguments: of the command. settings: of the task. sealed: digest of the step as data, which the task's description holds.
     """
 
     kind: Literal["task", "script"] = "task"
@@ -306,6 +306,11 @@ def index_start(header_digest: str, version: int = VERSION) -> str:
 
 def _tag(name: str, version: int) -> bytes:
     return f"pol/v{version}/{name}\0".encode()
+
+
+def program_digest(raw: bytes) -> str:
+    """The digest of a sealed program; ``raw``: its document in canonical form."""
+    return canonical.sha256(b"pol/v1/program\0", raw)
 
 
 def check_digest(value: str, what: str) -> str:

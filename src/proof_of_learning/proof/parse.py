@@ -122,6 +122,13 @@ def check(header: Header) -> None:
         header.arithmetic == format.ARITHMETIC or (header.program.kind == "task" and randomness.mode == "derived"),
         "a script, or a loop of its own, is recorded in native arithmetic",
     )
+    if header.version > 1:
+        held = header.task.description.get("program")
+        sealed = None if held is None else format.program_digest(canonical.encode(held))
+        need(
+            header.program.sealed == sealed,
+            "the digest of the sealed program is not that of the one in the task's description",
+        )
     if canonical.sha256(b"pol/v1/task\0", canonical.encode(header.task.description)) != header.task.digest:
         raise IntegrityError(f"{HEADER_FILE}: the task's digest is not that of its description")
 
@@ -141,7 +148,7 @@ def _check_program(program: Program, recorded: bool) -> None:
             raise FormatError(f"{HEADER_FILE}: the program {message}")
 
     need(program.kind == "task" or recorded, "is a script, whose randomness is always recorded")
-    need(program.sealed is None, "is sealed, which this version cannot replay")
+    need(program.sealed is None or program.kind == "task", "is a script, and sealed")
     need(
         program.reference is None or named(program.reference), "has a reference that names no file, module or function"
     )

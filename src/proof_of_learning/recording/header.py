@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from proof_of_learning import canonical
 from proof_of_learning.data.commit import DataCommitment, Dataset, commit
 from proof_of_learning.errors import TaskError, UsageError
 from proof_of_learning.limits import MAX_ARGUMENTS, MAX_TEXT
@@ -82,6 +83,8 @@ def make_header(
 
 def program_of(task: Task) -> Program:
     """The program that a task was loaded from, with its settings; no folder of this machine is in it."""
+    if task.program is not None:
+        return Program(sealed=format.program_digest(canonical.encode(task.program)))
     if task.reference is None:
         return Program()
     place, _, function = task.reference.target.rpartition(":")

@@ -41,6 +41,7 @@ class Job:
 
     ``arguments``: those that a script was recorded with, for a verifier who names no others. ``arithmetic``: what the
     task computes in. ``samples``, ``opened``: how many samples there are, and those that were opened, in the place of the task's data.
+    ``sealed``: it is replayed as a sealed program, made of the task, or ``program`` where this is one.
     """
 
     task: Task | TaskReference
@@ -51,6 +52,8 @@ class Job:
     arithmetic: str = NATIVE
     samples: int | None = None
     opened: State | None = None
+    sealed: bool = False
+    program: bytes = b""
 
     @property
     def reference(self) -> TaskReference | None:
@@ -281,6 +284,8 @@ class WorkerPool:
             ),
             arithmetic=self._job.arithmetic,
             samples=self._job.samples,
+            sealed=self._job.sealed,
+            program=self._job.program,
         )
         opened, _ = worker.ask(request, [state for state in (self._job.base, self._job.opened) if state is not None])
         if not isinstance(opened, protocol.Opened):

@@ -43,7 +43,8 @@ class Answer(msgspec.Struct, frozen=True, tag_field="answer", forbid_unknown_fie
 
 class Open(Request, frozen=True, tag="open"):
     """Build the task and take on the numeric environment. First of all requests. ``arguments``: of a script.
-    ``arithmetic``: what the task computes in.
+    ``arithmetic``: what the task computes in. ``sealed``: the task is replayed as a sealed program, which is made of it;
+    or is ``program`` itself, where this is the document of one, over the samples in a folder (``settings``: ``data``).
 
     Behind it, where the run starts from another proof's final weights: these (a state with the part ``model``). Last, where
     ``samples`` is a number: those that were opened of so many (:mod:`data.opened`), which stand for the task's own data set.
@@ -57,6 +58,8 @@ class Open(Request, frozen=True, tag="open"):
     arguments: list[str] = []
     arithmetic: str = NATIVE
     samples: int | None = None
+    sealed: bool = False
+    program: bytes = b""
 
 
 class Opened(Answer, frozen=True, tag="opened"):
@@ -78,6 +81,7 @@ class Described(Answer, frozen=True, tag="described"):
     it began, ``steps_per_epoch`` the batches of the first loader, ``batch`` its samples (0: not known),
     ``arguments`` those it was called with, ``place`` where its loop begins: phase, epoch and walk (:mod:`run.events`); ``inputs``
     the files that it read before, ``pretrained`` the name of the one that it says its weights are from.
+    ``taken``: the task is the sealed program that the proof brought along, and none that the verifier has.
     ``metric``: what schedulers are given that are driven by one (``training.steps.Metric``).
     """
 
@@ -99,6 +103,7 @@ class Described(Answer, frozen=True, tag="described"):
     place: list[int] = []
     inputs: list[Input] = []
     pretrained: str = ""
+    taken: bool = False
 
 
 class CommitData(Request, frozen=True, tag="commit-data"):

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proof_of_learning import canonical
 from proof_of_learning.data.opened import Samples
 from proof_of_learning.errors import (
     DivergedError,
@@ -42,7 +43,7 @@ from proof_of_learning.replay.process import DEFAULT_TIMEOUT, OnWork, idle
 from proof_of_learning.replay.requests import PER_SEGMENT, AnyCheckAnswer, AnyCheckRequest
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.replay.where import Where
-from proof_of_learning.task import Task, TaskReference
+from proof_of_learning.task import SEALED, Task, TaskReference
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment, Flags
@@ -93,6 +94,7 @@ class Replayer:
                 proof.header.arithmetic,
                 None if opened is None else proof.header.data.samples,
                 None if opened is None else opened.state(),
+                *sealed_of(proof, named),
             ),
             timeout,
             sandbox,
@@ -479,6 +481,16 @@ class _Taken:
     def __init__(self, state: State, told: protocol.Taken) -> None:
         self.state, self.losses, self.rates, self.seconds = state, told.losses, told.rates, told.seconds
         self.closed, self.asked = told.closed, told.asked
+
+
+def sealed_of(proof: Proof, named: TaskReference | None) -> tuple[bool, bytes]:
+    """Whether the run is replayed as a sealed program, and that program, where the verifier takes it from the proof."""
+    sealed = proof.header.program.sealed is not None
+    if named is None or named.target != SEALED:
+        return sealed, b""
+    if not sealed:
+        raise UsageError("the proof has no sealed program (`pol prove --seal-program`); name the task instead (--task)")
+    return True, canonical.encode(proof.header.task.description["program"])
 
 
 def arguments_of(proof: Proof) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Worker:
     def __init__(self, pulse: Pulse = lambda done, total: None, task: Task | None = None) -> None:
         self.pulse, self._given = pulse, task
         self._task: Task | None = task
-        self._arithmetic = NATIVE
+        self._arithmetic, self._taken = NATIVE, False
         self._base: State | None = None
         self._data: Dataset | None = None
         self._opened: OpenedData | None = None
@@ -112,11 +112,29 @@ class Worker:
             *states, sent = states
             self._opened = OpenedData.of(request.samples, sent)
         self._base = states[0] if states else None
-        self._task = self._given or load_task(TaskReference(request.task, request.settings))
+        self._task, self._taken = self._given or self._loaded(request), bool(request.program)
+        if request.sealed and self._task.program is None:
+            from proof_of_learning.program.sealed import task_of
+            from proof_of_learning.program.tracing import seal
+
+            with using(self._arithmetic), task_code("loading the data"):
+                data = self._task.data()
+            self._task = replace(task_of(seal(self._task, data), self._task.data), seed=self._task.seed)
         if request.seed is not None:
             self._task = replace(self._task, seed=request.seed)
         here = environments.current(self._device)
         return protocol.Opened(here, self._device == "cpu" and fork.possible(here.threads))
+
+    def _loaded(self, request: protocol.Open) -> Task:
+        """The task that is named, or the one that a sealed program is: then nothing of the prover's is imported."""
+        if not request.program:
+            return load_task(TaskReference(request.task, request.settings))
+        from proof_of_learning.program.checking import parse
+        from proof_of_learning.program.folder import samples
+        from proof_of_learning.program.sealed import task_of
+
+        folder = str(request.settings.get("data", ""))
+        return task_of(parse(request.program), lambda: samples(folder))
 
     def _describe(self) -> protocol.Described:
         task, samples, session = self.task, len(self.data), self.session
@@ -135,6 +153,7 @@ class Worker:
             members=session.members(),
             optimizers=session.groups(),
             modules=list(of_kind(session.parts, "module")),
+            taken=self._taken,
         )
 
     def _commit(self) -> protocol.Committed:

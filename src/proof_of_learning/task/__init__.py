@@ -7,17 +7,19 @@ canonical description whose digest is its identity), and its own code runs guard
 
 from proof_of_learning.task.definition import (
     DEFAULT_SEGMENTS,
+    SEALED,
     Setting,
     Task,
     TaskReference,
     default_interval,
     is_script,
+    sealed_program,
 )
 from proof_of_learning.task.description import Description, compare, describe, describe_parts, resumable
 from proof_of_learning.task.guard import task_code
 from proof_of_learning.task.loading import load_task
 
 __all__ = [
-    "DEFAULT_SEGMENTS", "Description", "Setting", "Task", "TaskReference", "compare", "default_interval", "describe",
-    "describe_parts", "is_script", "load_task", "resumable", "task_code",
+    "DEFAULT_SEGMENTS", "SEALED", "Description", "Setting", "Task", "TaskReference", "compare", "default_interval", "describe",
+    "describe_parts", "is_script", "load_task", "resumable", "sealed_program", "task_code",
 ]  # fmt: skip

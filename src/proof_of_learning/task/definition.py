@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from proof_of_learning.data.commit import Dataset
 
 Setting = str | int | float | bool
+SEALED = "(the sealed program in the proof)"  # the target of a reference that names no task
 DEFAULT_SEGMENTS = 1000  # the default interval aims at this many segments a run
 
 
@@ -55,6 +56,11 @@ def place_and_name(target: str) -> tuple[str, str]:
     return place, name
 
 
+def sealed_program(data: str | Path) -> TaskReference:
+    """What names, to ``verify``, the sealed program in the proof, over the samples in the folder ``data`` (``pol export-data``)."""
+    return TaskReference(SEALED, {"data": str(Path(data).resolve())})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is trained and how.
@@ -76,6 +82,7 @@ class Task:
     collate: list of samples to a batch; default ``torch.utils.data.default_collate``.
     evaluate: ``evaluate(model) -> {"name": value}``, called in evaluation mode without gradients.
     seed: decides every random choice of a run without a registered claim (0 <= seed < 2^64).
+    program: the document of the sealed program that it was made of (:mod:`proof_of_learning.program`), as plain values.
     """
 
     model: Callable[[], nn.Module]
@@ -100,6 +107,7 @@ class Task:
     seed: int = 0
     name: str = "task"
     reference: TaskReference | None = None
+    program: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         def need(condition: bool, message: str) -> None:

@@ -51,7 +51,10 @@ def describe(task: Task, model: nn.Module, optimizers: Mapping[str, Any], schedu
         "schedule": task.schedule,
         "shuffle": task.shuffle,
     }
-    return Description({**describe_parts(model, optimizers, schedulers, parts, home), "step": step}, _sources(task))
+    content = {**describe_parts(model, optimizers, schedulers, parts, home), "step": step}
+    if task.program is not None:
+        content["program"] = task.program
+    return Description(content, _sources(task))
 
 
 def describe_parts(model: nn.Module, optimizers: Mapping[str, Any], schedulers: Mapping[str, Any], parts: Mapping[str, Any],
@@ -86,6 +89,8 @@ def describe_parts(model: nn.Module, optimizers: Mapping[str, Any], schedulers: 
 
 
 def _sources(task: Task) -> dict[str, str]:
+    if task.program is not None:  # nothing else takes part
+        return {sources.MODULE + "program": canonical.sha256(canonical.encode(task.program))}
     given = {name: getattr(task, name) for name in _SOURCES if getattr(task, name) is not None}
     every = given if task.scaler is None else {**given, "scaler": task.scaler}
     # Data are committed to by themselves, and where they and an evaluation's lie is a matter of the machine.
@@ -101,6 +106,8 @@ def resumable(task: Task) -> str:
     """A digest of the functions and local modules that decide a run's numbers: all but the task's ``evaluate``. Two tasks that
     share it, and a header but for its sources, are the same run.
     """
+    if task.program is not None:
+        return canonical.sha256(canonical.encode(task.program))
     given = {name: getattr(task, name) for name in _SOURCES if getattr(task, name) is not None and name != "evaluate"}
     given = given if task.scaler is None else {**given, "scaler": task.scaler}
     steps = {name: function for name, function in given.items() if name != "data"}

@@ -14,7 +14,7 @@ from proof_of_learning.recording.header import without_folders
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.run import events
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, OVER
-from proof_of_learning.task import Task, TaskReference
+from proof_of_learning.task import SEALED, Task, TaskReference
 
 MOST_NAMED = 8  # settings
 MAX_TURNS = 8  # ways in which walks follow each other, each of which is replayed once
@@ -143,8 +143,10 @@ def otherwise_called(proof: Proof, described: Described) -> str:
 
 def other_settings(proof: Proof, task: Task | TaskReference | None) -> str:
     """Settings that the proof says the task had and the verifier did not give it; nothing where there are none, or no names."""
-    named = task.settings if isinstance(task, TaskReference) else None
-    if named is None or proof.header.program.kind != "task":
+    if not isinstance(task, TaskReference):
+        return ""
+    named = task.settings
+    if task.target == SEALED or proof.header.program.kind != "task":
         return ""
     other = [
         f"{name}={value}" for name, value in proof.header.program.settings.items() if str(named.get(name)) != str(value)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from typing import Any
+
 import msgspec
+import torch
 
 from proof_of_learning import sources
+from proof_of_learning.program.document import Program
+from proof_of_learning.program.show import LARGE, carried
 from proof_of_learning.proof.format import Input
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.task import compare
@@ -33,6 +39,8 @@ class TaskCheck:
         claim = evidence.proof.header.task
         changed = sources.changed(claim.sources, described.sources)
         if described.digest != claim.digest:
+            if (retraced := self._retraced(evidence, described)) is not None:
+                return retraced
             lines = compare(msgspec.json.decode(described.description), claim.description)
             more = f" (and {len(lines) - 1} more differences)" if len(lines) > 1 else ""
             return result(
@@ -44,6 +52,8 @@ class TaskCheck:
                 self, "inconclusive", f"{other}; use the same file, or name its place in the script's arguments (behind --)",
                 inputs=[[item.name, item.digest] for item in described.inputs][:100],
             )  # fmt: skip
+        if described.taken:
+            return self._taken(evidence)
         named = ", ".join(name.replace(":", " ") for name in changed)
         note = f"; the sources of {named} differ or are unavailable, which only a replay can judge" if changed else ""
         isolation = evidence.isolation.note if evidence.isolation is not None else "no code of the task was run"
@@ -58,6 +68,39 @@ class TaskCheck:
             inputs=[[item.name, item.digest] for item in evidence.proof.header.inputs][:100],
             isolation=isolation,
         )
+
+    def _retraced(self, evidence: Evidence, described: Described) -> CheckResult | None:
+        """Of a sealed proof: the named task gives another program, which may be another release of PyTorch's doing."""
+        own, claimed = msgspec.json.decode(described.description), dict(evidence.proof.header.task.description)
+        if own.pop("program", None) is None or claimed.pop("program", None) is None or own != claimed:
+            return None
+        releases = sorted({environment.torch.partition("+")[0] for environment in evidence.proof.environments.values()})
+        if releases == [torch.__version__.partition("+")[0]]:
+            return None
+        return result(
+            self, "inconclusive",
+            f"the task that was named is traced to another program than the proof's, which PyTorch {', '.join(releases)} wrote; use "
+            "that release, or read the program (`pol inspect --program`) and verify with --sealed",
+            named=described.digest, proof=evidence.proof.header.task.digest,
+        )  # fmt: skip
+
+    def _taken(self, evidence: Evidence) -> CheckResult:
+        """The task is the program that the proof brought along, so that what it pulls toward has to be looked at."""
+        header = evidence.proof.header
+        numbers = carried(msgspec.convert(header.task.description["program"], Program))
+        approved = any(fnmatchcase("constants", pattern) for pattern in evidence.options.claims.approve_fixed)
+        told: dict[str, Any] = {"digest": header.task.digest, "program": header.program.sealed, "numbers": numbers}
+        if numbers > LARGE and not approved:
+            return result(
+                self, "inconclusive",
+                f"the program in the proof carries {numbers:,} numbers of its own, which a loss may pull toward; read it (`pol "
+                "inspect --program`) and, if they belong there, approve them (--approve-fixed constants)", **told,
+            )  # fmt: skip
+        return result(
+            self, "pass",
+            f"the task is the program in the proof, {str(header.program.sealed)[:19]}…, which you have to read (`pol inspect "
+            "--program`); no code of the prover's was run", **told,
+        )  # fmt: skip
 
 
 def _read(inputs: list[Input]) -> str:
