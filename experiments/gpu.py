@@ -2,13 +2,13 @@
 
     python experiments/gpu.py [--quick | --tiny] [--data DIR] [--device cuda] [--output FOLDER] --json FILE
 
-- *Replay*: the examples, mixed precision and a compiled model are recorded by one process and verified by another on the same GPU, every
-  segment of them.
-- *Portable*: five tasks are trained in portable arithmetic on the CPU and on the GPU; the digests of the whole state are compared after
-  every step. A proof recorded on the GPU is verified by a process that sees none.
+- *Replay*: the examples, mixed precision and a compiled model are recorded by one process and verified by another on the same GPU,
+  every segment of them.
+- *Portable*: five tasks are trained in portable arithmetic on the CPU and on the GPU; the digests of the whole state are compared
+  after every step. A proof recorded on the GPU is verified by a process that sees none.
 - *Cost*: recording over the same steps without it, and a portable step over a native one (float32, no TF32), in alternating blocks.
 
-Writes ``gpu.md`` too. ``--device cpu`` goes through the same parts where there is no GPU, and shows no more than that the program works.
+Writes ``gpu.md`` too. ``--device cpu`` goes through the same parts where there is no GPU: it shows that the program works.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from gpu_tasks import cnn, transformer, wide
 
 from proof_of_learning import Recorder, Task
 from proof_of_learning.numeric.portable import selftest
-from proof_of_learning.recorder import make_header
+from proof_of_learning.recording.header import make_header
 from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
@@ -56,11 +55,15 @@ def replayed(name: str, steps: int, device: str, *, portable: bool = False, hide
         target = f"{EXAMPLES / 'digits.py'}:task" if name == "digits" else f"{HERE / 'gpu_tasks.py'}:{name}"
         settings = ("--set", f"steps={steps}")
         more = ("--arithmetic", "portable") if portable else ()
-        made = command("prove", target, "-o", path, "-k", 10 if steps < 100 else 50, "--device", device, *settings, *more)
+        made = command(
+            "prove", target, "-o", path, "-k", 10 if steps < 100 else 50, "--device", device, *settings, *more
+        )
         if made.returncode:
             return {"error": f"prove: {(made.stderr or made.stdout)[-1500:]}"}
         recorded = time.perf_counter()
-        done = command("verify", path, "--task", target, "--all", "--sandbox", "off", "--json", "-", *settings, hide=hide)
+        done = command(
+            "verify", path, "--task", target, "--all", "--sandbox", "off", "--json", "-", *settings, hide=hide
+        )
         try:
             verdict = json.loads(done.stdout)
         except ValueError:
@@ -76,7 +79,12 @@ def replayed(name: str, steps: int, device: str, *, portable: bool = False, hide
 
 def trained(name: str, device: str, steps: int, text: str) -> Cell:
     """A training in portable arithmetic in a process of its own, with the digests of its states."""
-    variables = {**os.environ, "POL_TEXT": text, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(THREADS.get(name, 2) if device == "cpu" else 1)}
+    variables = {
+        **os.environ,
+        "POL_TEXT": text,
+        "GOMP_SPINCOUNT": "0",
+        "OMP_NUM_THREADS": str(THREADS.get(name, 2) if device == "cpu" else 1),
+    }
     done = subprocess.run(
         [sys.executable, str(HERE / "portable_run.py"), name, "portable", str(steps), "0", device], env=variables, capture_output=True,
         text=True, check=False,
@@ -132,14 +140,24 @@ def recording_cost(make: Callable[[int], Task], device: str, steps: int, blocks:
         bare(steps)
         record(steps)
         costs = alternate(
-            {"bare": partial(waited, device, partial(bare, steps)), "recorded": partial(waited, device, partial(record, steps))}, blocks
+            {
+                "bare": partial(waited, device, partial(bare, steps)),
+                "recorded": partial(waited, device, partial(record, steps)),
+            },
+            blocks,
         )
         with recorder:
             recorder.close()
     value, spread = ratio(costs["recorded"], costs["bare"])
     step = min(cost.wall for cost in costs["bare"]) / steps
     size = sum(p.numel() for p in session.model.parameters())
-    return {"ratio": value, "spread": spread, "step": step, "parameters": size, "shown": f"{value:.3f} of {step * 1e3:.2f} ms"}
+    return {
+        "ratio": value,
+        "spread": spread,
+        "step": step,
+        "parameters": size,
+        "shown": f"{value:.3f} of {step * 1e3:.2f} ms",
+    }
 
 
 def portable_cost(make: Callable[[int], Task], device: str, steps: int, blocks: int) -> Cell:
@@ -161,6 +179,8 @@ def main() -> None:
     options.add_argument("--output", default="docs/evidence", help="folder for the page")
     options.add_argument("--device", default="cuda", help="`cuda`; `cpu` shows that the program works")
     given = options.parse_args()
+    if given.size.name == "tiny" and not torch.cuda.is_available():
+        given.device = "cpu"
     size, device = given.size, given.device
     try:
         environment.require(device)
@@ -174,7 +194,7 @@ def main() -> None:
     steps, portable_steps = size.of(200, 40, 10), size.of(500, 50, 3)
     tasks = PORTABLE if has_data else PORTABLE[:2]
     todo: dict[str, Callable[[], Cell]] = {}
-    for name in tasks[:: -1]:
+    for name in tasks[::-1]:
         for where in dict.fromkeys(("cpu", device)):
             todo[f"portable/{name}/{where}"] = partial(trained, name, where, portable_steps, text)
     todo["elsewhere/digits"] = partial(replayed, "digits", steps, device, portable=True, hide=True)
@@ -184,10 +204,14 @@ def main() -> None:
     alone: dict[str, Callable[[], Cell]] = {}
     if has_data:
         each, blocks = size.of(60, 10, 2), size.of(12, 3, 1)
-        for name, make, interval in (("CNN", cnn, 10), ("Transformer", transformer, 10), ("Transformer, 25 M", wide, 10)):
+        for name, make, interval in (
+            ("CNN", cnn, 10),
+            ("Transformer", transformer, 10),
+            ("Transformer, 25 M", wide, 10),
+        ):
             if device != "cpu" or name == "CNN":
                 few = size.of((20, 4), (10, 2), (2, 1)) if make is wide else (each, blocks)  # a state of 300 MB
-                alone[f"recording/{name}"] = partial(recording_cost, make, device, *few, interval)
+                alone[f"recording/{name}"] = partial(recording_cost, make, device, few[0], few[1], interval)
                 alone[f"cost/{name}"] = partial(portable_cost, make, device, size.of(5, 2, 1), size.of(10, 2, 1))
     alone["self-test"] = partial(tested, device)
     found = compute(alone, part_of(given.json), label)  # first, while nothing else runs
@@ -199,7 +223,11 @@ def main() -> None:
 def tested(device: str) -> Cell:
     differ = selftest.differing(device)
     here = selftest.digests(device) if differ else {}
-    return {"differ": {name: here.get(name) for name in differ}, "cases": len(selftest.published()), "shown": f"{differ}"}
+    return {
+        "differ": {name: here.get(name) for name in differ},
+        "cases": len(selftest.published()),
+        "shown": f"{differ}",
+    }
 
 
 def report(found: dict[str, Cell], given: Any, tasks: tuple[str, ...], steps: int) -> None:
@@ -211,7 +239,9 @@ def report(found: dict[str, Cell], given: Any, tasks: tuple[str, ...], steps: in
             bits.append([name, "–", one.get("error", "")[-200:] or other.get("error", "")[-200:], "–", "–"])
             continue
         apart = [i for i, (a, b) in enumerate(zip(one["digests"], other["digests"], strict=True)) if a != b]
-        results.append(Result(f"portable {name}: states that differ from the CPU's", len(apart), "states", "lower", 0.0))
+        results.append(
+            Result(f"portable {name}: states that differ from the CPU's", len(apart), "states", "lower", 0.0)
+        )
         first = "all equal" if not apart else f"from state {apart[0]}"
         times = [f"{cell['typical_step'] * 1e3:.1f} ms" for cell in (one, other)]
         bits.append([name, len(one["digests"]), first, *times, one["digests"][-1][7:23]])
@@ -222,7 +252,11 @@ def report(found: dict[str, Cell], given: Any, tasks: tuple[str, ...], steps: in
             if "error" in cell:
                 replays.append([what, where, "–", f"failed: {cell['error'][-200:]}"])
                 continue
-            results.append(Result(f"{name}: segments that are not exact", cell["segments"] - cell["exact"], "segments", "lower", 0.0))
+            results.append(
+                Result(
+                    f"{name}: segments that are not exact", cell["segments"] - cell["exact"], "segments", "lower", 0.0
+                )
+            )
             replays.append([what, where, f"{cell['exact']} of {cell['segments']}", cell["verdict"]])
         elif kind in ("recording", "cost") and "error" not in cell:
             ours = kind == "recording"
@@ -241,8 +275,8 @@ def report(found: dict[str, Cell], given: Any, tasks: tuple[str, ...], steps: in
         "Recorded by one process (k = 50, 200 steps), verified by another, every segment.\n",
         table(["task", "verified by", "exact segments", "verdict"], replays),
         "## Portable arithmetic: the CPU's bits\n",
-        f"The self-test on the GPU: {test['cases']} cases, {len(test['differ'])} differ. {steps} steps of each task; digests of the whole "
-        "state after every step, the initial one included. Times are those of processes that ran side by side.\n",
+        f"The self-test on the GPU: {test['cases']} cases, {len(test['differ'])} differ. {steps} steps of each task; digests of the "
+        "whole state after every step, the initial one included. Times are those of processes that ran side by side.\n",
         table(["task", "states", "GPU against CPU", "step, CPU", "step, GPU", "last digest"], bits),
         "## Cost\n",
         "In alternating blocks, nothing else on the machine; wall time.\n",

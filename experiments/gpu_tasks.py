@@ -17,7 +17,7 @@ import fashion_mnist
 
 from proof_of_learning import Task
 
-TRANSFORMER = {"width": 128, "layers": 2, "window": 64, "batch_size": 32, "accumulate": 1}
+TRANSFORMER: dict[str, Any] = {"width": 128, "layers": 2, "window": 64, "batch_size": 32, "accumulate": 1}
 
 
 def cnn(steps: int = 200) -> Task:

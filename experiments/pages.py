@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import byzantine
 import cells
 import honest
 import matrix_page
@@ -27,6 +28,10 @@ Document = dict[str, Any]
 
 def _honest(found: Document, output: Path, pictures: bool) -> None:
     cells.write_page(output / "honest.md", honest.page(found["runs"], found["seed"]))
+
+
+def _byzantine(found: Document, output: Path, pictures: bool) -> None:
+    byzantine.write_pages(found["cells"], found["planned"], output, pictures)
 
 
 def _selection(found: Document, output: Path, pictures: bool) -> None:
@@ -51,8 +56,8 @@ def _paper(found: Document, output: Path, pictures: bool) -> None:
 
 
 PAGES: dict[str, Callable[[Document, Path, bool], None]] = {
-    "attack-matrix": _attack_matrix, "honest": _honest, "other-environments": _other_environments, "paper": _paper,
-    "selection": _selection,
+    "attack-matrix": _attack_matrix, "byzantine": _byzantine, "honest": _honest, "other-environments": _other_environments,
+    "paper": _paper, "selection": _selection,
 }  # fmt: skip
 
 

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from cells import EXAMPLES
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
-
-from cells import EXAMPLES
 
 from proof_of_learning import Task, TaskReference, load_task
 from proof_of_learning.data.digits import digits
@@ -87,7 +86,7 @@ EXAMPLE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def task(name: str, steps: int, seed: int, text: str) -> tuple[Task, Callable[[nn.Module], float] | None]:
-    """A task, and what its model achieves: accuracy on digits that were held back, or the loss on text that was; None: the task says."""
+    """A task, and what its model achieves: accuracy on digits that were held back, or the loss on text; None: the task says."""
     if name in EXAMPLE:
         file, settings = EXAMPLE[name]
         return load_task(TaskReference(f"{EXAMPLES / file}:task", {**settings, "steps": steps, "seed": seed})), None

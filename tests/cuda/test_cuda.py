@@ -38,7 +38,9 @@ def verified(path: Path, task: TaskReference, *, sees_gpu: bool = True) -> dict[
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("settings", [{"net": "batchnorm"}, {"net": "batchnorm", "optimizer": "adamw"}], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize(
+    "settings", [{"net": "batchnorm"}, {"net": "batchnorm", "optimizer": "adamw"}], ids=["SGD", "AdamW"]
+)
 def test_a_run_is_replayed_bit_for_bit_by_another_process(settings: dict[str, Any], tmp_path: Path) -> None:
     task = reference(**settings)
     prove(task, tmp_path / "run.pol", interval=3, device="cuda")

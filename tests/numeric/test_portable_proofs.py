@@ -92,7 +92,7 @@ def test_where_the_self_test_fails_other_bits_are_inconclusive(
     forged = rewrite(recorded, tmp_path / "forged.pol", states=moved)
     task = tasks.task(net="batchnorm", optimizer="adamw", steps=12)  # replayed in this process
     assert verify(forged, task, everything=True).verdict == "invalid"
-    monkeypatch.setattr(selftest, "differing", lambda: ["mm 5 7 3"])
+    monkeypatch.setattr(selftest, "differing", lambda device: ["mm 5 7 3"])
     verdict = verify(forged, task, everything=True)
     assert verdict.verdict == "inconclusive"
     assert any("mm 5 7 3" in line and "pol selftest" in line for line in verdict.unreproduced)

@@ -43,8 +43,8 @@ def test_what_is_imported_is_declared(path: Path) -> None:
     declared = names(PROJECT["dependencies"])
     if path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in WITH_REPORT:
         declared |= names(PROJECT["optional-dependencies"]["report"])
-    if path.parent in (PACKAGE / "integrations", PACKAGE / "distributed"):  # each has an extra of its name
-        declared |= names(PROJECT["optional-dependencies"].get(path.stem, []))
+    if path.parent in (PACKAGE / "integrations", PACKAGE / "distributed"):  # each has an extra that its name ends with
+        declared |= names(PROJECT["optional-dependencies"].get(path.stem.rpartition("_")[2], []))
     assert {WITHIN.get(name, name) for name in foreign(path)} <= declared
 
 

@@ -25,7 +25,7 @@ PARTS |= {"experiments/pages"}  # computes nothing; test_experiments compares wh
 # Most of what these take is the start of one process after another, which is what they measure or compare.
 SLOW = {
     "benchmarks/calibrated_cost", "benchmarks/memory", "benchmarks/storage", "benchmarks/verify_cost",
-    "experiments/honest", "experiments/other_environments", "experiments/paper",
+    "experiments/gpu", "experiments/honest", "experiments/other_environments", "experiments/paper",
 }  # fmt: skip
 
 

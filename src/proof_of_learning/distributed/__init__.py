@@ -1,1 +1,2 @@
-"""Replay workers on other machines. Handed to ``verify(pool=…)``, which knows nothing of where they are."""
+"""Beyond one machine: replay workers handed to ``verify(pool=…)`` (:mod:`ray`), and training with workers whom nobody trusts
+(:mod:`coordinator`)."""

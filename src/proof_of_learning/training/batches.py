@@ -67,13 +67,14 @@ class Feed:
         self._generator = torch.Generator()
         self._columns = data.tensors if type(data) is TensorDataset else None
 
-    def batches(self, step: int, indices: Indices) -> list[Any]:
-        """The step's batches, in order."""
+    def batches(self, step: int, indices: Indices, only: range | None = None) -> list[Any]:
+        """The step's batches, in order; ``only``: those at these places."""
         size = self.task.batch_size
+        starts = range(0, len(indices), size)
         with task_code(f"preparing the batches of step {step}"):
             return [
                 to_device(self._batch(step, start, indices[start : start + size]), self.device)
-                for start in range(0, len(indices), size)
+                for start in (starts if only is None else starts[only.start : only.stop])
             ]
 
     def _batch(self, step: int, slot: int, indices: Indices) -> Any:

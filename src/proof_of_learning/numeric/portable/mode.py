@@ -16,7 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from proof_of_learning.errors import TaskError
 from proof_of_learning.numeric.denormals import flushes_denormals
-from proof_of_learning.numeric.portable import drawing, elementwise, moving, normalisation, products, recurrent, reductions
+from proof_of_learning.numeric.portable import (
+    drawing,
+    elementwise,
+    moving,
+    normalisation,
+    products,
+    recurrent,
+    reductions,
+)
 from proof_of_learning.numeric.portable.table import TABLE, RefusedError
 
 _ENTRIES = (drawing, elementwise, moving, normalisation, products, reductions)  # importing them fills the table

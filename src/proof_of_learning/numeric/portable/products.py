@@ -109,15 +109,10 @@ def _forward(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, gro
         if x.device.type == "cpu":
             piece = aten.convolution.default(xs, wq[:, part], None, stride, padding, dilation, False, plain, groups)
         else:
-            piece = windows.forward(xs, wq[:, part], *_all(len(plain), stride, padding, dilation), groups)
+            piece = windows.forward(xs, wq[:, part], stride, padding, dilation, groups)
         y = piece if y is None else y + piece
     assert y is not None
     return y.to(torch.float32)
-
-
-def _all(dims: int, *settings: Sequence[int]) -> list[list[int]]:
-    """Each setting with a number for each dimension."""
-    return [[*s] if len(s) == dims else [s[0]] * dims for s in settings]
 
 
 def _channel_stretches(channels: int, terms: int, stretch: int) -> list[slice]:
@@ -152,7 +147,7 @@ def _by_input(
                 gs, blank, ws, None, stride, padding, dilation, False, plain, groups, [True, False, False]
             )[0]
         else:
-            piece = windows.by_input(gs, ws, shape, *_all(len(plain), stride, padding, dilation), groups)
+            piece = windows.by_input(gs, ws, shape, stride, padding, dilation, groups)
         y = piece if y is None else y + piece
     assert y is not None
     return y.to(torch.float32)
@@ -180,7 +175,7 @@ def _by_weight(
                 gs, xs, blank, None, stride, padding, dilation, False, plain, groups, [False, True, False]
             )[1]
         else:
-            piece = windows.by_weight(gs, xs, shape, *_all(len(plain), stride, padding, dilation), groups)
+            piece = windows.by_weight(gs, xs, shape, stride, padding, dilation, groups)
         y = piece if y is None else y + piece
     assert y is not None
     return y.to(torch.float32)

@@ -79,7 +79,8 @@ def run(
     last = []
     for layer in range(layers):
         found = [
-            _through(cell, x, states[layer * directions + d], parts[layer * directions + d], bool(d)) for d in range(directions)
+            _through(cell, x, states[layer * directions + d], parts[layer * directions + d], bool(d))
+            for d in range(directions)
         ]
         x = torch.cat([out for out, _ in found], -1) if both else found[0][0]
         last += [h for _, h in found]

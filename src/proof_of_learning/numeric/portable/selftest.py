@@ -285,10 +285,10 @@ def digest(found: Any) -> str:
     """SHA-256 of the numbers (the beginning, in hex); all NaN count as one."""
     hashed = hashlib.sha256()
     for tensor in found if isinstance(found, Sequence) else [found]:
-        value = tensor.detach().contiguous()
+        value = tensor.detach().cpu().contiguous()  # a GPU writes NaN with other bits
         if value.is_floating_point():
             value = torch.where(value != value, torch.full_like(value, float("nan")).abs(), value)
-        hashed.update(f"{value.dtype}{tuple(value.shape)}".encode() + value.cpu().numpy().tobytes())
+        hashed.update(f"{value.dtype}{tuple(value.shape)}".encode() + value.numpy().tobytes())
     return hashed.hexdigest()[:16]
 
 
