@@ -389,6 +389,10 @@ def test_a_challenge_that_is_not_answered_in_time_is_held_against_root_and_claim
     ledger.save(tmp_path / "docket.json", Docket().asking(table.second))
     assert table.verify(terms=table.terms(docket=tmp_path / "docket.json")).check("opening").status == "pass"
     (entry,) = ledger.load(tmp_path / "docket.json", Docket).challenges
+    disliked = Second(**{**fields(table.second), "nonce": "3" * 64, "due": documents.until(30)})
+    again = Docket().asking(disliked).asking(table.second)
+    assert not again.failures(table.root, None)
+    assert [e.challenge for e in again.failures(table.root, None, table.second.digest())] == [disliked.digest()]
     assert entry.arrived is not None
 
 

@@ -51,7 +51,7 @@ def challenge(
         int | None,
         typer.Option(min=0, help="Random segments to draw.  [default: enough for all guarantees, 10 % / 1 %]"),
     ] = None,
-    due: Annotated[float | None, typer.Option(help=DAYS)] = None,
+    due: Annotated[float, typer.Option(help=DAYS)] = 30.0,
     docket: Annotated[
         Path | None, typer.Option(help="A file that keeps what you asked, and whether it was answered.")
     ] = None,

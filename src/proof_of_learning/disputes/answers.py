@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,18 +117,19 @@ class Answers:
         finally:
             os.close(descriptor)
 
-    def outputs(self) -> list[list[protocol.Head]]:
-        """Of every state what it puts out on the samples."""
+    def outputs(self) -> Callable[[int], list[protocol.Head]]:
+        """What the state at a position puts out on the samples; read from the file when it is asked for."""
         row = [head.rows * head.columns for head in self.head.heads]
         table = np.memmap(self.folder / OUTPUTS_FILE, dtype="<f4", mode="r", shape=(len(self.head.sizes), sum(row)))
         bounds = np.cumsum([0, *row])
-        return [
-            [
-                protocol.Head(head.name, head.rows, line[bounds[i] : bounds[i + 1]].tobytes(), head.scores)
+
+        def at(position: int) -> list[protocol.Head]:
+            return [
+                protocol.Head(head.name, head.rows, table[position, bounds[i] : bounds[i + 1]].tobytes(), head.scores)
                 for i, head in enumerate(self.head.heads)
             ]
-            for line in table
-        ]
+
+        return at
 
 
 def read(folder: Path, proof: Proof, first: First) -> Answers:

@@ -102,13 +102,19 @@ class Docket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ],
         )
 
-    def failures(self, root: str, claim: str | None) -> list[Asked]:
-        """Challenges to that root, or to a run under that claim, that were not answered in time."""
+    def failures(self, root: str, claim: str | None, answering: str | None = None) -> list[Asked]:
+        """Challenges to that root, or to a run under that claim, that were not answered in time.
+
+        answering: the challenge that an opening answers. Then whatever else was drawn and not opened has failed, whenever it is due:
+        who asks for another draw because the first one does not suit them would else go on until one does.
+        """
         now = documents.told(documents.now())
+        same = [e for e in self.challenges if e.root == root or (claim is not None and e.claim == claim)]
         return [
             entry
-            for entry in self.challenges
-            if (entry.root == root or (claim is not None and entry.claim == claim)) and entry.failed(now)
+            for entry in same
+            if entry.failed(now)
+            or (answering is not None and entry.round == 2 and entry.challenge != answering and entry.arrived is None)
         ]
 
 

@@ -63,7 +63,7 @@ class Shown(Asker):
             raise FormatError(f"the answers have one state at the positions {self._at[state.digest()]} and {position}")
 
     def told(self, position: int) -> Glimpse:
-        return Glimpse(self._told[position], 0.0)
+        return Glimpse(self._told(position), 0.0)
 
     def closer(self, opened: Mapping[int, State], other: Callable[[int], State | None]) -> Function:
         """The function once more, with how far gradients reach in the ``opened`` states, by position, and with what starts under

@@ -317,9 +317,8 @@ def _check(
         )
     if late:
         status = "fail"
-        summary = (
-            f"the challenge {late[0].challenge[:19]}… to this root or claim was not answered in time (by {late[0].due})"
-        )
+        term = "" if late[0].due is None else f" in time (by {late[0].due})"
+        summary = f"the challenge {late[0].challenge[:19]}… to this root or claim was not answered{term}"
     return CheckResult(
         name="opening", status=status, summary=f"{summary}{budget}", meaning=MEANING, limits=LIMITS,
         evidence={
@@ -337,4 +336,4 @@ def _late(opening: Opening, terms: Terms) -> list[Asked]:
         return []
     docket = ledger.load(terms.docket, Docket).answered(opening.second.digest())
     ledger.save(terms.docket, docket)
-    return docket.failures(opening.proof.root, opening.proof.header.randomness.claim)
+    return docket.failures(opening.proof.root, opening.proof.header.randomness.claim, opening.second.digest())
