@@ -20,14 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proof_of_learning import canonical
 from proof_of_learning.data.opened import Samples
 from proof_of_learning.errors import (
     DivergedError,
     FormatError,
     NumericEnvironmentError,
     PolError,
-    UsageError,
     WorkerError,
 )
 from proof_of_learning.numeric.portable import PORTABLE
@@ -38,12 +36,12 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol, requests
 from proof_of_learning.replay.lanes import Stream
 from proof_of_learning.replay.measure import compare, detail, nudged, relative_errors, weights
-from proof_of_learning.replay.pool import Job, LocalPool, MakePool, Pool
+from proof_of_learning.replay.pool import LocalPool, MakePool, Pool
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, OnWork, idle
 from proof_of_learning.replay.requests import PER_SEGMENT, AnyCheckAnswer, AnyCheckRequest
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.replay.where import Where
-from proof_of_learning.task import SEALED, Task, TaskReference
+from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment, Flags
@@ -75,30 +73,7 @@ class Replayer:
 
         ``reproduce``: start workers with the recorded environment, not with this process's own. ``pool``: where workers come from.
         """
-        seed = proof.header.randomness.seed
-        named = task if isinstance(task, TaskReference) else task.reference
-        cut = [argument for argument in arguments_of(proof) if "…/" in argument]
-        if named is not None and named.arguments is None and cut:
-            raise UsageError(
-                f"the script was recorded with the path {cut[0]!r}, whose folder a proof does not hold; call it with your own, "
-                "behind the task: -- ARGUMENTS"
-            )
-        base = None if start is None else _final_model(start)
-        self.pool: Pool = pool(
-            Job(
-                task,
-                proof.header.randomness.key,
-                None if seed is None else int(seed),
-                base,
-                arguments_of(proof),
-                proof.header.arithmetic,
-                None if opened is None else proof.header.data.samples,
-                None if opened is None else opened.state(),
-                *sealed_of(proof, named),
-            ),
-            timeout,
-            sandbox,
-        )
+        self.pool: Pool = pool(job(proof, task, start, opened), timeout, sandbox)
         self._proof, self._reproduce = proof, reproduce
         self._named = list(dict.fromkeys(segment.environment for segment in proof.segments))
         self._own: dict[str, Environment] = {}
@@ -481,23 +456,3 @@ class _Taken:
     def __init__(self, state: State, told: protocol.Taken) -> None:
         self.state, self.losses, self.rates, self.seconds = state, told.losses, told.rates, told.seconds
         self.closed, self.asked = told.closed, told.asked
-
-
-def sealed_of(proof: Proof, named: TaskReference | None) -> tuple[bool, bytes]:
-    """Whether the run is replayed as a sealed program, and that program, where the verifier takes it from the proof."""
-    sealed = proof.header.program.sealed is not None
-    if named is None or named.target != SEALED:
-        return sealed, b""
-    if not sealed:
-        raise UsageError("the proof has no sealed program (`pol prove --seal-program`); name the task instead (--task)")
-    return True, canonical.encode(proof.header.task.description["program"])
-
-
-def arguments_of(proof: Proof) -> tuple[str, ...]:
-    """What a recorded script was called with."""
-    return tuple(proof.header.program.arguments)
-
-
-def _final_model(path: Path) -> State:
-    parent = Proof.open(path)
-    return parent.state(parent.segments[-1].state).part("model")
