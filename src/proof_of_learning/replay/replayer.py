@@ -34,6 +34,7 @@ from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol, requests
+from proof_of_learning.replay.job import job
 from proof_of_learning.replay.lanes import Stream
 from proof_of_learning.replay.measure import compare, detail, nudged, relative_errors, weights
 from proof_of_learning.replay.pool import LocalPool, MakePool, Pool
