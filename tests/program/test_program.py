@@ -191,6 +191,13 @@ def test_a_circle_is_refused(honest: Document) -> None:
     assert "before it is made" in refused(changed(honest, "sum.default", f"%{number}"))
 
 
+def test_a_graph_of_too_many_kernels_is_refused(honest: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recurrent layer is one operation and takes as many kernels as its input has steps."""
+    rehearse(parse(canonical.encode(honest)))
+    monkeypatch.setattr(limits, "MAX_KERNELS", 10)
+    assert "more than 10 kernels" in refused(honest)
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from proof_of_learning import canonical, limits
 from proof_of_learning.canonical import brief
@@ -218,13 +219,27 @@ def _run(
 
     try:
         runner = Runner(graph, constants, "meta", seen)
-        outputs = runner(parameters, buffers, [empty(*given) for given in graph.inputs])
+        with _Counted():
+            outputs = runner(parameters, buffers, [empty(*given) for given in graph.inputs])
     except FormatError:
         raise
     except Exception as error:  # PyTorch refuses in many ways
         raise FormatError(f"{FILE}: {what} cannot run: {brief(f'{type(error).__name__}: {error}')}") from None
     need(all(isinstance(value, Tensor) for value in outputs.values()), f"{what}: an output is no tensor")
     return outputs
+
+
+class _Counted(TorchDispatchMode):
+    """Ends a graph that takes too many kernels: a recurrent layer takes some for each step of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.taken = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.taken += 1
+        need(self.taken <= limits.MAX_KERNELS, f"a graph takes more than {limits.MAX_KERNELS:,} kernels")
+        return func(*args, **(kwargs or {}))
 
 
 class _Meter:

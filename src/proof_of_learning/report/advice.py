@@ -5,7 +5,6 @@ Every sentence is fixed: nothing of the proof's gets into it. What is between ba
 
 from __future__ import annotations
 
-from proof_of_learning.verifier.asking import mistaken
 from proof_of_learning.verifier.verdict import CheckResult, Verdict
 
 MAX_STEPS = 6
@@ -132,7 +131,7 @@ def _after_inconclusive(verdict: Verdict) -> list[str]:
 
 
 def _missing(check: CheckResult, verdict: Verdict) -> list[str]:
-    if mistaken(check):
+    if check.mistaken:
         return [OTHERWISE]
     if check.name == "policy":
         broken = check.evidence.get("broken")

@@ -84,13 +84,8 @@ def excused(
     if found.status != "fail" or found.name in (STRUCTURE.name, REGISTRATION.name, ATTESTATION.name):
         return found
     other = otherwise_called(proof, answers.get(Describe(), Described))
-    if not other and (found.name in SAID or any(map(mistaken, before))):
+    if not other and (found.name in SAID or any(done.mistaken for done in before)):
         other = other_settings(proof, task)
     if not other:
         return found
-    return msgspec.structs.replace(found, status="inconclusive", summary=f"{other}; {found.summary}")
-
-
-def mistaken(found: CheckResult) -> bool:
-    """Whether a check says that the verifier named something else than the proof was recorded with."""
-    return found.status == "inconclusive" and found.summary.startswith("you ")
+    return msgspec.structs.replace(found, status="inconclusive", summary=f"{other}; {found.summary}", mistaken=True)

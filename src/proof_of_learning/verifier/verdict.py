@@ -25,7 +25,8 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True):
 class CheckResult(_Value, frozen=True):
     """One check: what it found, the evidence, and a sentence each on what a pass means and what it cannot say.
 
-    ``mandatory`` checks must pass for a proof to be valid.
+    ``mandatory`` checks must pass for a proof to be valid. ``mistaken``: it is inconclusive since the verifier named something else
+    than the proof was recorded with.
     """
 
     name: str
@@ -35,6 +36,7 @@ class CheckResult(_Value, frozen=True):
     mandatory: bool = True
     meaning: str = ""
     limits: str = ""
+    mistaken: bool = False
 
 
 class SegmentResult(_Value, frozen=True):

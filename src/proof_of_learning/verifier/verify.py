@@ -28,7 +28,7 @@ from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.sandbox import Isolation
 from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.training.state import State
-from proof_of_learning.verifier.asking import ask, excused, mistaken
+from proof_of_learning.verifier.asking import ask, excused
 from proof_of_learning.verifier.chain import Link, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import ATTESTATION, CHECKS, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.checks.performance import chosen
@@ -161,7 +161,7 @@ def judged(
     clock.lap("start of workers")
     checks = list(case.before)
     for check in CHECKS:
-        if not options.runtime.keep_going and any(done.status == "fail" or mistaken(done) for done in checks):
+        if not options.runtime.keep_going and any(done.status == "fail" or done.mistaken for done in checks):
             checks.append(result(check, "skipped", SKIPPED))
             continue
         for requests in check.plan(evidence, answers):
