@@ -48,6 +48,8 @@ def test_a_sealed_proof_is_valid_without_the_task(proof: Path, data: dict[str, P
     task = next(check for check in verdict.checks if check.name == "task")
     assert "no code of the prover's was run" in task.summary and "pol inspect --program" in task.summary
     assert Proof.open(proof).header.program.sealed == task.evidence["program"]
+    told = " ".join(next_steps(verdict))
+    assert "pol inspect DIR --program" in told and "Read the task's program" not in told
 
 
 @pytest.mark.real_workers

@@ -72,9 +72,9 @@ class SafeConsole(Console):
             yield segment if segment.control else segment._replace(text=visible(text, len(text)))
 
 
-def say(message: str) -> None:
-    """One line of a result, on standard output."""
-    _write(sys.stdout, line(message))
+def say(message: str, indent: int = 0) -> None:
+    """One line of a result, on standard output, behind ``indent`` spaces."""
+    _write(sys.stdout, " " * indent + line(message))
 
 
 def fail(message: str) -> None:

@@ -54,7 +54,7 @@ def _show_program(proof: Any) -> None:
     if held is None:
         raise UsageError("the proof has no sealed program (`pol prove --seal-program` records one)")
     for text in lines(parse(canonical.encode(held))):
-        common.say(text)
+        common.say(text, len(text) - len(text.lstrip(" ")))
 
 
 def describe(proof: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Every sentence is fixed: nothing of the proof's gets into it. What is between ba
 
 from __future__ import annotations
 
+from proof_of_learning.report import words
 from proof_of_learning.verifier.verdict import CheckResult, Verdict
 
 MAX_STEPS = 6
@@ -88,7 +89,12 @@ def _after_valid(verdict: Verdict) -> list[str]:
     steps = [
         "Compare the digests of task and data, above, with those that were agreed. The verdict is about these and no others."
     ]
-    if not verdict.conditions.sources_pinned:
+    if words.sealed(verdict):
+        steps.append(
+            "Read the program in the proof (`pol inspect DIR --program`), or have it read: its loss could pull toward a model from "
+            "elsewhere, and no replay tells. Nothing else of the prover's was run."
+        )
+    elif not verdict.conditions.sources_pinned:
         steps.append(
             "Read the task's program, or have it read: its loss could pull toward a model from elsewhere, and no replay tells. "
             "Once it was read, a policy can name its sources (`accept.sources`)."

@@ -236,11 +236,18 @@ def sources(verdict: Verdict) -> tuple[str, str]:
     named = verdict.conditions
     if named.task is None:
         return "", condition(None)
+    if sealed(verdict):
+        return "", "none: what was replayed is the program in the proof, and nothing else of the prover's was run"
     if named.sources is None:
         return "", "not available in full: the verdict rests on the task's description alone"
     if named.sources_pinned:
         return named.sources, "as the policy says"
     return named.sources, "pinned by no policy: the task's program is what the verifier happened to hold"
+
+
+def sealed(verdict: Verdict) -> bool:
+    """Whether the steps were replayed as the program in the proof (``verify --sealed``)."""
+    return any(check.name == "task" and check.evidence.get("program") for check in verdict.checks)
 
 
 def program(verdict: Verdict) -> str:
