@@ -19,6 +19,7 @@ from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.errors import DataError, FormatError, IntegrityError, PolError, TaskError, UsageError
 from proof_of_learning.program.folder import export, samples
 from proof_of_learning.proof import parse
+from proof_of_learning.report.advice import next_steps
 from support_cli import one_line
 from support_cli import pol as command
 
