@@ -104,7 +104,7 @@ def test_a_closer_look_excuses_no_error_that_the_segment_does_not_bring_out_itse
 def test_a_closer_look_at_what_is_near_the_limit_is_taken_a_few_times_only(
     noisy: pol.TaskReference, target: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CARRIED, "drift", Drift(share=0.9))
+    monkeypatch.setitem(CARRIED, "drift", Drift(share=0.75))
     verdict = judged(noisy, target, tmp_path / "forged", "drift", allow_calibrated=True)
     check = verdict.check("trajectory")
     assert check.status == "pass"
