@@ -30,14 +30,10 @@ from support_authority import Authority
 
 
 @dataclass(frozen=True)
-class World:
-    """Two authorities, an owner's and a stranger's key, and a proof that was registered, signed and stamped by both. Read only."""
+class Keys:
+    """An owner's and a stranger's key in a folder."""
 
     folder: Path
-    first: Authority
-    second: Authority
-    claim: Path
-    proof: Path
 
     @property
     def key(self) -> PrivateKey:
@@ -46,6 +42,16 @@ class World:
     @property
     def stranger(self) -> PrivateKey:
         return signatures.load_private(self.folder / "stranger.pem")
+
+
+@dataclass(frozen=True)
+class World(Keys):
+    """Two authorities, an owner's and a stranger's key, and a proof that was registered, signed and stamped by both. Read only."""
+
+    first: Authority
+    second: Authority
+    claim: Path
+    proof: Path
 
     @property
     def trusted(self) -> Path:

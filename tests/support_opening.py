@@ -23,29 +23,21 @@ from proof_of_learning.disputes.documents import AnswersHead, First, OpeningHead
 from proof_of_learning.disputes.verifying import Terms
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.verifier.options import Options
+from support_attestation import Keys
 
 STEPS, INTERVAL = 60, 1
 OPTIONS = Options.of({"sandbox": "off"})
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Keys):
     """Everything that goes over the table between an owner and a verifier, in files. Read only."""
 
-    folder: Path
     task: TaskReference
     first: First
     second: Second
     root: str
     data: str
-
-    @property
-    def key(self) -> PrivateKey:
-        return signatures.load_private(self.folder / "key.pem")
-
-    @property
-    def stranger(self) -> PrivateKey:
-        return signatures.load_private(self.folder / "stranger.pem")
 
     def terms(self, **changes: Any) -> Terms:
         return Terms(

@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, keeping
 from proof_of_learning.canonical import brief
 from proof_of_learning.errors import FormatError, RecordingError, UsageError
 from proof_of_learning.limits import MAX_ATTESTATION, MAX_KEY, MAX_SIGNATURES
@@ -93,8 +93,8 @@ def generate(path: str | os.PathLike[str], passphrase: bytes | None = None) -> P
     secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
     made = _public(key.public_key(), "the key")
     try:
-        _write_new(place, secret, 0o600)
-        _write_new(public_place, to_pem(made), 0o644)
+        keeping.write_new(place, secret)
+        keeping.write_new(public_place, to_pem(made), 0o644)
     except OSError as error:
         raise RecordingError(f"the key {place} cannot be written: {error.strerror or error}") from None
     return made
@@ -188,23 +188,10 @@ def _usable(passphrase: bytes | None) -> None:
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
-    try:
-        with open(path, "rb") as stream:
-            raw = stream.read(MAX_KEY + 1)
-    except OSError as error:
-        raise UsageError(f"the key {path} cannot be read: {error.strerror or error}") from None
+    raw = keeping.read(path, "the key")
     if len(raw) > MAX_KEY:
         raise UsageError(f"the key {path} has more than {MAX_KEY:,} bytes, which no key has")
     return raw
-
-
-def _write_new(path: Path, raw: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        os.fchmod(descriptor, mode)
-        stream.write(raw)
-        stream.flush()
-        os.fsync(descriptor)
 
 
 # ---- envelopes --------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def selftest(
     common.writable("--json", json)
     environment.require(device)
     published, found = tests.published(), tests.digests(device)
-    differing = sorted(name for name in {*published, *found} if published.get(name) != found.get(name))
+    differing = tests.unlike(found)
     cases = {name: {"published": published.get(name), "here": found.get(name)} for name in sorted({*published, *found})}
     told = {
         "schema": "pol/selftest/v1", "passed": not differing, "differing": differing, "cases": cases,

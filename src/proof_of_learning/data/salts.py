@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
+from proof_of_learning import keeping
 from proof_of_learning.errors import RecordingError, UsageError
-from proof_of_learning.limits import MAX_KEY
 
 SCHEMA = "pol/salt/v1"
 SALT_BYTES = 32
@@ -59,25 +59,16 @@ def generate(path: str | os.PathLike[str]) -> None:
     place = Path(path)
     kept = _Kept(SCHEMA, secrets.token_hex(SALT_BYTES), secrets.token_hex(16))
     try:
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        keeping.write_new(place, msgspec.json.encode(kept) + b"\n")
     except FileExistsError:
         raise UsageError(f"{place} exists; a secret is never overwritten, choose another name") from None
     except OSError as error:
         raise RecordingError(f"the secret {place} cannot be written: {error.strerror or error}") from None
-    with os.fdopen(descriptor, "wb") as stream:
-        os.fchmod(descriptor, 0o600)
-        stream.write(msgspec.json.encode(kept) + b"\n")
-        stream.flush()
-        os.fsync(descriptor)
 
 
 def load(path: str | os.PathLike[str]) -> Secret:
     """The secret in a file that :func:`generate` wrote. Raises UsageError, which quotes nothing of it."""
-    try:
-        with open(path, "rb") as stream:
-            raw = stream.read(MAX_KEY + 1)
-    except OSError as error:
-        raise UsageError(f"the secret {path} cannot be read: {error.strerror or error}") from None
+    raw = keeping.read(path, "the secret")
     try:
         kept = msgspec.json.decode(raw, type=_Kept)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

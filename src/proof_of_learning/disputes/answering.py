@@ -14,7 +14,7 @@ from proof_of_learning.disputes.answers import OUTPUTS_FILE, STATES_FILE, Cutter
 from proof_of_learning.disputes.challenging import AnyTask, opened_proof, reference
 from proof_of_learning.disputes.documents import ANSWERS_FILE, AnswersHead, AnyPath, First, Head
 from proof_of_learning.disputes.looking import TOGETHER, Asker
-from proof_of_learning.errors import IntegrityError, NumericEnvironmentError, PolError, RecordingError, UsageError
+from proof_of_learning.errors import IntegrityError, NumericEnvironmentError, PolError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import files
 from proof_of_learning.proof.codecs.raw import RawCodec
@@ -57,8 +57,7 @@ def answer(
     named = owners(proof.header)
     if named and key.public.digest not in named:
         raise UsageError("the proof's claim names its owners, and the key is none of theirs")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RecordingError(f"{target} exists and is not an empty directory; choose another path")
+    files.require_new(target)
     with files.writing(str(target)):
         target.mkdir(parents=True, exist_ok=True)
     head = _write(proof, first, task, target, segments, progress)

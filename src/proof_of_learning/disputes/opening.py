@@ -25,7 +25,7 @@ from proof_of_learning.disputes.challenging import AnyTask, opened_proof, redraw
 from proof_of_learning.disputes.documents import OPENING_FILE, AnyPath, First, OpeningHead, Second
 from proof_of_learning.disputes.ledger import Ledger
 from proof_of_learning.disputes.looking import Asker, look
-from proof_of_learning.errors import DataError, RecordingError, RecordingWarning, UsageError
+from proof_of_learning.errors import DataError, RecordingWarning, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.codecs.raw import encode_tensors
@@ -162,8 +162,7 @@ def open_(
     it names. Raises DataError where the task's data are not those under the root.
     """
     proof, target = prepared.proof, Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RecordingError(f"{target} exists and is not an empty directory; choose another path")
+    files.require_new(target)
     if not set(prepared.answers.keys) & {key.public.digest}:
         raise UsageError("the answers were signed with another key; sign the opening with the same one")
     digests = proof.state_digests()

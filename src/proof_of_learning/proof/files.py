@@ -95,6 +95,12 @@ def writing(what: str) -> Iterator[None]:
         raise RecordingError(f"{what} cannot be written: {error.strerror or error}") from error
 
 
+def require_new(folder: Path) -> None:
+    """RecordingError where there is something already that a new folder would be mixed with."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecordingError(f"{folder} exists and is not an empty directory; choose another path")
+
+
 def write_atomic(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = False) -> None:
     """Write beside, then rename: a reader sees the old file or the whole new one, never a part."""
     with writing(str(path)), _beside(path.parent, chunks, durable) as temporary:

@@ -81,8 +81,7 @@ def unpack(
     Nothing of the content is believed: names come from a fixed list, sizes are held against what the file really has.
     """
     source, target = Path(path), Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RecordingError(f"{target} exists and is not an empty directory; choose another path")
+    files.require_new(target)
     with os.fdopen(files.open_regular(source), "rb") as stream:
         total = os.fstat(stream.fileno()).st_size
         with files.writing(str(target)):

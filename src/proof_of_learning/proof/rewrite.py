@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from proof_of_learning import canonical
-from proof_of_learning.errors import BusyError, IntegrityError, RecordingError
+from proof_of_learning.errors import BusyError, IntegrityError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.codecs import get_codec
 from proof_of_learning.proof.codecs.room import Balance, Room
@@ -42,8 +42,8 @@ def rewrite(
         if state.digest() != digests[position]:
             raise IntegrityError(f"the state after segment {position - 1} is not the one whose digest was sealed")
     target = proof.path if out is None else out
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecordingError(f"{out} exists and is not an empty directory; choose another path")
+    if out is not None:
+        files.require_new(out)
     with files.writing(str(target)), files.exclusive(proof.path):
         folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=target.resolve().parent))
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -313,5 +313,10 @@ def published() -> dict[str, str]:
 
 def differing(device: str = "cpu") -> list[str]:
     """The names of the cases that give other bits here, on a device, than were published."""
-    wanted, found = published(), digests(device)
+    return unlike(digests(device))
+
+
+def unlike(found: Mapping[str, str]) -> list[str]:
+    """The names of the cases whose digests, as :func:`digests` gives them, are not those published."""
+    wanted = published()
     return sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
