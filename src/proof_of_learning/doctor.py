@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 import msgspec
 from torch import Tensor
 
-from proof_of_learning import prover
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit
 from proof_of_learning.errors import PolError, TaskError, UsageError, WorkerError
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.format import Header
 from proof_of_learning.recording.header import make_header
+from proof_of_learning.recording.setup import check_loading
+from proof_of_learning.recording.trial import try_evaluation, try_gradients
 from proof_of_learning.rehearsal import holdings
 from proof_of_learning.rehearsal.beside import first_module, marks, rewritten
 from proof_of_learning.rehearsal.causes import Finding, data_by_process, explain, in_place
@@ -156,9 +157,9 @@ class _Doctor:
             header = self._head(data)
             self._progress("trying the evaluation and two steps", 0, 0)
             with self._finding():
-                prover.try_evaluation(self._session())
+                try_evaluation(self._session())
             with self._finding():
-                prover.try_gradients(self._session(), data)
+                try_gradients(self._session(), data)
             players = self._players(header)
             held = self._train(data, header)
         except _EndError:
@@ -181,7 +182,7 @@ class _Doctor:
         with self._finding(), using(self._arithmetic):
             check_deterministic(data)
         with self._finding(), using(self._arithmetic), task_code("loading the data"):
-            prover.check_loading(self.task, data)
+            check_loading(self.task, data)
         return data
 
     def _head(self, data: Dataset) -> Header:

@@ -5,44 +5,35 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 
 from proof_of_learning import registration as registrations
-from proof_of_learning.data import salts
-from proof_of_learning.data.commit import Dataset, check_deterministic, commit, encode_sample
-from proof_of_learning.errors import DataError, EvaluationWarning, TaskError, TrainingError, UsageError
-from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
+from proof_of_learning.errors import EvaluationWarning, TaskError, TrainingError
+from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
 from proof_of_learning.proof.attach import attach
-from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import begun, remember
 from proof_of_learning.recording.checkpoint import finite
-from proof_of_learning.recording.header import make_header, program_of
 from proof_of_learning.recording.recorder import Recorder
+from proof_of_learning.recording.setup import Setup, prepared
+from proof_of_learning.recording.trial import try_evaluation, try_gradients
 from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.task import Description, Task, TaskReference, load_task, resumable, task_code
-from proof_of_learning.training import environment as environments
+from proof_of_learning.task import Description, Task, TaskReference, load_task, resumable
 from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 
 if TYPE_CHECKING:
     from proof_of_learning.attestation.signatures import PublicKey
 
 log = logging.getLogger(__name__)
-
-LOOKS = 16  # samples that are compared where data are loaded twice
 
 
 @dataclass(frozen=True)
@@ -59,69 +50,6 @@ class Recording:
     interval: int
     evaluation: dict[str, float] | None
     complete_before: bool = False
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What proving and registering share: the data, the environment, the header of the run made from the task's seed, and the fresh
-    session that it describes, whose objects never train: what is tried out on them leaves no trace in the run.
-    """
-
-    task: Task
-    data: Dataset
-    environment: Environment
-    header: Header
-    base: State | None
-    trial: Session
-
-
-@contextmanager
-def _prepared(
-    task: Task | str | TaskReference,
-    *,
-    interval: int | None,
-    device: str,
-    portable: bool,
-    threads: int | None,
-    seed: int | None,
-    start_from: str | os.PathLike[str] | None,
-    codec: str,
-    progress: ProgressCallback,
-    arithmetic: str,
-    salt: str | os.PathLike[str] | None,
-    seal_program: bool = False,
-) -> Iterator[_Prepared]:
-    task = load_task(task)
-    if seed is not None:
-        task = replace(task, seed=seed)
-    if arithmetic not in ARITHMETICS:
-        raise UsageError(f"there is no arithmetic {arithmetic[:40]!r}; choose one of {', '.join(ARITHMETICS)}")
-    environments.pin_process(portable=portable, device=device, threads=threads)
-    if portable and threads is None:
-        threads = environments.PORTABLE_THREADS
-    with randomness.preserved(), environments.recording(device, threads) as environment:
-        with using(arithmetic), task_code("loading the data"):
-            data = task.data()
-            total = len(data)
-            check_deterministic(data)
-            check_loading(task, data)
-            own = None if salt is None else salts.load(salt).salts(total)
-            commitment = commit(data, salts=own, progress=lambda done: progress("hashing the data", done, total))
-        progress("hashing the data", total, total)
-        program = program_of(task)
-        if seal_program:
-            progress("sealing the program", 0, 0)
-            task = sealed_task(task, data)
-        base = root = None
-        if start_from is not None:
-            parent = Proof.open(start_from)
-            base, root = parent.state(parent.segments[-1].state).part("model"), parent.root
-        session = Session(task, randomness.key_from_seed(task.seed), device, base, arithmetic)
-        header = make_header(
-            task, session, data, interval=interval, data_commitment=commitment, start_root=root, codec=codec
-        )
-        header = msgspec.structs.replace(header, program=msgspec.structs.replace(program, sealed=header.program.sealed))
-        yield _Prepared(task, data, environment, header, base, session)
 
 
 def prove(
@@ -180,11 +108,11 @@ def prove(
         arithmetic = NATIVE if claim is None else claim.claim.arithmetic
     if seal_program is None:
         seal_program = claim is not None and claim.claim.sealed is not None
-    prepared = _prepared(
-        task, interval=interval, device=device, portable=portable, threads=threads, seed=seed, start_from=start_from,
-        codec=codec, progress=progress, arithmetic=arithmetic, salt=salt, seal_program=seal_program,
+    setup = Setup(
+        interval=interval, device=device, portable=portable, threads=threads, seed=seed, start_from=start_from, codec=codec,
+        arithmetic=arithmetic, salt=salt, seal_program=seal_program,
     )  # fmt: skip
-    with remote.recording(path) as (folder, copy), prepared as ready:
+    with remote.recording(path) as (folder, copy), prepared(task, setup, progress) as ready:
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
         identity = resumable(ready.task)
         header = begun(folder, header, identity)
@@ -246,10 +174,10 @@ def register(
     owners: Iterable[str | os.PathLike[str] | PublicKey] = (),
     threshold: int | None = None,
     start_from: str | os.PathLike[str] | None = None,
-    codec: str = codecs.DEFAULT,
-    arithmetic: str = NATIVE,
+    codec: str | None = None,
+    arithmetic: str | None = None,
     salt: str | os.PathLike[str] | None = None,
-    seal_program: bool = False,
+    seal_program: bool | None = None,
     progress: ProgressCallback = silent,
 ) -> registrations.Registration:
     """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`.
@@ -259,11 +187,11 @@ def register(
     seal_program: the claim fixes the sealed program, too.
     """
     keys = _public_keys(owners)
-    prepared = _prepared(
-        task, interval=interval, device=device, portable=portable, threads=threads, seed=None, start_from=start_from,
-        codec=codec, progress=progress, arithmetic=arithmetic, salt=salt, seal_program=seal_program,
+    setup = Setup(
+        interval=interval, device=device, portable=portable, threads=threads, start_from=start_from, codec=codec or codecs.DEFAULT,
+        arithmetic=arithmetic or NATIVE, salt=salt, seal_program=bool(seal_program),
     )  # fmt: skip
-    with prepared as ready:
+    with prepared(task, setup, progress) as ready:
         digests = [key.digest for key in keys]
         registration = registrations.new_claim(ready.header, ready.environment, digests, threshold)
     if keys:
@@ -288,65 +216,6 @@ def describe(task: Task | str | TaskReference) -> Description:
     loaded = load_task(task)
     with randomness.preserved():
         return Session(loaded, randomness.key_from_seed(loaded.seed)).describe()
-
-
-def sealed_task(task: Task, data: Dataset) -> Task:
-    """The task as a sealed program. Raises TaskError for what cannot be sealed, by name."""
-    # Not at the top of the file: tracing loads much of PyTorch.
-    from proof_of_learning.program.sealed import task_of
-    from proof_of_learning.program.tracing import seal
-
-    return replace(task_of(seal(task, data), task.data), seed=task.seed)
-
-
-def check_loading(task: Task, data: Dataset) -> None:
-    """Load the data once more, with the generators elsewhere; DataError if a few samples differ: a verifier would find other data."""
-    randomness.seed_everything(randomness.derive(bytes(randomness.KEY_BYTES), "loading"))
-    again = task.data()
-    places = sorted({len(data) * part // LOOKS for part in range(LOOKS)} | {len(data) - 1})
-    if len(again) != len(data) or any(encode_sample(data[i]) != encode_sample(again[i]) for i in places):
-        raise DataError(
-            "the data differ each time they are loaded; seed what draws in the task's `data` (split with "
-            "generator=torch.Generator().manual_seed(0), numpy.random.default_rng(0)), so that a verifier finds the same"
-        )
-
-
-def try_evaluation(trial: Session) -> None:
-    """Evaluate an untrained model: what fails here would fail after all the training. Raises TaskError or TrainingError."""
-    try:
-        finite(trial.evaluate() or {})
-    except (TaskError, TrainingError) as error:
-        raise type(error)(f"{error}; it was tried on the untrained model, nothing was recorded") from error
-
-
-def try_gradients(trial: Session, data: Dataset) -> None:
-    """Where a custom step leaves gradients behind, see that the next one does not build on them: a state holds none.
-
-    The trial takes a step, and another one twice: with what the first left, and from its state alone. Raises TaskError.
-    """
-    if trial.task.step is None or trial.task.total_steps(len(data)) < 2:
-        return
-
-    def gradients() -> list[torch.Tensor | None]:
-        return [None if p.grad is None else p.grad.clone() for p in trial.model.parameters()]
-
-    feed, order = derived_feed(trial.task, data, trial.key, trial.device)
-    list(trial.run(1, feed, order))
-    if not any(gradient is not None and bool(gradient.any()) for gradient in gradients()):
-        return
-    middle = trial.capture()
-    list(trial.run(2, feed, order))
-    kept = gradients()
-    trial.restore(middle)
-    list(trial.run(2, feed, order))
-    if not all(
-        a is b or (a is not None and b is not None and torch.equal(a, b))
-        for a, b in zip(kept, gradients(), strict=True)
-    ):
-        raise TaskError(
-            "a step adds to gradients that the step before it left, which no state holds; let one step take all batches of an "
-            "update (`accumulate`), or clear the gradients when a step begins or ends"
-        )
 
 
 def _evaluated(session: Session) -> dict[str, float] | None:

@@ -20,8 +20,8 @@ def attack(
     param: Annotated[
         list[str] | None, typer.Option("--param", help="A parameter of the attack, NAME=VALUE; may be repeated.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
-    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    set_: common.Settings = None,
+    data: common.DataFolder = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write a summary as JSON to this file (`-`: standard output).")
     ] = None,

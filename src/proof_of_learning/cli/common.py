@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -48,8 +48,14 @@ UNWRAPPED = 4096  # columns
 OWN_WARNINGS = (EvaluationWarning, RecordingWarning, RehearsalWarning, StoreWarning)
 DATA_VARIABLE = "POL_DATA"
 
-SET_HELP = "A setting of the task, NAME=VALUE, handed to its function; may be repeated."
-DATA_HELP = f"Folder with the task's data sets (the environment variable {DATA_VARIABLE} does the same)."
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the task, NAME=VALUE, handed to its function; may be repeated."),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(help=f"Folder with the task's data sets (the environment variable {DATA_VARIABLE} does the same)."),
+]
 
 
 def messages() -> Console:

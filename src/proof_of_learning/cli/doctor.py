@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,8 +29,8 @@ def doctor(
             help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form."
         ),
     ] = "native",
-    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
-    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    set_: common.Settings = None,
+    data: common.DataFolder = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write what was found as JSON to this file (`-`: standard output).")
     ] = None,

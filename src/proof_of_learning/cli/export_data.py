@@ -17,8 +17,8 @@ def export_data(
     arithmetic: Annotated[
         str, typer.Option(help="`native` or `portable`: that of the proof, where the task draws its samples.")
     ] = "native",
-    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
-    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    set_: common.Settings = None,
+    data: common.DataFolder = None,
 ) -> None:
     """Write a task's samples as plain arrays, which have the task's data root and are read without its code.
 

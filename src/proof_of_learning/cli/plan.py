@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,8 +23,8 @@ def plan(
     forged: Annotated[float, typer.Option(help="What share of the segments or of the progress a forgery makes.")] = 0.1,
     workers: Annotated[int, typer.Option(min=1, help="Processes that would replay at once.")] = 1,
     sandbox: Annotated[str, typer.Option(help="Confine the task's code: `auto`, `require` or `off`.")] = "auto",
-    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
-    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    set_: common.Settings = None,
+    data: common.DataFolder = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write it as JSON to this file (`-`: standard output).")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, running
 from proof_of_learning.errors import UsageError
 
 
@@ -24,34 +24,21 @@ def prove(
             help="Directory for the proof, or an address (`s3://…`); an interrupted run in it is resumed.",
         ),
     ],
-    interval: Annotated[
-        int | None,
-        typer.Option("-k", "--interval", help="Steps between checkpoints.  [default: about 1,000 segments a run]"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="`cpu` or `cuda`; deterministic switches are set and recorded.")] = "cpu",
-    portable: Annotated[
-        bool,
-        typer.Option(
-            "--portable", help="Pin one thread and AVX2 code paths, which more machines of the same make share."
-        ),
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Number of threads.  [default: PyTorch's own, or 1 if portable]")
-    ] = None,
+    interval: running.Interval = None,
+    device: running.Device = "cpu",
+    portable: running.Portable = False,
+    threads: running.Threads = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the task's seed.")] = None,
     registration: Annotated[
-        Path | None, typer.Option(help="The claim (`pol register`) from whose hash all randomness follows.")
-    ] = None,
-    start_from: Annotated[
-        Path | None, typer.Option("--start-from", help="Another proof, whose final weights training starts from.")
-    ] = None,
-    evaluations: Annotated[int, typer.Option(min=0, help="Evaluate the model at so many checkpoints on the way.")] = 0,
-    codec: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
-            help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop.  [default: raw]"
+            help="The claim (`pol register`) from whose hash all randomness follows; its interval, codec, arithmetic and sealed "
+            "program are the run's."
         ),
     ] = None,
+    start_from: running.StartFrom = None,
+    evaluations: Annotated[int, typer.Option(min=0, help="Evaluate the model at so many checkpoints on the way.")] = 0,
+    codec: running.Codec = None,
     keep_every: Annotated[
         int | None,
         typer.Option("--keep-every", min=1, help="Keep only every so many-th state; of the others, their digests."),
@@ -67,29 +54,11 @@ def prove(
             help="Do not replay short stretches beside the training to see whether a proof can be valid.",
         ),
     ] = False,
-    arithmetic: Annotated[
-        str | None,
-        typer.Option(
-            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form.  "
-            "[default: native, or what the claim says]"
-        ),
-    ] = None,
-    salt: Annotated[
-        Path | None,
-        typer.Option(
-            "--salt", help="Secret (`pol keygen --salt`) that salts the data's digest, for data that stay private."
-        ),
-    ] = None,
-    seal_program: Annotated[
-        bool | None,
-        typer.Option(
-            "--seal-program",
-            help="Record the step as data, so that it can be replayed without the task's code; not every task can be sealed.  "
-            "[default: what the claim says]",
-        ),
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
-    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    arithmetic: running.Arithmetic = None,
+    salt: running.Salt = None,
+    seal_program: running.SealProgram = None,
+    set_: common.Settings = None,
+    data: common.DataFolder = None,
     save_model: Annotated[
         Path | None, typer.Option("--save-model", help="Also write the trained model to this safetensors file.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, running
 from proof_of_learning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,18 +20,10 @@ def register(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The claim to write, `claim.json`; never over an existing file.")
     ],
-    interval: Annotated[
-        int | None,
-        typer.Option("-k", "--interval", help="Steps between checkpoints.  [default: about 1,000 segments a run]"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
-    portable: Annotated[
-        bool,
-        typer.Option(
-            "--portable", help="Pin one thread and AVX2 code paths, which more machines of the same make share."
-        ),
-    ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.")] = None,
+    interval: running.Interval = None,
+    device: running.Device = "cpu",
+    portable: running.Portable = False,
+    threads: running.Threads = None,
     key: Annotated[
         list[Path] | None, typer.Option("--key", help="An owner's key, which signs the claim; may be repeated.")
     ] = None,
@@ -54,31 +46,13 @@ def register(
             "--tsa", help="Address of a timestamp authority (RFC 3161) that dates the signed claim; may be repeated."
         ),
     ] = None,
-    start_from: Annotated[
-        Path | None, typer.Option("--start-from", help="Another proof, whose final weights training starts from.")
-    ] = None,
-    codec: Annotated[
-        str,
-        typer.Option(help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop."),
-    ] = "raw",
-    seal_program: Annotated[
-        bool,
-        typer.Option("--seal-program", help="The run is recorded as a sealed program, whose digest the claim fixes."),
-    ] = False,
-    arithmetic: Annotated[
-        str,
-        typer.Option(
-            help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form."
-        ),
-    ] = "native",
-    salt: Annotated[
-        Path | None,
-        typer.Option(
-            "--salt", help="Secret (`pol keygen --salt`) that salts the data's digest, for data that stay private."
-        ),
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
-    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    start_from: running.StartFrom = None,
+    codec: running.Codec = None,
+    seal_program: running.SealProgram = None,
+    arithmetic: running.Arithmetic = None,
+    salt: running.Salt = None,
+    set_: common.Settings = None,
+    data: common.DataFolder = None,
 ) -> None:
     """Fix a run before it begins: task, data, length, interval, environment. All its randomness will follow from the claim.
 

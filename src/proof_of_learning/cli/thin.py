@@ -48,8 +48,8 @@ def regenerate(
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="The proof whose final weights training started from.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
-    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    set_: common.Settings = None,
+    data: common.DataFolder = None,
     json: Json = None,
 ) -> None:
     """Bring the states of challenged segments back into a thinned proof, by training from the nearest kept ones.

@@ -159,8 +159,8 @@ def verify(
             help="Hold the proof against the program sealed in it, which you have to read; with --data, the folder of its samples.",
         ),
     ] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help=common.SET_HELP)] = None,
-    data: Annotated[Path | None, typer.Option(help=common.DATA_HELP)] = None,
+    set_: common.Settings = None,
+    data: common.DataFolder = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write the verdict as JSON to this file (`-`: standard output).")
     ] = None,
