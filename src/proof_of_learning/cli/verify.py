@@ -139,6 +139,14 @@ def verify(
         str | None,
         typer.Option(help="Replay on the Ray cluster at this address (`local`: start one here), with as many workers."),
     ] = None,
+    double_check: Annotated[
+        float | None,
+        typer.Option(
+            "--double-check",
+            help="The workers of --ray are not yours: replay this share of what they did here again (0.2 is a fifth), and all that "
+            "does not agree with the record; who lied is named.",
+        ),
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="Rules that the proof must satisfy, in a TOML file; `pol policy` prints one.")
     ] = None,
@@ -207,7 +215,7 @@ def verify(
         "allow_calibrated": allow_calibrated, "reproduce": reproduce, "require": require, "registration": registration,
         "model": model, "approve_fixed": approve_fixed or (), "laws": initial_law or (), "trusted_keys": trusted_key or (),
         "threshold": threshold, "trusted_tsa": trusted_tsa or (), "keep_going": keep_going, "timeout": timeout, "policy": policy,
-        "sandbox": sandbox, "allow_read": allow_read or (), "workers": workers,
+        "sandbox": sandbox, "allow_read": allow_read or (), "workers": workers, "double_check": double_check,
     }  # fmt: skip
     links, roots = _links(chain or []), trust or ()
     with _workers(ray, workers) as pool, common.progress_bar(quiet=json == "-") as progress:

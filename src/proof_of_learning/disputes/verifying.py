@@ -123,7 +123,7 @@ def verify_opening(
                 Replayer(
                     opening.proof, named, options.runtime.timeout, None if parent is None else parent.path, isolation.sandbox,
                     options.comparison.reproduce, pool or partial(LocalPool, workers=options.runtime.workers),
-                    opening.samples,
+                    opening.samples, options.runtime.double_check,
                 )
             )  # fmt: skip
             replayer.begin()

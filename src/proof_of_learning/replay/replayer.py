@@ -34,6 +34,7 @@ from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol, requests
+from proof_of_learning.replay.doubt import DoubtedPool, recorded
 from proof_of_learning.replay.job import job
 from proof_of_learning.replay.lanes import Stream
 from proof_of_learning.replay.measure import compare, detail, nudged, relative_errors, weights
@@ -67,14 +68,22 @@ class Replayer:
         reproduce: bool = True,
         pool: MakePool = LocalPool,
         opened: Samples | None = None,
+        double_check: float | None = None,
     ) -> None:
         """``start``: the proof whose final weights the run starts from. ``sandbox``: of workers in processes of their own.
 
         ``opened``: samples that stand for the task's data set, under the proof's data root.
 
         ``reproduce``: start workers with the recorded environment, not with this process's own. ``pool``: where workers come from.
+
+        ``double_check``: nobody vouches for the workers of ``pool``; so much of what they do is done again here (:mod:`.doubt`).
         """
-        self.pool: Pool = pool(job(proof, task, start, opened), timeout, sandbox)
+        told = job(proof, task, start, opened)
+        self.pool: Pool = pool(told, timeout, sandbox)
+        self.doubted: DoubtedPool | None = None
+        if double_check is not None:
+            portable, here = proof.header.arithmetic == PORTABLE, LocalPool(told, timeout, sandbox)
+            self.pool = self.doubted = DoubtedPool(self.pool, here, double_check, recorded(proof), anywhere=portable)
         self._proof, self._reproduce = proof, reproduce
         self._named = list(dict.fromkeys(segment.environment for segment in proof.segments))
         self._own: dict[str, Environment] = {}

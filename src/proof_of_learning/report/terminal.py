@@ -86,6 +86,7 @@ def _details(verdict: Verdict, console: Console) -> Table:
         *(("promise", line) for line in _promises(verdict)),
         *(("learned", line) for line in words.learned_briefly(verdict)),
         ("cost", f"{words.cost(verdict)}, in {text.seconds(verdict.cost.seconds)}"),
+        *([("workers", own)] if (own := words.own_share(verdict)) else []),
         ("kind", f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"),
         *(("signed", f"{key[:19]}… {told}") for key, told in words.signers(verdict)),
         *(

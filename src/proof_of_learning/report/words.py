@@ -231,6 +231,18 @@ def cost(verdict: Verdict) -> str:
     return f"{spent.steps_replayed:,} of {plural(spent.steps_total, 'step')} replayed ({percent(spent.share)})"
 
 
+def own_share(verdict: Verdict) -> str:
+    """What the verifier's own machine replayed where others helped, and what that is worth alone; "" where none did."""
+    spent = verdict.cost
+    if spent.own_share is None or spent.colluding_miss is None:
+        return ""
+    return (
+        f"{percent(spent.own_share)} of the challenged segments were replayed on this machine. The others were told no end, and who "
+        "did not compute is found; but workers that hold the proof and collude with its maker pass what was not replayed here: then "
+        f"what the draws hit is missed with {percent(spent.colluding_miss)}"
+    )
+
+
 def sources(verdict: Verdict) -> tuple[str, str]:
     """The digest of the task's sources ("" where there is none), and what is to be said of it."""
     named = verdict.conditions

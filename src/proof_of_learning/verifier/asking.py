@@ -11,7 +11,7 @@ from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.replay.requests import AnyCheckAnswer, AnyCheckRequest
+from proof_of_learning.replay.requests import AnyCheckAnswer, AnyCheckRequest, Replayed
 from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.verifier.checks import ATTESTATION, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.evidence import Answers, Check, Evidence
@@ -69,9 +69,18 @@ def ask(
         progress(f"{doing}, 1 forgery" if proven else doing, done, len(new))
         if complete > last:
             break
+    while again := [place for place in range(last + 1) if _doubtful(replayer, arrived[place])]:
+        for position, answer in replayer.answers([new[place] for place in again]):
+            arrived[again[position]] = answer
     for place in range(last + 1):
         answers.add(new[place], arrived[place])
     return proven
+
+
+def _doubtful(replayer: Replayer, answer: AnyCheckAnswer) -> bool:
+    """Whether a worker that was found out since had a part in an answer."""
+    doubted = replayer.doubted
+    return doubted is not None and isinstance(answer, Replayed) and doubted.doubts(answer.workers)
 
 
 def excused(

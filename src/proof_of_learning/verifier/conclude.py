@@ -6,10 +6,11 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from proof_of_learning import sources
 from proof_of_learning.registration import owners
+from proof_of_learning.replay.doubt import HERE
 from proof_of_learning.replay.protocol import CommitData, Committed, Describe, Described
 from proof_of_learning.replay.requests import Noise, Replay, Replayed
 from proof_of_learning.verifier.calibrated import CAP
@@ -55,8 +56,14 @@ class Clock:
         self._last = now
 
 
-def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, clock: Clock) -> Verdict:
-    """The verdict on a proof that was opened and surveyed."""
+def conclude(
+    evidence: Evidence,
+    checks: list[CheckResult],
+    answers: Answers,
+    clock: Clock,
+    lies: Mapping[str, Sequence[int]] | None = None,
+) -> Verdict:
+    """The verdict on a proof that was opened and surveyed. ``lies``: by worker, the first steps of what it answered falsely."""
     proof, found = evidence.proof, evidence.survey
     training, mode = proof.header.training, proof.header.randomness.mode
     strays = Strays(evidence, answers)
@@ -76,6 +83,9 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     data = answers.get(CommitData(), Committed).commitment.root if CommitData() in answers else None
     if evidence.disclosed is not None:
         data = evidence.disclosed.named
+    false = {name: [step // training.interval for step in found_out] for name, found_out in (lies or {}).items()}
+    workers = _shares({r: answers.get(r, Replayed) for r in asked if not answers.failure(r)}, false)
+    own_share, colluding_miss = _own(evidence, workers)
     # The largest that anything was held to: a segment may have limits of its own.
     rho = max((limits.rho for limits in (*strays.tolerances.values(), *strays.limits.values())), default=CAP)
     return Verdict(
@@ -109,13 +119,13 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
             share=replayed / proof.steps,
             seconds=time.perf_counter() - clock.begun,
             phases={**clock.phases, "replayed steps": steps},
-            workers=_shares(
-                {request: answers.get(request, Replayed) for request in asked if not answers.failure(request)}
-            ),
+            workers=workers,
+            own_share=own_share,
+            colluding_miss=colluding_miss,
         ),
         trajectory=_trajectory(evidence, performance(evidence, answers) if named else []),
         unreproduced=sorted({line for lines in evidence.differences.values() for line in lines}),
-        warnings=[] if evidence.isolation is None else evidence.isolation.warnings,
+        warnings=[*([] if evidence.isolation is None else evidence.isolation.warnings), *_found_out(false)],
         chain=evidence.chain,
         claim=proof.header.randomness.claim,
         policy=None if policy is None else policy.digest or None,
@@ -124,8 +134,28 @@ def conclude(evidence: Evidence, checks: list[CheckResult], answers: Answers, cl
     )
 
 
-def _shares(told: Mapping[Replay | Noise, Replayed]) -> list[WorkerShare]:
-    """Which worker took which steps, by name."""
+def _own(evidence: Evidence, workers: list[WorkerShare]) -> tuple[float | None, float | None]:
+    """Where outside workers replayed: the share of the challenge that was replayed here, and what is missed if they all collude.
+
+    A forgery may be one segment, so that it is the share and not the number of segments that counts.
+    """
+    share, challenged = evidence.options.runtime.double_check, evidence.challenge.segments
+    if share is None:
+        return None, None
+    here = {index for worker in workers if worker.name == HERE for index in worker.segments} & challenged.keys()
+    drawn = 1 - evidence.challenge.guarantee.miss_probability
+    return len(here) / len(challenged) if challenged else 0.0, 1 - share * drawn
+
+
+def _found_out(false: Mapping[str, Sequence[int]]) -> list[str]:
+    return [
+        f"{name} answered falsely: replayed on {HERE}, segment {segments[0]} is another; nothing that it says was counted"
+        for name, segments in false.items()
+    ]
+
+
+def _shares(told: Mapping[Replay | Noise, Replayed], false: Mapping[str, list[int]]) -> list[WorkerShare]:
+    """Which worker took which steps, by name, and which answered falsely."""
     segments, steps, seconds = dict[str, dict[int, None]](), Counter[str](), dict[str, float]()
     for request, answer in told.items():
         for name in answer.workers:
@@ -134,8 +164,14 @@ def _shares(told: Mapping[Replay | Noise, Replayed]) -> list[WorkerShare]:
             steps[name] += answer.steps
             seconds[name] = seconds.get(name, 0.0) + answer.step_seconds
     return [
-        WorkerShare(name=name, segments=list(segments[name]), steps=steps[name], seconds=seconds.get(name, 0.0))
-        for name in sorted(segments, key=lambda name: (len(name), name))
+        WorkerShare(
+            name=name,
+            segments=list(segments.get(name, ())),
+            steps=steps[name],
+            seconds=seconds.get(name, 0.0),
+            lied=sorted(false.get(name, ())),
+        )
+        for name in sorted({*segments, *false}, key=lambda name: (len(name), name))
     ]
 
 

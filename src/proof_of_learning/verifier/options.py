@@ -88,6 +88,8 @@ class Runtime:
     sandbox: ``"auto"`` confines the task's code where bubblewrap works and warns elsewhere, ``"require"`` raises UsageError
     there, ``"off"`` confines nothing. allow_read: further files and folders that confined code may read.
     workers: how many processes take steps at once; the verdict does not depend on it.
+    double_check: nobody vouches for the workers of the pool that is handed in, and this share of what they replay is replayed here
+        again, beside all that does not agree with the record; None where they are one's own.
     """
 
     keep_going: bool = False
@@ -95,6 +97,7 @@ class Runtime:
     sandbox: str = "auto"
     allow_read: tuple[Path, ...] = ()
     workers: int = 1
+    double_check: float | None = None
 
 
 class Choices(TypedDict, total=False):
@@ -124,6 +127,7 @@ class Choices(TypedDict, total=False):
     sandbox: str
     allow_read: Iterable[Place]
     workers: int
+    double_check: float | None
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ class Options:
             choices.get("sandbox", "auto"),
             tuple(Path(place) for place in choices.get("allow_read", ())),
             choices.get("workers", 1),
+            _share(choices.get("double_check")),
         )
         comparison = Comparison(
             choices.get("allow_calibrated", False),
@@ -217,6 +222,12 @@ def _threshold(wanted: int, keys: tuple[str, ...]) -> int:
     if wanted != 1 and not 1 <= wanted <= len(keys):
         raise UsageError(f"--threshold {wanted}: expected 1 to the number of trusted keys, {len(keys)}")
     return wanted
+
+
+def _share(given: float | None) -> float | None:
+    if given is not None and not 0.0 < given <= 1.0:
+        raise UsageError(f"--double-check {given:g}: expected a share above 0, up to 1")
+    return given
 
 
 def _authorities(paths: Iterable[Place]) -> Authorities | None:

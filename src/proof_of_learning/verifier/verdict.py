@@ -139,17 +139,23 @@ class Nonce(_Value, frozen=True):
 class WorkerShare(_Value, frozen=True):
     """What one worker did: the segments whose steps it took, how many, and the seconds that they took it.
 
-    Of a segment that several had a part in, each is named; the steps are the last one's.
+    Of a segment that several had a part in, each is named; the steps are the last one's. ``lied``: segments that it answered otherwise
+    than the verifier's own machine; nothing that it says counts.
     """
 
     name: str
     segments: list[int]
     steps: int
     seconds: float
+    lied: list[int] = []
 
 
 class Cost(_Value, frozen=True):
-    """``seconds`` of wall time: all of it, and by phase. ``workers``: which of them took which steps."""
+    """``seconds`` of wall time: all of it, and by phase. ``workers``: which of them took which steps.
+
+    Where nobody vouches for the workers, ``own_share`` of the challenged segments were replayed on the verifier's own machine; if
+    the others hold the proof and collude with the prover, what the guarantees speak of is missed with ``colluding_miss``.
+    """
 
     steps_replayed: int
     steps_total: int
@@ -157,6 +163,8 @@ class Cost(_Value, frozen=True):
     seconds: float
     phases: dict[str, float] = {}
     workers: list[WorkerShare] = []
+    own_share: float | None = None
+    colluding_miss: float | None = None
 
 
 class Signer(_Value, frozen=True):

@@ -17,7 +17,7 @@ from typing import Unpack
 
 from proof_of_learning import memory
 from proof_of_learning.attestation.attested import Attested
-from proof_of_learning.errors import IntegrityError, PolError
+from proof_of_learning.errors import IntegrityError, PolError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
@@ -72,6 +72,8 @@ def verify(
         task = TaskReference(task, dict(settings or {}))
     links, trusted = open_links(chain), tuple(trust)
     in_process = isinstance(task, Task) and task.reference is None
+    if options.runtime.double_check is not None and pool is None:
+        raise UsageError("--double-check is for workers on machines that are not yours; name them (--ray)")
     isolation = sandboxes.isolation(options.runtime.sandbox, options.runtime.allow_read, in_process=in_process)
     nonce, clock = make_nonce(options.draw.nonce), Clock()
     with ExitStack() as opened:
@@ -173,7 +175,7 @@ def judged(
                 break
         checks.append(excused(proof, check.judge(evidence, answers), answers, task, checks))
         clock.lap(check.name)
-    return conclude(evidence, checks, answers, clock)
+    return conclude(evidence, checks, answers, clock, {} if replayer.doubted is None else replayer.doubted.lies)
 
 
 def attest(proof: Proof, options: Options, nonce: Nonce, clock: Clock) -> tuple[Attested, Verdict | None]:
@@ -209,7 +211,7 @@ def surveyed(
         replayer = opened.enter_context(
             Replayer(
                 proof, task, options.runtime.timeout, parent, isolation.sandbox, options.comparison.reproduce,
-                pool or partial(LocalPool, workers=options.runtime.workers),
+                pool or partial(LocalPool, workers=options.runtime.workers), double_check=options.runtime.double_check,
             )
         )  # fmt: skip
         progress("starting the replay worker", 0, 0)
