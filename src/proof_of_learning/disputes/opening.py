@@ -16,7 +16,7 @@ from proof_of_learning import canonical
 from proof_of_learning.attestation.signatures import PrivateKey
 from proof_of_learning.data import salts
 from proof_of_learning.data.commit import leaves, merkle_root
-from proof_of_learning.data.opened import Samples, decode_sample
+from proof_of_learning.data.opened import Samples, decode_sample, witnesses
 from proof_of_learning.disputes import answers as answering
 from proof_of_learning.disputes import documents, ledger
 from proof_of_learning.disputes.answering import uses
@@ -126,7 +126,8 @@ def prepare(
     chosen: Indices = np.empty(0, np.int64)
     if with_samples:
         every = uses(proof, task)
-        chosen = np.unique(np.concatenate([probed, *(every[index] for index in picked.segments)]))
+        shows = np.array(witnesses(proof.header.data.samples), np.int64)
+        chosen = np.unique(np.concatenate([probed, shows, *(every[index] for index in picked.segments)]))
     data, kept = proof.header.data, kept or Ledger()
     known = kept.samples(data.root, data.samples)
     before = int(known.sum())
@@ -205,14 +206,14 @@ def open_(
 def affordable(proof: Proof, task: AnyTask, share: float, kept: Ledger | None = None) -> int:
     """How many segments can be opened, whichever they are, with at most that share of the samples known to anybody afterwards.
 
-    What is opened in any case (first and last segment, samples that outputs are looked at on) counts. Raises UsageError where not even
-    that is affordable.
+    What is opened in any case (first and last segment, samples that outputs are looked at on or that show how many there are) counts.
+    Raises UsageError where not even that is affordable.
     """
     if not 0 < share <= 1:
         raise UsageError(f"a budget is a share of the samples, above 0 and up to 1, not {share:g}")
     data, every = proof.header.data, uses(proof, task)
     known = (kept or Ledger()).samples(data.root, data.samples)
-    known[every[0]] = known[every[-1]] = True
+    known[every[0]] = known[every[-1]] = known[witnesses(data.samples)] = True
     still = [index for index, columns in enumerate(proof.all_columns()) if (columns.rates == 0).all()]
     sizes = sorted((len(segment) for segment in every), reverse=True)
     beside = min(len(still), guarantee.uniform_draws_needed(len(still)))
