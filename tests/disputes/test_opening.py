@@ -383,7 +383,10 @@ def test_a_challenge_that_is_not_answered_in_time_is_held_against_root_and_claim
     assert not Docket().asking(open_).failures(table.root, None)
     assert not Docket().asking(open_).answered(open_.digest()).failures(table.root, None)
     assert not Docket().asking(table.first).failures(table.root, None)
-    ledger.save(tmp_path / "docket.json", docket.asking(table.second))
+    keys = challenging.answered_by(table.folder / "manifest.pol", table.folder / "answers")
+    assert keys == [table.key.public.digest]
+    missed = Second(**{**fields(table.second), "nonce": "4" * 64, "due": "2020-01-01T00:00:00Z"})
+    ledger.save(tmp_path / "docket.json", Docket().asking(missed, keys).asking(table.second, keys))
     verdict = table.verify(terms=table.terms(docket=tmp_path / "docket.json"))
     assert verdict.verdict == "invalid"
     assert "was not answered in time" in verdict.reason
@@ -395,6 +398,34 @@ def test_a_challenge_that_is_not_answered_in_time_is_held_against_root_and_claim
     assert not again.failures(table.root, None)
     assert [e.challenge for e in again.failures(table.root, None, table.second.digest())] == [disliked.digest()]
     assert entry.arrived is not None
+
+
+def test_nobody_is_condemned_for_a_challenge_that_somebody_else_had_made(table: Table, tmp_path: Path) -> None:
+    """A manifest is no secret: who holds it has a verifier ask, answers nothing, or anything under a key of their own."""
+    late = First(**{**fields(table.first), "due": "2020-01-01T00:00:00Z"})
+    drawn = Second(**{**fields(table.second), "nonce": "5" * 64})
+    for docket in (
+        Docket().asking(late),
+        Docket().asking(drawn, [table.stranger.public.digest]),
+        Docket().asking(drawn),
+    ):
+        ledger.save(tmp_path / "docket.json", docket.asking(table.second, [table.key.public.digest]))
+        verdict = table.verify(terms=table.terms(docket=tmp_path / "docket.json"))
+        assert (verdict.verdict, verdict.check("opening").status) == ("inconclusive", "inconclusive")
+        assert "take it out of the docket" in verdict.check("opening").summary
+
+
+def test_a_draw_that_was_opened_without_success_is_not_drawn_again(table: Table, tmp_path: Path) -> None:
+    """Who dislikes a draw opens it so that nothing comes of it, and asks for another one."""
+    place, disliked = tmp_path / "docket.json", Second(**{**fields(table.second), "nonce": "5" * 64})
+    keys = [table.key.public.digest]
+    docket = Docket().asking(disliked, keys).answered(disliked.digest()).asking(table.second, keys)
+    ledger.save(place, docket)
+    verdict = table.verify(terms=table.terms(docket=place))
+    assert verdict.check("opening").status == "inconclusive"
+    assert "second chance" in verdict.check("opening").summary
+    ledger.save(place, docket.settled(disliked.digest()))
+    assert table.verify(terms=table.terms(docket=place)).check("opening").status == "pass"
 
 
 # ---- hostile bytes ----------------------------------------------------------------------------------------------
