@@ -337,6 +337,22 @@ def test_whatever_is_drawn_stays_within_a_budget(table: Table) -> None:
         assert len(np.unique(np.concatenate([every[index] for index in chosen]))) + 64 <= 0.95 * 92 + 1
 
 
+def test_what_is_opened_because_tensors_change_is_within_a_budget(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that unfreezes a layer, or adds a group, has further segments that every draw opens."""
+    with private(table.folder / "data"):
+        run = Proof.open(table.folder / "run.pol")
+        before = opening.affordable(run, table.task, 0.95)
+        turns = iter(range(10**6))
+        monkeypatch.setattr(opening, "shapes", lambda state: {"x": [next(turns)]})
+        with pytest.raises(UsageError, match="does not even cover"):
+            opening.affordable(run, table.task, 0.95)
+        turning = iter(range(10**6))
+        monkeypatch.setattr(opening, "shapes", lambda state: {"x": [min(3, next(turning))]})
+        assert opening.affordable(run, table.task, 0.95) < before
+
+
 def test_a_ledger_adds_up_over_verifiers(table: Table, tmp_path: Path) -> None:
     def entry(verifier: str, challenge: str, samples: list[int], states: list[int]) -> ledger.Opened:
         return ledger.Opened("", verifier, challenge, "root", "data", 92, states, ledger.bits(np.array(samples), 92))

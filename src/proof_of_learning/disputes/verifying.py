@@ -345,7 +345,7 @@ def _check(
 
 
 def _late(opening: Opening, terms: Terms) -> tuple[list[Asked], list[Asked]]:
-    """By the verifier's own docket, challenges to this root or claim that were not answered in time, and draws opened without success."""
+    """By the verifier's own docket: challenges to root or claim not answered in time, and draws that were opened without success."""
     if terms.docket is None:
         return [], []
     docket = ledger.load(terms.docket, Docket).answered(opening.second.digest())
