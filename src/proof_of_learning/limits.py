@@ -70,6 +70,7 @@ HEADER_WEIGHT = 32  # bytes of memory that a byte of JSON may become: five of th
 MAX_PROGRAM = 16 << 20  # program.json, constants included
 MAX_OPERATIONS = 20_000  # of one graph: a Transformer of 100 layers has a tenth
 MAX_KERNELS = 100_000  # that one graph takes: an LSTM has about a dozen for each step of its input
+MAX_ALL_KERNELS = 200_000  # that all graphs take: each is looked at once before anything runs
 MAX_GRAPHS = 16  # sizes of a batch
 MAX_HELD = 20_000  # parameters, and buffers, and constants
 MAX_ELEMENTS = 1 << 32  # of one value

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 import tasks
 from proof_of_learning.data import salts
-from proof_of_learning.data.commit import commit, encode_sample, leaves, merkle_root
-from proof_of_learning.data.opened import OpenedData, Samples, closed, decode_sample, multiproof, root_of
+from proof_of_learning.data.commit import DataCommitment, commit, encode_sample, leaves, merkle_root
+from proof_of_learning.data.opened import OpenedData, Samples, closed, decode_sample, multiproof, root_of, witnesses
 from proof_of_learning.errors import DataError, FormatError, IntegrityError, UsageError
 
 SECRET = salts.Secret(b"s" * 32, b"d" * 16)
@@ -117,13 +117,13 @@ def opened(indices: list[int]) -> tuple[Samples, Any]:
 
 
 def test_opened_samples_are_under_the_root_with_their_salts_alone() -> None:
-    samples, commitment = opened([5, 2, 90])
+    samples, commitment = opened([5, 2, *witnesses(tasks.SAMPLES)])
     Samples.read(samples.tensors(), True).check(commitment)
     assert commitment.salted
     stored = samples.tensors()
     for name in ("content", "salts", "nodes", "indices"):
         forged = stored | {name: stored[name].clone()}
-        forged[name].view(-1)[-1] ^= 1
+        forged[name].view(-1)[1] ^= 1
         with pytest.raises(IntegrityError):
             Samples.read(forged, True).check(commitment)
     with pytest.raises(FormatError):
@@ -132,6 +132,35 @@ def test_opened_samples_are_under_the_root_with_their_salts_alone() -> None:
         Samples.read(stored | {"indices": stored["indices"].flip(0)}, True)
     with pytest.raises(FormatError):
         Samples.read(stored | {"lengths": torch.tensor([2**62, 2**62, -(2**63)])}, True)
+
+
+def place(count: int, index: int) -> str:
+    """The way from the root of ``count`` leaves to one of them."""
+    if count == 1:
+        return ""
+    left = 1 << (count - 1).bit_length() - 1
+    return "l" + place(left, index) if index < left else "r" + place(count - left, index - left)
+
+
+def test_the_leaves_that_are_opened_in_any_case_fit_one_number_of_leaves_alone() -> None:
+    ways = {count: {place(count, index) for index in range(count)} for count in range(1, 70)}
+    for claimed in ways:
+        shown = {place(claimed, index) for index in witnesses(claimed)}
+        assert [count for count, there in ways.items() if shown <= there] == [claimed]
+    assert len(witnesses(60_000)) <= 17
+
+
+def test_half_of_a_data_set_does_not_pass_for_a_whole_one() -> None:
+    """An inner node stands for the second half; the root is the same, and nobody ever opens it."""
+    data, own = tasks.data(), SECRET.salts(tasks.SAMPLES)
+    hashed = leaves(data, salts=own)
+    halved = [*hashed[:64], merkle_root(hashed[64:])]
+    assert merkle_root(halved) == merkle_root(hashed)
+    claimed = DataCommitment(commit(data, salts=own).root, 65, True)
+    with pytest.raises(IntegrityError, match="do not show that the data root is over 65"):
+        Samples.of(data, halved, range(64), own).check(claimed)
+    with pytest.raises(IntegrityError, match="not those under"):
+        Samples.of(data, halved, range(65), own).check(claimed)
 
 
 def test_what_was_not_opened_is_not_there() -> None:

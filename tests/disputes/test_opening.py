@@ -17,7 +17,7 @@ import support_opening
 from proof_of_learning.attestation import signatures
 from proof_of_learning.data import salts
 from proof_of_learning.data.commit import leaves
-from proof_of_learning.data.opened import Samples
+from proof_of_learning.data.opened import Samples, witnesses
 from proof_of_learning.disputes import answering, challenging, documents, ledger, opening
 from proof_of_learning.disputes.answers import Cutter, read
 from proof_of_learning.disputes.documents import AnswersHead, First, Second
@@ -269,7 +269,8 @@ def test_a_sample_that_is_left_out_makes_nothing_valid(table: Table, forged: Pat
         data = load_task(table.task).data()
     own = salts.load(table.folder / "data.salt").salts(len(data))
     kept = samples_of(forged)["indices"].tolist()
-    for gone in (kept[0], kept[len(kept) // 2]):
+    used = [index for index in kept if index not in witnesses(len(data))]
+    for gone in (used[0], used[len(used) // 2]):
         fewer = [index for index in kept if index != gone]
         put(forged, table, Samples.of(data, leaves(data, salts=own), fewer, own).tensors())
         verdict = table.verify(forged)
@@ -336,6 +337,22 @@ def test_whatever_is_drawn_stays_within_a_budget(table: Table) -> None:
         assert len(np.unique(np.concatenate([every[index] for index in chosen]))) + 64 <= 0.95 * 92 + 1
 
 
+def test_what_is_opened_because_tensors_change_is_within_a_budget(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that unfreezes a layer, or adds a group, has further segments that every draw opens."""
+    with private(table.folder / "data"):
+        run = Proof.open(table.folder / "run.pol")
+        before = opening.affordable(run, table.task, 0.95)
+        turns = iter(range(10**6))
+        monkeypatch.setattr(opening, "shapes", lambda state: {"x": [next(turns)]})
+        with pytest.raises(UsageError, match="does not even cover"):
+            opening.affordable(run, table.task, 0.95)
+        turning = iter(range(10**6))
+        monkeypatch.setattr(opening, "shapes", lambda state: {"x": [min(3, next(turning))]})
+        assert opening.affordable(run, table.task, 0.95) < before
+
+
 def test_a_ledger_adds_up_over_verifiers(table: Table, tmp_path: Path) -> None:
     def entry(verifier: str, challenge: str, samples: list[int], states: list[int]) -> ledger.Opened:
         return ledger.Opened("", verifier, challenge, "root", "data", 92, states, ledger.bits(np.array(samples), 92))
@@ -382,7 +399,10 @@ def test_a_challenge_that_is_not_answered_in_time_is_held_against_root_and_claim
     assert not Docket().asking(open_).failures(table.root, None)
     assert not Docket().asking(open_).answered(open_.digest()).failures(table.root, None)
     assert not Docket().asking(table.first).failures(table.root, None)
-    ledger.save(tmp_path / "docket.json", docket.asking(table.second))
+    keys = challenging.answered_by(table.folder / "manifest.pol", table.folder / "answers")
+    assert keys == [table.key.public.digest]
+    missed = Second(**{**fields(table.second), "nonce": "4" * 64, "due": "2020-01-01T00:00:00Z"})
+    ledger.save(tmp_path / "docket.json", Docket().asking(missed, keys).asking(table.second, keys))
     verdict = table.verify(terms=table.terms(docket=tmp_path / "docket.json"))
     assert verdict.verdict == "invalid"
     assert "was not answered in time" in verdict.reason
@@ -394,6 +414,34 @@ def test_a_challenge_that_is_not_answered_in_time_is_held_against_root_and_claim
     assert not again.failures(table.root, None)
     assert [e.challenge for e in again.failures(table.root, None, table.second.digest())] == [disliked.digest()]
     assert entry.arrived is not None
+
+
+def test_nobody_is_condemned_for_a_challenge_that_somebody_else_had_made(table: Table, tmp_path: Path) -> None:
+    """A manifest is no secret: who holds it has a verifier ask, answers nothing, or anything under a key of their own."""
+    late = First(**{**fields(table.first), "due": "2020-01-01T00:00:00Z"})
+    drawn = Second(**{**fields(table.second), "nonce": "5" * 64})
+    for docket in (
+        Docket().asking(late),
+        Docket().asking(drawn, [table.stranger.public.digest]),
+        Docket().asking(drawn),
+    ):
+        ledger.save(tmp_path / "docket.json", docket.asking(table.second, [table.key.public.digest]))
+        verdict = table.verify(terms=table.terms(docket=tmp_path / "docket.json"))
+        assert (verdict.verdict, verdict.check("opening").status) == ("inconclusive", "inconclusive")
+        assert "take it out of the docket" in verdict.check("opening").summary
+
+
+def test_a_draw_that_was_opened_without_success_is_not_drawn_again(table: Table, tmp_path: Path) -> None:
+    """Who dislikes a draw opens it so that nothing comes of it, and asks for another one."""
+    place, disliked = tmp_path / "docket.json", Second(**{**fields(table.second), "nonce": "5" * 64})
+    keys = [table.key.public.digest]
+    docket = Docket().asking(disliked, keys).answered(disliked.digest()).asking(table.second, keys)
+    ledger.save(place, docket)
+    verdict = table.verify(terms=table.terms(docket=place))
+    assert verdict.check("opening").status == "inconclusive"
+    assert "second chance" in verdict.check("opening").summary
+    ledger.save(place, docket.settled(disliked.digest()))
+    assert table.verify(terms=table.terms(docket=place)).check("opening").status == "pass"
 
 
 # ---- hostile bytes ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from proof_of_learning.program.document import Program, plain, tensor_of
 from proof_of_learning.program.operations import INPLACE, OPERATIONS, VIEWS, overload, written
 from proof_of_learning.program.sealed import task_of
 from proof_of_learning.program.show import LARGE, carried, lines
+from proof_of_learning.program.show import rates as recorded
 from proof_of_learning.program.tracing import PROBED, seal, sizes
 from proof_of_learning.task import Task
 from proof_of_learning.training import randomness
@@ -329,7 +330,7 @@ def test_arguments_have_one_spelling() -> None:
 def test_numbers_are_counted_wherever_a_program_could_carry_them(honest: Document) -> None:
     """A loss of sum(p) and a rate for each of many small tensors would lead anywhere."""
     program = parse(canonical.encode(honest))
-    assert carried(program) < 100
+    assert carried(program) < 200
     told = {"f": (0.1875).hex()}
     many = copy.deepcopy(honest)
     many["optimizer"]["groups"] = [{"params": [], "options": {"lr": {"f": (n / 7).hex()}}} for n in range(1, 2000)]
@@ -343,3 +344,60 @@ def test_numbers_are_counted_wherever_a_program_could_carry_them(honest: Documen
     measured["steps"][0]["operations"] += [["ones.default", [[{"i": str(n)}]], {}] for n in range(2000)]
     for document in (many, rates, calls, whole, measured):
         assert carried(parse(canonical.encode(document))) > LARGE
+
+
+def test_numbers_are_counted_where_only_references_name_them(honest: Document) -> None:
+    """A list of references to a few values, small integers, or which operation comes next: none of them is a number by itself."""
+    drawn = random.Random(3)
+    digits = {"i": "3"}
+    listed = changed(honest, "sum.default", "p0")
+    first = len(listed["steps"][0]["operations"])
+    levels = [["full.default", [[], {"i": str(n)}], {}] for n in range(16)]
+    picked = [f"%{first + drawn.randrange(16)}" for _ in range(4000)]
+    listed["steps"][0]["operations"] += [
+        *levels,
+        *[["stack.default", [picked[n : n + 2000]], {}] for n in (0, 2000)],
+    ] * 3
+    small = changed(honest, "sum.default", "p0")
+    small["steps"][0]["operations"] += [
+        ["add.Scalar", ["p0", {"i": str(drawn.randrange(16))}], {}] for _ in range(12000)
+    ]
+    named = changed(honest, "sum.default", "p0")
+    names = ["add.Tensor", "sub.Tensor", "mul.Tensor", "maximum.default"]
+    named["steps"][0]["operations"] += [[drawn.choice(names), ["p0", "p0"], {}] for _ in range(19000)]
+    ordered = changed(honest, "sum.default", "p0")
+    ordered["steps"][0]["operations"] += [
+        ["add.Tensor", [f"p{drawn.randrange(4)}", f"p{drawn.randrange(4)}"], {}] for _ in range(9000)
+    ]
+    for document in (listed, small, named, ordered):
+        assert carried(parse(canonical.encode(document))) > LARGE
+    repeated = changed(honest, "sum.default", "p0")
+    repeated["steps"][0]["operations"] += [["add.Scalar", ["p0", digits], {}]] * 9000
+    assert carried(parse(canonical.encode(repeated))) < LARGE
+
+
+def test_recorded_rates_are_numbers_too(honest: Document) -> None:
+    """A loss that follows a counter has a rate for each weight, and one rate a step is as good as a file."""
+    drawn = random.Random(3)
+    few, many = copy.deepcopy(honest), copy.deepcopy(honest)
+    few["schedule"]["rates"] = [[{"f": (0.5 ** (n // 300)).hex()}] for n in range(20_000)]
+    many["schedule"]["rates"] = [[{"f": drawn.uniform(-0.1, 0.1).hex()}] for n in range(2_000)]
+    assert recorded(parse(canonical.encode(few))) < LARGE < recorded(parse(canonical.encode(many)))
+
+
+def test_a_tensor_that_falls_into_millions_of_pieces_is_refused_before_it_does(honest: Document) -> None:
+    for name, *more in (
+        ("unbind.int", {"i": "0"}), ("split.Tensor", {"i": "1"}), ("chunk.default", {"i": "4000000000"}),
+        ("tensor_split.sections", {"i": "4000000000"}),
+    ):  # fmt: skip
+        document = copy.deepcopy(honest)
+        operations = document["steps"][0]["operations"]
+        operations += [["zeros.default", [[{"i": str(2**31)}]], {}], [name, [f"%{len(operations)}", *more], {}]]
+        assert "kernels" in (told := refused(document)) or "pieces" in told
+
+
+def test_all_graphs_together_take_a_bounded_number_of_kernels(
+    honest: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_ALL_KERNELS", 30)
+    assert "graphs take more than 30 kernels" in refused(honest)

@@ -128,6 +128,59 @@ def test_a_task_that_pulls_toward_numbers_it_carries_needs_approval(tmp_path: Pa
     assert "float32 [32, 64]: 2,048 numbers" in shown and "a loss may pull toward them" in shown
 
 
+def test_a_task_that_picks_its_numbers_out_of_a_few_needs_approval(tmp_path: Path, data: dict[str, Path]) -> None:
+    """2,048 weights of 12 bits, which are no constants: two lists say which of 64 values comes next."""
+    codes = torch.randint(0, 64, (2, 2048)).tolist()
+
+    def pulled(model: torch.nn.Module, batch: object) -> torch.Tensor:
+        levels = torch.arange(64.0).unbind()
+        high, low = (torch.stack([levels[code] for code in row]).reshape(32, 64) for row in codes)
+        aim = (high * 64 + low) / 512 - 4
+        return support_sealed.classify(model, batch) + (model.get_parameter("1.weight") - aim).square().mean()
+
+    task = dataclasses.replace(support_sealed.task("mlp"), loss=pulled)
+    pol.prove(task, tmp_path / "p", interval=1, seal_program=True)
+    verdict = pol.verify(tmp_path / "p", sealed_program(data["images"]))
+    assert verdict.verdict == "inconclusive" and "pull toward" in verdict.reason
+
+
+def test_a_task_whose_rates_are_weights_needs_approval(tmp_path: Path, data: dict[str, Path]) -> None:
+    """A loss that follows a counter gives each step's rate to the next weight. Constant rates would teach it nothing."""
+    aim = torch.randn(2048).tolist()
+
+    class Counting(torch.nn.Module):
+        count: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.found = support_sealed.mlp(), torch.nn.Parameter(torch.zeros(2048))
+            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            here = torch.arange(2048) == self.count
+            self.count.add_(1)
+            out: torch.Tensor = self.net(x) + (self.found * here).sum()
+            return out
+
+    def loss(model: torch.nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        out = model(batch[0])
+        return out.sum() / out.numel()
+
+    task = dataclasses.replace(
+        support_sealed.task("mlp"), model=Counting, loss=loss, steps=700,
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=1.0),
+        scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: aim[step]),
+    )  # fmt: skip
+    proof = pol.prove(task, tmp_path / "p", interval=100, seal_program=True).path
+    opened = Proof.open(proof)
+    found = opened.state(opened.segments[-1].state).tensors["model/parameters/found"]
+    assert torch.allclose(found[:700], -torch.tensor(aim[:700]))
+    verdict = pol.verify(proof, sealed_program(data["images"]))
+    assert verdict.verdict == "inconclusive" and "turn into weights" in verdict.reason, verdict.reason
+    approved = pol.verify(proof, sealed_program(data["images"]), approve_fixed=["rates"])
+    assert "turn into weights" not in approved.reason
+
+
 # ---- commands ----------------------------------------------------------------------------------------
 
 

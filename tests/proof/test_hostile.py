@@ -44,6 +44,23 @@ def with_part(name: str, value: Any, where: int) -> Callable[[list[State]], list
     return edit
 
 
+def test_tensors_in_the_place_of_positions_are_refused(tiny_proof: Path, tmp_path: Path) -> None:
+    """Whoever asks whether a position is among them compares it with each, and a comparison with two numbers is no answer."""
+
+    def edit(states: list[State]) -> list[State]:
+        tensors: dict[str, Tensor] = {}
+        groups = {"groups": [{"lr": 0.1, "params": [torch.zeros(2)]}], "state": {}}
+        node = encode_tree(groups, "optimizer", tensors)
+        tree = {"d": [[key, node if key == "s:optimizer" else old] for key, old in states[0].tree["d"]]}
+        kept = {name: t for name, t in states[0].tensors.items() if not name.startswith("optimizer/")}
+        states[0] = State(tree, {**kept, **tensors})
+        return states
+
+    forged = rewrite(tiny_proof, tmp_path / "run.pol", states=edit)
+    with pytest.raises(FormatError, match="position"):
+        pol.verify(forged, tasks.task())
+
+
 # ---- what a worker cannot carry out ---------------------------------------------------------------------
 
 RATE_OF_TEXT = {"groups": [{"lr": "fast", "params": list(range(6))}], "state": {}}

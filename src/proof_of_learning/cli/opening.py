@@ -71,7 +71,7 @@ def challenge(
     from proof_of_learning.disputes import challenging, documents, ledger
     from proof_of_learning.verifier.options import Options
 
-    kept = ledger.load(docket, ledger.Docket)
+    kept, keys = ledger.load(docket, ledger.Docket), list[str]()
     if (answers is None) != (first is None) or (answers is None) != (task is None):
         raise UsageError("the second round takes --answers, --first and --task together; the first one none of them")
     made: documents.First | documents.Second
@@ -86,7 +86,7 @@ def challenge(
                 manifest, asked, answers, named, random=random, days=due, options=Options.of({"sandbox": sandbox}),
                 progress=progress,
             )  # fmt: skip
-        kept = kept.answered(asked.digest())
+        kept, keys = kept.answered(asked.digest()), challenging.answered_by(manifest, answers)
         proof = challenging.opened_proof(manifest)
         told = [
             f"{out}: {len(made.segments):,} of {len(proof.segments):,} segments are to be opened; send it to the owner (`pol open`)",
@@ -94,7 +94,7 @@ def challenge(
         ]
     documents.write_new(out, made)
     if docket is not None:
-        ledger.save(docket, kept.asking(made))
+        ledger.save(docket, kept.asking(made, keys))
     for line in [*told, f"challenge {made.digest()}"]:
         common.say(line)
     for entry in kept.failures(made.root, made.claim):

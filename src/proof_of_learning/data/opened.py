@@ -62,6 +62,21 @@ def root_of(found: Mapping[int, bytes], count: int, nodes: Sequence[bytes]) -> b
     return level[0]
 
 
+def witnesses(count: int) -> list[int]:
+    """The leaves that show together that a root is over ``count`` of them: the last one, and one of each tree beside its path.
+
+    A root alone says nothing of how many there are: an inner node passes for a leaf that nobody opens, and one that stands for all of
+    the second half leaves a data set of little more than half the samples. A leaf at the depth that it should have shows that the
+    tree beside the path is as large as it should be.
+    """
+    found, start, left = [count - 1], 0, count - 1
+    while left:
+        size = 1 << (left.bit_length() - 1)
+        found.append(start)
+        start, left = start + size, left - size
+    return sorted(found)
+
+
 # ---- samples ----------------------------------------------------------------------------------------------------
 
 
@@ -190,12 +205,17 @@ class Samples:
         return cls(indices, encoded, salts, _unrow(stored["nodes"], 32))
 
     def check(self, commitment: DataCommitment) -> None:
-        """Whether they are samples under that root. Raises IntegrityError."""
+        """Whether they are samples under that root, and it is over as many as is claimed. Raises IntegrityError."""
         salts = self.salts or [b""] * len(self.encoded)
         hashed = [leaf(raw, salt) for raw, salt in zip(self.encoded, salts, strict=True)]
         found = dict(zip(self.indices.tolist(), hashed, strict=True))
         if "sha256:" + root_of(found, commitment.samples, self.nodes).hex() != commitment.root:
             raise IntegrityError("the opened samples are not those under the proof's data root")
+        if missing := sorted(set(witnesses(commitment.samples)) - set(found)):
+            raise IntegrityError(
+                f"the opened samples do not show that the data root is over {commitment.samples:,} of them: sample {missing[0]:,} is "
+                "not among them"
+            )
 
     def state(self) -> State:
         """As they travel to a worker."""

@@ -15,6 +15,7 @@ from proof_of_learning.disputes.looking import look
 from proof_of_learning.errors import IntegrityError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.registration import owners
 from proof_of_learning.replay import sandbox as sandboxes
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
@@ -65,6 +66,12 @@ def challenge_second(
         segments=list(picked.segments.items()), due=documents.until(days),
     )  # fmt: skip
     return made, picked
+
+
+def answered_by(manifest: AnyPath, answers: AnyPath) -> list[str]:
+    """Digests of the keys that signed the answers, of an owner's among them where the claim names owners."""
+    head = documents.load(Path(answers) / documents.ANSWERS_FILE, documents.AnswersHead)
+    return documents.signers(head, documents.envelope(Path(answers), "answers"), owners(opened_proof(manifest).header))
 
 
 def draw(proof: Proof, found: Survey, nonce: Nonce, answers: Answers, random: int | None = None) -> Challenge:

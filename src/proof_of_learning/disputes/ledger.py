@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,7 +64,8 @@ class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One challenge; ``arrived``: when it was answered."""
+    """One challenge; ``arrived``: when it was answered. ``keys``: of a second one, who signed the answers that it is on.
+    ``valid``: whether the opening that answered it was."""
 
     challenge: str
     round: int
@@ -72,21 +74,29 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     asked: str
     due: str | None
     arrived: str | None = None
+    keys: list[str] = []
+    valid: bool = False
 
     def failed(self, at: str) -> bool:
         """Whether it was not answered in time, as things stand ``at`` a time."""
         return self.due is not None and (self.arrived or at) > self.due
+
+    def falls_to(self, keys: Iterable[str]) -> bool:
+        """Whether one of these keys bound itself to it. Anybody can have somebody else's manifest challenged, and answer nothing."""
+        return not set(self.keys).isdisjoint(keys)
 
 
 class Docket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: str = DOCKET
     challenges: list[Asked] = []
 
-    def asking(self, challenge: First | Second) -> Docket:
-        """The docket with a challenge that is made now."""
+    def asking(self, challenge: First | Second, keys: Iterable[str] = ()) -> Docket:
+        """The docket with a challenge that is made now; ``keys``: who signed the answers that it is on."""
         now = documents.told(documents.now())
         number = 1 if isinstance(challenge, First) else 2
-        entry = Asked(challenge.digest(), number, challenge.root, challenge.claim, now, challenge.due)
+        entry = Asked(
+            challenge.digest(), number, challenge.root, challenge.claim, now, challenge.due, keys=sorted(keys)
+        )
         return Docket(self.schema, [*self.challenges, entry])
 
     def answered(self, challenge: str) -> Docket:
@@ -102,6 +112,22 @@ class Docket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ],
         )
 
+    def settled(self, challenge: str) -> Docket:
+        """The docket with that challenge answered by a valid opening."""
+        found = [msgspec.structs.replace(e, valid=e.valid or e.challenge == challenge) for e in self.challenges]
+        return Docket(self.schema, found)
+
+    def unsettled(self, root: str, claim: str | None, answering: str) -> list[Asked]:
+        """Other draws for that root or claim that were opened, and not with success. A second draw is a second chance."""
+        return [
+            entry
+            for entry in self._of(root, claim)
+            if entry.round == 2 and entry.challenge != answering and entry.arrived is not None and not entry.valid
+        ]
+
+    def _of(self, root: str, claim: str | None) -> list[Asked]:
+        return [e for e in self.challenges if e.root == root or (claim is not None and e.claim == claim)]
+
     def failures(self, root: str, claim: str | None, answering: str | None = None) -> list[Asked]:
         """Challenges to that root, or to a run under that claim, that were not answered in time.
 
@@ -109,10 +135,9 @@ class Docket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         who asks for another draw because the first one does not suit them would else go on until one does.
         """
         now = documents.told(documents.now())
-        same = [e for e in self.challenges if e.root == root or (claim is not None and e.claim == claim)]
         return [
             entry
-            for entry in same
+            for entry in self._of(root, claim)
             if entry.failed(now)
             or (answering is not None and entry.round == 2 and entry.challenge != answering and entry.arrived is None)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from proof_of_learning import canonical
 from proof_of_learning.attestation.signatures import PrivateKey
 from proof_of_learning.data import salts
 from proof_of_learning.data.commit import leaves, merkle_root
-from proof_of_learning.data.opened import Samples, decode_sample
+from proof_of_learning.data.opened import Samples, decode_sample, witnesses
 from proof_of_learning.disputes import answers as answering
 from proof_of_learning.disputes import documents, ledger
 from proof_of_learning.disputes.answering import uses
-from proof_of_learning.disputes.answers import Answers
+from proof_of_learning.disputes.answers import Answers, shapes
 from proof_of_learning.disputes.challenging import AnyTask, opened_proof, redraw, unopened
 from proof_of_learning.disputes.documents import OPENING_FILE, AnyPath, First, OpeningHead, Second
 from proof_of_learning.disputes.ledger import Ledger
@@ -126,7 +126,8 @@ def prepare(
     chosen: Indices = np.empty(0, np.int64)
     if with_samples:
         every = uses(proof, task)
-        chosen = np.unique(np.concatenate([probed, *(every[index] for index in picked.segments)]))
+        shows = np.array(witnesses(proof.header.data.samples), np.int64)
+        chosen = np.unique(np.concatenate([probed, shows, *(every[index] for index in picked.segments)]))
     data, kept = proof.header.data, kept or Ledger()
     known = kept.samples(data.root, data.samples)
     before = int(known.sum())
@@ -205,14 +206,17 @@ def open_(
 def affordable(proof: Proof, task: AnyTask, share: float, kept: Ledger | None = None) -> int:
     """How many segments can be opened, whichever they are, with at most that share of the samples known to anybody afterwards.
 
-    What is opened in any case (first and last segment, samples that outputs are looked at on) counts. Raises UsageError where not even
-    that is affordable.
+    What is opened in any case (first and last segment, those whose states hold other tensors at their end, samples that outputs are
+    looked at on or that show how many there are) counts.
+    Raises UsageError where not even that is affordable.
     """
     if not 0 < share <= 1:
         raise UsageError(f"a budget is a share of the samples, above 0 and up to 1, not {share:g}")
     data, every = proof.header.data, uses(proof, task)
     known = (kept or Ledger()).samples(data.root, data.samples)
-    known[every[0]] = known[every[-1]] = True
+    known[every[0]] = known[every[-1]] = known[witnesses(data.samples)] = True
+    for index in _relaid(proof):
+        known[every[index]] = True
     still = [index for index, columns in enumerate(proof.all_columns()) if (columns.rates == 0).all()]
     sizes = sorted((len(segment) for segment in every), reverse=True)
     beside = min(len(still), guarantee.uniform_draws_needed(len(still)))
@@ -220,6 +224,16 @@ def affordable(proof: Proof, task: AnyTask, share: float, kept: Ledger | None = 
     if room < 0:
         raise UsageError(f"a budget of {share:.1%} does not even cover what is opened in any case; raise it, or refuse")
     return int(np.searchsorted(np.cumsum(sizes), room, side="right"))
+
+
+def _relaid(proof: Proof) -> Iterator[int]:
+    """Segments that end in other tensors than they start from, of the states that are at hand."""
+    before = None
+    for position, digest in enumerate(proof.state_digests()):
+        here = shapes(proof.state(digest)) if proof.has_state(digest) else None
+        if position and None not in (before, here) and here != before:
+            yield position - 1
+        before = here
 
 
 def left(proof: Proof, segments: int) -> str:

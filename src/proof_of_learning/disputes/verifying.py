@@ -153,7 +153,10 @@ def verify_opening(
             disclosed,
             pool,
         )
-        return judged(case, replayer, answers, clock, progress)
+        verdict = judged(case, replayer, answers, clock, progress)
+        if terms.docket is not None and verdict.verdict == "valid":
+            ledger.save(terms.docket, ledger.load(terms.docket, Docket).settled(opening.second.digest()))
+        return verdict
 
 
 @dataclass(frozen=True)
@@ -294,7 +297,7 @@ def _check(
 ) -> CheckResult:
     """The check of its own that an opening has; what contradicts itself has been refused before."""
     status: Status = "pass"
-    late = _late(opening, terms)
+    late, unsettled = _late(opening, terms)
     summary = f"{len(states)} of {len(opening.answers.head.sizes):,} states were opened, and are those of the answers"
     differing: list[int] = []
     if looked.shown is not None:
@@ -315,10 +318,21 @@ def _check(
             f", but fewer segments were drawn than all guarantees need ({few[0]:,} of {few[1]:,}); accept that with "
             "--accept-budget"
         )
-    if late:
+    named = {*opening.keys, *owners(opening.proof.header)}
+    if late and status != "fail":
+        first = min(late, key=lambda entry: not entry.falls_to(named))
+        term = "" if first.due is None else f" in time (by {first.due})"
+        summary = f"the challenge {first.challenge[:19]}… to this root or claim was not answered{term}"
         status = "fail"
-        term = "" if late[0].due is None else f" in time (by {late[0].due})"
-        summary = f"the challenge {late[0].challenge[:19]}… to this root or claim was not answered{term}"
+        if not first.falls_to(named):
+            status = "inconclusive"
+            summary += ", and nobody who signed this opening bound themselves to it; if it was not theirs, take it out of the docket"
+    elif unsettled and status == "pass":
+        status = "inconclusive"
+        summary = (
+            f"another draw for this root or claim was opened, and did not come out valid ({unsettled[0].challenge[:19]}…): verify "
+            "that opening to the end, or take it out of the docket; a second draw is a second chance"
+        )
     return CheckResult(
         name="opening", status=status, summary=f"{summary}{budget}", meaning=MEANING, limits=LIMITS,
         evidence={
@@ -330,10 +344,11 @@ def _check(
     )  # fmt: skip
 
 
-def _late(opening: Opening, terms: Terms) -> list[Asked]:
-    """Challenges to this root or claim that were not answered in time, by the verifier's own docket."""
+def _late(opening: Opening, terms: Terms) -> tuple[list[Asked], list[Asked]]:
+    """By the verifier's own docket: challenges to root or claim not answered in time, and draws that were opened without success."""
     if terms.docket is None:
-        return []
+        return [], []
     docket = ledger.load(terms.docket, Docket).answered(opening.second.digest())
     ledger.save(terms.docket, docket)
-    return docket.failures(opening.proof.root, opening.proof.header.randomness.claim, opening.second.digest())
+    whose = opening.proof.root, opening.proof.header.randomness.claim, opening.second.digest()
+    return docket.failures(*whose), docket.unsettled(*whose)

@@ -7,6 +7,7 @@ examination by a third party, are the same fold. Who drives it is :mod:`coordina
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -235,7 +236,7 @@ def _committed(book: Book, event: Committed) -> Book:
 
 
 def _drawn(book: Book, link: str) -> Book:
-    if hashlib.sha256(bytes.fromhex(link)).hexdigest() != book.anchor:
+    if re.fullmatch("[0-9a-f]{64}", link) is None or hashlib.sha256(bytes.fromhex(link)).hexdigest() != book.anchor:
         raise FormatError("the coordinator's chain does not go on with this link")
     told = sorted((w.name, w.result, *w.steps) for w in _of(book, "committed"))
     seed = hashlib.sha256(b"pol/v1/draw\0" + bytes.fromhex(link) + canonical.encode_plain(told)).digest()

@@ -15,7 +15,7 @@ from proof_of_learning.attestation.signatures import PublicKey
 from proof_of_learning.distributed import core, events, fraud, journal, messages
 from proof_of_learning.distributed.coordinator import FRAUD, HEAD, JOURNAL, PROOF, RUN
 from proof_of_learning.distributed.core import Book
-from proof_of_learning.distributed.events import Commitment
+from proof_of_learning.distributed.events import Assignment, Commitment
 from proof_of_learning.distributed.messages import Head, Run
 from proof_of_learning.distributed.rounds import Slices, samples_digest
 from proof_of_learning.errors import FormatError, IntegrityError
@@ -46,7 +46,7 @@ def examine(folder: str | os.PathLike[str], task: Task | str | TaskReference, co
     Raises FormatError or IntegrityError for a folder that cannot be read, or whose journal contradicts itself.
     """
     place, loaded = Path(folder), load_task(task)
-    run = canonical.decode(_read(place / RUN), Run, RUN)
+    run = messages.read_run(_read(place / RUN))
     digest, problems = run.digest(), list[str]()
     if messages.public_key(run.coordinator, "the coordinator's key") != coordinator:
         raise IntegrityError(f"{RUN} is of another coordinator than the one that was named")
@@ -57,6 +57,8 @@ def examine(folder: str | os.PathLike[str], task: Task | str | TaskReference, co
             description = slices.session.describe()
     if description.digest() != run.task or description.sources_digest() != run.sources:
         problems.append("the run is of another task")
+    if run.rules.slots != slices.rounds.slots:
+        raise FormatError(f"{RUN} has {run.rules.slots:,} slices in a round, and the task has {slices.rounds.slots:,}")
     book, keys, states = Book(digest, run.rules, run.anchor), dict[str, PublicKey](), dict[int, str]()
     line = canonical.sha256(journal.FIRST.encode(), digest.encode())
     for event, told, _ in journal.read(place / JOURNAL, digest):
@@ -67,13 +69,13 @@ def examine(folder: str | os.PathLike[str], task: Task | str | TaskReference, co
                 raise IntegrityError("a worker of the journal has the name of another key")
         elif isinstance(event, events.Committed):
             _signed(event, keys)
-        elif isinstance(event, events.Opened):
+        book = core.advance(book, event)
+        if isinstance(event, events.Opened):  # of the round that it was time for
             own = [samples_digest(slices.samples(event.round, slot)) for slot in range(run.rules.slots)]
             if own != event.samples:
                 problems.append(f"round {event.round} was given out with other samples than its key says")
         elif isinstance(event, events.Applied):
             states[event.round] = event.state
-        book = core.advance(book, event)
     if (head.run, head.head, head.root) != (digest, line, book.root):
         problems.append("what the coordinator signed at the end is not the head of this journal with this proof's root")
     problems += _against_proof(place / PROOF, run, book, states)
@@ -85,6 +87,8 @@ def examine(folder: str | os.PathLike[str], task: Task | str | TaskReference, co
         findings.append(found)
         if not found.proven or found.worker != worker:
             problems.append(f"the ban of worker {worker[7:19]} rests on nothing: {found.why}")
+        elif messages.opened(proof.assignment, Assignment, coordinator, "the assignment").digest() != ban.work.name:
+            problems.append(f"the ban of worker {worker[7:19]} rests on another slice than the fraud proof is about")
     return Examination(book, book.root or "", tuple(findings), tuple(problems))
 
 

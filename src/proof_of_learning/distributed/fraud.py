@@ -12,13 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from proof_of_learning import canonical
 from proof_of_learning.attestation.signatures import PublicKey, to_pem
 from proof_of_learning.distributed import messages
 from proof_of_learning.distributed.events import Assignment, Commitment
-from proof_of_learning.distributed.messages import Run
 from proof_of_learning.distributed.rounds import Slices, samples_digest, weights_digest
-from proof_of_learning.errors import FormatError
 from proof_of_learning.proof import files
 from proof_of_learning.task import Task, TaskReference, load_task
 from proof_of_learning.training import environment as environments
@@ -78,13 +75,7 @@ def load(folder: str | os.PathLike[str]) -> FraudProof:
     place, found = Path(folder), {}
     for name, file in _FILES.items():
         limit = MAX_START if name == "start" else messages.MAX_MESSAGE
-        try:
-            with (place / file).open("rb") as stream:
-                found[name] = stream.read(limit + 1)
-        except OSError as error:
-            raise FormatError(f"{place / file} cannot be read: {error.strerror or error}") from None
-        if len(found[name]) > limit:
-            raise FormatError(f"{place / file} has more than {limit:,} bytes")
+        found[name] = bytes(files.read_bounded(place / file, limit))
     return FraudProof(worker=load_public(place / _KEY), **found)
 
 
@@ -96,7 +87,7 @@ def check(
 
     Lies are proven only where workers are held to bits; with native arithmetic the checker must have the run's numeric environment.
     """
-    run = canonical.decode(proof.run, Run, "what was agreed on the run")
+    run = messages.read_run(proof.run)
     worker = proof.worker.digest
 
     def no(why: str) -> Finding:
@@ -114,6 +105,8 @@ def check(
         return no("run, assignment and commitment do not belong together")
     if len(proof.start) != 4 * run.size or weights_digest(np.frombuffer(proof.start, dtype="<f4")) != asked.start:
         return no("the start is not the one of the assignment")
+    if not np.isfinite(np.frombuffer(proof.start, dtype="<f4")).all():
+        return no("the start holds numbers that are not finite, from which no bits follow")
     task = load_task(task)
     with randomness.preserved(), environments.recording("cpu") as environment:
         if run.environment is not None and environment.digest() != run.environment:
@@ -130,6 +123,9 @@ def check(
                 "the assignment names other samples than the run has there, so an honest worker would not have signed"
             )
         made = slices.compute(asked.round, asked.slot, np.frombuffer(proof.start, dtype="<f4").astype(np.float32))
+    # Which NaN comes of an operation depends on the order of its operands in the machine.
+    if not (np.isfinite(made.update).all() and np.isfinite(made.loss)):
+        return no("the slice has no finite result, so that its bits are nobody's lie")
     if messages.result_digest(messages.pack(made)) == told.result and list(made.steps) == told.steps:
         return no("the worker committed to what the replay gives")
     return Finding(True, f"slice {asked.slot} of round {asked.round} is not what the worker signed", worker)

@@ -14,7 +14,7 @@ from proof_of_learning.distributed.events import AnyEvent
 from proof_of_learning.errors import FormatError, RecordingError
 from proof_of_learning.proof import files
 
-MAX_LINE = 2 << 20
+MAX_LINE = 4 << 20  # an envelope twice in base64, and the digests in it
 FIRST = canonical.sha256(b"pol/v1/journal\0")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,10 +14,10 @@ from proof_of_learning.attestation import signatures
 from proof_of_learning.attestation.signatures import PrivateKey, PublicKey
 from proof_of_learning.attestation.statements import STATEMENT
 from proof_of_learning.distributed.aggregation import Vector
-from proof_of_learning.distributed.events import Assignment, Commitment, Rules
+from proof_of_learning.distributed.events import Assignment, Commitment, Rules, check
 from proof_of_learning.distributed.rounds import Slice
-from proof_of_learning.errors import FormatError
-from proof_of_learning.numeric.portable import PORTABLE
+from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.numeric.portable import NATIVE, PORTABLE
 
 T = TypeVar("T")
 MAX_MESSAGE = 1 << 20  # bytes of an envelope
@@ -48,6 +49,22 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def digest(self) -> str:
         return canonical.sha256(b"pol/v1/run\0", canonical.encode(self))
+
+
+def read_run(raw: bytes) -> Run:
+    """What a coordinator says of a run, of which nothing is known yet. Raises FormatError for what makes no sense."""
+    what = "what the coordinator says of the run"
+    run = canonical.decode(raw, Run, what)
+    public_key(run.coordinator, "the coordinator's key")
+    try:
+        check(run.rules)
+    except UsageError as error:
+        raise FormatError(f"{what}: {error}") from None
+    if not all(re.fullmatch("[0-9a-f]{64}", text) for text in (run.key, run.anchor)) or run.size < 1:
+        raise FormatError(f"{what}: its key, its anchor or its size is none")
+    if run.arithmetic not in (NATIVE, PORTABLE):
+        raise FormatError(f"{what}: there is no arithmetic {canonical.brief(run.arithmetic)!r}")
+    return run
 
 
 class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

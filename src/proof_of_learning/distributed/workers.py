@@ -89,6 +89,7 @@ class Honest:
             and asked.start == weights_digest(row)
             and asked.samples == samples_digest(slices.samples(asked.round, asked.slot))
             and len(row) == slices.size
+            and bool(np.isfinite(row).all())  # from others no bits follow that an answer could be held to
         )
         if not fits:
             raise FormatError(
@@ -124,7 +125,7 @@ class Honest:
 
     def _agreed(self, raw: bytes) -> tuple[Run, str]:
         if self._run is None or self._run[0] != raw:
-            run = canonical.decode(raw, Run, "what the coordinator says of the run")
+            run = messages.read_run(raw)
             self._see(run)
             self._run = raw, run, run.digest()
         return self._run[1:]

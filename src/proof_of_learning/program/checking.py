@@ -152,6 +152,10 @@ def _check_call(operation: Operation) -> None:
         fits and not missing and not twice and given <= known,
         f"the arguments of {operation.name} are not those that it takes",
     )
+    # PyTorch makes room for as many pieces as are asked for, whatever there is to divide.
+    told = dict(zip((entry.name for entry in by_position), operation.args, strict=False)) | operation.kwargs
+    pieces = [plain(told[name]) for name in ("sections", "chunks") if isinstance(told.get(name), dict)]
+    need(all(number <= limits.MAX_LIST for number in pieces), f"{operation.name} makes too many pieces")
 
 
 def _arguments(operation: Operation) -> Iterator[tuple[int, Any]]:
@@ -183,7 +187,8 @@ def rehearse(
     look: is shown what each operation of each graph gives.
     """
     constants = [tensor_of(constant).to("meta") for constant in program.constants]
-    drawn = _run(program.initial, constants, [], [], look, "what draws the first weights")
+    counted = _Counted()
+    drawn = _run(program.initial, constants, [], [], look, "what draws the first weights", counted)
     for held in (*program.parameters, *program.buffers):
         found = drawn[held.name]
         need(
@@ -194,7 +199,7 @@ def rehearse(
         parameters = [empty(held.dtype, held.shape).requires_grad_(held.trained) for held in program.parameters]
         buffers = [empty(held.dtype, held.shape) for held in program.buffers]
         what = f"the graph for a batch of {brief(graph.inputs)}"
-        outputs = _run(graph, constants, parameters, buffers, look, what)
+        outputs = _run(graph, constants, parameters, buffers, look, what, counted)
         loss = outputs["loss"]
         need(loss.numel() == 1 and loss.is_floating_point(), f"{what}: its loss is not one number")
 
@@ -210,8 +215,10 @@ def _run(
     buffers: list[Tensor],
     look: Callable[[Graph, Operation, Any], None],
     what: str,
+    counted: _Counted,
 ) -> dict[str, Tensor]:
     meter = _Meter()
+    counted.begin()
 
     def seen(operation: Operation, made: Any) -> None:
         meter.value(operation, made)
@@ -219,7 +226,7 @@ def _run(
 
     try:
         runner = Runner(graph, constants, "meta", seen)
-        with _Counted():
+        with counted:
             outputs = runner(parameters, buffers, [empty(*given) for given in graph.inputs])
     except FormatError:
         raise
@@ -230,16 +237,39 @@ def _run(
 
 
 class _Counted(TorchDispatchMode):
-    """Ends a graph that takes too many kernels: a recurrent layer takes some for each step of its input."""
+    """Ends a graph, or a program, that takes too many kernels: a recurrent layer takes some for each step of its input. A tensor that
+    falls into pieces counts once for each."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.taken = self.all = 0
+
+    def begin(self) -> None:
+        """The next graph."""
         self.taken = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.taken += 1
+        count = _pieces(func, args, kwargs or {})
+        self.taken, self.all = self.taken + count, self.all + count
         need(self.taken <= limits.MAX_KERNELS, f"a graph takes more than {limits.MAX_KERNELS:,} kernels")
+        need(self.all <= limits.MAX_ALL_KERNELS, f"its graphs take more than {limits.MAX_ALL_KERNELS:,} kernels")
         return func(*args, **(kwargs or {}))
+
+
+def _pieces(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
+    """How many tensors a kernel gives, before it is called: each is an object, however small."""
+    schema = func._schema
+    if len(schema.returns) != 1 or str(schema.returns[0].type) != "List[Tensor]":
+        return 1
+    given = dict(zip((entry.name for entry in schema.arguments), args, strict=False)) | kwargs
+    whole = given.get("self", args[0] if args else None)
+    if not isinstance(whole, Tensor) or not whole.ndim:
+        return 1
+    length = whole.shape[given.get("dim", 0)]
+    size, chunks = given.get("split_size"), given.get("chunks")
+    if isinstance(size, int):
+        return max(1, -(-length // max(1, size)))
+    return max(1, length if not isinstance(chunks, int) else min(length, chunks))
 
 
 class _Meter:

@@ -2,27 +2,82 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import torch
 
 from proof_of_learning.canonical import brief
 from proof_of_learning.program.checking import rehearse
-from proof_of_learning.program.document import Constant, Graph, Held, Operation, Program, plain, tensor_of
+from proof_of_learning.program.document import REFERENCE, Constant, Graph, Held, Operation, Program, plain, tensor_of
 from proof_of_learning.program.schedules import RECORDED
 
 SMALL = 8  # numbers of a constant that are shown
 USUAL, LAST = 16, 2**63 - 1  # integers that say which axis, and `to the end`
 LARGE = 1024  # numbers that a program may carry before a verifier has to approve them
+WIDE = 4  # bytes of a number where a program is counted by its length
 DRAWING = ("rand", "normal", "uniform", "bernoulli", "dropout", "exponential", "random")
 
 
 def carried(program: Program) -> int:
     """How many numbers a program brings along: in constants, among arguments of operations, in settings of the optimizer's groups,
-    and in recorded rates that are no multiple of the first group's.
+    and in recorded rates that are no multiple of the first group's. Or in which operation takes which value, in what order, of which
+    shape: then by its length.
     """
+    return max(_listed(program), _length(_structure(program)))
+
+
+def rates(program: Program) -> int:
+    """How many numbers lie in recorded rates, by their length. A step whose loss follows a counter takes each of them for a weight."""
+    rows = [] if program.schedule is None else program.schedule.rates
+    return _length(msgspec.json.encode(rows)) if rows else 0
+
+
+def _length(raw: bytes) -> int:
+    """As how many numbers a text counts, packed: what was written into it cannot be packed away, but what repeats can."""
+    return len(lzma.compress(raw, format=lzma.FORMAT_ALONE, preset=1)) // WIDE
+
+
+def _structure(program: Program) -> bytes:
+    """All that decides what is computed beside constants and rates, so told that what repeats, repeats: references count back from
+    where they stand, or from the last of their kind. Layers that are alike vanish when it is packed, and numbers do not: one of 64
+    values that a list of references picks takes 6 bits, whoever calls it a reference."""
+    held = [(item.dtype, item.shape, item.trained, len(item.other)) for item in (*program.parameters, *program.buffers)]
+    graphs = [[graph.inputs, list(_counted_back(graph))] for graph in (program.initial, *program.steps)]
+    groups = [(len(group.params), group.options) for group in program.optimizer.groups]
+    options = None if program.schedule is None else program.schedule.options
+    return msgspec.json.encode([held, graphs, groups, options, program.settings], order="sorted")
+
+
+def _counted_back(graph: Graph) -> Iterator[Any]:
+    last: dict[str, int] = {}
+
+    def told(node: Any, place: int) -> Any:
+        if isinstance(node, list):
+            return [told(item, place) for item in node]
+        found = REFERENCE.fullmatch(node) if isinstance(node, str) else None
+        if found is None:
+            return node
+        kind, number, own, item = found.groups()
+        if own is not None:
+            return f"%{place - int(own)}.{item}"
+        ahead = int(number) - last.get(kind, -1)
+        last[kind] = int(number)
+        return f"{kind}{ahead}"
+
+    for place, call in enumerate(graph.operations):
+        yield (
+            call.name,
+            told(call.args, place),
+            told([call.kwargs[name] for name in sorted(call.kwargs)], place),
+            sorted(call.kwargs),
+        )
+
+
+def _listed(program: Program) -> int:
     count = sum(math.prod(constant.shape) for constant in program.constants)
     for graph in (program.initial, *program.steps):
         count += sum(_numbers([*call.args, *call.kwargs.values()], 0) for call in graph.operations)
@@ -56,8 +111,14 @@ def lines(program: Program) -> Iterator[str]:
     rehearse(program, look)
     count = carried(program)
     yield f"program {program.digest()} of the task {brief(program.name)!r}"
-    note = f"; a loss may pull toward them: see {len(program.constants)} constants below" if count > LARGE else ""
+    note = (
+        f"; a loss may pull toward them: see {len(program.constants)} constants below, and long lists"
+        if count > LARGE
+        else ""
+    )
     yield f"it carries {count:,} numbers of its own{note}"
+    if (told := rates(program)) > LARGE:
+        yield f"its recorded rates are as long as {told:,} numbers, which a loss may turn into weights: look at them"
     for title, letter, held in (("parameters", "p", program.parameters), ("buffers", "b", program.buffers)):
         yield f"{title}:" if held else f"{title}: none"
         yield from (f"  {letter}{number} = {_held(item)}" for number, item in enumerate(held))

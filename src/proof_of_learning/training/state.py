@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -195,6 +195,29 @@ def decode_tree(node: Node, tensors: Mapping[str, Tensor]) -> Any:
 def tree_tensors(node: Node) -> Iterator[str]:
     """The tensor names that a tree refers to; raises FormatError for a tree that :func:`encode_tree` does not write."""
     return _tree_tensors(node, [])
+
+
+def check_tree(tree: Node, tensors: Iterable[str]) -> None:
+    """Whether a tree is one of a state with these tensors. Raises FormatError for what :func:`capture` does not write."""
+    if set(tree) != {"d"} or sorted(tree_tensors(tree)) != sorted(tensors):
+        raise FormatError("a state's tree does not name its tensors")
+    for key, part in tree["d"]:
+        if family_of(key[2:]) == "optimizer" and any(
+            isinstance(item, dict) and "t" in item for item in _positions(part)
+        ):
+            raise FormatError("a parameter group of a state has a tensor where a parameter's position is expected")
+
+
+def _positions(part: Node) -> Iterator[Node]:
+    """What the groups of an optimizer name as their parameters. (Whoever looks for a position among tensors compares with these.)"""
+    for group in _below(_below(part, "d", "s:groups"), "l"):
+        yield from _below(_below(group, "d", "s:params"), "l")
+
+
+def _below(node: Node, tag: str, key: str | None = None) -> Any:
+    """What is under a tag, and there under a key; nothing where there is none."""
+    body = node.get(tag, []) if isinstance(node, dict) else []
+    return body if key is None else next((value for name, value in body if name == key), None)
 
 
 def _tree_tensors(node: Node, parts: list[str]) -> Iterator[str]:

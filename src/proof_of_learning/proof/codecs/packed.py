@@ -27,7 +27,7 @@ from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, UnreadableError
 from proof_of_learning.limits import HEADER_WEIGHT, MAX_DIMENSIONS, MAX_OBJECT_HEADER
 from proof_of_learning.proof.codecs.room import Room
-from proof_of_learning.training.state import DTYPE_NAMES, DTYPES, State, tree_tensors
+from proof_of_learning.training.state import DTYPE_NAMES, DTYPES, State, check_tree
 
 CHUNK = 1 << 20  # items
 LEVEL = 1
@@ -106,8 +106,7 @@ def unpack(
         room = Room.of(len(raw))
         room.left += 0 if base is None else base.nbytes
     header = _header(stream, room)
-    if set(header.tree) != {"d"} or sorted(tree_tensors(header.tree)) != sorted(header.tensors):
-        raise FormatError("a state's tree does not name its tensors")
+    check_tree(header.tree, header.tensors)
     items: dict[str, Tensor] = {}
     for width in sorted(WIDTHS, reverse=True):
         names = [name for name in sorted(header.tensors) if header.tensors[name].items == width]

@@ -19,7 +19,7 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.limits import MAX_DIMENSIONS, MAX_OBJECT_HEADER
 from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.proof.codecs.room import Room
-from proof_of_learning.training.state import State, tensor_bytes, tree_tensors
+from proof_of_learning.training.state import State, check_tree, tensor_bytes
 
 # safetensors' names for dtypes
 _NAMES: dict[str, torch.dtype] = {
@@ -45,8 +45,7 @@ class RawCodec:
         if set(metadata) != {"pol"}:
             raise FormatError("an object is not a state: its metadata is not what the raw codec writes")
         tree = canonical.decode(metadata["pol"].encode(), dict[str, Any], "a state's tree")
-        if set(tree) != {"d"} or sorted(tree_tensors(tree)) != sorted(tensors):
-            raise FormatError("a state's tree does not name its tensors")
+        check_tree(tree, tensors)
         return State(tree, tensors)
 
     def nearest(self, arrived: State, recorded: State, base: State) -> State:

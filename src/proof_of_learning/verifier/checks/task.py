@@ -10,7 +10,7 @@ import torch
 
 from proof_of_learning import sources
 from proof_of_learning.program.document import Program
-from proof_of_learning.program.show import LARGE, carried
+from proof_of_learning.program.show import LARGE, carried, rates
 from proof_of_learning.proof.format import Input
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.task import compare
@@ -87,15 +87,21 @@ class TaskCheck:
     def _taken(self, evidence: Evidence) -> CheckResult:
         """The task is the program that the proof brought along, so that what it pulls toward has to be looked at."""
         header = evidence.proof.header
-        numbers = carried(msgspec.convert(header.task.description["program"], Program))
-        approved = any(fnmatchcase("constants", pattern) for pattern in evidence.options.claims.approve_fixed)
-        told: dict[str, Any] = {"digest": header.task.digest, "program": header.program.sealed, "numbers": numbers}
-        if numbers > LARGE and not approved:
-            return result(
-                self, "inconclusive",
-                f"the program in the proof carries {numbers:,} numbers of its own, which a loss may pull toward; read it (`pol "
-                "inspect --program`) and, if they belong there, approve them (--approve-fixed constants)", **told,
-            )  # fmt: skip
+        program = msgspec.convert(header.task.description["program"], Program)
+        numbers, recorded = carried(program), rates(program)
+        told: dict[str, Any] = {
+            "digest": header.task.digest, "program": header.program.sealed, "numbers": numbers, "rates": recorded,
+        }  # fmt: skip
+        for count, name, what in (
+            (numbers, "constants", "of its own, which a loss may pull toward"),
+            (recorded, "rates", "in recorded learning rates, which a loss may turn into weights"),
+        ):
+            if count > LARGE and not any(fnmatchcase(name, p) for p in evidence.options.claims.approve_fixed):
+                return result(
+                    self, "inconclusive",
+                    f"the program in the proof carries {count:,} numbers {what}; read it (`pol inspect --program`) and, if they "
+                    f"belong there, approve them (--approve-fixed {name})", **told,
+                )  # fmt: skip
         return result(
             self, "pass",
             f"the task is the program in the proof, {str(header.program.sealed)[:19]}…, which you have to read (`pol inspect "
