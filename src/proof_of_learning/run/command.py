@@ -10,7 +10,9 @@ from pathlib import Path
 from proof_of_learning.errors import RecordingError, TaskError, UsageError
 from proof_of_learning.run import script
 from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.origin import Origin
 from proof_of_learning.run.record import SECOND, Recording, refuse_used, say, unfinished
+from proof_of_learning.run.seeds import map_through
 from proof_of_learning.task import task_code
 
 
@@ -31,25 +33,35 @@ def prove_script(
     *,
     interval: int | None = None,
     rehearse: bool | None = None,
+    seed: int | None = None,
+    registration: str | os.PathLike[str] | None = None,
 ) -> Recorded:
     """Run the script at ``path`` as ``python PATH ARGUMENTS`` would, and record the run that its ``pol.Run`` watches into ``out``.
 
     rehearse: whether stretches are replayed beside the training (default: unless POL_REHEARSAL is 0); nothing is sealed where they
         differ.
+    seed, registration: what the script's randomness follows from, a number or a claim (default: it is recorded). Seeds that the
+        script sets are mapped through it, so numbers are others than those of the script by itself.
 
     Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
     """
     refuse_used(Path(out))
     made: list[Recording] = []
-    folder = os.getcwd()
+    folder, origin = os.getcwd(), Origin.of(seed, registration)
+    if origin is not None and origin.claim is not None and interval is None:
+        interval = origin.claim.claim.interval
 
     def start(given: Given) -> Recording:
         if made:
             say(SECOND)
             raise UsageError("the script makes a second pol.Run; one can be recorded, so give all parts to it")
-        made.append(Recording(given, out, list(arguments), interval, rehearse, folder))
+        made.append(Recording(given, out, list(arguments), interval, rehearse, folder, origin))
         return made[-1]
 
+    if origin is not None:
+        ACTIVE.seeds = map_through(origin.key())
+        what = "the claim" if origin.claim is not None else f"seed {origin.seed}"
+        say(f"all randomness follows from {what}: order, splits and losses are others than without it, their distribution is the same")
     ACTIVE.start = start
     try:
         with task_code(f"running {os.path.basename(path)}"):
