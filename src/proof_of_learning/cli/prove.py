@@ -97,7 +97,14 @@ def prove(
         if unused := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
         return _script(
-            task, out, arguments or [], interval, json, rehearse=False if no_rehearsal else None, seed=seed, registration=registration
+            task,
+            out,
+            arguments or [],
+            interval,
+            json,
+            rehearse=False if no_rehearsal else None,
+            seed=seed,
+            registration=registration,
         )
     if arguments:
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")

@@ -53,8 +53,10 @@ class Planned(list[Any]):
 
 
 class Source(Protocol):
-    """What a walk goes through. ``open``: a real iteration, over the batches of a ``plan`` where there is one; ``order``: the batches that
-    its own sampler gives, None where the loop makes them; ``again``: the batch at a position of a walk from recorded indices.
+    """What a walk goes through.
+
+    ``open``: a real iteration, over the batches of a ``plan`` where there is one; ``order``: the batches that its own sampler gives,
+    None where the loop makes them; ``again``: the batch at a position of a walk from the indices of its samples.
     """
 
     loader: Any
@@ -166,8 +168,8 @@ class Loaded:
     @property
     def sampler(self) -> str:
         """What decides on the order, by name."""
-        own = self.base._index_sampler
-        return type(self.base.sampler if type(own) is torch.utils.data.BatchSampler else own).__name__
+        own: Any = self.base._index_sampler
+        return type(own.sampler if type(own) is torch.utils.data.BatchSampler else own).__name__
 
     def open(self, plan: list[Planned] | None = None) -> Iterator[Handed]:
         # A loader that wraps another begins with its first batch only.

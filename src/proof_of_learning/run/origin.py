@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proof_of_learning import registration as registrations
+from proof_of_learning.errors import UsageError
 from proof_of_learning.proof.attach import attach
 from proof_of_learning.proof.format import Header
 from proof_of_learning.registration import Registration
@@ -26,7 +27,10 @@ class Origin:
     def of(cls, seed: int | None, claim: str | os.PathLike[str] | None) -> Origin | None:
         """None where the randomness is recorded."""
         if claim is not None:
-            return cls(0, Path(claim), registrations.load(claim))
+            registration = registrations.load(claim)
+            if registration.runs:
+                raise UsageError(f"the claim {claim} was already used by a run; register a new claim")
+            return cls(0, Path(claim), registration)
         return None if seed is None else cls(seed)
 
     def key(self) -> bytes:
@@ -36,7 +40,7 @@ class Origin:
         return self.claim.claim.key(registrations.anchor_of(self.claim))
 
     def begin(self, header: Header, environment: Environment) -> Header:
-        """The header as it stands under the claim, which is used by this run from here on. Raises UsageError where it fixes another."""
+        """The header as it stands under the claim, which this run uses from here on. UsageError where the claim fixes another."""
         if self.claim is None:
             return header
         found = registrations.apply(self.claim, header, environment)

@@ -108,8 +108,8 @@ class Recording(Clock):
                 if self.plan(walk) != plans[0]:
                     what = walk.source.sampler  # type: ignore[attr-defined]
                     raise UsageError(
-                        f"the order of the loader's {what} does not follow from the key: asked twice, it gives two orders; have it draw "
-                        "from PyTorch's, NumPy's or Python's generators alone, or record without --seed and --registration"
+                        f"the order of the loader's {what} does not follow from the key: asked twice, it gives two orders; have it "
+                        "draw from PyTorch's, NumPy's or Python's generators alone, or record without --seed and --registration"
                     )
 
         self._guard(planned)
@@ -224,8 +224,8 @@ class Recording(Clock):
 
     def _refuse_beside(self) -> None:
         raise UsageError(
-            "the script takes batches from a second loader beside the first, whose order follows from no key; leave run.batches(…) out "
-            "where nothing is trained, or record without --seed and --registration"
+            "the script takes batches from a second loader beside the first, whose order follows from no key; leave run.batches(…) "
+            "out where nothing is trained, or record without --seed and --registration"
         )
 
     def _begin(self, walk: Walk) -> None:

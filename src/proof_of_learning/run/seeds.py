@@ -11,7 +11,7 @@ import random
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -95,28 +95,37 @@ class Seeds:
 
 def _seed(generator: Any, seed: int) -> None:
     if isinstance(generator, Generator):
-        _Torch.manual_seed(generator, seed)
-    elif isinstance(generator, NumpyGenerator):
-        bits: Any = generator.bit_generator
+        _Plain.torch.manual_seed(generator, seed)
+    elif isinstance(generator, RandomState) and type(generator._bit_generator) is np.random.MT19937:
+        _Plain.state.seed(generator, seed & 0xFFFFFFFF)
+    elif isinstance(generator, (NumpyGenerator, RandomState)):
+        held: Any = generator
+        bits = held._bit_generator
         bits.state = type(bits)(seed).state
-    elif isinstance(generator, RandomState):
-        _RandomState.seed(generator, seed & 0xFFFFFFFF)
     elif isinstance(generator, Random):
-        _Random.seed(generator, seed)
+        _Plain.python.seed(generator, seed)
 
 
 # What a script's names stand for once they are mapped. On the floor of the module, so that they can be pickled.
 _now: list[Seeds] = []
-_Torch, _Numpy, _RandomState, _Random = torch.Generator, np.random.Generator, np.random.RandomState, random.Random
 _default_rng: Any = np.random.default_rng
 
 
-class Generator(_Torch):
+class _Plain:
+    """What the names stand for before."""
+
+    torch: TypeAlias = torch.Generator
+    numpy: TypeAlias = np.random.Generator
+    state: TypeAlias = np.random.RandomState
+    python: TypeAlias = random.Random
+
+
+class Generator(_Plain.torch):
     """``torch.Generator``; without a seed it would always begin alike."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         made = super().__new__(cls, *arguments, **options)
-        _Torch.manual_seed(made, _now[-1].mapped(None))
+        _Plain.torch.manual_seed(made, _now[-1].mapped(None))
         _now[-1].made(made)
         return made
 
@@ -125,11 +134,11 @@ class Generator(_Torch):
         return self
 
     def seed(self) -> int:
-        self.manual_seed(_now[-1].mapped(None))
+        super().manual_seed(_now[-1].mapped(None))
         return self.initial_seed()
 
 
-class NumpyGenerator(_Numpy):
+class NumpyGenerator(_Plain.numpy):
     """``numpy.random.Generator``, and what ``default_rng`` gives."""
 
     def __init__(self, bit_generator: Any) -> None:
@@ -137,7 +146,7 @@ class NumpyGenerator(_Numpy):
         _now[-1].made(self)
 
 
-class RandomState(_RandomState):
+class RandomState(_Plain.state):
     def __init__(self, seed: Any = None) -> None:
         super().__init__(seed if isinstance(seed, np.random.BitGenerator) else _now[-1].mapped(seed) & 0xFFFFFFFF)
         _now[-1].made(self)
@@ -146,7 +155,7 @@ class RandomState(_RandomState):
         super().seed(_now[-1].mapped(seed) & 0xFFFFFFFF)
 
 
-class Random(_Random):
+class Random(_Plain.python):
     def __init__(self, x: Any = None) -> None:
         super().__init__(x)  # which seeds
         _now[-1].made(self)
@@ -156,7 +165,7 @@ class Random(_Random):
 
 
 def _rng(seed: Any = None) -> Any:
-    if isinstance(seed, (np.random.BitGenerator, _Numpy)):
+    if isinstance(seed, (np.random.BitGenerator, _Plain.numpy)):
         return _default_rng(seed)
     return NumpyGenerator(_default_rng(_now[-1].mapped(seed)).bit_generator)
 
@@ -173,7 +182,7 @@ def map_through(key: bytes) -> Seeds:
     randomness.seed_everything(randomness.derive(key, randomness.INITIALIZATION))
     names: Any = torch
     names.manual_seed = names.random.manual_seed = wrapped(torch.manual_seed)
-    names.seed = names.random.seed = lambda: torch.manual_seed(None).initial_seed()  # type: ignore[arg-type]
+    names.seed = names.random.seed = lambda: torch.manual_seed(None).initial_seed()
     names.Generator = Generator
     for name in ("manual_seed", "manual_seed_all"):
         setattr(torch.cuda, name, wrapped(getattr(torch.cuda, name)))

@@ -108,7 +108,9 @@ class InitializationCheck:
         how = "up to rounding" if rounded else "bit for bit"
         if linked:
             file = answers.get(Describe(), Described).pretrained
-            how += f"; {linked} of {len(answer.tensors)} tensors are those of {file}, which the script names as pretrained"
+            how += (
+                f"; {linked} of {len(answer.tensors)} tensors are those of {file}, which the script names as pretrained"
+            )
             details |= {"pretrained": file, "linked": linked}
         return result(
             self,

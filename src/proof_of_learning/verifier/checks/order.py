@@ -87,8 +87,8 @@ class OrderCheck:
         return result(self, "inconclusive", f"{found.summary}, but {short}; {STOPPED}", **told)
 
     def _script(self, evidence: Evidence, answers: Answers, described: Described, source: str) -> CheckResult:
-        """Length and order of a script's loop: it ends where the script closes its run, and every walk takes each sample once, or those
-        that follow from the key: no batch of these is recorded, so that replays alone take them.
+        """Length and order of a script's loop: it ends where the script closes its run, and every walk takes each sample once, or
+        those that follow from the key: no batch of these is recorded, so that replays alone take them.
         """
         derived = evidence.proof.header.randomness.mode == "derived"
         request, steps = _last(evidence), evidence.proof.segments[-1].stop
@@ -117,7 +117,10 @@ class OrderCheck:
             if not loop.counted and (
                 not batch.samples or (rule.batch and batch.samples not in (rule.batch, rule.last))
             ):
-                odd = odd or f"step {batch.step:,} takes a batch of {batch.samples}; the script's first loader gives {rule.batch}"
+                odd = (
+                    odd
+                    or f"step {batch.step:,} takes a batch of {batch.samples}; the script's first loader gives {rule.batch}"
+                )
             if not derived:
                 use.add(batch.step, batch.indices, batch.position)
         use.end_epoch()
@@ -128,7 +131,7 @@ class OrderCheck:
         told: dict[str, Any] = {}
         if derived:
             found, told = f"{steps:,} steps in {loop.walks:,} passes, order derived from {source}", {"source": source}
-            odd = odd or (loop.odd or [None])[0]
+            odd = odd or next(iter(loop.odd), None)
         elif loop.counted:
             found = f"{steps:,} steps; the script draws its samples from generators that are part of every state"
             odd = (
