@@ -248,12 +248,14 @@ class Recording(Clock):
         return self._header(found), found, environments.current(device_of(found.parts))
 
     def _rehearsal(self, header: Header, found: Facts, environment: Environment) -> ScriptRehearsal | None:
-        path = script_path()
-        if not self._rehearse or path is None:
+        if not self._rehearse or script_path() is None:
             return None
-        reference = TaskReference(os.path.join(self._folder, path), arguments=tuple(self._arguments))
-        job = Job(reference, header.randomness.key, 0, derived=self._origin is not None)
-        return ScriptRehearsal(job, environment, header, found.parts, self._folder)
+        return ScriptRehearsal(self._job(header), environment, header, found.parts, self._folder)
+
+    def _job(self, header: Header) -> Job:
+        """What a process that replays this run is told."""
+        reference = TaskReference(os.path.join(self._folder, script_path() or ""), arguments=tuple(self._arguments))
+        return Job(reference, header.randomness.key, 0, derived=self._origin is not None)
 
     def _header(self, found: Facts) -> Header:
         with randomness.preserved():

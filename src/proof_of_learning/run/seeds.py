@@ -179,7 +179,9 @@ def map_through(key: bytes) -> Seeds:
     def wrapped(function: Callable[..., Any], bits: int = 64) -> Callable[..., Any]:
         return lambda seed=None, *more: function(found.mapped(seed) & (2**bits - 1), *more)
 
-    randomness.seed_everything(randomness.derive(key, randomness.INITIALIZATION))
+    first = randomness.derive(key, randomness.INITIALIZATION)
+    randomness.seed_everything(first)
+    torch.cuda.manual_seed_all(first)  # once they are in use
     names: Any = torch
     names.manual_seed = names.random.manual_seed = wrapped(torch.manual_seed)
     names.seed = names.random.seed = lambda: torch.manual_seed(None).initial_seed()
