@@ -32,7 +32,8 @@ from proof_of_learning.rehearsal.loading import check_described, check_start
 from proof_of_learning.rehearsal.structure import altered, grown, structure
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.task import TaskReference, load_task, task_code
+from proof_of_learning.run.diagnosing import look
+from proof_of_learning.task import TaskReference, is_script, load_task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
 from proof_of_learning.training import state as states
@@ -97,7 +98,8 @@ def diagnose(
     arithmetic: str = NATIVE,
     progress: ProgressCallback = silent,
 ) -> Diagnosis:
-    """Train ``task`` for a while, replay it elsewhere, and name what differs.
+    """Train ``task`` for a while, replay it elsewhere, and name what differs. Of a script (a reference with its
+    arguments), with what it writes.
 
     interval: steps between checkpoints, as :func:`proof_of_learning.prove` will be told. steps: how many are taken (default: into the
     second epoch, at most 200, for at most 20 seconds). device, threads, arithmetic: as for ``prove``.
@@ -110,6 +112,11 @@ def diagnose(
     if steps is not None and steps < 2:
         raise UsageError(f"at least 2 steps are needed, not {steps}")
     environments.pin_process(portable=False, device=device, threads=threads)
+    if is_script(reference.target):
+        seen = look(reference.target, reference.arguments or (), interval=interval, steps=steps, progress=progress)
+        return Diagnosis(
+            reference.target, seen.steps, seen.replays, seen.findings, seen.skipped, time.monotonic() - begun
+        )
     with randomness.preserved(), environments.recording(device, threads) as environment:
         doctor = _Doctor(reference, interval, steps, device, environment, progress, arithmetic)
         try:

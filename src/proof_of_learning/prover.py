@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from proof_of_learning import registration as registrations
-from proof_of_learning.errors import EvaluationWarning, TaskError, TrainingError
+from proof_of_learning.errors import EvaluationWarning, TaskError, TrainingError, UsageError
 from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
 from proof_of_learning.proof.attach import attach
+from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import begun, remember
 from proof_of_learning.recording.checkpoint import finite
@@ -26,8 +27,10 @@ from proof_of_learning.recording.setup import Setup, prepared
 from proof_of_learning.recording.trial import try_evaluation, try_gradients
 from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.task import Description, Task, TaskReference, load_task, resumable
+from proof_of_learning.run.command import claimed
+from proof_of_learning.task import Description, Task, TaskReference, is_script, load_task, resumable
 from proof_of_learning.training import randomness
+from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.steps import Session, derived_feed
 
 if TYPE_CHECKING:
@@ -180,20 +183,36 @@ def register(
     seal_program: bool | None = None,
     progress: ProgressCallback = silent,
 ) -> registrations.Registration:
-    """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`.
+    """Write a claim (``claim.json``) that fixes a run of ``task`` before it begins; arguments as for :func:`prove`. Of a script (a
+    reference with its arguments), the set-up is run up to its first batch.
 
     owners: public keys (PEM files) of those who own what will be trained; the claim names them, and :func:`sign` signs it.
     threshold: how many of them have to (default: all).
     seal_program: the claim fixes the sealed program, too.
     """
-    keys = _public_keys(owners)
+    reference = TaskReference(task) if isinstance(task, str) else task
+    if isinstance(reference, TaskReference) and is_script(reference.target):
+        if any(option is not None for option in (start_from, codec, arithmetic, salt, seal_program)):
+            raise UsageError("a script's run has no start_from, codec, arithmetic, salt or seal_program")
+        header, environment = claimed(reference.target, reference.arguments or (), interval=interval)
+        return _registered(header, environment, path, owners, threshold)
     setup = Setup(
         interval=interval, device=device, portable=portable, threads=threads, start_from=start_from, codec=codec or codecs.DEFAULT,
         arithmetic=arithmetic or NATIVE, salt=salt, seal_program=bool(seal_program),
     )  # fmt: skip
     with prepared(task, setup, progress) as ready:
-        digests = [key.digest for key in keys]
-        registration = registrations.new_claim(ready.header, ready.environment, digests, threshold)
+        return _registered(ready.header, ready.environment, path, owners, threshold)
+
+
+def _registered(
+    header: Header,
+    environment: Environment,
+    path: str | os.PathLike[str],
+    owners: Iterable[str | os.PathLike[str] | PublicKey],
+    threshold: int | None,
+) -> registrations.Registration:
+    keys = _public_keys(owners)
+    registration = registrations.new_claim(header, environment, [key.digest for key in keys], threshold)
     if keys:
         from proof_of_learning.signing import unsigned_claim
 

@@ -12,7 +12,9 @@ from proof_of_learning.errors import UsageError
 
 @common.command("interrupted; nothing was written")
 def doctor(
-    task: Annotated[str, typer.Argument(help="The task: `path.py:function` or `module:function`.")],
+    task: Annotated[
+        str, typer.Argument(help="The task: `path.py:function`, `module:function`, or a script (`path.py`).")
+    ],
     interval: Annotated[
         int | None,
         typer.Option("-k", "--interval", min=1, help="Steps between checkpoints, as for `pol prove`."),
@@ -34,8 +36,10 @@ def doctor(
     json: Annotated[
         str | None, typer.Option("--json", help="Write what was found as JSON to this file (`-`: standard output).")
     ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Of a script: its own arguments, behind `--`.")] = None,
 ) -> None:
-    """Train a task for a while, replay it in two fresh processes, and list everything that a replay would trip over. Records nothing.
+    """Train a task for a while, replay it in two fresh processes, and list everything that a replay would trip over. Records nothing;
+    what a script writes, it writes.
 
     Exit status: 0 nothing was found, 1 something was, 2 the task cannot be used.
 
@@ -44,14 +48,18 @@ def doctor(
     `pol doctor examples/digits.py:task`
 
     `pol doctor examples/fashion_mnist.py:task --data DATA --set epochs=3 -k 10 --json findings.json`
+
+    `pol doctor train.py -- --lr 0.1`
     """
     from proof_of_learning.task import is_script
     from proof_of_learning.training import environment
 
     if is_script(task):
-        raise UsageError(
-            f"`pol doctor` takes a task, and {task} is a script; a script is looked at while it is recorded: pol prove {task} -o DIR"
-        )
+        given = {"--set": set_ or None, "--arithmetic": None if arithmetic == "native" else arithmetic}
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
+    elif arguments:
+        raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
     common.use_data(data)
     common.writable("--json", json)
     environment.pin_process(portable=False, device=device, threads=threads)
@@ -61,7 +69,8 @@ def doctor(
 
     with common.progress_bar(quiet=json == "-") as progress:
         found = diagnose(
-            TaskReference(task, common.settings(set_)), interval=interval, steps=steps, device=device, threads=threads,
+            TaskReference(task, common.settings(set_), tuple(arguments or ())), interval=interval, steps=steps, device=device,
+            threads=threads,
             arithmetic=arithmetic, progress=progress,
         )  # fmt: skip
     common.write_json(found.to_json(), json)

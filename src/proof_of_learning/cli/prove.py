@@ -90,13 +90,22 @@ def prove(
 
     if is_script(task):
         given = {
-            "--seed": seed, "--registration": registration, "--start-from": start_from, "--evaluations": evaluations or None,
+            "--start-from": start_from, "--evaluations": evaluations or None,
             "--codec": codec, "--keep-every": keep_every, "--async": asynchronous, "--set": set_ or None,
             "--save-model": save_model, "--arithmetic": arithmetic, "--salt": salt, "--seal-program": seal_program,
         }  # fmt: skip
         if unused := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
-        return _script(task, out, arguments or [], interval, json, rehearse=False if no_rehearsal else None)
+        return _script(
+            task,
+            out,
+            arguments or [],
+            interval,
+            json,
+            rehearse=False if no_rehearsal else None,
+            seed=seed,
+            registration=registration,
+        )
     if arguments:
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
     with common.progress_bar() as progress:
@@ -132,12 +141,22 @@ def _told(out: str, summary: dict[str, Any], json: str | None) -> None:
 
 
 def _script(
-    path: str, out: str, arguments: list[str], interval: int | None, json: str | None, *, rehearse: bool | None
+    path: str,
+    out: str,
+    arguments: list[str],
+    interval: int | None,
+    json: str | None,
+    *,
+    rehearse: bool | None,
+    seed: int | None,
+    registration: Path | None,
 ) -> None:
     from proof_of_learning.run.command import prove_script
 
     try:
-        recorded = prove_script(path, out, arguments, interval=interval, rehearse=rehearse)
+        recorded = prove_script(
+            path, out, arguments, interval=interval, rehearse=rehearse, seed=seed, registration=registration
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; a script's recording cannot be gone on with: remove {out}, and run the command again"

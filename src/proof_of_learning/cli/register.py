@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @common.command("interrupted; no claim was written")
 def register(
-    task: Annotated[str, typer.Argument(help="The task: `path.py:function` or `module:function`.")],
+    task: Annotated[
+        str, typer.Argument(help="The task: `path.py:function`, `module:function`, or a script (`path.py`).")
+    ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The claim to write, `claim.json`; never over an existing file.")
     ],
@@ -53,6 +55,7 @@ def register(
     salt: running.Salt = None,
     set_: common.Settings = None,
     data: common.DataFolder = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Of a script: its own arguments, behind `--`.")] = None,
 ) -> None:
     """Fix a run before it begins: task, data, length, interval, environment. All its randomness will follow from the claim.
 
@@ -63,6 +66,8 @@ def register(
     `pol register examples/digits.py:task -o claim.json --key key.pem --tsa https://freetsa.org/tsr`
 
     `pol prove examples/digits.py:task -o run.pol --registration claim.json`
+
+    `pol register train.py -o claim.json -- --lr 0.1`
     """
     if tsa and not key:
         raise UsageError(
@@ -74,7 +79,7 @@ def register(
     environment.pin_process(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
-    from proof_of_learning.prover import describe
+    from proof_of_learning.task import TaskReference, is_script
 
     signers = _signers(key or [], passphrase_env)
     if tsa:
@@ -83,20 +88,32 @@ def register(
         for url in tsa:
             authority.checked(url)
 
-    loaded = pol.load_task(task, common.settings(set_))
+    named: pol.Task | TaskReference
+    if is_script(task):
+        given = {
+            "--start-from": start_from, "--codec": codec, "--set": set_ or None, "--arithmetic": arithmetic, "--salt": salt,
+            "--seal-program": seal_program,
+        }  # fmt: skip
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
+        named = TaskReference(task, arguments=tuple(arguments or ()))
+    elif arguments:
+        raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
+    else:
+        named = pol.load_task(task, common.settings(set_))
     with common.progress_bar() as progress:
         made = pol.register(
-            loaded, out, interval=interval, device=device, portable=portable, threads=threads,
+            named, out, interval=interval, device=device, portable=portable, threads=threads,
             owners=[*(signer.public for signer in signers), *(owner or [])], threshold=threshold,
             start_from=start_from, codec=codec, arithmetic=arithmetic, salt=salt, seal_program=seal_program, progress=progress,
         )  # fmt: skip
     claim = made.claim
     common.say(
-        f"{out}: {claim.name}, {claim.steps:,} steps in segments of {claim.interval}, {claim.data.samples:,} samples"
+        f"{out}: {claim.name}, {_length(claim.steps)} in segments of {claim.interval}, {claim.data.samples:,} samples"
     )
     common.say(f"claim {claim.digest()}")
     common.say(f"task {claim.task}")
-    common.say(f"sources {describe(loaded).sources_digest() or 'not available in full'}")
+    common.say(f"sources {claim.sources or 'not available in full'}")
     if signers:
         from proof_of_learning import signing
 
@@ -108,6 +125,10 @@ def register(
             common.say(f"stamped by {', '.join(tsa)}: nothing of the run can be known before this moment")
     if not tsa:
         common.say("Publish or timestamp this digest before you train: a claim nobody has seen proves no date.")
+
+
+def _length(steps: int | None) -> str:
+    return "as many steps as the script takes" if steps is None else f"{steps:,} steps"
 
 
 def _signers(paths: list[Path], variable: str | None) -> list[PrivateKey]:

@@ -171,7 +171,12 @@ class Header(_Document, frozen=True):
         """Whether code of the task's own, or of a foreign loop, takes part in steps, and may compute with NumPy there."""
         step = self.task.description.get("step") if isinstance(self.task.description, dict) else None
         named = isinstance(step, dict) and any(bool(step.get(name)) for name in ("augment", "collate", "custom"))
-        return named or self.randomness.mode == "recorded"
+        return named or self.own_loop
+
+    @property
+    def own_loop(self) -> bool:
+        """Whether the loop is not ours, so that a replay needs what is recorded of its steps."""
+        return self.randomness.mode == "recorded" or self.program.kind == "script"
 
 
 class Displacement(_Document, frozen=True):

@@ -100,7 +100,11 @@ def check(header: Header) -> None:
         if value is not None:
             check_digest(value, f"{HEADER_FILE}: the {what}")
     need(header.data.samples >= 1, f"the data set has {header.data.samples} samples")
-    _check_program(header.program, randomness.mode == "recorded")
+    _check_program(header.program)
+    need(
+        header.program.kind == "task" or randomness.mode == header.initialization.kind,
+        "the first state of a script's run is recorded or derived, as its order is",
+    )
     need(len(header.inputs) <= MAX_INPUTS, f"it names more than {MAX_INPUTS:,} inputs")
     need(
         header.inputs == sorted(header.inputs, key=lambda item: (item.name, item.digest)), "its inputs are not in order"
@@ -142,12 +146,11 @@ def _short(name: str) -> bool:
     return 1 <= len(name) <= MAX_NAME and name.isprintable()
 
 
-def _check_program(program: Program, recorded: bool) -> None:
+def _check_program(program: Program) -> None:
     def need(condition: bool, message: str) -> None:
         if not condition:
             raise FormatError(f"{HEADER_FILE}: the program {message}")
 
-    need(program.kind == "task" or recorded, "is a script, whose randomness is always recorded")
     need(program.sealed is None or program.kind == "task", "is a script, and sealed")
     need(
         program.reference is None or named(program.reference), "has a reference that names no file, module or function"

@@ -289,7 +289,7 @@ class Rehearsal:
         if first:
             found = None if self._task is None else check_described(player, self._header)
             if found is None and self._initial is not None:
-                found, self._notice = check_start(player, self._initial)
+                found, self._notice = check_start(player, self._initial, self._task is None)
             self._initial = None
             if found is not None:
                 return found

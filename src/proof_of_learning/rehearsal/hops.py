@@ -54,9 +54,9 @@ class Hop:
             self.loop.append(loop)
 
     def request(self) -> protocol.Take:
-        if not self.rng:
-            return protocol.Take(self.start, self.stop)
         loop = [words.astype("<i8").tobytes() for words in self.loop] or None
+        if not self.rng:
+            return protocol.Take(self.start, self.stop, loop=loop)
         return protocol.Take(self.start, self.stop, *protocol.recorded_steps(self.indices, self.rng), loop)
 
 
@@ -123,7 +123,7 @@ class ProcessPlayer:
             assert reference is not None
             opening = protocol.Open(
                 reference.target, dict(reference.settings), self._job.key, self._job.seed, self._environment,
-                list(reference.arguments or self._job.arguments), self._job.arithmetic,
+                list(reference.arguments or self._job.arguments), self._job.derived, self._job.arithmetic,
             )  # fmt: skip
             self._asked(opening, [] if self._job.base is None else [self._job.base])
             self._open = True

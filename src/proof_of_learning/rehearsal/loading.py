@@ -13,6 +13,8 @@ from proof_of_learning.replay import protocol
 from proof_of_learning.task import compare
 from proof_of_learning.training.state import State
 
+ALIKE = "weights start alike whatever the run's key is, so that a verifier takes them for pretrained"
+
 
 def check_described(player: Player, header: Header) -> Finding | None:
     """Whether a fresh process builds the task that is trained."""
@@ -39,13 +41,15 @@ def check_described(player: Player, header: Header) -> Finding | None:
     return None
 
 
-def check_start(player: Player, initial: State) -> tuple[Finding | None, Finding | None]:
-    """Whether the initial state follows from the run's key in a fresh process; and what of it follows from no key."""
+def check_start(player: Player, initial: State, script: bool = False) -> tuple[Finding | None, Finding | None]:
+    """Whether the initial state follows from the run's key in a fresh process; and what of it follows from no key. ``script``: it is a
+    script's, whose own seeds are mapped.
+    """
     started, states = player.ask(protocol.Start(other_key()))
     if not isinstance(started, protocol.Started) or len(states) != 2:
         raise WorkerError("the replay worker answered something else than it was asked")
     if states[0].digest() == initial.digest():
-        return None, _keyless(started)
+        return None, _keyless(started, script)
     theirs = states[0]
     differ = [
         name
@@ -55,14 +59,16 @@ def check_start(player: Player, initial: State) -> tuple[Finding | None, Finding
     found = Finding(
         "the initial state is another in a fresh process",
         f"{len(differ)} of {len(initial.tensors)} tensors: {', '.join(differ[:3])}",
-        "a factory of the task draws from a generator of its own without a seed, or in the order of a set, or keeps "
-        "what it drew before",
+        "the script draws from what no key reaches (the clock, os.urandom), or in the order of a set"
+        if script
+        else "a factory of the task draws from a generator of its own without a seed, or in the order of a set, or keeps what it drew "
+        "before",
         f"draw from PyTorch's, NumPy's or Python's ordinary generators, which are seeded from the run's key; {SORT_CURE}",
     )
     return found, None
 
 
-def _keyless(started: protocol.Started) -> Finding | None:
+def _keyless(started: protocol.Started, script: bool) -> Finding | None:
     """Weights that are the same under every key, which a verifier takes for pretrained."""
     names = [
         t.name
@@ -71,11 +77,22 @@ def _keyless(started: protocol.Started) -> Finding | None:
     ]
     if not names:
         return None
+    if script:
+        return Finding(
+            ALIKE, _some(names, len(started.tensors)),
+            "a start without randomness (an identity), weights that are loaded, or draws that no key reaches (a PCG64(5) of its own)",
+            "name the file of loaded weights, pol.Run(pretrained=…); where the start is meant so, have the verifier approve it "
+            f"(--approve-fixed '{names[0]}')",
+        )  # fmt: skip
     return Finding(
-        "weights start alike whatever the run's key is, so that a verifier takes them for pretrained",
-        f"{len(names)} of {len(started.tensors)} tensors: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}",
+        ALIKE,
+        _some(names, len(started.tensors)),
         "a seed that the `model` factory sets (torch.manual_seed), a start without randomness (an identity, the `original` of an "
         "orthogonal parametrization), or weights that it loads",
         "leave the seed out, for the run's key seeds the factory; where the start is meant so, have the verifier approve it "
         f"(--approve-fixed '{names[0]}'); loaded weights need a proof of their own (--start-from)",
     )
+
+
+def _some(names: list[str], everything: int) -> str:
+    return f"{len(names)} of {everything} tensors: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"

@@ -32,6 +32,7 @@ def job(proof: Proof, task: Task | TaskReference, start: Path | None, opened: Sa
         task, proof.header.randomness.key, None if seed is None else int(seed), base=None if start is None else _final_model(start),
         arguments=arguments, arithmetic=proof.header.arithmetic, samples=None if opened is None else proof.header.data.samples,
         opened=None if opened is None else opened.state(), sealed=sealed, program=program,
+        derived=proof.header.program.kind == "script" and proof.header.randomness.mode == "derived",
     )  # fmt: skip
 
 

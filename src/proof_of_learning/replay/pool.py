@@ -39,7 +39,8 @@ MAX_WORKERS = 4096
 class Job:
     """What workers are told of the run: the task, the key, the seed, and the weights that it starts from.
 
-    ``arguments``: those that a script was recorded with, for a verifier who names no others. ``arithmetic``: what the
+    ``arguments``: those that a script was recorded with, for a verifier who names no others;
+    ``derived``: whether its randomness follows from the key. ``arithmetic``: what the
     task computes in. ``samples``, ``opened``: how many samples there are, and those that were opened, in the place of the task's data.
     ``sealed``: it is replayed as a sealed program, made of the task, or ``program`` where this is one.
     """
@@ -54,6 +55,7 @@ class Job:
     opened: State | None = None
     sealed: bool = False
     program: bytes = b""
+    derived: bool = False
 
     @property
     def reference(self) -> TaskReference | None:
@@ -282,6 +284,7 @@ class WorkerPool:
             arguments=list(
                 self._job.arguments if reference is None or reference.arguments is None else reference.arguments
             ),
+            derived=self._job.derived,
             arithmetic=self._job.arithmetic,
             samples=self._job.samples,
             sealed=self._job.sealed,

@@ -43,8 +43,9 @@ class Answer(msgspec.Struct, frozen=True, tag_field="answer", forbid_unknown_fie
 
 class Open(Request, frozen=True, tag="open"):
     """Build the task and take on the numeric environment. First of all requests. ``arguments``: of a script.
-    ``arithmetic``: what the task computes in. ``sealed``: the task is replayed as a sealed program, which is made of it;
-    or is ``program`` itself, where this is the document of one, over the samples in a folder (``settings``: ``data``).
+    ``derived``: of a script, whether its randomness follows from the key. ``arithmetic``: what the task computes in.
+    ``sealed``: the task is replayed as a sealed program, which is made of it; or is ``program`` itself, where this is the document of
+    one, over the samples in a folder (``settings``: ``data``).
 
     Behind it, where the run starts from another proof's final weights: these (a state with the part ``model``). Last, where
     ``samples`` is a number: those that were opened of so many (:mod:`data.opened`), which stand for the task's own data set.
@@ -56,6 +57,7 @@ class Open(Request, frozen=True, tag="open"):
     seed: int | None
     environment: Environment | None
     arguments: list[str] = []
+    derived: bool = False
     arithmetic: str = NATIVE
     samples: int | None = None
     sealed: bool = False

@@ -364,11 +364,10 @@ class Replayer:
         """Replay (the first ``count`` steps of) a segment from ``before``."""
         stop = segment.stop if count is None else min(segment.stop, segment.start + count)
         indices = generators = loop = None
-        if self._proof.header.randomness.mode == "recorded":
-            columns = self._proof.columns(segment.index)
-            assert columns.indices is not None and columns.rng is not None
-            steps = stop - segment.start
-            indices, generators = protocol.recorded_steps(columns.indices[:steps], columns.rng[:steps])
+        if self._proof.header.own_loop:
+            columns, steps = self._proof.columns(segment.index), stop - segment.start
+            if columns.indices is not None and columns.rng is not None:
+                indices, generators = protocol.recorded_steps(columns.indices[:steps], columns.rng[:steps])
             if columns.loop is not None:
                 loop = [np.ascontiguousarray(row, dtype="<i8").tobytes() for row in columns.loop[:steps]]
         request = protocol.Take(segment.start, stop, indices, generators, loop)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from proof_of_learning.run.mode import ACTIVE, Given
 
 if TYPE_CHECKING:
-    from proof_of_learning.run.loaders import Source
+    from proof_of_learning.run.loaders import Planned, Source
 
 NO_EPOCH = -1  # where the loop is outside of `run.epochs`
 
@@ -157,14 +157,35 @@ class Clock:
         self.active: int | None = None  # the walk's id: to hold the walk itself would keep it from being dropped
 
     def epochs(self, numbers: range) -> Iterator[int]:
+        ACTIVE.set_up()
         self.phase += 1
         for number in self.wanted(numbers):
-            self.active, self.epoch, self.walks = None, number, 0
+            self._enter(number)
             yield number
-        self.active, self.epoch, self.walks = None, NO_EPOCH, 0
+        self._enter(NO_EPOCH)
+
+    def _enter(self, epoch: int) -> None:
+        self.active, self.epoch, self.walks = None, epoch, 0
+        if ACTIVE.seeds is not None:
+            ACTIVE.seeds.epoch(self.phase, epoch)
 
     def walk_through(self, source: Source) -> Walk:
+        ACTIVE.set_up()
         return Walk(self, source)
+
+    def place(self, walk: Walk) -> tuple[int, int, int]:
+        """Phase, epoch and walk."""
+        return self.phase, self.epoch, walk.number
+
+    def plan(self, walk: Walk) -> list[Planned] | None:
+        """The batches of a walk, as they follow from the run's key; None where the loop makes its own."""
+        seeds, place = ACTIVE.seeds, self.place(walk)
+        assert seeds is not None
+        seeds.order(place)
+        order = walk.source.order()
+        if order is None:
+            return None
+        return [made.at(seeds.fetching(place, position)) for position, made in enumerate(order)]
 
     def request(self, walk: Walk) -> Any:
         """The next batch of a walk; StopIteration at its end."""
@@ -184,6 +205,8 @@ class Clock:
         walk.done = True
         if self.active == id(walk):
             self.active = None
+            if ACTIVE.seeds is not None:
+                ACTIVE.seeds.behind(self.place(walk))
 
     def begins(self) -> tuple[int, int] | None:
         """Epoch and place in its walk where a replay goes on from a recorded state; None where the loop begins as it does."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from proof_of_learning.errors import RecordingError, TaskError, UsageError
-from proof_of_learning.run import script
+from proof_of_learning.proof.format import Header
+from proof_of_learning.replay import fork
+from proof_of_learning.run import script, shadow
+from proof_of_learning.run.clock import Walk
 from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.origin import Origin
 from proof_of_learning.run.record import SECOND, Recording, refuse_used, say, unfinished
+from proof_of_learning.run.seeds import map_through
 from proof_of_learning.task import task_code
+from proof_of_learning.training.environment import Environment
 
 
 @dataclass(frozen=True)
@@ -31,25 +38,37 @@ def prove_script(
     *,
     interval: int | None = None,
     rehearse: bool | None = None,
+    seed: int | None = None,
+    registration: str | os.PathLike[str] | None = None,
 ) -> Recorded:
     """Run the script at ``path`` as ``python PATH ARGUMENTS`` would, and record the run that its ``pol.Run`` watches into ``out``.
 
     rehearse: whether stretches are replayed beside the training (default: unless POL_REHEARSAL is 0); nothing is sealed where they
         differ.
+    seed, registration: what the script's randomness follows from, a number or a claim (default: it is recorded). Seeds that the
+        script sets are mapped through it, so numbers are others than those of the script by itself.
 
     Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
     """
     refuse_used(Path(out))
     made: list[Recording] = []
-    folder = os.getcwd()
+    folder, origin = os.getcwd(), Origin.of(seed, registration)
+    if origin is not None and origin.claim is not None and interval is None:
+        interval = origin.claim.claim.interval
 
     def start(given: Given) -> Recording:
         if made:
             say(SECOND)
             raise UsageError("the script makes a second pol.Run; one can be recorded, so give all parts to it")
-        made.append(Recording(given, out, list(arguments), interval, rehearse, folder))
+        made.append(Recording(given, out, list(arguments), interval, rehearse, folder, origin))
         return made[-1]
 
+    if origin is not None:
+        ACTIVE.seeds = map_through(origin.key())
+        what = "the claim" if origin.claim is not None else f"seed {origin.seed}"
+        say(
+            f"all randomness follows from {what}: order, splits and losses are others than without it, their distribution is the same"
+        )
     ACTIVE.start = start
     try:
         with task_code(f"running {os.path.basename(path)}"):
@@ -72,3 +91,81 @@ def prove_script(
     if not recording.root:
         raise RecordingError(unfinished(recording))
     return Recorded(Path(out), recording.root, recording.steps, recording.interval)
+
+
+class _Claimed(BaseException):
+    """The script came to its first batch."""
+
+
+class _Claiming(Recording):
+    """Finds out what a script claims, and ends it there."""
+
+    found: tuple[Header, Environment] | None = None
+
+    def clocked(self, walk: Walk) -> Any:
+        header, _, environment = self.described(walk)
+        self.found = header, environment
+        raise _Claimed
+
+    beside = clocked
+
+
+def claimed(
+    path: str | os.PathLike[str], arguments: Sequence[str] = (), *, interval: int | None = None
+) -> tuple[Header, Environment]:
+    """What a claim of a script's run fixes. The script runs up to its first batch, twice: in a child under another key, too.
+
+    Raises UsageError where its data follow from its key, and PolError subclasses for what cannot be recorded.
+    """
+    data = _in_child(lambda: _claimed(path, arguments, interval, Origin(1))[0].data.root)
+    header, environment = _claimed(path, arguments, interval, Origin(0))
+    if data != header.data.root:
+        raise UsageError(
+            "the data that the script trains on follow from its seeds (a random split, say), and a claim fixes them before its key is "
+            "known; split by position, or hand the whole set over: pol.Run(data=whole, …)"
+        )
+    return header, environment
+
+
+def _claimed(
+    path: str | os.PathLike[str], arguments: Sequence[str], interval: int | None, origin: Origin
+) -> tuple[Header, Environment]:
+    made: list[_Claiming] = []
+
+    def start(given: Given) -> _Claiming:
+        made.append(_Claiming(given, os.devnull, list(arguments), interval, False, origin=origin))
+        return made[-1]
+
+    ACTIVE.seeds, ACTIVE.start = map_through(origin.key()), start
+    try:
+        with task_code(f"running {os.path.basename(path)}"):
+            script.execute(path, arguments)
+    except TaskError as error:
+        if not isinstance(error.__cause__, _Claimed):
+            raise
+    finally:
+        ACTIVE.start = None
+    if not made or made[0].found is None:
+        raise TaskError(made[0].failed if made and made[0].failed else "the script ended before it took a step")
+    return made[0].found
+
+
+def _in_child(work: Callable[[], str]) -> str:
+    """What ``work`` gives in a child, which prints nothing and writes to a scratch folder; nothing where it fails."""
+    ours, theirs = os.pipe()
+    fork.settle()
+    parent = os.getpid()
+    if (child := os.fork()) == 0:
+        fork.die_with(parent)
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        try:
+            shadow.install()
+            os.write(theirs, work().encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as answer:
+        found = answer.read()
+    os.waitpid(child, 0)
+    return found.decode()

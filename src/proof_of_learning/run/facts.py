@@ -15,7 +15,7 @@ from proof_of_learning.errors import UsageError
 from proof_of_learning.replay.probe import integers
 from proof_of_learning.run import script
 from proof_of_learning.run.loaders import Loaded, Named, Source
-from proof_of_learning.run.mode import Given
+from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import GENERATORS, MODEL, PLACE, Generators, arrange
 from proof_of_learning.task import Description, describe_parts
 from proof_of_learning.training import state as states
@@ -124,7 +124,8 @@ def facts(given: Given, source: Source) -> Facts:
             "run.steps knows no loader, so say what the script draws its samples from: pol.Run(data=tokens, …), a tensor, an array "
             "or several of them"
         )
-    return Facts({**parts, GENERATORS: Generators()}, _dataset(given.data), 0, len(source), True)
+    flowing = {} if ACTIVE.seeds is not None else {GENERATORS: Generators()}
+    return Facts({**parts, **flowing}, _dataset(given.data), 0, len(source), True)
 
 
 def _dataset(data: Any) -> Dataset:

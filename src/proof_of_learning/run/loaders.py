@@ -7,6 +7,7 @@ are handed on as well, so that a batch can be made again from its indices.
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.run.mode import ACTIVE
 from proof_of_learning.training.randomness import RngSnapshot
 
 Drawn = dict[str, bytes]
@@ -38,13 +40,30 @@ class Handed:
         return self
 
 
+class Planned(list[Any]):
+    """The samples of a batch before it is fetched. ``key``: what the sampler gave; ``seed``: what the generators follow from then."""
+
+    def __init__(self, key: Any) -> None:
+        super().__init__(key if isinstance(key, (list, tuple)) else [key])
+        self.key, self.seed = key, 0
+
+    def at(self, seed: int) -> Planned:
+        self.seed = seed
+        return self
+
+
 class Source(Protocol):
-    """What a walk goes through. ``open``: a real iteration; ``again``: the batch at a position of a walk from recorded indices."""
+    """What a walk goes through.
+
+    ``open``: a real iteration, over the batches of a ``plan`` where there is one; ``order``: the batches that its own sampler gives,
+    None where the loop makes them; ``again``: the batch at a position of a walk from the indices of its samples.
+    """
 
     loader: Any
 
     def __len__(self) -> int: ...
-    def open(self) -> Iterator[Handed]: ...
+    def open(self, plan: list[Planned] | None = None) -> Iterator[Handed]: ...
+    def order(self) -> list[Planned] | None: ...
     def again(self, indices: Sequence[int], position: int) -> Any: ...
 
 
@@ -57,7 +76,10 @@ class Counted:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def open(self) -> Iterator[Handed]:
+    def order(self) -> None:
+        return None
+
+    def open(self, plan: list[Planned] | None = None) -> Iterator[Handed]:
         return (Handed([], number) for number in self.numbers)
 
     def again(self, indices: Sequence[int], position: int) -> int:
@@ -79,7 +101,10 @@ class Named:
     def name(self, indices: Sequence[int]) -> None:
         self.named = [int(index) for index in indices]
 
-    def open(self) -> Iterator[Handed]:
+    def order(self) -> None:
+        return None
+
+    def open(self, plan: list[Planned] | None = None) -> Iterator[Handed]:
         while True:
             yield Handed(self.named, self.named)
 
@@ -127,20 +152,45 @@ class Loaded:
     def shuffles(self) -> bool:
         return not isinstance(self.base.sampler, torch.utils.data.SequentialSampler)
 
-    def open(self) -> Iterator[Handed]:
-        # A loader that wraps another begins with its first batch only.
-        return self._late() if self.base is not self.loader else self._begun()[0]
+    def order(self) -> list[Planned]:
+        base, most = self.base, len(self.base)
+        method = getattr(base.multiprocessing_context, "get_start_method", multiprocessing.get_start_method)()
+        if base.num_workers and method != "fork":
+            raise UsageError(
+                f"the loader's workers are started by {method!r}, where no key reaches them; use multiprocessing_context='fork', or "
+                "num_workers=0"
+            )
+        batches = [Planned(batch) for batch in islice(iter(base._index_sampler), most + 1)]
+        if len(batches) > most:
+            raise UsageError(f"the loader's {self.sampler} gives more than the {most:,} batches that it has")
+        return batches
 
-    def _late(self) -> Iterator[Handed]:
-        iterator, first = self._begun(1)
+    @property
+    def sampler(self) -> str:
+        """What decides on the order, by name."""
+        own: Any = self.base._index_sampler
+        return type(own.sampler if type(own) is torch.utils.data.BatchSampler else own).__name__
+
+    def open(self, plan: list[Planned] | None = None) -> Iterator[Handed]:
+        # A loader that wraps another begins with its first batch only.
+        return self._late(plan) if self.base is not self.loader else self._begun(plan)[0]
+
+    def _late(self, plan: list[Planned] | None) -> Iterator[Handed]:
+        iterator, first = self._begun(plan, 1)
         yield from first
         del first
         yield from iterator
 
-    def _begun(self, batches: int = 0) -> tuple[Iterator[Handed], list[Handed]]:
+    def _begun(self, plan: list[Planned] | None, batches: int = 0) -> tuple[Iterator[Handed], list[Handed]]:
         """An iteration, and its first batches."""
         base = self.base
         data, collate, kept = base.dataset, base.collate_fn, base._iterator
+        which = "sampler" if base.batch_sampler is None else "batch_sampler"
+        sampler = getattr(base, which)
+        if plan is not None:  # workers that persist keep the object
+            ours = base.__dict__.setdefault("_pol_plan", _Plan())
+            ours.batches = plan
+            object.__setattr__(base, which, ours)
         # A loader refuses a new data set in the usual way.
         object.__setattr__(base, "dataset", _Fetching(data))
         base.collate_fn = _Collating(collate)
@@ -154,6 +204,7 @@ class Loaded:
             return iterator, first
         finally:
             object.__setattr__(base, "dataset", data)
+            object.__setattr__(base, which, sampler)
             base.collate_fn, base._iterator = collate, kept
 
     def again(self, indices: Sequence[int], position: int) -> Any:
@@ -164,6 +215,18 @@ class Loaded:
             return base.collate_fn(_samples(data, list(indices)))
         many = len(indices) != 1 or isinstance(base.sampler, torch.utils.data.BatchSampler)
         return base.collate_fn(data[list(indices) if many else indices[0]])
+
+
+class _Plan:
+    """In a sampler's place: its batches, which are known."""
+
+    batches: list[Planned]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Planned]:
+        return iter(self.batches)
 
 
 class _Samples(list[Any]):
@@ -189,14 +252,24 @@ class _Fetching:
         return getattr(self._data, name)
 
     def __getitems__(self, indices: list[Any]) -> _Samples:
-        before = None if type(self._data) is TensorDataset else generators()
-        return _packed(_samples(self._data, indices), indices, before, alone=False)
+        before = None if type(self._data) is TensorDataset or _derived(indices) else generators()
+        return _packed(_samples(self._data, list(indices)), indices, before, alone=False)
 
     def __getitem__(self, index: Any) -> _Samples:
         """Without automatic batches: whatever the sampler gives is one index."""
-        before = generators()
+        before = None if _derived(index) else generators()
+        index = index.key if isinstance(index, Planned) else index
         indices = list(index) if isinstance(index, (list, tuple)) else [index]
         return _packed([self._data[index]], indices, before, alone=True)
+
+
+def _derived(indices: Any) -> bool:
+    """Whether a batch's draws follow from a key; then the generators are put where they do, here or in a worker."""
+    if not isinstance(indices, Planned):
+        return False
+    assert ACTIVE.seeds is not None
+    ACTIVE.seeds.fetch(indices.seed)
+    return True
 
 
 def _packed(items: list[Any], indices: Sequence[Any], before: Any, alone: bool) -> _Samples:
@@ -219,7 +292,7 @@ class _Collating:
         self._collate = collate
 
     def __call__(self, samples: _Samples) -> Handed:
-        before = None if self._collate in _WITHOUT_DRAWS else generators()
+        before = None if self._collate in _WITHOUT_DRAWS or ACTIVE.seeds is not None else generators()
         batch = self._collate(samples[0] if samples.alone else list(samples))
         drawn = None if before is None else moved(before)
         # What the data set drew came first; a function that draws goes on from there.

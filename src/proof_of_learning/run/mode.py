@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from proof_of_learning.run.clock import Clock
     from proof_of_learning.run.inputs import Reads
+    from proof_of_learning.run.seeds import Seeds
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,20 @@ class Given:
 @dataclass
 class Mode:
     """``start``: makes the clock of a script's ``Run``, or None where runs are off; ``begun``: how many it has made. ``reads``: the
-    files that the script opens before its first step.
+    files that the script opens before its first step. ``seeds``: what its randomness follows from; None where it is recorded.
     """
 
     start: Callable[[Given], Clock] | None = None
     begun: int = 0
     reads: Reads | None = None
+    seeds: Seeds | None = None
+
+    def set_up(self) -> None:
+        """The script's set-up is over: what it reads from here on are no inputs any more, and new generators are its own."""
+        if self.reads is not None:
+            self.reads.stop()
+        if self.seeds is not None:
+            self.seeds.begun()
 
 
 # The one thing that a script and the command that executes it have in common.

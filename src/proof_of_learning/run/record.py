@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from proof_of_learning.run import events, inputs, script
 from proof_of_learning.run.clock import Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import Facts, device_of, facts, refuse_several, script_path
-from proof_of_learning.run.loaders import Drawn, generators, moved
+from proof_of_learning.run.loaders import Drawn, Planned, generators, moved
 from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.origin import Origin
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.rehearsing import ScriptRehearsal
 from proof_of_learning.run.watch import Seen, watching
@@ -58,9 +59,14 @@ class Recording(Clock):
         interval: int | None,
         rehearse: bool | None = None,
         folder: str | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        """``folder``: where the script was started, if not here. ``rehearse``: see :func:`proof_of_learning.prove`."""
+        """``folder``: where the script was started, if not here. ``rehearse``: see :func:`proof_of_learning.prove`. ``origin``: what
+        the randomness follows from; None where it is recorded.
+        """
         super().__init__()
+        self._origin = origin
+        self._asked: set[int] = set()  # loaders whose order was looked at
         self._given, self._path, self._arguments = given, Path(path), arguments
         self._interval = interval if interval is not None else given.interval
         self._rehearse, self._folder = beside.wanted(rehearse), folder or os.getcwd()
@@ -80,41 +86,60 @@ class Recording(Clock):
     # ---- the clock -----------------------------------------------------------------------------------
 
     def wanted(self, numbers: range) -> range:
-        self._set_up()
         self._length = max(self._length, len(numbers)) if self._recorder is None else self._length
         return numbers
 
     def walk_through(self, source: Any) -> Walk:
-        self._set_up()
+        walk = super().walk_through(source)
         if self.root:
             self._guard(self._refuse_more)
-        walk = Walk(self, source)
-        walk.iterator = source.open()
+        if self._origin is None:  # else its place decides
+            walk.iterator = source.open()
         return walk
 
-    def _set_up(self) -> None:
-        """The script's set-up is over: what it reads from here on are no inputs any more."""
-        if ACTIVE.reads is not None:
-            ACTIVE.reads.stop()
+    def _open(self, walk: Walk) -> None:
+        """Begin a walk whose order follows from its place."""
+        plans: list[list[Planned] | None] = []
+
+        def planned() -> None:
+            plans.append(self.plan(walk))
+            if plans[0] is not None and id(walk.source.loader) not in self._asked:
+                self._asked.add(id(walk.source.loader))
+                if self.plan(walk) != plans[0]:
+                    what = walk.source.sampler  # type: ignore[attr-defined]
+                    raise UsageError(
+                        f"the order of the loader's {what} does not follow from the key: asked twice, it gives two orders; have it "
+                        "draw from PyTorch's, NumPy's or Python's generators alone, or record without --seed and --registration"
+                    )
+
+        self._guard(planned)
+        walk.iterator = walk.source.open(plans[0] if plans else None)
 
     def clocked(self, walk: Walk) -> Any:
+        if walk.iterator is None:
+            self._open(walk)
         assert walk.iterator is not None
         # A request that begins a step is followed by a snapshot anyway.
         if self.root:
             self._guard(self._refuse_more)
         amid = self._events is not None and self._seen is not None and not self._seen.updated
-        before = generators() if amid else None
+        before = generators() if amid and self._origin is None else None
         try:
             handed = next(walk.iterator)
         except StopIteration:
             self._note(Event(END))
             raise
         self._guard(lambda: self._received(walk, handed, before))
+        if ACTIVE.seeds is not None:
+            ACTIVE.seeds.step(self.place(walk), walk.position)
         walk.position += 1
         return handed.batch
 
     def beside(self, walk: Walk) -> Any:
-        assert walk.iterator is not None
+        if self._origin is not None:
+            self._guard(self._refuse_beside)
+        if walk.iterator is None:
+            walk.iterator = walk.source.open()
         before = generators()
         try:
             handed = next(walk.iterator)
@@ -137,12 +162,11 @@ class Recording(Clock):
         if first:
             self._events, self._indices = [], []
             # Where generators are a part of the state, what they are at its start is enough.
-            if not self._flowing or self.steps % self.interval == 0:
+            if self._origin is None and (not self._flowing or self.steps % self.interval == 0):
                 self._rng = RngSnapshot.take()
             self._seen.begin()
         self._drawn(BEFORE, handed.drawn)
-        place = (self.phase, self.epoch, walk.number)
-        self._note(Event(BATCH, place, walk.position, len(handed.indices)))
+        self._note(Event(BATCH, self.place(walk), walk.position, len(handed.indices)))
         self._indices += handed.indices
         if not first:
             self._after(before)
@@ -198,24 +222,40 @@ class Recording(Clock):
             "run.close() behind the loop"
         )
 
+    def _refuse_beside(self) -> None:
+        raise UsageError(
+            "the script takes batches from a second loader beside the first, whose order follows from no key; leave run.batches(…) "
+            "out where nothing is trained, or record without --seed and --registration"
+        )
+
     def _begin(self, walk: Walk) -> None:
         """The first batch is there: write what is claimed before the first step, and the first state."""
-        found = facts(self._given, walk.source)
+        header, found, environment = self.described(walk)
+        if self._origin is not None:
+            header = self._origin.begin(header, environment)
         self._seen, self._flowing = Seen(found.parts), found.counted
-        environment = environments.current(device_of(found.parts))
-        header = self._header(found)
         self._recorder = Recorder(
             self._path, header, found.parts, environment, rehearsal=self._rehearsal(header, found, environment)
         )
         self._exit.enter_context(self._recorder)
+        if self._origin is not None:
+            self._origin.attach(self._path)
         self._exit.enter_context(watching(lambda: self._seen))
 
+    def described(self, walk: Walk) -> tuple[Header, Facts, Environment]:
+        """What is claimed when the first batch is asked for, with what it is of."""
+        found = facts(self._given, walk.source)
+        return self._header(found), found, environments.current(device_of(found.parts))
+
     def _rehearsal(self, header: Header, found: Facts, environment: Environment) -> ScriptRehearsal | None:
-        path = script_path()
-        if not self._rehearse or path is None:
+        if not self._rehearse or script_path() is None:
             return None
-        reference = TaskReference(os.path.join(self._folder, path), arguments=tuple(self._arguments))
-        return ScriptRehearsal(Job(reference, header.randomness.key, 0), environment, header, found.parts, self._folder)
+        return ScriptRehearsal(self._job(header), environment, header, found.parts, self._folder)
+
+    def _job(self, header: Header) -> Job:
+        """What a process that replays this run is told."""
+        reference = TaskReference(os.path.join(self._folder, script_path() or ""), arguments=tuple(self._arguments))
+        return Job(reference, header.randomness.key, 0, derived=self._origin is not None)
 
     def _header(self, found: Facts) -> Header:
         with randomness.preserved():
@@ -228,6 +268,8 @@ class Recording(Clock):
         expected = self._length * found.walk
         description = found.describe()
         codec = codecs.get_codec(codecs.DEFAULT)
+        mode: Literal["recorded", "derived"] = "recorded" if self._origin is None else "derived"
+        seed = 0 if self._origin is None else self._origin.seed
         header = Header(
             format=format.FORMAT,
             task=TaskClaim(
@@ -242,8 +284,8 @@ class Recording(Clock):
                 self._interval or (default_interval(expected) if expected else UNKNOWN_LENGTH),
                 max(1, found.walk),
             ),
-            randomness=Randomness("recorded", randomness.key_from_seed(0).hex(), seed="0"),
-            initialization=Initialization("recorded"),
+            randomness=Randomness(mode, randomness.key_from_seed(seed).hex(), seed=str(seed)),
+            initialization=Initialization(mode),
             codec=CodecClaim(codec.name, codec.version, in_loop=False),
             program=script_program(script_path() or "script", self._arguments),
             inputs=inputs.of_script(self._given),
@@ -258,7 +300,8 @@ class Recording(Clock):
         self.steps += 1
         self._recorder.parts[PLACE].step = self.steps
         self._recorder.step(
-            self._seen.loss, self._seen.rates, indices=np.array(self._indices, dtype=np.int64), rng=self._rng,
+            self._seen.loss, self._seen.rates,
+            indices=np.array(self._indices, dtype=np.int64) if self._origin is None else None, rng=self._rng,
             loop=events.encode(self._events),
         )  # fmt: skip
         self._events = None
@@ -269,6 +312,8 @@ class Recording(Clock):
         if self._events is not None:
             self._finish()
         self.root = self._recorder.close()
+        if self._origin is not None:
+            self._origin.finish(self._recorder.header, self.root)
 
     def _note(self, event: Event) -> None:
         if self._events is not None:

@@ -111,12 +111,18 @@ class ScriptRehearsal(Rehearsal):
         changes = holdings.changed(self._held, self._look())
         if evidence.difference.refused:  # a way that is taken is decided by a number more often than by a tensor
             changes.sort(key=lambda change: change.kind != "value")
-        found = explain(evidence, changes, cures=SCRIPT)[0]
-        name = _VARIABLE.search(found.cause)
-        shown = name[1] if name else "name"
-        return replace(found, cure=found.cure.replace("NAME", shown))
+        return explained(evidence, changes)[0]
 
     def _stop(self, finding: Finding) -> None:
         raise TaskError(
             f"{finding.line()} (no proof of it would be valid, so none is sealed; --no-rehearsal records all the same)"
         )
+
+
+def explained(evidence: Evidence, changes: list[holdings.Change]) -> list[Finding]:
+    """What a difference may come from, with cures that call things as the script does."""
+    found = []
+    for finding in explain(evidence, changes, cures=SCRIPT):
+        name = _VARIABLE.search(finding.cause)
+        found.append(replace(finding, cure=finding.cure.replace("NAME", name[1] if name else "name")))
+    return found

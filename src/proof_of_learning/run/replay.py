@@ -14,7 +14,7 @@ from proof_of_learning.run import counting, events
 from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import facts
-from proof_of_learning.run.loaders import Loaded, Named
+from proof_of_learning.run.loaders import Loaded, Named, Planned
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.watch import Seen, watching
@@ -95,8 +95,7 @@ class Replaying(Clock):
 
     def _asked(self) -> Job:
         if self.job is None:
-            if ACTIVE.reads is not None:
-                ACTIVE.reads.stop()
+            ACTIVE.set_up()
             self.job = self._wait(self)
         return self.job
 
@@ -112,16 +111,20 @@ class Taking:
     """Takes the recorded steps of a segment."""
 
     def __init__(self, clock: Replaying, request: protocol.Take, start: State, answer: Answer, tools: Tools) -> None:
-        if request.loop is None or request.indices is None or request.generators is None:
+        derived = ACTIVE.seeds is not None
+        if request.loop is None or {request.indices is None, request.generators is None} != {derived}:
             raise FormatError("the proof does not hold what a script's steps need")
         self._clock, self._request, self._start, self._answer, self._tools = clock, request, start, answer, tools
         self._steps = [events.decode(np.frombuffer(raw, dtype="<i8")) for raw in request.loop]
         if any(next((e.code for e in step if e.code != BEFORE), None) != BATCH for step in self._steps):
             raise FormatError("a recorded step does not begin with a batch")
+        if derived and any(event.code not in (BATCH, END) for step in self._steps for event in step):
+            raise FormatError("a step whose batches follow from a key records what does not")
         self._first = next(event for event in self._steps[0] if event.code == BATCH)
         self.place, self.position = self._first.place, self._first.position
         self._at, self._next = 0, 0  # the step under way, counted from the segment's start, and its next event
         self._taken = 0  # of its indices
+        self._plans: dict[tuple[int, int, int], list[Planned] | None] = {}  # of the walk under way
         self._losses: list[torch.Tensor] = []
         self._rates: list[list[float]] = []
         self._parts: dict[str, Any] = {}
@@ -134,6 +137,8 @@ class Taking:
         if not self._clock.begun:
             if isinstance(walk.source, Named) and walk.position < self._first.position:
                 # Nobody can move the script's own loop on, so it takes the steps up to there, before the state is restored.
+                if ACTIVE.seeds is not None:
+                    ACTIVE.seeds.step(self._clock.place(walk), walk.position)
                 walk.position += 1
                 self._tools.pulse(0, len(self._steps))
                 return walk.source.named
@@ -148,7 +153,7 @@ class Taking:
             self._begin_step()
         self._before()
         event = self._peek()
-        here = (self._clock.phase, self._clock.epoch, walk.number)
+        here = self._clock.place(walk)
         if event is not None and event.code == END:
             if walk.position != len(walk.source):
                 raise self._strayed()  # a walk that is said to end early would make training shorter
@@ -234,19 +239,42 @@ class Taking:
         if isinstance(walk.source, Loaded) and not walk.source.gives(event.samples, event.position):
             raise self._strayed()
         self._next += 1
-        row = np.frombuffer(self._request.indices[self._at], dtype="<i8")  # type: ignore[index]
-        chosen = row[self._taken : self._taken + event.samples].tolist()
-        if len(chosen) != event.samples:
-            raise FormatError("a recorded step has fewer samples than its batches")
-        self._taken += event.samples
+        chosen = self._recorded(event) if ACTIVE.seeds is None else self._planned(walk, event)
         with task_code(f"making the batch of step {self._request.start + self._at}"):
             batch = walk.source.again(chosen, event.position)
         walk.position += 1
-        if not first:
+        if ACTIVE.seeds is not None:
+            ACTIVE.seeds.step(event.place, event.position)
+        elif not first:
             self._after()
         elif not self._flowing:
             protocol.snapshot(self._request.generators[self._at]).restore()  # type: ignore[index]
         return batch
+
+    def _recorded(self, event: Event) -> list[int]:
+        row = np.frombuffer(self._request.indices[self._at], dtype="<i8")  # type: ignore[index]
+        chosen: list[int] = row[self._taken : self._taken + event.samples].tolist()
+        if len(chosen) != event.samples:
+            raise FormatError("a recorded step has fewer samples than its batches")
+        self._taken += event.samples
+        return chosen
+
+    def _planned(self, walk: Walk, event: Event) -> list[int]:
+        """The samples that follow from the key, with the generators as they are where these are fetched."""
+        assert ACTIVE.seeds is not None
+        if event.place not in self._plans:
+            self._plans = {event.place: self._clock.plan(walk)}
+        plan = self._plans[event.place]
+        if plan is None:
+            chosen = walk.source.named if isinstance(walk.source, Named) else []
+        elif event.position < len(plan):
+            chosen = list(plan[event.position])
+            ACTIVE.seeds.fetch(plan[event.position].seed)
+        else:
+            raise self._strayed()
+        if len(chosen) != event.samples:
+            raise self._strayed()
+        return chosen
 
     def _taken_batches(self) -> bool:
         """Whether the step under way has taken one."""

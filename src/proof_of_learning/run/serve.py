@@ -51,6 +51,8 @@ class _Server:
         self._others = _Others(lambda key: _start(opened, key))
 
     def run(self) -> None:
+        if self._opened.derived:
+            ACTIVE.seeds = seeds.map_through(bytes.fromhex(self._opened.key))
         ACTIVE.start = self._run
         shadow.install()
         try:
@@ -127,7 +129,8 @@ def _start(opened: protocol.Open, key: str) -> State:
         clocks.append(Replaying(given, lambda clock: Stopping()))
         return clocks[-1]
 
-    seeds.map_through(bytes.fromhex(key))
+    mapped = seeds.map_through(bytes.fromhex(key))
+    ACTIVE.seeds = mapped if opened.derived else None
     shadow.install()
     ACTIVE.start = run
     try:

@@ -35,6 +35,13 @@ ORDER = "order"
 STEP = "step"
 AUGMENTATION = "augmentation"
 EVALUATION = "evaluation"
+EPOCH = "epoch"  # of a script's loop
+WALK = "walk"  # behind one of a script's
+SEED = "seed"  # that a script sets
+OWN = "generator"  # that a script made
+
+# As they are before the seeds that a script sets are mapped (`run.seeds`).
+_seed_numpy, _seed_python, _seed_cuda = np.random.seed, random.seed, torch.cuda.manual_seed_all
 
 
 def key_from_seed(seed: int) -> bytes:
@@ -75,9 +82,9 @@ def seed_everything(seed: int) -> None:
     """
     torch.default_generator.manual_seed(seed)
     if _cuda_in_use():
-        torch.cuda.manual_seed_all(seed)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
+        _seed_cuda(seed)
+    _seed_python(seed)
+    _seed_numpy(seed & 0xFFFFFFFF)
 
 
 def _cuda_in_use() -> bool:

@@ -17,16 +17,18 @@ from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, OVER
 from proof_of_learning.task import SEALED, Task, TaskReference
 
 MOST_NAMED = 8  # settings
+_NONE = np.empty(0, np.int64)
 MAX_TURNS = 8  # ways in which walks follow each other, each of which is replayed once
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``fresh``: the first of a walk."""
+    """``fresh``: the first of a walk. ``samples``: how many; ``indices``: which, where that is recorded."""
 
     step: int
     fresh: bool
     position: int
+    samples: int
     indices: npt.NDArray[np.int64]
 
 
@@ -52,11 +54,12 @@ class Loop:
         """Every batch of the clock, in order. Raises FormatError where the column is malformed or missing."""
         place, position, before = (0, -2, -1), 0, 0
         for segment, columns in zip(self.proof.segments, self.proof.all_columns(), strict=True):
-            if columns.loop is None or columns.indices is None:
+            if columns.loop is None:
                 raise FormatError(
                     f"the block of segment {segment.index} does not say what happened in the script's steps"
                 )
-            for offset, (row, indices) in enumerate(zip(columns.loop, columns.indices, strict=True)):
+            recorded = columns.indices or [_NONE] * len(columns.loop)
+            for offset, (row, indices) in enumerate(zip(columns.loop, recorded, strict=True)):
                 step, taken = segment.start + offset, 0
                 for event in events.decode(row):
                     self.beside += event.code in (BESIDE, OVER)
@@ -77,8 +80,8 @@ class Loop:
                     self.walks += fresh
                     chosen = indices[taken : taken + event.samples]
                     taken += event.samples
-                    yield Batch(step, fresh, event.position, chosen)
-                if taken != len(indices):
+                    yield Batch(step, fresh, event.position, event.samples, chosen)
+                if columns.indices is not None and taken != len(indices):
                     self._strange(f"step {step:,} names samples that no batch takes")
 
     def _turn(self, before: tuple[int, int, int], after: tuple[int, int, int], batches: int, segment: int) -> None:

@@ -106,6 +106,12 @@ class InitializationCheck:
             more = {**found.evidence, "pretrained": file, "linked": linked}
             return result(self, found.status, f"{told}; the others: {found.summary}", **more)
         how = "up to rounding" if rounded else "bit for bit"
+        if linked:
+            file = answers.get(Describe(), Described).pretrained
+            how += (
+                f"; {linked} of {len(answer.tensors)} tensors are those of {file}, which the script names as pretrained"
+            )
+            details |= {"pretrained": file, "linked": linked}
         return result(
             self,
             "pass",

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from proof_of_learning.proof.format import Header
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.training.randomness import key_from_seed
@@ -51,9 +52,11 @@ class OrderCheck:
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)
-        if described.script:
-            return self._script(evidence, answers, described)
         header = evidence.proof.header
+        if (source := _source(header)) is None:
+            return result(self, "fail", "the key does not follow from the seed, so the order was chosen freely")
+        if described.script:
+            return self._script(evidence, answers, described, source)
         training, randomness, steps = header.training, header.randomness, evidence.proof.steps
         planned = steps if training.planned is None else training.planned
         fits = steps <= planned == described.steps if training.planned is not None else steps <= described.steps
@@ -63,12 +66,6 @@ class OrderCheck:
                 f"the proof has {planned:,} steps ({training.steps_per_epoch:,} an epoch); "
                 f"the task has {described.steps:,} ({described.steps_per_epoch:,})",
             )  # fmt: skip
-        if randomness.claim is not None:
-            source = "the registered claim"
-        elif randomness.seed is None or key_from_seed(int(randomness.seed)).hex() != randomness.key:
-            return result(self, "fail", "the key does not follow from the seed, so the order was chosen freely")
-        else:
-            source = f"seed {randomness.seed}"
         found = (
             result(self, "pass", f"{steps:,} steps, order derived from {source}", source=source)
             if randomness.mode == "derived"
@@ -89,8 +86,11 @@ class OrderCheck:
             return result(self, "pass", f"{found.summary}; {short}, which the verifier accepts", **told)
         return result(self, "inconclusive", f"{found.summary}, but {short}; {STOPPED}", **told)
 
-    def _script(self, evidence: Evidence, answers: Answers, described: Described) -> CheckResult:
-        """Length and order of a script's loop: it ends where the script closes its run, and every walk takes each sample once."""
+    def _script(self, evidence: Evidence, answers: Answers, described: Described, source: str) -> CheckResult:
+        """Length and order of a script's loop: it ends where the script closes its run, and every walk takes each sample once, or
+        those that follow from the key: no batch of these is recorded, so that replays alone take them.
+        """
+        derived = evidence.proof.header.randomness.mode == "derived"
         request, steps = _last(evidence), evidence.proof.segments[-1].stop
         failure = answers.failure(request)
         if failure is not None:
@@ -115,24 +115,30 @@ class OrderCheck:
                 odd = odd or f"step {batch.step:,} names samples outside the data set of {rule.samples:,}"
                 continue
             if not loop.counted and (
-                not batch.indices.size or (rule.batch and len(batch.indices) not in (rule.batch, rule.last))
+                not batch.samples or (rule.batch and batch.samples not in (rule.batch, rule.last))
             ):
                 odd = (
                     odd
-                    or f"step {batch.step:,} takes a batch of {len(batch.indices)}; the script's first loader gives {rule.batch}"
+                    or f"step {batch.step:,} takes a batch of {batch.samples}; the script's first loader gives {rule.batch}"
                 )
-            use.add(batch.step, batch.indices, batch.position)
+            if not derived:
+                use.add(batch.step, batch.indices, batch.position)
         use.end_epoch()
+        if derived and (loop.beside or loop.moved):
+            return result(self, "fail", "batches or generators are recorded that do not follow from the key")
         if len(loop.turns) > MAX_TURNS:
             odd = odd or f"its walks follow each other in more than {MAX_TURNS} ways"
-        if loop.counted:
+        told: dict[str, Any] = {}
+        if derived:
+            found, told = f"{steps:,} steps in {loop.walks:,} passes, order derived from {source}", {"source": source}
+            odd = odd or next(iter(loop.odd), None)
+        elif loop.counted:
             found = f"{steps:,} steps; the script draws its samples from generators that are part of every state"
             odd = (
                 odd
                 or (loop.odd or [""])[0]
                 or ("generators are moved amid its steps" if loop.moved or loop.beside else None)
             )
-            told: dict[str, Any] = {}
         else:
             found = f"{steps:,} steps in {loop.walks:,} passes over loaders, order as recorded; {use.share:.1%} of the samples used"
             unsized = None if rule.batch else "the script's own batch sampler decides how many samples a batch has"
@@ -273,6 +279,15 @@ class _Use:
             "most_repeats_in_an_epoch": max(self.repeats, default=0), "fewest_distinct_in_an_epoch": min(self.distinct, default=0),
             "repeated_share": sum(self.repeats) / max(1, int(self.counts.sum())),
         }  # fmt: skip
+
+
+def _source(header: Header) -> str | None:
+    """What the run's key comes from; None where it does not follow from that. Whether a claim is the key's, the registration says."""
+    randomness = header.randomness
+    if randomness.claim is not None:
+        return "the registered claim"
+    follows = randomness.seed is not None and key_from_seed(int(randomness.seed)).hex() == randomness.key
+    return f"seed {randomness.seed}" if follows else None
 
 
 def _last(evidence: Evidence) -> Replay:
