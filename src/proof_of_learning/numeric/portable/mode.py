@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,7 +27,7 @@ from proof_of_learning.numeric.portable import (
     recurrent,
     reductions,
 )
-from proof_of_learning.numeric.portable.table import TABLE, RefusedError
+from proof_of_learning.numeric.portable.table import TABLE, RefusedError, into_first
 
 _ENTRIES = (drawing, elementwise, moving, normalisation, products, reductions)  # importing them fills the table
 _UNKNOWN = {torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.complex32}
@@ -102,6 +104,14 @@ def _find(func: Any) -> Any:
     return None
 
 
+def _single(name: str) -> Any:
+    """What computes an overload that is in the table; None for one that PyTorch does not have."""
+    base, _, overload = name.partition(".")
+    if not hasattr(torch.ops.aten, base):
+        return None
+    return TABLE[name] or getattr(getattr(torch.ops.aten, base), overload) if name in TABLE else None
+
+
 def _each(base: str, overload: str) -> Any:
     """An operation on lists, as that operation on each of their members; None if it is not in the table."""
     into, base = base.endswith("_"), base.removesuffix("_")
@@ -110,12 +120,15 @@ def _each(base: str, overload: str) -> Any:
              "minimum": "minimum.default", "copy": "copy.default", "clamp_min": "clamp_min.default",
              "clamp_max": "clamp_max.default"}  # fmt: skip
     name = known.get(base, f"{base}.default")
-    name = f"{name.partition('.')[0]}_.{name.partition('.')[2]}" if into else name
     if base == "pow" and overload != "Scalar":
         return None
-    if name not in TABLE:
+    short, _, of = name.partition(".")
+    operation = _single(f"{short}_.{of}" if into else name)
+    if into and operation is None:  # of some, as of `maximum`, only lists have a form in place
+        out_of_place = _single(name)
+        operation = into_first(out_of_place) if out_of_place is not None else None
+    if operation is None:
         return None
-    operation = TABLE[name] or getattr(getattr(torch.ops.aten, name.partition(".")[0]), name.partition(".")[2])
     by_value = base in ("addcmul", "addcdiv")
 
     def call(first: Sequence[Tensor], *rest: Any, **options: Any) -> list[Tensor] | None:
@@ -153,6 +166,36 @@ def _place() -> str:
             continue
         return f", called at {frame.filename}:{frame.lineno}" + (f" ({frame.line})" if frame.line else "")
     return ""
+
+
+# ---- optimizers ---------------------------------------------------------------------------------------------
+
+# PyTorch has up to three forms of each optimizer, which compose a step differently. Where nobody chose the device does, so that a GPU
+# would take other steps than a CPU. Portable arithmetic has one: the loop over parameters, whatever ``foreach`` says.
+_FORM = "_pol_foreach"  # attribute of an optimizer during a step: what its groups had
+
+
+def _one_form(optimizer: Optimizer, *_: Any) -> None:
+    _own_form(optimizer)  # where a step before failed
+    if not getattr(_thread, "active", False):
+        return
+    groups = [group for group in optimizer.param_groups if "foreach" in group]
+    if any(group.get("fused") for group in optimizer.param_groups):
+        raise TaskError(
+            f"portable arithmetic does not have fused=True of {type(optimizer).__name__}{_place()}; leave it out, or {ADVICE}"
+        )
+    vars(optimizer)[_FORM] = [(group, group["foreach"]) for group in groups]
+    for group in groups:
+        group["foreach"] = False
+
+
+def _own_form(optimizer: Optimizer, *_: Any) -> None:
+    for group, form in vars(optimizer).pop(_FORM, ()):
+        group["foreach"] = form
+
+
+register_optimizer_step_pre_hook(_one_form)
+register_optimizer_step_post_hook(_own_form)
 
 
 # ---- switches of PyTorch that choose between implementations -----------------------------------------------

@@ -32,7 +32,7 @@ def portable(*names: str, inplace: bool = False) -> Callable[[Kept], Kept]:
             TABLE[name] = operation
             if inplace:
                 base, dot, overload = name.partition(".")
-                TABLE[f"{base}_{dot}{overload}"] = _into_first(operation)
+                TABLE[f"{base}_{dot}{overload}"] = into_first(operation)
         return operation
 
     return put
@@ -44,7 +44,7 @@ def as_they_are(*names: str) -> None:
         TABLE[name] = None
 
 
-def _into_first(operation: Operation) -> Operation:
+def into_first(operation: Operation) -> Operation:
     def write(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return first.copy_(operation(first, *args, **kwargs))
 
