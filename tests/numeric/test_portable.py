@@ -247,7 +247,7 @@ def test_a_fused_optimizer_is_refused_by_name() -> None:
 def test_an_operation_on_lists_in_place_is_known_where_only_lists_have_it() -> None:
     lists = [[numbers(1, 9), numbers(2, 4)], [numbers(3, 9), numbers(4, 4)]]
     with using(PORTABLE):
-        torch._foreach_maximum_(*lists)  # type: ignore[arg-type]
+        torch._foreach_maximum_(*lists)
     assert torch.equal(lists[0][1], torch.maximum(numbers(2, 4), numbers(4, 4)))
 
 

@@ -21,13 +21,14 @@ from proof_of_learning.numeric.denormals import flushes_denormals
 from proof_of_learning.numeric.portable import (
     drawing,
     elementwise,
+    engine,
     moving,
     normalisation,
     products,
     recurrent,
     reductions,
 )
-from proof_of_learning.numeric.portable.table import TABLE, RefusedError, into_first
+from proof_of_learning.numeric.portable.table import NATIVE, TABLE, RefusedError, either, into_first
 
 _ENTRIES = (drawing, elementwise, moving, normalisation, products, reductions)  # importing them fills the table
 _UNKNOWN = {torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.complex32}
@@ -97,7 +98,7 @@ def _find(func: Any) -> Any:
     if namespace != "aten":
         return None
     if name in TABLE:
-        return TABLE[name] or func
+        return either(name, TABLE[name] or func) if name in NATIVE else TABLE[name] or func
     base, _, overload = name.rpartition(".")
     if base.startswith("_foreach_"):
         return _each(base.removeprefix("_foreach_"), overload)
@@ -249,6 +250,7 @@ def portable_arithmetic() -> Iterator[None]:
     if getattr(_thread, "active", False):
         yield
         return
+    engine.prepare()
     with _lock:
         if _users == 0:
             _before.update(_switches())
