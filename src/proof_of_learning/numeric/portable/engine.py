@@ -68,7 +68,7 @@ def prepare() -> Engine:
 def _take(library: build.Library) -> None:
     """Use a library's kernels. UnavailableError where its self-test gives, or gave, other bits."""
     from proof_of_learning.numeric.portable import selftest
-    from proof_of_learning.numeric.portable.native import operations  # noqa: F401 (which fills the table)
+    from proof_of_learning.numeric.portable.native import elementwise, operations  # noqa: F401 (which fill the table)
 
     differing = library.differing
     if differing is None or not differing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -28,6 +28,7 @@ from proof_of_learning.numeric.portable import (
     recurrent,
     reductions,
 )
+from proof_of_learning.numeric.portable.moving import VIEWS
 from proof_of_learning.numeric.portable.table import NATIVE, TABLE, RefusedError, either, into_first
 
 _ENTRIES = (drawing, elementwise, moving, normalisation, products, reductions)  # importing them fills the table
@@ -39,26 +40,31 @@ ADVICE = "see `What is in the table` in docs/guide/portable.md; without --arithm
 
 
 class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # there is nothing here to compile, and PyTorch's guard would cost more than all of this
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        found = _RESOLVED.get(id(func))  # an overload lives as long as the process
+        operation, only_moves = found if found is not None else _RESOLVED.setdefault(id(func), _find(func))
         kwargs = kwargs or {}
-        operation = _RESOLVED.get(func, _MISSING)
-        if operation is _MISSING:
-            operation = _RESOLVED.setdefault(func, _find(func))
-        for arg in _tensors((*args, *kwargs.values())):
-            if arg.dtype in _UNKNOWN:
-                raise _refusal(func, f"{str(arg.dtype).removeprefix('torch.')} numbers")
+        if not only_moves:
+            for arg in args if not kwargs else (*args, *kwargs.values()):
+                for tensor in (arg,) if isinstance(arg, Tensor) else arg if isinstance(arg, (list, tuple)) else ():
+                    if isinstance(tensor, Tensor) and tensor.dtype in _UNKNOWN:
+                        raise _refusal(func, f"{str(tensor.dtype).removeprefix('torch.')} numbers")
         try:
             if operation is not None:
                 return operation(*args, **kwargs)
         except RefusedError as error:
             raise _refusal(func, str(error)) from None
         with self:  # composed by PyTorch of others
-            found = func.decompose(*args, **kwargs)
-        if found is NotImplemented:
+            composed = func.decompose(*args, **kwargs)
+        if composed is NotImplemented:
             raise _refusal(func, str(func))
-        return found
+        return composed
 
 
 class _Composed(TorchFunctionMode):
@@ -77,32 +83,26 @@ def _composing() -> AbstractContextManager[Any]:
     return _Composed() if torch.accelerator.is_available() else nullcontext()
 
 
-def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
-    """Those among arguments, also in lists of theirs."""
-    for arg in args:
-        if isinstance(arg, Tensor):
-            yield arg
-        elif isinstance(arg, (list, tuple)):
-            yield from (member for member in arg if isinstance(member, Tensor))
+# By the identity of an overload: what computes it, and whether it only makes another view of a tensor.
+_RESOLVED: dict[int, tuple[Any, bool]] = {}
 
 
-_MISSING = object()
-_RESOLVED: dict[Any, Any] = {}
-
-
-def _find(func: Any) -> Any:
+def _find(func: Any) -> tuple[Any, bool]:
     """What computes an overload; None where it has to be composed of others."""
     namespace, _, name = str(func).partition(".")
     if namespace in _NO_ARITHMETIC:
-        return func
+        return func, False
     if namespace != "aten":
-        return None
+        return None, False
+    if name in VIEWS:
+        return func._op, True
     if name in TABLE:
-        return either(name, TABLE[name] or func) if name in NATIVE else TABLE[name] or func
+        return either(name, _single(name)) if name in NATIVE else _single(name), False
     base, _, overload = name.rpartition(".")
     if base.startswith("_foreach_"):
-        return _each(base.removeprefix("_foreach_"), overload)
-    return None
+        each = _each(base.removeprefix("_foreach_"), overload)
+        return either(name, each) if each is not None and name in NATIVE else each, False
+    return None, False
 
 
 def _single(name: str) -> Any:
@@ -110,7 +110,7 @@ def _single(name: str) -> Any:
     base, _, overload = name.partition(".")
     if not hasattr(torch.ops.aten, base):
         return None
-    return TABLE[name] or getattr(getattr(torch.ops.aten, base), overload) if name in TABLE else None
+    return TABLE[name] or getattr(getattr(torch.ops.aten, base), overload)._op if name in TABLE else None
 
 
 def _each(base: str, overload: str) -> Any:
@@ -172,7 +172,16 @@ def _place() -> str:
 # ---- optimizers ---------------------------------------------------------------------------------------------
 
 # PyTorch has up to three forms of each optimizer, which compose a step differently. Where nobody chose the device does, so that a GPU
-# would take other steps than a CPU. Portable arithmetic has one: the loop over parameters, whatever ``foreach`` says.
+# would take other steps than a CPU. Portable arithmetic has one: that of the loop over parameters, whatever ``foreach`` says. Of some
+# the form for lists composes the same steps, of far fewer operations, and is taken.
+_ALIKE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.Adadelta,
+    torch.optim.Adamax,
+)
 _FORM = "_pol_foreach"  # attribute of an optimizer during a step: what its groups had
 
 
@@ -187,7 +196,9 @@ def _one_form(optimizer: Optimizer, *_: Any) -> None:
         )
     vars(optimizer)[_FORM] = [(group, group["foreach"]) for group in groups]
     for group in groups:
-        group["foreach"] = False
+        group["foreach"] = type(optimizer) in _ALIKE and not any(
+            group.get(name) for name in ("capturable", "differentiable")
+        ) and not any(isinstance(value, Tensor) for value in (group.get("lr"), *group.get("betas", ())))  # fmt: skip
 
 
 def _own_form(optimizer: Optimizer, *_: Any) -> None:
