@@ -29,7 +29,7 @@ from proof_of_learning.numeric.portable import (
     reductions,
 )
 from proof_of_learning.numeric.portable.moving import VIEWS
-from proof_of_learning.numeric.portable.table import NATIVE, TABLE, RefusedError, either, into_first
+from proof_of_learning.numeric.portable.table import IN_USE, TABLE, RefusedError, into_first
 
 _ENTRIES = (drawing, elementwise, moving, normalisation, products, reductions)  # importing them fills the table
 _UNKNOWN = {torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.complex32}
@@ -48,14 +48,16 @@ class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         found = _RESOLVED.get(id(func))  # an overload lives as long as the process
-        operation, only_moves = found if found is not None else _RESOLVED.setdefault(id(func), _find(func))
+        name, operation, checked = found if found is not None else _RESOLVED.setdefault(id(func), _find(func))
         kwargs = kwargs or {}
-        if not only_moves:
-            for arg in args if not kwargs else (*args, *kwargs.values()):
-                for tensor in (arg,) if isinstance(arg, Tensor) else arg if isinstance(arg, (list, tuple)) else ():
-                    if isinstance(tensor, Tensor) and tensor.dtype in _UNKNOWN:
-                        raise _refusal(func, f"{str(tensor.dtype).removeprefix('torch.')} numbers")
         try:
+            other = IN_USE.get(name)
+            if other is not None:
+                given = other(*args, **kwargs)
+                if given is not NotImplemented:
+                    return given
+            if checked:
+                _check(func, (*args, *kwargs.values()))
             if operation is not None:
                 return operation(*args, **kwargs)
         except RefusedError as error:
@@ -83,26 +85,31 @@ def _composing() -> AbstractContextManager[Any]:
     return _Composed() if torch.accelerator.is_available() else nullcontext()
 
 
-# By the identity of an overload: what computes it, and whether it only makes another view of a tensor.
-_RESOLVED: dict[int, tuple[Any, bool]] = {}
+def _check(func: Any, args: Sequence[Any]) -> None:
+    """TaskError for a kind of number that has no portable form, among arguments or in lists of theirs."""
+    for arg in args:
+        for tensor in (arg,) if isinstance(arg, Tensor) else arg if isinstance(arg, (list, tuple)) else ():
+            if isinstance(tensor, Tensor) and tensor.dtype in _UNKNOWN:
+                raise _refusal(func, f"{str(tensor.dtype).removeprefix('torch.')} numbers")
 
 
-def _find(func: Any) -> tuple[Any, bool]:
+# By the identity of an overload: its name in the table, what computes it, and whether kinds of numbers are looked at before.
+_RESOLVED: dict[int, tuple[str, Any, bool]] = {}
+
+
+def _find(func: Any) -> tuple[str, Any, bool]:
     """What computes an overload; None where it has to be composed of others."""
     namespace, _, name = str(func).partition(".")
     if namespace in _NO_ARITHMETIC:
-        return func, False
+        return "", func, True
     if namespace != "aten":
-        return None, False
-    if name in VIEWS:
-        return func._op, True
+        return "", None, True
     if name in TABLE:
-        return either(name, _single(name)) if name in NATIVE else _single(name), False
+        return name, _single(name), name not in VIEWS
     base, _, overload = name.rpartition(".")
     if base.startswith("_foreach_"):
-        each = _each(base.removeprefix("_foreach_"), overload)
-        return either(name, each) if each is not None and name in NATIVE else each, False
-    return None, False
+        return name, _each(base.removeprefix("_foreach_"), overload), True
+    return name, None, True
 
 
 def _single(name: str) -> Any:

@@ -74,6 +74,12 @@ def sources() -> dict[str, bytes]:
     return {name: kernels.joinpath(name).read_bytes() for name in (*HEADERS, *SOURCES)}
 
 
+def callers() -> list[bytes]:
+    """What hands the kernels their arguments, which a self-test covers as well."""
+    here = files(__package__)
+    return [here.joinpath(name).read_bytes() for name in ("calls.py", "elementwise.py", "operations.py")]
+
+
 def find(program: str) -> Library:
     """The library that is in the cache, or a new one. UnavailableError where there can be none."""
     place, name = folder(), _key(program)
@@ -101,7 +107,7 @@ def remember(library: Library, differing: list[str]) -> None:
 def _key(program: str) -> str:
     """From all that could change the library: sources, compiler, flags, PyTorch's release, the processor's features."""
     hashed = hashlib.sha256()
-    for part in (*sources().values(), program.encode(), _version(program), " ".join(FLAGS).encode(), torch.__version__.encode(),
+    for part in (*sources().values(), *callers(), program.encode(), _version(program), " ".join(FLAGS).encode(), torch.__version__.encode(),
                  platform.machine().encode(), _processor()):  # fmt: skip
         hashed.update(len(part).to_bytes(8, "little") + part)
     return hashed.hexdigest()[:32]

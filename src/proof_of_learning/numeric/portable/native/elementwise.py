@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.numeric.portable.native.calls import run
-from proof_of_learning.numeric.portable.native.operations import dense
+from proof_of_learning.numeric.portable.native.operations import KINDS, f32
 from proof_of_learning.numeric.portable.table import native
 
 Number = float | int | bool
@@ -25,14 +25,15 @@ PLUS_SCALED, PLUS_PRODUCT, PLUS_QUOTIENT, TOWARD, TIMES_NUMBER, OVER_NUMBER, ROO
 
 def _computed(which: int, xs: Tensors, others: Sequence[Tensors], numbers: Numbers | None, into: bool) -> Any:
     """``which`` of each member; None where they were written ``into`` the first, else the results; NotImplemented for other kinds."""
-    count = len(xs)
-    for others_ in others:
-        if len(others_) != count:
-            return NotImplemented
-    for x, *more in zip(xs, *others, strict=True):
-        if not dense(x, *more) or any(y.shape != x.shape for y in more):
-            return NotImplemented
-    ys = list(xs) if into else [torch.empty(x.shape, dtype=torch.float32) for x in xs]
+    count, lists = len(xs), (xs, *others)
+    for tensors in lists:
+        for x in tensors:
+            if type(x) not in KINDS or x.dtype is not f32 or not x.is_cpu or not x.is_contiguous():
+                return NotImplemented
+    shapes, sizes = [x.shape for x in xs], [x.numel() for x in xs]
+    if any([y.shape for y in tensors] != shapes for tensors in others) or 0 in sizes:
+        return NotImplemented
+    ys = list(xs) if into else [torch.empty(shape, dtype=f32) for shape in shapes]
     if numbers is None:
         given = None
     elif isinstance(numbers, (list, tuple)):
@@ -41,19 +42,20 @@ def _computed(which: int, xs: Tensors, others: Sequence[Tensors], numbers: Numbe
         given = (c_float * count)(*numbers)
     else:
         given = (c_float * count)(*[float(numbers)] * count)  # type: ignore[arg-type]
-    pointers = [(c_void_p * count)(*[t.data_ptr() for t in tensors]) for tensors in (xs, *others, ys)]
+    pointers = [(c_void_p * count)(*[x.data_ptr() for x in tensors]) for tensors in lists]
+    found = pointers[0] if into else (c_void_p * count)(*[y.data_ptr() for y in ys])
     a = pointers[1] if len(others) > 0 else None
     b = pointers[2] if len(others) > 1 else None
     run(
         "pol_elementwise",
         which,
         count,
-        (c_int64 * count)(*[x.numel() for x in xs]),
+        (c_int64 * count)(*sizes),
         pointers[0],
         a,
         b,
         given,
-        pointers[-1],
+        found,
     )
     return None if into else ys
 

@@ -19,13 +19,13 @@ from proof_of_learning.numeric.portable.table import native
 f32 = torch.float32
 Number = float | int | bool
 MOST = 1 << 30  # numbers of a tensor: places within one are 32 bits
-_KINDS = (Tensor, nn.Parameter)  # and no subclass, which may hold its numbers elsewhere
+KINDS = (Tensor, nn.Parameter)  # and no subclass, which may hold its numbers elsewhere
 
 
 def _takes(*tensors: Tensor) -> bool:
     """Whether all are float32 on a CPU, and neither empty nor huge."""
     for x in tensors:  # noqa: SIM110 (a generator takes twice as long)
-        if type(x) not in _KINDS or x.dtype is not f32 or not x.is_cpu or not 0 < x.numel() < MOST:
+        if type(x) not in KINDS or x.dtype is not f32 or not x.is_cpu or not 0 < x.numel() < MOST:
             return False
     return True
 
@@ -34,7 +34,7 @@ def dense(*tensors: Tensor) -> bool:
     """The same, and row by row in memory."""
     for x in tensors:
         if (
-            type(x) not in _KINDS
+            type(x) not in KINDS
             or x.dtype is not f32
             or not x.is_cpu
             or not 0 < x.numel() < MOST

@@ -120,16 +120,21 @@ void column_grids(Matrix b, Long terms, Long n, int bits, float* grid) {
 
 // The columns of b, [terms, n], on their grids, in panels: [panel][terms][WIDTH].
 void pack(Matrix b, Long terms, Long n, const float* grid, double* panels) {
-    for (Long p = 0; p < panels_of(n); p++, panels += terms * WIDTH) {
+    const Long whole = b.across == 1 ? n / WIDTH : 0;
+    for (Long k = 0; k < terms; k += 8)  // a few rows at a time: rows that are a power of two apart share their place in a cache
+        for (Long p = 0; p < whole; p++) {
+            const float *x = b.at + k * b.down + p * WIDTH, *g = grid + p * WIDTH;
+            double* to = panels + (p * terms + k) * WIDTH;
+            for (Long i = 0; i < std::min<Long>(8, terms - k); i++) {
+                SIMD for (int j = 0; j < WIDTH; j++) to[i * WIDTH + j] = static_cast<double>(on_grid(x[i * b.down + j], g[j]));
+            }
+        }
+    panels += whole * terms * WIDTH;
+    for (Long p = whole; p < panels_of(n); p++, panels += terms * WIDTH) {
         const Long first = p * WIDTH, width = std::min<Long>(WIDTH, n - first);
         const float* g = grid + first;
         if (width < WIDTH) std::memset(panels, 0, static_cast<size_t>(terms) * WIDTH * sizeof(double));
-        if (b.across == 1 && width == WIDTH) {
-            for (Long k = 0; k < terms; k++) {
-                const float* x = b.at + k * b.down + first;
-                SIMD for (int j = 0; j < WIDTH; j++) panels[k * WIDTH + j] = static_cast<double>(on_grid(x[j], g[j]));
-            }
-        } else if (b.down == 1) {
+        if (b.down == 1) {
             constexpr Long PIECE = 64;
             double piece[WIDTH][PIECE];
             for (Long k = 0; k < terms; k += PIECE) {
@@ -171,8 +176,9 @@ void product(Matrix a, Matrix b, Long m, Long terms, Long n, int bits, Long stre
     double* part = terms > stretch ? part_.get(block * WIDTH) : nullptr;
     int32_t* places = places_.get(terms);
     const double** rows = rows_.get(block);
-    for (Long k = 0; k < terms; k++) places[k] = static_cast<int32_t>(along ? k : k * block);
-    for (Long i = 0; i < block; i++) rows[i] = along ? left + i * terms : left + i;
+    // Row by row; or, where the numbers of a column are neighbours, in strips of ROWS rows.
+    for (Long k = 0; k < terms; k++) places[k] = static_cast<int32_t>(along ? k : k * ROWS);
+    for (Long i = 0; i < block; i++) rows[i] = along ? left + i * terms : left + i / ROWS * ROWS * terms + i % ROWS;
     for (Long start = 0; start < m; start += block) {
         const Long count = std::min(block, m - start);
         if (along) {
@@ -183,12 +189,17 @@ void product(Matrix a, Matrix b, Long m, Long terms, Long n, int bits, Long stre
                 SIMD for (Long k = 0; k < terms; k++) to[k] = static_cast<double>(on_grid(x[k], g));
             }
         } else {
-            const float* g = row_grid + start;
-            for (Long k = 0; k < terms; k++) {
-                const float* x = a.at + k * a.across + start * a.down;
-                double* to = left + k * block;
-                if (a.down == 1) SIMD for (Long i = 0; i < count; i++) to[i] = static_cast<double>(on_grid(x[i], g[i]));
-                else for (Long i = 0; i < count; i++) to[i] = static_cast<double>(on_grid(x[i * a.down], g[i]));
+            for (Long i = 0; i < count; i += ROWS) {
+                const Long height = std::min<Long>(ROWS, count - i);
+                const float *from = a.at + (start + i) * a.down, *g = row_grid + start + i;
+                double* to = left + i * terms;
+                if (a.down == 1 && height == ROWS)
+                    for (Long k = 0; k < terms; k++) {
+                        SIMD for (int r = 0; r < ROWS; r++) to[k * ROWS + r] = static_cast<double>(on_grid(from[k * a.across + r], g[r]));
+                    }
+                else
+                    for (Long k = 0; k < terms; k++)
+                        for (Long r = 0; r < height; r++) to[k * ROWS + r] = static_cast<double>(on_grid(from[k * a.across + r * a.down], g[r]));
             }
         }
         for (Long p = 0; p < panels_of(n); p++) {
@@ -301,7 +312,6 @@ extern "C" {
 int pol_matmul(const float* a, Long a_batch, Long a_down, Long a_across, const float* b, Long b_batch, Long b_down, Long b_across,
                const float* more, Long more_batch, Long more_down, Long more_across, float* out, Long batch, Long m, Long terms, Long n,
                Long bits, Long stretch, Long threads) try {
-    if (terms > 0 && terms * (Long{24} << 10) > Long{1} << 44) return 2;
     if (batch == 1 && threads > 1 && m * n * terms > 1 << 20) {
         parallel(static_cast<int>(threads), m >= n ? (m + 47) / 48 : 1, [&](Long begin, Long end) {
             const Long first = begin * 48, count = std::min(end * 48, m) - first;
