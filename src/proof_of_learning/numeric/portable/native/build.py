@@ -31,10 +31,11 @@ COMPILERS = ("g++", "clang++")
 HEADERS = ("common.h",)
 SOURCES = ("products.cpp", "functions.cpp", "normalisation.cpp", "sums.cpp")
 # Products and sums are never fused but where both are exact; neither of the last two changes what is computed.
-FLAGS = (
-    "-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-march=native", "-ffp-contract=off", "-fno-math-errno",
+COMPILE = (
+    "-c", "-O3", "-std=c++17", "-fPIC", "-pthread", "-fopenmp-simd", "-march=native", "-ffp-contract=off", "-fno-math-errno",
     "-fno-trapping-math",
 )  # fmt: skip
+LINK = ("-shared", "-pthread")
 PATIENCE = 180.0  # seconds for the compiler
 MAX_LIBRARY, MAX_RECORD = 1 << 24, 1 << 16
 
@@ -107,7 +108,8 @@ def remember(library: Library, differing: list[str]) -> None:
 def _key(program: str) -> str:
     """From all that could change the library: sources, compiler, flags, PyTorch's release, the processor's features."""
     hashed = hashlib.sha256()
-    for part in (*sources().values(), *callers(), program.encode(), _version(program), " ".join(FLAGS).encode(), torch.__version__.encode(),
+    flags = " ".join((*COMPILE, *LINK))
+    for part in (*sources().values(), *callers(), program.encode(), _version(program), flags.encode(), torch.__version__.encode(),
                  platform.machine().encode(), _processor()):  # fmt: skip
         hashed.update(len(part).to_bytes(8, "little") + part)
     return hashed.hexdigest()[:32]
@@ -226,12 +228,12 @@ def _built(place: Path, name: str, program: str) -> Library:
             for file, content in sources().items():
                 Path(scratch, file).write_bytes(content)
             made = Path(scratch, "library.so")
-            command = [program, *FLAGS, *SOURCES, "-o", str(made)]
-            done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE)
-            if done.returncode:
-                lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
-                error = next((line for line in lines if "error" in line), lines[-1])
-                raise UnavailableError(f"{program} could not build the kernels ({error[:300]})")
+            objects = [f"{Path(name).stem}.o" for name in SOURCES]
+            _run(
+                [[program, *COMPILE, name, "-o", made_of] for name, made_of in zip(SOURCES, objects, strict=True)],
+                scratch,
+            )
+            _run([[program, *LINK, *objects, "-o", str(made)]], scratch)
             made.chmod(0o500)
             path, digest = place / f"{name}.so", hashlib.sha256(made.read_bytes()).hexdigest()
             os.replace(made, path)
@@ -239,3 +241,26 @@ def _built(place: Path, name: str, program: str) -> Library:
             return Library(path, digest, None)
     except (OSError, subprocess.SubprocessError) as error:
         raise UnavailableError(f"the kernels could not be built ({error})") from None
+
+
+def _run(commands: list[list[str]], folder: str) -> None:
+    """Run compilers side by side. UnavailableError with what one of them says."""
+    running = [
+        subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for command in commands
+    ]
+    try:
+        for command, process in zip(commands, running, strict=True):
+            said = process.communicate(timeout=PATIENCE)[1].decode(errors="replace").strip().splitlines()
+            if process.returncode:
+                error = next(
+                    (line for line in said if "error" in line), said[-1] if said else f"status {process.returncode}"
+                )
+                raise UnavailableError(f"{command[0]} could not build the kernels ({error[:300]})")
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
