@@ -398,11 +398,11 @@ def test_the_variable_decides(undecided: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_library_is_tried_once_and_then_taken(undecided: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
-    def differing() -> list[str]:
+    def trial() -> list[str]:
         tried.append(1)
         return []
 
-    monkeypatch.setattr(selftest, "differing", differing)
+    monkeypatch.setattr(engine, "_trial", trial)
     assert engine.prepare().name == "native" and IN_USE
     monkeypatch.setattr(engine, "_chosen", None)
     assert engine.prepare().name == "native"
@@ -413,14 +413,19 @@ def test_a_library_is_tried_once_and_then_taken(undecided: Path, monkeypatch: py
 def test_a_library_that_gives_other_bits_is_refused_with_a_warning(
     undecided: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(selftest, "differing", lambda: ["mm 5 7 3"])
+    monkeypatch.setattr(engine, "_trial", lambda: ["mm 5 7 3"])
     for _ in range(2):  # the second time without trying it again
         caplog.clear()
         monkeypatch.setattr(engine, "_chosen", None)
         with caplog.at_level(logging.WARNING):
             assert engine.prepare().name == "plain"
         assert not IN_USE and "mm 5 7 3" in caplog.text
-        monkeypatch.setattr(selftest, "differing", list)
+        monkeypatch.setattr(engine, "_trial", list)
+
+
+@native_only
+def test_a_library_is_tried_in_a_process_of_its_own() -> None:
+    assert engine._trial() == []
 
 
 # ---- the cache ------------------------------------------------------------------------------------------
