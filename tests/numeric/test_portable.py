@@ -204,6 +204,53 @@ def test_what_is_not_finite_makes_nan_of_all_that_shares_its_grid() -> None:
     assert rows.isnan().tolist() == [False, True, False]
 
 
+# ---- optimizers -----------------------------------------------------------------------------------------
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "SGD": lambda w, **k: torch.optim.SGD(w, 0.1, momentum=0.9, weight_decay=1e-3, **k),
+    "Adam": lambda w, **k: torch.optim.Adam(w, 0.01, weight_decay=0.1, **k),
+    "Adam amsgrad": lambda w, **k: torch.optim.Adam(w, 0.01, amsgrad=True, **k),
+    "AdamW": lambda w, **k: torch.optim.AdamW(w, 0.01, **k), "NAdam": lambda w, **k: torch.optim.NAdam(w, 0.01, **k),
+    "RAdam": lambda w, **k: torch.optim.RAdam(w, 0.01, **k), "Adamax": lambda w, **k: torch.optim.Adamax(w, 0.01, **k),
+    "Adagrad": lambda w, **k: torch.optim.Adagrad(w, 0.1, **k), "Adadelta": lambda w, **k: torch.optim.Adadelta(w, 0.5, **k),
+    "RMSprop": lambda w, **k: torch.optim.RMSprop(w, 0.01, momentum=0.5, centered=True, **k),
+}  # fmt: skip
+
+
+def optimized(name: str, steps: int = 9, **options: Any) -> list[Tensor]:
+    """The weights and what the optimizer keeps after some steps on given gradients."""
+    weights = [nn.Parameter(numbers(5, 7, 3)), nn.Parameter(numbers(6, 4)), nn.Parameter(numbers(7, 2, 2))]
+    optimizer = OPTIMIZERS[name](weights, **options)
+    with using(PORTABLE):
+        for step in range(steps):
+            for place, weight in enumerate(weights):
+                weight.grad = numbers(100 * step + place, *weight.shape)
+            optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    assert all(group["foreach"] is options.get("foreach") for group in optimizer.param_groups)  # put back
+    return [*(weight.detach() for weight in weights), *kept]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_takes_the_same_steps_in_either_form(name: str) -> None:
+    """A GPU takes ``foreach`` where nobody chose."""
+    wanted, found = optimized(name), optimized(name, foreach=True)
+    assert all(map(torch.equal, wanted, found))
+    assert all(map(torch.equal, wanted, optimized(name, foreach=False)))
+
+
+def test_a_fused_optimizer_is_refused_by_name() -> None:
+    with pytest.raises(TaskError, match=r"fused=True of AdamW, called at .*test_portable\.py:\d+"):
+        optimized("AdamW", fused=True)
+
+
+def test_an_operation_on_lists_in_place_is_known_where_only_lists_have_it() -> None:
+    lists = [[numbers(1, 9), numbers(2, 4)], [numbers(3, 9), numbers(4, 4)]]
+    with using(PORTABLE):
+        torch._foreach_maximum_(*lists)
+    assert torch.equal(lists[0][1], torch.maximum(numbers(2, 4), numbers(4, 4)))
+
+
 # ---- the switch -----------------------------------------------------------------------------------------
 
 

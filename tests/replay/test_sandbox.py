@@ -23,6 +23,8 @@ from typer.testing import CliRunner
 from proof_of_learning import TaskReference, load_task, verify
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import TaskError, UsageError
+from proof_of_learning.numeric.portable import engine
+from proof_of_learning.numeric.portable.native import build
 from proof_of_learning.replay import sandbox
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.report.html import render_html
@@ -281,6 +283,20 @@ def test_variables_that_could_hold_secrets_stay_outside(bubblewrap: str) -> None
     )
     assert not {"AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "SSH_AUTH_SOCK"} & set(found)
     assert (found["MKL_CBWR"], found["HOME"]) == ("AVX2", "/tmp")
+
+
+def test_what_was_built_of_the_native_engine_can_be_loaded_and_not_changed(
+    bubblewrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from proof_of_learning.numeric.portable import engine; print(engine.prepare().name)"
+    here = engine.prepare().name
+    assert run(Sandbox(bubblewrap), code) == here
+    write = "import os; from proof_of_learning.numeric.portable.native import build; print(os.access(build.folder(), os.W_OK))"
+    assert here == "plain" or run(Sandbox(bubblewrap), write) == "False"
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o700)
+    monkeypatch.setenv(build.FOLDER, str(empty))
+    assert run(Sandbox(bubblewrap), code) == "plain"  # it is not built in there
 
 
 def test_a_module_brings_its_package_and_a_file_its_folder(

@@ -19,6 +19,9 @@ def selftest(
 ) -> None:
     """See whether portable arithmetic gives the published bits on this machine: every operation, on fixed inputs.
 
+    The output names the engine that computes on the CPU: `native` (built once where there is a C++ compiler) or `plain`; both give the
+    same bits. `POL_PORTABLE_ENGINE=plain` or `native` demands one.
+
     Exit status: 0 all of them, 1 some are others (they are named), 2 wrong usage.
 
     **Example**
@@ -29,16 +32,19 @@ def selftest(
     """
     import msgspec
 
+    from proof_of_learning.numeric.portable import engine
     from proof_of_learning.numeric.portable import selftest as tests
     from proof_of_learning.training import environment
 
     common.writable("--json", json)
     environment.require(device)
+    runs = engine.prepare()
     published, found = tests.published(), tests.digests(device)
     differing = tests.unlike(found)
     cases = {name: {"published": published.get(name), "here": found.get(name)} for name in sorted({*published, *found})}
     told = {
-        "schema": "pol/selftest/v1", "passed": not differing, "differing": differing, "cases": cases,
+        "schema": "pol/selftest/v1", "engine": {"name": runs.name, "reason": runs.reason},
+        "passed": not differing, "differing": differing, "cases": cases,
         "environment": msgspec.to_builtins(environment.current(device)),
     }  # fmt: skip
     common.write_json(msgspec.json.format(msgspec.json.encode(told), indent=2), json)
@@ -46,6 +52,6 @@ def selftest(
         for name in differing:
             common.say(f"{name}: {found.get(name)}, published {published.get(name)}")
         much = "gives the published bits" if not differing else f"gives other bits in {len(differing)} cases"
-        common.say(f"portable arithmetic {much} on {device} ({len(cases)} cases)")
+        common.say(f"portable arithmetic {much} on {device} ({len(cases)} cases, {runs.name} engine: {runs.reason})")
     if differing:
         raise typer.Exit(1)

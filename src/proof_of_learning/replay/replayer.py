@@ -28,7 +28,7 @@ from proof_of_learning.errors import (
     PolError,
     WorkerError,
 )
-from proof_of_learning.numeric.portable import PORTABLE
+from proof_of_learning.numeric.portable import PORTABLE, engine
 from proof_of_learning.proof import files
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
@@ -89,6 +89,8 @@ class Replayer:
         self._own: dict[str, Environment] = {}
         self.here: dict[str, Environment] = {}
         self._portable = proof.header.arithmetic == PORTABLE
+        if self._portable:
+            engine.prepare()  # here, once: workers find what was built, and a confined one could not build it
         # In portable arithmetic all are one, so that none need be left out.
         self._tried = frozenset(self._named if self._portable else self._named[:MAX_ENVIRONMENTS])
         self._untrue: list[str] | None = None  # what portable arithmetic gives other bits for here

@@ -23,6 +23,7 @@ from typing import Literal
 
 import proof_of_learning
 from proof_of_learning.errors import UsageError
+from proof_of_learning.numeric.portable.native import build
 from proof_of_learning.task import TaskReference, is_script
 
 MODES = ("auto", "require", "off")
@@ -43,7 +44,7 @@ _GPUS = ("/dev/nvidia*", "/dev/dxg")
 _WIDE = ("/", "/etc", "/home", "/root", "/run", "/srv", "/tmp", "/var", "/var/tmp")
 
 _VARIABLES = frozenset((
-    "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "POL_DATA", "PYTHONHASHSEED", "PYTHONPATH", "TZ",
+    "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "POL_DATA", "POL_PORTABLE_ENGINE", "PYTHONHASHSEED", "PYTHONPATH", "TZ",
 ))  # fmt: skip
 _PREFIXES = (
     "ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "GOMP_", "KMP_", "LC_", "MKL_", "NPY_", "NVIDIA_", "OMP_", "ONEDNN_",
@@ -100,7 +101,7 @@ class Sandbox:
     def variables(self, given: Mapping[str, str]) -> dict[str, str]:
         """Of the variables ``given``, those that Python, PyTorch and the task's data need; none that could hold a secret."""
         kept = {name: value for name, value in given.items() if name in _VARIABLES or name.startswith(_PREFIXES)}
-        home = {"HOME": "/tmp", "USER": "task"}
+        home = {"HOME": "/tmp", "USER": "task", build.FOLDER: str(build.folder())}
         return kept | home | ({"PYTHONUSERBASE": site.getuserbase()} if site.ENABLE_USER_SITE else {})
 
     def _mounts(self, gpu: bool) -> dict[str, _Kind]:
@@ -117,7 +118,8 @@ class Sandbox:
             *filter(None, libraries),
             *_configured_libraries(),
         ]
-        for place in (*map(Path, places), *_python(), *self.read):
+        # What was built of portable arithmetic's kernels, which a task can neither build nor change.
+        for place in (*map(Path, places), *_python(), build.folder(), *self.read):
             mounts |= {path: "read" for path in _spellings(place) if os.path.exists(path)}
         return mounts
 

@@ -23,7 +23,8 @@ from proof_of_learning.training.randomness import permutation, raw_words
 aten = torch.ops.aten
 
 
-def _key(generator: Generator | None) -> int:
+def key_of(generator: Generator | None) -> int:
+    """The next word of a generator (63 bits), by which the numbers of one operation are drawn."""
     if generator is not None and generator.device.type != "cpu":
         raise RefusedError("a generator on an accelerator; draw from one on the CPU")
     return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
@@ -31,7 +32,7 @@ def _key(generator: Generator | None) -> int:
 
 def _words(count: int, generator: Generator | None) -> np.ndarray[Any, np.dtype[np.uint32]]:
     """``count`` words of 32 bits: the halves of Philox's words, the lower first."""
-    return raw_words(_key(generator), -(-count // 2)).astype("<u8", copy=False).view("<u4")[:count]
+    return raw_words(key_of(generator), -(-count // 2)).astype("<u8", copy=False).view("<u4")[:count]
 
 
 def _shaped(values: Any, like: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def _hits(x: Tensor, p: float, generator: Generator | None) -> Tensor:
         raise RefusedError(f"a probability of {p}")
     limit = round(p * 2**32)
     words = _words(x.numel(), generator)
-    return _shaped(words < np.uint64(limit), x)
+    return _shaped(words < np.uint32(limit) if limit < 2**32 else np.ones(x.numel(), bool), x)
 
 
 def _floating(x: Tensor, what: str) -> None:
@@ -159,7 +160,7 @@ def _randn_like(x: Tensor, **options: Any) -> Tensor:
 def _integers(x: Tensor, low: int, high: int, generator: Generator | None) -> Tensor:
     if not low < high:
         raise RefusedError(f"random integers from {low} up to {high}")
-    words = raw_words(_key(generator), x.numel())
+    words = raw_words(key_of(generator), x.numel())
     return _shaped((words % np.uint64(high - low)).astype(np.int64) + low, x)
 
 
@@ -201,7 +202,7 @@ def _random(x: Tensor, *, generator: Generator | None = None) -> Tensor:
 
 @portable("randperm.default", "randperm.generator")
 def _randperm(n: int, *, generator: Generator | None = None, **options: Any) -> Tensor:
-    order = torch.from_numpy(permutation(_key(generator), n))
+    order = torch.from_numpy(permutation(key_of(generator), n))
     return order.to(dtype=options.get("dtype") or torch.int64, device=options.get("device"))
 
 

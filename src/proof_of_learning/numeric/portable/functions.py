@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from proof_of_learning.numeric.portable.table import building_block
+
 f64, i64 = torch.float64, torch.int64
 Kernel = Callable[..., Tensor]
 
@@ -57,6 +59,7 @@ _COS = _floats(  # cos(r), in r**2
 )  # fmt: skip
 
 
+@building_block("functions.apply")
 def apply(kernel: Kernel, *inputs: Tensor) -> Tensor:
     """The kernel's values for float32 inputs (of one shape) in float32."""
     first = inputs[0]
@@ -254,6 +257,7 @@ def power(x: Tensor, y: Tensor) -> Tensor:
     return torch.where((y == 0) | (x == 1), torch.ones_like(found), found)
 
 
+@building_block("functions.square_root")
 def square_root(x: Tensor) -> Tensor:
     """The square root of float32, rounded right: one that is wrong by up to three units of float64 cannot change that."""
     return torch.sqrt(x.to(f64)).to(torch.float32)

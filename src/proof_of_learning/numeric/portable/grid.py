@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proof_of_learning.numeric.portable.table import building_block
+
 SUM_BITS = 51  # less the bits of the number of terms
 MOST_BITS = 22  # of an operand of a product: what float32 rounds in two operations
 LEAST_BITS = 20
@@ -76,6 +78,7 @@ def exact_sum(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     return gridded(x, over, terms).sum(over, keepdim=keepdim)
 
 
+@building_block("grid.total")
 def total(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     """:func:`exact_sum`, rounded to the type of ``x``."""
     return exact_sum(x, dims, keepdim).to(x.dtype)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,13 +21,15 @@ from proof_of_learning.numeric.denormals import flushes_denormals
 from proof_of_learning.numeric.portable import (
     drawing,
     elementwise,
+    engine,
     moving,
     normalisation,
     products,
     recurrent,
     reductions,
 )
-from proof_of_learning.numeric.portable.table import TABLE, RefusedError
+from proof_of_learning.numeric.portable.moving import VIEWS
+from proof_of_learning.numeric.portable.table import IN_USE, TABLE, RefusedError, into_first
 
 _ENTRIES = (drawing, elementwise, moving, normalisation, products, reductions)  # importing them fills the table
 _UNKNOWN = {torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.complex32}
@@ -36,26 +40,33 @@ ADVICE = "see `What is in the table` in docs/guide/portable.md; without --arithm
 
 
 class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # there is nothing here to compile, and PyTorch's guard would cost more than all of this
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        found = _RESOLVED.get(id(func))  # an overload lives as long as the process
+        name, operation, checked = found if found is not None else _RESOLVED.setdefault(id(func), _find(func))
         kwargs = kwargs or {}
-        operation = _RESOLVED.get(func, _MISSING)
-        if operation is _MISSING:
-            operation = _RESOLVED.setdefault(func, _find(func))
-        for arg in _tensors((*args, *kwargs.values())):
-            if arg.dtype in _UNKNOWN:
-                raise _refusal(func, f"{str(arg.dtype).removeprefix('torch.')} numbers")
         try:
+            other = IN_USE.get(name)
+            if other is not None:
+                given = other(*args, **kwargs)
+                if given is not NotImplemented:
+                    return given
+            if checked:
+                _check(func, (*args, *kwargs.values()))
             if operation is not None:
                 return operation(*args, **kwargs)
         except RefusedError as error:
             raise _refusal(func, str(error)) from None
         with self:  # composed by PyTorch of others
-            found = func.decompose(*args, **kwargs)
-        if found is NotImplemented:
+            composed = func.decompose(*args, **kwargs)
+        if composed is NotImplemented:
             raise _refusal(func, str(func))
-        return found
+        return composed
 
 
 class _Composed(TorchFunctionMode):
@@ -74,32 +85,39 @@ def _composing() -> AbstractContextManager[Any]:
     return _Composed() if torch.accelerator.is_available() else nullcontext()
 
 
-def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
-    """Those among arguments, also in lists of theirs."""
+def _check(func: Any, args: Sequence[Any]) -> None:
+    """TaskError for a kind of number that has no portable form, among arguments or in lists of theirs."""
     for arg in args:
-        if isinstance(arg, Tensor):
-            yield arg
-        elif isinstance(arg, (list, tuple)):
-            yield from (member for member in arg if isinstance(member, Tensor))
+        for tensor in (arg,) if isinstance(arg, Tensor) else arg if isinstance(arg, (list, tuple)) else ():
+            if isinstance(tensor, Tensor) and tensor.dtype in _UNKNOWN:
+                raise _refusal(func, f"{str(tensor.dtype).removeprefix('torch.')} numbers")
 
 
-_MISSING = object()
-_RESOLVED: dict[Any, Any] = {}
+# By the identity of an overload: its name in the table, what computes it, and whether kinds of numbers are looked at before.
+_RESOLVED: dict[int, tuple[str, Any, bool]] = {}
 
 
-def _find(func: Any) -> Any:
+def _find(func: Any) -> tuple[str, Any, bool]:
     """What computes an overload; None where it has to be composed of others."""
     namespace, _, name = str(func).partition(".")
     if namespace in _NO_ARITHMETIC:
-        return func
+        return "", func, True
     if namespace != "aten":
-        return None
+        return "", None, True
     if name in TABLE:
-        return TABLE[name] or func
+        return name, _single(name), name not in VIEWS
     base, _, overload = name.rpartition(".")
     if base.startswith("_foreach_"):
-        return _each(base.removeprefix("_foreach_"), overload)
-    return None
+        return name, _each(base.removeprefix("_foreach_"), overload), True
+    return name, None, True
+
+
+def _single(name: str) -> Any:
+    """What computes an overload that is in the table; None for one that PyTorch does not have."""
+    base, _, overload = name.partition(".")
+    if not hasattr(torch.ops.aten, base):
+        return None
+    return TABLE[name] or getattr(getattr(torch.ops.aten, base), overload)._op if name in TABLE else None
 
 
 def _each(base: str, overload: str) -> Any:
@@ -110,12 +128,15 @@ def _each(base: str, overload: str) -> Any:
              "minimum": "minimum.default", "copy": "copy.default", "clamp_min": "clamp_min.default",
              "clamp_max": "clamp_max.default"}  # fmt: skip
     name = known.get(base, f"{base}.default")
-    name = f"{name.partition('.')[0]}_.{name.partition('.')[2]}" if into else name
     if base == "pow" and overload != "Scalar":
         return None
-    if name not in TABLE:
+    short, _, of = name.partition(".")
+    operation = _single(f"{short}_.{of}" if into else name)
+    if into and operation is None:  # of some, as of `maximum`, only lists have a form in place
+        out_of_place = _single(name)
+        operation = into_first(out_of_place) if out_of_place is not None else None
+    if operation is None:
         return None
-    operation = TABLE[name] or getattr(getattr(torch.ops.aten, name.partition(".")[0]), name.partition(".")[2])
     by_value = base in ("addcmul", "addcdiv")
 
     def call(first: Sequence[Tensor], *rest: Any, **options: Any) -> list[Tensor] | None:
@@ -153,6 +174,47 @@ def _place() -> str:
             continue
         return f", called at {frame.filename}:{frame.lineno}" + (f" ({frame.line})" if frame.line else "")
     return ""
+
+
+# ---- optimizers ---------------------------------------------------------------------------------------------
+
+# PyTorch has up to three forms of each optimizer, which compose a step differently. Where nobody chose the device does, so that a GPU
+# would take other steps than a CPU. Portable arithmetic has one: that of the loop over parameters, whatever ``foreach`` says. Of some
+# the form for lists composes the same steps, of far fewer operations, and is taken.
+_ALIKE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.Adadelta,
+    torch.optim.Adamax,
+)
+_FORM = "_pol_foreach"  # attribute of an optimizer during a step: what its groups had
+
+
+def _one_form(optimizer: Optimizer, *_: Any) -> None:
+    _own_form(optimizer)  # where a step before failed
+    if not getattr(_thread, "active", False):
+        return
+    groups = [group for group in optimizer.param_groups if "foreach" in group]
+    if any(group.get("fused") for group in optimizer.param_groups):
+        raise TaskError(
+            f"portable arithmetic does not have fused=True of {type(optimizer).__name__}{_place()}; leave it out, or {ADVICE}"
+        )
+    vars(optimizer)[_FORM] = [(group, group["foreach"]) for group in groups]
+    for group in groups:
+        group["foreach"] = type(optimizer) in _ALIKE and not any(
+            group.get(name) for name in ("capturable", "differentiable")
+        ) and not any(isinstance(value, Tensor) for value in (group.get("lr"), *group.get("betas", ())))  # fmt: skip
+
+
+def _own_form(optimizer: Optimizer, *_: Any) -> None:
+    for group, form in vars(optimizer).pop(_FORM, ()):
+        group["foreach"] = form
+
+
+register_optimizer_step_pre_hook(_one_form)
+register_optimizer_step_post_hook(_own_form)
 
 
 # ---- switches of PyTorch that choose between implementations -----------------------------------------------
@@ -206,6 +268,7 @@ def portable_arithmetic() -> Iterator[None]:
     if getattr(_thread, "active", False):
         yield
         return
+    engine.prepare()
     with _lock:
         if _users == 0:
             _before.update(_switches())

@@ -14,8 +14,7 @@ from proof_of_learning.numeric.portable.table import RefusedError, as_they_are, 
 
 aten = torch.ops.aten
 
-as_they_are(
-    # views
+VIEWS = frozenset((
     "view.default", "view.dtype", "_unsafe_view.default", "reshape.default", "_reshape_alias.default", "alias.default",
     "detach.default", "detach_.default", "t.default", "t_.default", "transpose.int", "transpose_.default", "permute.default",
     "expand.default", "expand_as.default", "slice.Tensor", "select.int", "unsqueeze.default", "unsqueeze_.default",
@@ -23,6 +22,9 @@ as_they_are(
     "unbind.int", "unsafe_split.Tensor", "unsafe_chunk.default", "chunk.default", "diagonal.default", "as_strided.default",
     "unfold.default", "movedim.int", "view_as_real.default", "lift.default", "lift_fresh.default", "lift_fresh_copy.default",
     "narrow.default", "flatten.using_ints", "real.default", "set_.source_Tensor", "set_.source_Storage_storage_offset",
+))  # fmt: skip
+as_they_are(
+    *VIEWS,
     # copies
     "clone.default", "copy_.default", "copy.default", "contiguous.default", "cat.default", "stack.default", "index.Tensor",
     "_unsafe_index.Tensor", "index_select.default", "gather.default", "take.default", "embedding.default", "flip.default",

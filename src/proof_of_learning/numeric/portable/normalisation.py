@@ -10,7 +10,7 @@ from torch import Tensor
 
 from proof_of_learning.numeric.portable.elementwise import divide, square_root
 from proof_of_learning.numeric.portable.grid import total
-from proof_of_learning.numeric.portable.table import portable, single
+from proof_of_learning.numeric.portable.table import building_block, portable, single
 
 Three = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -45,25 +45,35 @@ def _channels(x: Tensor) -> tuple[tuple[int, ...], list[int]]:
     return (0, *range(2, x.dim())), [1, x.shape[1], *([1] * (x.dim() - 2))]
 
 
+@building_block("normalisation.normalised")
+def _normalised(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(the result, mean, variance, 1 / sqrt(variance + eps)) of each channel in training."""
+    dims, shape = _channels(x)
+    away, mean, variance, inverse = _statistics(x, dims, eps)
+    return _affine(away.mul_(inverse), weight, bias, shape), mean.reshape(-1), variance.reshape(-1), inverse.reshape(-1)
+
+
 def _batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, training: bool, momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x = single(x, "batch_norm")
-    dims, shape = _channels(x)
     if not training:
         assert mean is not None and var is not None
+        _, shape = _channels(x)
         inverse = square_root(var + eps).reciprocal_()
         y = (x - mean.reshape(shape)).mul_(inverse.reshape(shape))
         return _affine(y, weight, bias, shape), x.new_empty(0), x.new_empty(0)
-    away, now, variance, inverse = _statistics(x, dims, eps)
+    y, now, variance, inverse = _normalised(x, weight, bias, eps)
     if mean is not None:
-        mean.copy_(mean * (1 - momentum) + now.reshape(-1) * momentum)
+        mean.copy_(mean * (1 - momentum) + now * momentum)
     if var is not None:
         n = x.numel() // x.shape[1]
-        unbiased = variance.reshape(-1) * (n / (n - 1)) if n > 1 else variance.reshape(-1)
+        unbiased = variance * (n / (n - 1)) if n > 1 else variance
         var.copy_(var * (1 - momentum) + unbiased * momentum)
-    return _affine(away.mul_(inverse), weight, bias, shape), now.reshape(-1), inverse.reshape(-1)
+    return y, now, inverse
 
 
 @portable("native_batch_norm.default", "_native_batch_norm_legit.default")

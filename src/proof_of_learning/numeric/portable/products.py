@@ -15,11 +15,12 @@ from torch import Tensor
 
 from proof_of_learning.numeric.portable import windows
 from proof_of_learning.numeric.portable.grid import product_bits, quantise, total
-from proof_of_learning.numeric.portable.table import portable, single
+from proof_of_learning.numeric.portable.table import building_block, portable, single
 
 aten = torch.ops.aten
 
 
+@building_block("products.matmul")
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """The product of matrices (or of batches of them), [.., m, k] times [.., k, n]."""
     a, b = single(a, "a product"), single(b, "a product")
@@ -88,16 +89,18 @@ def _convolution(
             )
         ]
         y = _by_input(x, w, [x.shape[0], w.shape[1] * groups, *shape], stride, padding, dilation, groups)
-    else:
-        y = _forward(x, w, stride, padding, dilation, groups)
-    return y if bias is None else y.add_(bias.reshape(_along_channels(bias, y)))
+        return y if bias is None else y.add_(bias.reshape(_along_channels(bias, y)))
+    return _forward(x, w, stride, padding, dilation, groups, bias)
 
 
 def _along_channels(bias: Tensor, y: Tensor) -> list[int]:
     return [1, bias.numel(), *([1] * (y.dim() - 2))]
 
 
-def _forward(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+@building_block("products.forward")
+def _forward(
+    x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, bias: Tensor | None = None
+) -> Tensor:
     terms = w[0].numel()
     bits, stretch = product_bits(terms)
     rest = tuple(range(1, x.dim()))
@@ -112,7 +115,8 @@ def _forward(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, gro
             piece = windows.forward(xs, wq[:, part], stride, padding, dilation, groups)
         y = piece if y is None else y + piece
     assert y is not None
-    return y.to(torch.float32)
+    found = y.to(torch.float32)
+    return found if bias is None else found.add_(bias.reshape(_along_channels(bias, found)))
 
 
 def _channel_stretches(channels: int, terms: int, stretch: int) -> list[slice]:
@@ -126,6 +130,7 @@ def _of_groups(x: Tensor, groups: int, part: slice) -> Tensor:
     return x.unflatten(1, (groups, -1))[:, :, part].flatten(1, 2)  # type: ignore[no-untyped-call, no-any-return]
 
 
+@building_block("products.by_input")
 def _by_input(
     g: Tensor, w: Tensor, shape: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:
@@ -153,6 +158,7 @@ def _by_input(
     return y.to(torch.float32)
 
 
+@building_block("products.by_weight")
 def _by_weight(
     g: Tensor, x: Tensor, shape: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -320,3 +321,7 @@ def unlike(found: Mapping[str, str]) -> list[str]:
     """The names of the cases whose digests, as :func:`digests` gives them, are not those published."""
     wanted = published()
     return sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(differing()))

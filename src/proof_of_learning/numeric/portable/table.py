@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,17 @@ from proof_of_learning.errors import PolError
 
 Operation = Callable[..., Any]
 Kept = TypeVar("Kept", bound=Operation)
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 # By overload name ("add.Tensor"): what is called in its place; None where PyTorch's own has one result only.
 TABLE: dict[str, Operation | None] = {}
+
+
+# What another engine computes them by, by the same names, and by those of what they are composed of (``grid.total``). Each gives the
+# same bits, or NotImplemented for what it does not take; then the plain one does it. ``IN_USE`` holds those of the engine that runs.
+NATIVE: dict[str, Operation] = {}
+IN_USE: dict[str, Operation] = {}
 
 
 class RefusedError(PolError):
@@ -32,7 +41,7 @@ def portable(*names: str, inplace: bool = False) -> Callable[[Kept], Kept]:
             TABLE[name] = operation
             if inplace:
                 base, dot, overload = name.partition(".")
-                TABLE[f"{base}_{dot}{overload}"] = _into_first(operation)
+                TABLE[f"{base}_{dot}{overload}"] = into_first(operation)
         return operation
 
     return put
@@ -44,7 +53,37 @@ def as_they_are(*names: str) -> None:
         TABLE[name] = None
 
 
-def _into_first(operation: Operation) -> Operation:
+def native(*names: str) -> Callable[[Kept], Kept]:
+    """Name what computes these natively."""
+
+    def put(operation: Kept) -> Kept:
+        NATIVE.update(dict.fromkeys(names, operation))
+        return operation
+
+    return put
+
+
+def either(name: str, plain: Callable[Given, Found]) -> Callable[Given, Found]:
+    """The one of the engine that runs, where it takes what it is given, else the plain one."""
+
+    @wraps(plain)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        other = IN_USE.get(name)
+        if other is not None:
+            found = other(*args, **kwargs)
+            if found is not NotImplemented:
+                return found  # type: ignore[no-any-return]
+        return plain(*args, **kwargs)
+
+    return call
+
+
+def building_block(name: str) -> Callable[[Callable[Given, Found]], Callable[Given, Found]]:
+    """Of what operations are composed of: each engine may have its own."""
+    return lambda plain: either(name, plain)
+
+
+def into_first(operation: Operation) -> Operation:
     def write(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return first.copy_(operation(first, *args, **kwargs))
 
