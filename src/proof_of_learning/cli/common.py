@@ -209,6 +209,16 @@ def reference(task: str, settings: dict[str, Any], arguments: list[str] | None) 
     return TaskReference(task, settings, tuple(arguments) if arguments else None).absolute()
 
 
+def proof_and_task(item: str) -> tuple[str, TaskReference | None]:
+    """``DIR``, ``DIR=TASK`` or ``DIR=TASK?NAME=VALUE&NAME=VALUE``."""
+    from proof_of_learning.task import TaskReference
+
+    folder, _, task = item.partition("=")
+    target, _, query = task.partition("?")
+    given = settings(query.split("&") if query else [])
+    return folder, TaskReference(target, given).absolute() if target else None
+
+
 def use_data(folder: Path | None) -> None:
     """Let the task (and the workers that build it again) find its data."""
     if folder is not None:

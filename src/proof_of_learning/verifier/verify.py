@@ -73,7 +73,7 @@ def verify(
     links, trusted = open_links(chain), tuple(trust)
     in_process = isinstance(task, Task) and task.reference is None
     isolation = sandboxes.isolation(options.runtime.sandbox, options.runtime.allow_read, in_process=in_process)
-    nonce, clock = make_nonce(options.draw.nonce), Clock()
+    nonce, clock = options.draw.drawn or make_nonce(options.draw.nonce), Clock()
     with ExitStack() as opened:
         try:
             here = remote.local(path, lambda done, total: progress("copying the proof", done, total))
@@ -83,7 +83,7 @@ def verify(
             if refusal is not None:
                 return refusal
             clock.lap("attestations")
-            if options.draw.nonce is None:
+            if options.draw.nonce is None and options.draw.drawn is None:
                 nonce = make_nonce(None)  # drawn when the root is known
             parent = None if task is None else parent_of(proof, links)
             found, replayer, answers = surveyed(
