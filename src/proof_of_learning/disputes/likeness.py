@@ -141,10 +141,7 @@ def _made_of(pairs: Pairs, found: Likeness, of: str, *, back: bool = False) -> L
         return None
     for narrow in (None, *_NARROW):
         if (zeros := _converted(pairs, narrow)) is not None:
-            dtype = None if narrow is None else str(narrow).removeprefix("torch.")
-            if dtype is None and not zeros:  # the same numbers, and only the files differ
-                text = f"the numbers of {of}, written in another type" if not back else "the model's numbers"
-                return msgspec.structs.replace(found, kind="converted", summary=text)
+            dtype = _type(pairs, narrow)
             by = f"{of}, converted to {dtype}" if dtype else of
             text = f"{subject} {by}" + (f", with {zeros:.1%} of the weights set to zero" if zeros else "")
             return msgspec.structs.replace(
@@ -177,6 +174,13 @@ def _converted(pairs: Pairs, narrow: torch.dtype | None) -> float | None:
             return None
         zeros, equal, total = zeros + counts[0], equal + counts[1], total + b.numel()
     return zeros / total if equal >= min(EVIDENCE, total // 2) else None
+
+
+def _type(pairs: Pairs, narrow: torch.dtype | None) -> str | None:
+    """The name of what was converted to: the type that the numbers were rounded to, else that they are written in."""
+    written = {b.dtype for a, b in pairs.tensors.values() if a.dtype != b.dtype}
+    types = {narrow} if narrow is not None else written
+    return str(types.pop()).removeprefix("torch.") if len(types) == 1 else None
 
 
 def _levels(pairs: Pairs) -> int | None:
