@@ -18,6 +18,8 @@ from proof_of_learning.attacks import ATTACKS
 from proof_of_learning.attestation import gathering, statements
 from proof_of_learning.proof import format
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.training.names import is_weight, short_name
+from proof_of_learning.training.state import State
 from support_attestation import only, put
 from support_authority import Authority
 
@@ -123,3 +125,9 @@ def noisy(weights: Weights, share: float, seed: int = 0) -> Weights:
 
 def matrices(weights: Weights, change: Callable[[Tensor], Tensor]) -> Weights:
     return {name: change(t) if name in MATRICES else t for name, t in weights.items()}
+
+
+def in_state(state: State, change: Callable[[Weights], Weights]) -> Weights:
+    """The weights of a state under their names there, changed."""
+    names = {short_name(name): name for name in state.tensors if is_weight(name)}
+    return {names[n]: t for n, t in change({n: state.tensors[name] for n, name in names.items()}).items()}

@@ -19,12 +19,14 @@ import support_dispute
 from proof_of_learning import Dispute, TaskReference
 from proof_of_learning.disputes import dispute as disputing
 from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.training.state import State
 from proof_of_learning.verifier.options import Options
 from proof_of_learning.verifier.verdict import Nonce, Verdict
 from support_attestation import World
 from support_cli import one_line
 from support_cli import pol as command
-from support_dispute import Quarrel, Weights, dated, dated_head, matrices, noisy, rearranged
+from support_dispute import MATRICES, Quarrel, Weights, dated, dated_head, matrices, noisy, rearranged
+from support_forging import rewrite
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,11 @@ NEAR: dict[str, tuple[Callable[[Weights], Mapping[str, Tensor]], str, str]] = {
     "doubles": (lambda weights: {n: t.double() for n, t in weights.items()}, "converted", "float64"),
     "pruned": (pruned, "pruned", "set to zero"),
     "pruned-halves": (lambda weights: converted(pruned(weights)), "pruned", "float16"),
+    "another-buffer": (
+        lambda weights: {**weights, "calls": weights["first.bias"][:2].clone()},
+        "near",
+        "bit for bit, but not all",
+    ),
     "eight-bits": (rounded, "quantised", "255 levels"),
     "few-levels": (few, "quantised", "grid"),
     "fine-tuned": (lambda weights: noisy(weights, 0.05), "near", "5.0"),
@@ -216,6 +223,23 @@ def test_weights_that_are_no_numbers_are_undecided(quarrel: Quarrel) -> None:
     assert json.loads(found.to_json())["proofs"][0]["end"]["relative"] is None
 
 
+def test_integers_stand_for_what_their_scales_make_of_them(quarrel: Quarrel) -> None:
+    def integers(weights: Weights) -> Weights:
+        scales = {n: weights[n].abs().amax(dim=1, keepdim=True) / 127 for n in MATRICES}
+        made = {n: (weights[n] / scales[n]).round().to(torch.int8) for n in MATRICES}
+        return {**weights, **made, **{f"{n}_scale": scale for n, scale in scales.items()}}
+
+    end = quarrel.dispute(quarrel.made("int8", integers), quarrel.owner).proofs[0].end
+    assert end.kind == "quantised", end
+
+
+def test_the_same_numbers_in_other_shapes_are_no_other_model(quarrel: Quarrel) -> None:
+    model = quarrel.made("flat", lambda weights: {"all": torch.cat([t.flatten() for t in weights.values()])})
+    found = quarrel.dispute(model, quarrel.owner, quarrel.stranger)
+    assert [row.end.kind for row in found.proofs] == ["related", "other"], found.proofs[0].end
+    assert found.exit_status == 3
+
+
 def test_an_empty_model_is_no_pruned_one(quarrel: Quarrel) -> None:
     model = quarrel.made("zeros", lambda weights: matrices(weights, torch.zeros_like))
     assert quarrel.dispute(model, quarrel.owner).proofs[0].end.kind != "pruned"
@@ -248,6 +272,20 @@ def test_units_that_stand_in_a_like_order_are_not_independent(quarrel: Quarrel) 
     assert (end.kind, end.order_p is not None and end.order_p <= 1e-3) == ("related", True), end
 
 
+def test_a_rearranged_start_is_found_behind_other_bits(quarrel: Quarrel, tmp_path: Path) -> None:
+    """Where sums are exact, a whole run with its hidden units in another order replays as the run itself does."""
+
+    def turned(states: list[State]) -> list[State]:
+        return [State(s.tree, {**s.tensors, **support_dispute.in_state(s, rearranged)}) for s in states]
+
+    rewrite(quarrel.thief[0], tmp_path / "turned", states=turned)
+    found = quarrel.dispute(quarrel.model, quarrel.owner, (tmp_path / "turned", quarrel.task))
+    pair = next(pair for pair in found.dependence if (pair.first, pair.second) == ("A", "B"))
+    assert (pair.starts, pair.same_bits) == ("alike", False)
+    assert says(found, "The starts of A and B are not independent", "although their keys differ")
+    assert found.proofs[1].end.kind == "rearranged"
+
+
 # ---- dates ------------------------------------------------------------------------------------------
 
 
@@ -273,6 +311,19 @@ def test_dates_rank_by_finished_work(
     assert says(found, "The final state of A is shown to have been there by 2022", "that of B only by 2024")
     assert says(found, "B has an earlier timestamp on its unfinished run (by 2021", "does not rank")
     assert found.exit_status == 3
+
+
+def test_dates_of_one_proof_rank_nobody(quarrel: Quarrel, world: World, tmp_path: Path) -> None:
+    """Who copied a proof may have it stamped before its owner does."""
+    places = [shutil.copytree(quarrel.owner[0], tmp_path / name) for name in ("first", "second")]
+    for place, year in zip(places, (2024, 2021), strict=True):
+        dated(place, world.first, year)
+    found = quarrel.dispute(
+        quarrel.model, *[(place, quarrel.task) for place in places], trusted_tsa=[world.first.roots]
+    )
+    assert says(found, "dates of one and the same proof", "do not rank") and not says(
+        found, "is shown to have been there"
+    )
 
 
 def test_a_stamp_on_the_last_state_of_the_log_is_one_on_the_final_state(

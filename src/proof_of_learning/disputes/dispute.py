@@ -110,7 +110,7 @@ def dispute(
         ]
         pairs = [(row, side) for row, side in zip(rows, sides, strict=True) if _readable(row)]
         common = depend([(row, _ends(side)) for row, side in pairs], disputed.tensors)
-        found = findings.findings(rows, {row.label: side.proof for row, side in pairs})
+        found = findings.findings(rows, {row.label: side.proof for row, side in pairs}, common)
     outcome, reason = decide(rows)
     named = Named(os.fspath(model), dict(disputed.files), len(disputed.tensors), disputed.parameters)
     return Dispute(named, nonce, rows, common, outcome, reason, found)
@@ -226,7 +226,11 @@ def _end(side: Side, verdict: Verdict, path: Path, disputed: Model) -> Likeness:
     if not compare_model(side.proof, path):
         return EXACT
     start = side.tensors(side.proof.initial_state)
-    return liken(pair(final, disputed.tensors), None if start is None else pair(start, disputed.tensors))
+    found = liken(pair(final, disputed.tensors), None if start is None else pair(start, disputed.tensors))
+    if found.kind == "other" and (share := models.shared_values(final, disputed.tensors)) > likeness.COMPARED:
+        text = f"tensors of other shapes, with {share:.0%} of the numbers of the proof's end in them"
+        return msgspec.structs.replace(found, kind="related", summary=text)
+    return found
 
 
 def _unregistered(verdict: Verdict) -> str:

@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import combinations, pairwise
 
 from proof_of_learning.attestation.timestamps import SKEW
-from proof_of_learning.disputes.table import Row, listed, span
+from proof_of_learning.disputes.table import Dependence, Row, listed, span
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.verifier.verdict import Moment, Verdict
 
@@ -20,9 +20,9 @@ def finished(verdict: Verdict, proof: Proof) -> Moment | None:
     return min(good, key=lambda moment: span(moment)[1], default=None)
 
 
-def findings(rows: Sequence[Row], proofs: Mapping[str, Proof]) -> list[str]:
-    """``proofs``: those that can be read, by label."""
-    found = [*_copies(rows, proofs), *_dates(rows)]
+def findings(rows: Sequence[Row], proofs: Mapping[str, Proof], common: Sequence[Dependence]) -> list[str]:
+    """``proofs``: those that can be read, by label. ``common``: what their models have in common."""
+    found = [*_copies(rows, proofs), *_starts(proofs, common), *_dates(rows)]
     for row in rows:
         if row.verdict.verdict != "valid" and any(moment.trusted for moment in row.verdict.timeline):
             found.append(f"{row.label} is {row.verdict.verdict}: its timestamps rank nothing.")
@@ -86,10 +86,35 @@ def _copies(rows: Sequence[Row], proofs: Mapping[str, Proof]) -> Iterator[str]:
             row = derived[0]
             rest = other if row is one else one
             yield (
-                f"All randomness of {row.label} follows from its key, and it is valid: nobody could have made a key lead to "
-                f"bits that were "
-                f"there before. {rest.label} is not of that kind, and can be a copy of {row.label}."
+                f"All randomness of {row.label} follows from its key, and it is valid: nobody could have made a key lead to bits "
+                f"that were there before. {rest.label} is not of that kind, and can be a copy of {row.label}."
             )
+
+
+def _starts(proofs: Mapping[str, Proof], common: Sequence[Dependence]) -> Iterator[str]:
+    """Starts that have something in common, although each should have been drawn under a key of its own."""
+    for pair in common:
+        if (
+            pair.first not in proofs
+            or pair.second not in proofs
+            or pair.starts not in ("equal", "alike")
+            or pair.same_bits
+        ):
+            continue
+        headers = [proofs[label].header for label in (pair.first, pair.second)]
+        if headers[0].randomness.key == headers[1].randomness.key or any(
+            h.initialization.kind == "linked" for h in headers
+        ):
+            continue
+        how = (
+            "are the same bits"
+            if pair.starts == "equal"
+            else "are not independent (their hidden units are the same ones)"
+        )
+        yield (
+            f"The starts of {pair.first} and {pair.second} {how}, although their keys differ: one was made from the other, or both "
+            "from a third."
+        )
 
 
 def _dates(rows: Sequence[Row]) -> Iterator[str]:
@@ -97,12 +122,13 @@ def _dates(rows: Sequence[Row]) -> Iterator[str]:
     holding = [row for row in rows if row.holds]
     dated = sorted((row for row in holding if row.finished), key=lambda row: _finished(row)[1])
     for one, other in pairwise(dated):
-        if _finished(one)[1] + SKEW < _finished(other)[0]:
+        if one.verdict.proof.root == other.verdict.proof.root:
+            yield f"Dates on {one.label} and {other.label} are dates of one and the same proof: they do not rank who hands it in."
+        elif _finished(one)[1] + SKEW < _finished(other)[0]:
             yield (
                 f"The final state of {one.label} is shown to have been there by {_when(one)}, that of {other.label} only by "
-                f"{_when(other)}. Of "
-                "proofs that hold, the earliest date on finished work counts; it does not exclude that the other was there "
-                "before, unstamped."
+                f"{_when(other)}. Of proofs that hold, the earliest date on finished work counts; it does not exclude that the "
+                "other was there before, unstamped."
             )
         else:
             yield f"The dates of the final states of {one.label} and {other.label} are too near to each other to be told apart."

@@ -105,11 +105,10 @@ def liken(pairs: Pairs, start: Pairs | None = None, seed: int = 0) -> Likeness:
     start: the same second model, paired with where that training began. seed: of random orders.
     """
     if pairs.share < COMPARED:
-        return Likeness(
-            "other",
-            f"another architecture: {pairs.share:.0%} of the weights have one of the same shape",
-            compared=pairs.share,
-        )
+        text = f"other shapes: {pairs.share:.0%} of the weights have a tensor of the same shape, too few to compare"
+        return Likeness("other", text, compared=pairs.share)
+    integers = any(not b.is_floating_point() for _, b in pairs.tensors.values())
+    pairs = _scaled(pairs)
     whole, tensors = _apart(pairs)
     to_start = None if start is None or start.share < COMPARED else _apart(start)[0].relative
     found = Likeness(
@@ -119,13 +118,11 @@ def liken(pairs: Pairs, start: Pairs | None = None, seed: int = 0) -> Likeness:
     made = _made_of(pairs, found, "the proof's end") or _made_of(pairs.swapped(), found, "the model", back=True)
     if made is not None:
         return made
-    found = _with_units(found, pairs, seed)
-    return _judged(found, pairs)
-
-
-def compared(pairs: Pairs) -> Apart:
-    """How far all weights together are apart."""
-    return _apart(pairs)[0]
+    judged = _judged(_with_units(found, pairs, seed), pairs)
+    if integers and judged.kind == "near":
+        text = f"the proof's end in integers, which are {judged.summary}"
+        return msgspec.structs.replace(judged, kind="quantised", summary=text)
+    return judged
 
 
 # ---- made of it by a rule ---------------------------------------------------------------------------
@@ -142,6 +139,9 @@ def _made_of(pairs: Pairs, found: Likeness, of: str, *, back: bool = False) -> L
     for narrow in (None, *_NARROW):
         if (zeros := _converted(pairs, narrow)) is not None:
             dtype = _type(pairs, narrow)
+            if dtype is None and not zeros:
+                text = "every weight is the proof's, bit for bit, but not all else in the file is"
+                return msgspec.structs.replace(found, kind="near", summary=text)
             by = f"{of}, converted to {dtype}" if dtype else of
             text = f"{subject} {by}" + (f", with {zeros:.1%} of the weights set to zero" if zeros else "")
             return msgspec.structs.replace(
@@ -219,6 +219,19 @@ def _grid_of_rows(a: Tensor, b: Tensor) -> int | None:
     return None
 
 
+def _scaled(pairs: Pairs) -> Pairs:
+    """Integers, which a quantised model keeps beside their scales, in the size of what they stand for, row by row."""
+
+    def scaled(a: Tensor, b: Tensor) -> Tensor:
+        if b.is_floating_point():
+            return b
+        x, y = (t.double().reshape(len(t) if t.ndim > 1 else 1, -1) for t in (a, b))
+        sizes = (x * y).sum(dim=1, keepdim=True) / (y * y).sum(dim=1, keepdim=True).clamp(min=1.0)
+        return (y * sizes).reshape(b.shape)
+
+    return Pairs({name: (a, scaled(a, b)) for name, (a, b) in pairs.tensors.items()}, pairs.share)
+
+
 # ---- near -------------------------------------------------------------------------------------------
 
 
@@ -252,7 +265,9 @@ def _judged(found: Likeness, pairs: Pairs) -> Likeness:
         if start is not None and not relative < start:
             text = f"{told}, but no nearer to the training's end than to its start ({start:.2%}): they share the start"
             return msgspec.structs.replace(found, kind="start", summary=text)
-        return msgspec.structs.replace(found, kind="near", summary=f"{told}, as fine-tuning, merging or noise leave it")
+        return msgspec.structs.replace(
+            found, kind="near", summary=f"{told}, as fine-tuning, merging or noise leave a model"
+        )
     if (reason := _in_common(found, pairs)) is not None:
         return msgspec.structs.replace(found, kind="related", summary=f"{told}, yet not independent: {reason}")
     return msgspec.structs.replace(found, summary=f"{told}; nothing in common was found")

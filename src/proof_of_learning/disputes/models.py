@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from proof_of_learning.training.names import is_weight, short_name
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.checks.endpoint import weight_files
 
+SAMPLE = 1 << 16  # numbers that are looked for
 _PIECE = 1 << 20
 # What containers put before every name of a model (DataParallel, torch.compile, Lightning, a Hugging Face head).
 _PREFIXES = ("module.", "_orig_mod.", "model.", "base_model.", "transformer.")
@@ -92,6 +94,18 @@ def pair(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Pairs:
     elements = sum(t.numel() for t in mine.values())
     paired = sum(a.numel() for a, _ in found.values())
     return Pairs(found, paired / elements if elements else 0.0)
+
+
+def shared_values(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """The share of a sample of the numbers of ``first`` that ``second`` holds, to the bit and in whatever shape."""
+    mine, theirs = (
+        torch.cat([t.flatten().double() for t in side.values() if t.is_floating_point()] or [torch.zeros(0)])
+        for side in (first, second)
+    )
+    if len(mine) > SAMPLE:
+        mine = mine[torch.randint(len(mine), (SAMPLE,), generator=torch.Generator().manual_seed(0))]
+    mine = mine[mine != mine.round()]  # zeros and ones are in any model
+    return float(torch.isin(mine, theirs).double().mean()) if len(mine) else 0.0
 
 
 def _bare(name: str) -> str:

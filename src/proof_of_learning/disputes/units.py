@@ -36,12 +36,20 @@ _PIECE = 1 << 18  # numbers of shuffles at a time
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight matrix [units, inputs, positions] and its bias [units], by name. ``bias`` is empty where there is none."""
+    """A weight matrix [units, inputs, positions] and its bias [units], by name. ``bias`` is empty where there is none.
+    ``places``: whether it is a convolution, which puts out each unit at several places."""
 
     name: str
     bias: str
     units: int
     inputs: int
+    places: bool
+
+    def follows(self, before: Layer) -> bool:
+        """Whether it can take in what another puts out; of a convolution that may be flattened first, channel by channel."""
+        if self.inputs == before.units:
+            return True
+        return before.places and not self.places and self.inputs % before.units == 0
 
 
 @dataclass(frozen=True)
@@ -128,15 +136,14 @@ def _layer(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> Layer:
     bias = f"{name.rpartition('.')[0]}.bias" if "." in name else "bias"
     beside = tensors.get(bias)
     fits = beside is not None and beside.shape == tensor.shape[:1] and bias != name
-    return Layer(name, bias if fits else "", tensor.shape[0], tensor.shape[1])
+    return Layer(name, bias if fits else "", tensor.shape[0], tensor.shape[1], tensor.ndim > 2)
 
 
 def _orders(left: list[Layer], order: list[Layer]) -> Iterator[list[Layer]]:
     """Each beginning of an order, and each whole one."""
     yield order
     for position, layer in enumerate(left):
-        # What a convolution puts out is flattened before a linear layer, channel by channel.
-        if not order or (layer.inputs % order[-1].units == 0 and layer.inputs >= order[-1].units):
+        if not order or layer.follows(order[-1]):
             yield from _orders(left[:position] + left[position + 1 :], [*order, layer])
 
 

@@ -51,7 +51,7 @@ END: dict[Kind, str] = {
     "start": "only the start in common",
     "related": "not near, not independent",
     "unrelated": "no: unrelated",
-    "other": "no: another architecture",
+    "other": "no: other shapes",
     "missing": "not compared",
 }
 STARTS: dict[Starts, str] = {
