@@ -28,8 +28,7 @@ def findings(rows: Sequence[Row], proofs: Mapping[str, Proof], common: Sequence[
             found.append(f"{row.label} is {row.verdict.verdict}: its timestamps rank nothing.")
         if row.holds and row.unregistered:
             found.append(
-                f"{row.label} is not registered ({row.unregistered}). That makes nobody a thief: registering is not "
-                f"required of owners."
+                f"{row.label} is not registered ({row.unregistered}). That makes nobody a thief: owners need not register."
             )
         if row.holds and not row.verdict.signers:
             found.append(f"Nobody signed {row.label}: whoever has a copy of it could have handed it in.")
@@ -55,8 +54,7 @@ def _copies(rows: Sequence[Row], proofs: Mapping[str, Proof]) -> Iterator[str]:
         if a.root == b.root:
             yield (
                 f"{both} are the same proof (equal roots), handed in twice. A signature does not tell who made it first: "
-                f"whoever has a "
-                "copy can sign it. The owners that its claim names, fixed before training, are its owners by its own word."
+                "whoever has a copy can sign it. The owners that its claim names are its owners, by its own word."
             )
             continue
         if a.header.initialization.proof == b.root or b.header.initialization.proof == a.root:
@@ -145,8 +143,7 @@ def _dates(rows: Sequence[Row]) -> Iterator[str]:
             what = "claim" if first.what == "claim" else "unfinished run"
             yield (
                 f"{row.label} has an earlier timestamp on its {what} (by {_said(first)}). It does not rank: a claim costs a "
-                f"stamp, and an early "
-                "state a few steps, for work that need never have been finished."
+                "stamp, and an early state a few steps, for work that need never have been finished."
             )
 
 

@@ -65,36 +65,32 @@ GLOSSARY = [
      "A valid proof says that a training took place and ended in this model. Whoever trained honestly, at any time, can have one. "
      "Whose the model is, is a matter of law, for which a proof is evidence."),
     ("A timestamp says “existed by then”",
-     "Never since when, and never who made it. Dates rank by finished work: the earliest timestamp on the final state of a "
-     "valid proof. "
-     "Dates of claims, and of early states, rank nothing, for both are cheap."),
+     "Never since when, and never who made it. Dates rank by finished work: the earliest timestamp on the final state of a valid "
+     "proof. Dates of claims, and of early states, rank nothing, for both are cheap."),
     ("Near is not equal",
-     "A model that was converted, pruned, quantised, fine-tuned or rearranged has other bits than the proof's end. That it "
-     "comes from it may be plain; "
-     "that it is the model of the proof is not shown, and this report never counts it as such."),
+     "A model that was converted, pruned, quantised, fine-tuned or rearranged has other bits than the proof's end. That it comes "
+     "from it may be plain; that it is the model of the proof is not shown, and this report never counts it as such."),
     ("Dependence does not say who copied",
-     "If two models are not independent, one may come from the other, or both from a third. Only dates and what follows "
-     "from a claim speak to "
-     "the direction."),
+     "If two models are not independent, one may come from the other, or both from a third. Only dates, and what follows from a "
+     "claim, speak to the direction."),
     ("Equal bits mean copying",
      "Two trainings under different claims or keys never arrive at the same bits. Under the same key whoever trains arrives at them."),
     ("Who did not register is no thief",
-     "Registering before training is the strongest evidence, and nobody has to. A missing registration, signature or date "
-     "speaks for nobody and "
-     "against nobody."),
+     "Registering before training is the strongest evidence, and nobody has to. A missing registration, signature or date speaks "
+     "for nobody and against nobody."),
     ("One percent is per attempt",
-     "The guarantees of a verification hold for one draw. Whoever had ten proofs verified, or one proof ten times, had ten chances."),
+     "The guarantees of a verification hold for one draw. Whoever had ten proofs verified, or one proof ten times, had ten chances. "
+     "The same is true of a rank: of a hundred claims, one has a start that is by chance more like the model than 99 others."),
     ("Registered, and the rank among starts",
-     "Of a registered proof the start follows from a claim that was stamped before. The disputed model is held against this "
-     "start and against "
-     "starts from fresh keys. If it had nothing to do with the run, its own start would be the most like it only by chance: "
-     "the p-value is exactly that chance."),
+     "Of a registered proof the start follows from a claim that was stamped before. The disputed model is held against this start "
+     "and against starts from fresh keys. The p-value is the probability that a model which has nothing to do with the run ranks "
+     "as high, and exact."),
     ("The task is a program",
-     "Each verdict is about the task that was named for that proof. If you have not read it, it is about a program that you "
-     "have not read."),
+     "Each verdict is about the task that was named for that proof. If you have not read it, it is about a program that you have "
+     "not read."),
     ("What the table cannot show",
-     "Who trained first without stamping it, what was trained and thrown away, whose key a key is, and whether data and "
-     "task were lawfully had."),
+     "Who trained first without stamping it, what was trained and thrown away, whose key a key is, and whether data and task were "
+     "lawfully had."),
 ]  # fmt: skip
 
 
