@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ import proof_of_learning as pol
 import support_dispute
 from proof_of_learning import Dispute, TaskReference
 from proof_of_learning.disputes import dispute as disputing
+from proof_of_learning.disputes import findings
 from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.report.dispute import render_dispute, write_dispute
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier.options import Options
 from proof_of_learning.verifier.verdict import Nonce, Verdict
 from support_attestation import World
+from support_browser import Browser
 from support_cli import one_line
 from support_cli import pol as command
 from support_dispute import MATRICES, Quarrel, Weights, dated, dated_head, matrices, noisy, rearranged
@@ -407,6 +412,16 @@ def test_no_rank_without_a_registration(quarrel: Quarrel) -> None:
     assert found.proofs[0].rank.p_value is None and "not registered" in found.proofs[0].rank.why
 
 
+def test_two_runs_under_one_claim_have_the_same_owners(
+    registered: dict[str, Dispute], world: World, tiny: TaskReference
+) -> None:
+    headers = {label: Proof.open(world.proof) for label in "AB"}
+    (row,) = registered["own"].proofs
+    other = replace(headers["B"], root="sha256:" + "0" * 64)
+    found = findings.findings([row, msgspec.structs.replace(row, label="B")], {**headers, "B": other}, [])
+    assert any("under one and the same claim" in finding for finding in found)
+
+
 def test_trusted_keys_are_names_and_no_conditions(quarrel: Quarrel, world: World) -> None:
     """A dispute has two sides, which do not sign each other's proofs."""
     found = quarrel.dispute(quarrel.model, quarrel.owner, trusted_keys=[world.trusted])
@@ -450,9 +465,16 @@ def test_what_cannot_be_used_is_one_line(quarrel: Quarrel, tmp_path: Path) -> No
         quarrel.dispute(quarrel.model, quarrel.owner, nonce="00")
 
 
-def test_hostile_names_are_shown_and_not_obeyed(quarrel: Quarrel) -> None:
-    from proof_of_learning.report.dispute import render_dispute
+def test_the_report_fits_wide_and_narrow_pages(quarrel: Quarrel, tmp_path: Path) -> None:
+    write_dispute(quarrel.dispute(quarrel.model, quarrel.owner, quarrel.thief), tmp_path / "page.html")
+    with Browser() as browser:
+        for width in (1100, 360):
+            browser.open(tmp_path / "page.html", width)
+            assert browser.evaluate("document.documentElement.scrollWidth") == width
+            assert browser.complaints() == []
 
+
+def test_hostile_names_are_shown_and_not_obeyed(quarrel: Quarrel) -> None:
     found = quarrel.dispute(quarrel.model, quarrel.owner)
     hostile = "</style><script>alert(1)</script>\x1b[31m"
     row = msgspec.structs.replace(found.proofs[0], proof=hostile)

@@ -23,6 +23,7 @@ from proof_of_learning.verifier.checks.endpoint import same_bits
 Weights = Mapping[str, Tensor]
 MODEL = "model"
 ALIKE = 0.5  # a score from here on speaks of one origin; models that learned the same data have some units in common
+INDEPENDENT = "nothing speaks against independence; that does not show it"
 DRAWS = 3  # independent draws in the place of starts that are not known
 
 
@@ -109,4 +110,4 @@ def _summary(starts: Starts, equal: bool, score: float | None, p: float | None, 
         return "not independent: hidden units stand in a like order, which no two independent models' do"
     if score >= ALIKE:
         return "not independent: hidden units are the same ones, in another order"
-    return "nothing speaks against independence; that does not show it"
+    return INDEPENDENT

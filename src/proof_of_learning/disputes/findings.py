@@ -69,6 +69,9 @@ def _copies(rows: Sequence[Row], proofs: Mapping[str, Proof]) -> Iterator[str]:
             else f"have {len(same):,} states in common"
         )
         first, second = a.header.randomness, b.header.randomness
+        if first.key == second.key and first.claim is not None and first.claim == second.claim:
+            yield f"{both} {what}, under one and the same claim: the owners that it names are the same for both, by its own word."
+            continue
         if first.key == second.key:
             yield (
                 f"{both} {what}, under the same key: whoever runs this task under that key gets these bits, so that this shows no "

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proof_of_learning._version import __version__
+from proof_of_learning.disputes.dependence import INDEPENDENT
 from proof_of_learning.disputes.likeness import NEAR, Kind, Likeness
 from proof_of_learning.disputes.table import Dependence, Dispute, Outcome, Row, Starts
 from proof_of_learning.proof.files import write_atomic
@@ -160,10 +161,13 @@ def print_dispute(dispute: Dispute, console: Console) -> None:
         console.print(Text(f"- {_safe(finding, console)}"), overflow="fold")
     if dispute.dependence:
         console.print(Text("Have the models anything to do with each other? (Dependence does not say who copied.)"))
-        for pair in dispute.dependence:
+        quiet = [pair for pair in dispute.dependence if pair.summary == INDEPENDENT]
+        for pair in [pair for pair in dispute.dependence if pair not in quiet]:
             models, starts, score, order, summary = (cell.text for cell in _pair(pair))
             shown = f"- {models}: {summary} (starts: {starts}; score {score}; order of units {order})"
             console.print(Text(_safe(shown, console)), overflow="fold")
+        if quiet:
+            console.print(Text(f"- of {text.plural(len(quiet), 'pair')}: {INDEPENDENT}"), overflow="fold")
     console.print(
         Text("Valid is not ownership, a timestamp says “existed by then”, and near is not equal."), style="dim"
     )
@@ -192,13 +196,20 @@ def _line(row: Row) -> Line:
     cells = [
         Cell(row.label, row.proof),
         Cell(verdict.verdict, reason, _TONE[verdict.verdict]),
-        Cell(END[row.end.kind], "" if row.end.kind == "exact" else row.end.summary, _end_tone(row.end)),
+        Cell(END[row.end.kind], _in_brief(row.end), _end_tone(row.end)),
         _finished(row),
         _before(row),
         Cell(verdict.assurance, f"randomness {verdict.randomness}, comparison {verdict.exactness}"),
         _signed(row),
     ]
     return Line(row.label, cells, _details(row))
+
+
+def _in_brief(end: Likeness) -> str:
+    """What is said of it in the table; the numbers are below."""
+    if end.kind == "exact":
+        return ""
+    return "nothing in common was found" if end.kind == "unrelated" else end.summary
 
 
 def _end_tone(end: Likeness) -> str:
