@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proof_of_learning._version import __version__
-from proof_of_learning.disputes.dependence import INDEPENDENT
+from proof_of_learning.disputes.dependence import INDEPENDENT, MODEL
 from proof_of_learning.disputes.likeness import NEAR, Kind, Likeness
 from proof_of_learning.disputes.table import Dependence, Dispute, Outcome, Row, Starts
 from proof_of_learning.proof.files import write_atomic
@@ -313,7 +313,7 @@ def _guarantee(row: Row) -> str:
 
 
 def _pair(pair: Dependence) -> list[Cell]:
-    names = [name if name == "model" else f"proof {name}" for name in (pair.first, pair.second)]
+    names = ["the model" if name == MODEL else name for name in (pair.first, pair.second)]
     if pair.same_bits or pair.score is None:
         score = Cell(text.MISSING, pair.why)
     else:
