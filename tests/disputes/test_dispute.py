@@ -277,6 +277,16 @@ def test_units_that_stand_in_a_like_order_are_not_independent(quarrel: Quarrel) 
     assert (end.kind, end.order_p is not None and end.order_p <= 1e-3) == ("related", True), end
 
 
+def test_units_in_another_order_are_found_far_away(quarrel: Quarrel) -> None:
+    """Too far to be near, and in no order."""
+    end = (
+        quarrel.dispute(quarrel.made("far-turned", lambda weights: noisy(rearranged(weights), 0.7)), quarrel.owner)
+        .proofs[0]
+        .end
+    )
+    assert end.kind == "related" and "in another order" in end.summary, end
+
+
 def test_a_rearranged_start_is_found_behind_other_bits(quarrel: Quarrel, tmp_path: Path) -> None:
     """A whole run with its hidden units in another order replays up to rounding, and calibrated comparison may accept it."""
 

@@ -5,7 +5,6 @@ Who copied from whom, no comparison of two models tells.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.disputes import units
-from proof_of_learning.disputes.likeness import COMPARED, RARE
+from proof_of_learning.disputes.likeness import ALIKE, COMPARED, RARE
 from proof_of_learning.disputes.models import Pairs, pair
 from proof_of_learning.disputes.table import Dependence, Row, Starts
 from proof_of_learning.replay.origins import correlated
@@ -22,9 +21,7 @@ from proof_of_learning.verifier.checks.endpoint import same_bits
 
 Weights = Mapping[str, Tensor]
 MODEL = "model"
-ALIKE = 0.5  # a score from here on speaks of one origin; models that learned the same data have some units in common
 INDEPENDENT = "nothing speaks against independence; that does not show it"
-DRAWS = 3  # independent draws in the place of starts that are not known
 
 
 def depend(ends: Sequence[tuple[Row, tuple[Weights | None, Weights | None]]], model: Weights) -> list[Dependence]:
@@ -84,9 +81,8 @@ def _measured(ends: Pairs, starts: Pairs | None) -> tuple[float | None, float | 
         sides = [units.arrays({name: both[side] for name, both in starts.tensors.items()}) for side in (0, 1)]
         reference = units.match(sides[0], sides[1], orders).cosine
     else:
-        draws = [units.match(first, units.drawn(orders[0], first, rng), orders).cosine for _ in range(DRAWS)]
-        reference = math.fsum(draws) / DRAWS
-    score = max(0.0, (matched - reference) / (1.0 - reference)) if reference < 1.0 else 0.0
+        reference = units.by_chance(first, orders, rng)
+    score = units.score(matched, reference)
     return score, reference, units.order_p_value(first, second, orders[0], rng), ""
 
 

@@ -31,6 +31,7 @@ MAX_ORDERS = 24  # that shapes allow are tried
 MAX_TRIED = 20_000  # beginnings of orders, before the search is given up
 SHARE = 0.9  # of the weights that a chain has to hold
 SHUFFLES = 9999
+DRAWS = 3  # models that are drawn to know what units match by chance
 _PIECE = 1 << 18  # numbers of shuffles at a time
 
 
@@ -94,6 +95,18 @@ def match(first: Mapping[str, Array], second: Mapping[str, Array], orders: Seque
     return max((_match(first, second, order) for order in orders), key=lambda found: found.cosine)
 
 
+def score(matched: float, reference: float) -> float:
+    """The mean cosine of matched units, from 0 (as for independent ones: ``reference``) to 1."""
+    return max(0.0, (matched - reference) / (1.0 - reference)) if reference < 1.0 else 0.0
+
+
+def by_chance(first: Mapping[str, Array], orders: Sequence[Sequence[Layer]], rng: np.random.Generator) -> float:
+    """The mean cosine of matched units where the second model is drawn: normal weights of the same shapes."""
+    names = [name for layer in orders[0] for name in (layer.name, layer.bias) if name]
+    drawn = [{name: rng.standard_normal(first[name].shape) for name in names} for _ in range(DRAWS)]
+    return math.fsum(match(first, model, orders).cosine for model in drawn) / DRAWS
+
+
 def order_p_value(
     first: Mapping[str, Array], second: Mapping[str, Array], order: Sequence[Layer], rng: np.random.Generator
 ) -> float:
@@ -121,12 +134,6 @@ def order_p_value(
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
     """Tensors in double precision; what is not finite counts as 0."""
     return {n: np.nan_to_num(t.detach().cpu().double().numpy(), posinf=0.0, neginf=0.0) for n, t in tensors.items()}
-
-
-def drawn(order: Sequence[Layer], like: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:
-    """Independent normal weights in the place of those of ``like``."""
-    names = [name for layer in order for name in (layer.name, layer.bias) if name]
-    return {name: rng.standard_normal(like[name].shape) for name in names}
 
 
 # ---- the chain --------------------------------------------------------------------------------------
