@@ -20,6 +20,8 @@ from proof_of_learning._version import __version__
 if TYPE_CHECKING:
     from proof_of_learning import attacks, errors
     from proof_of_learning.calibration import calibrate
+    from proof_of_learning.disputes.dispute import dispute
+    from proof_of_learning.disputes.table import Dispute
     from proof_of_learning.errors import PolError
     from proof_of_learning.exporting import export
     from proof_of_learning.proof.pack import pack, unpack
@@ -41,6 +43,7 @@ logging.getLogger(__name__).addHandler(
 
 _HOMES = {
     "CheckResult": "verifier.verdict",
+    "Dispute": "disputes.table",
     "Indexed": "recording.recorder",
     "PolError": "errors",
     "Proof": "proof.reader",
@@ -54,6 +57,7 @@ _HOMES = {
     "Verdict": "verifier.verdict",
     "calibrate": "calibration",
     "check": "verifier.verify",
+    "dispute": "disputes.dispute",
     "export": "exporting",
     "load_task": "task",
     "pack": "proof.pack",
@@ -83,7 +87,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "CheckResult", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "StepContext", "Task", "TaskReference",
-    "Verdict", "__version__", "attacks", "calibrate", "check", "errors", "export", "load_task", "pack", "prove",
-    "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
+    "CheckResult", "Dispute", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "StepContext", "Task",
+    "TaskReference", "Verdict", "__version__", "attacks", "calibrate", "check", "dispute", "errors", "export", "load_task", "pack",
+    "prove", "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, options
 
 
 @common.command("interrupted; the target was only read, and the forgery is not complete")
@@ -20,8 +20,8 @@ def attack(
     param: Annotated[
         list[str] | None, typer.Option("--param", help="A parameter of the attack, NAME=VALUE; may be repeated.")
     ] = None,
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write a summary as JSON to this file (`-`: standard output).")
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, options
 
 if TYPE_CHECKING:
     from proof_of_learning.calibration import Calibration
@@ -24,8 +24,8 @@ def calibrate(
     segments: Annotated[int, typer.Option(min=1, help="Segments on which noise is measured.")] = 8,
     intervals: Annotated[str, typer.Option(help="Intervals k to measure, separated by commas.")] = "1,2,5,10,20,50",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure again, and keep nothing.")] = False,
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write the calibration as JSON to this file (`-`: standard output).")
     ] = None,

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -47,15 +47,6 @@ INTERRUPTED, TERMINATED = 130, 143
 UNWRAPPED = 4096  # columns
 OWN_WARNINGS = (EvaluationWarning, RecordingWarning, RehearsalWarning, StoreWarning)
 DATA_VARIABLE = "POL_DATA"
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting of the task, NAME=VALUE, handed to its function; may be repeated."),
-]
-DataFolder = Annotated[
-    Path | None,
-    typer.Option(help=f"Folder with the task's data sets (the environment variable {DATA_VARIABLE} does the same)."),
-]
 
 
 def messages() -> Console:
@@ -213,6 +204,16 @@ def reference(task: str, settings: dict[str, Any], arguments: list[str] | None) 
     if arguments and not is_script(task):
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
     return TaskReference(task, settings, tuple(arguments) if arguments else None).absolute()
+
+
+def proof_and_task(item: str) -> tuple[str, TaskReference | None]:
+    """``DIR``, ``DIR=TASK`` or ``DIR=TASK?NAME=VALUE&NAME=VALUE``."""
+    from proof_of_learning.task import TaskReference
+
+    folder, _, task = item.partition("=")
+    target, _, query = task.partition("?")
+    given = settings(query.split("&") if query else [])
+    return folder, TaskReference(target, given).absolute() if target else None
 
 
 def use_data(folder: Path | None) -> None:

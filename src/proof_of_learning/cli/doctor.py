@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, options
 from proof_of_learning.errors import UsageError
 
 
@@ -31,8 +31,8 @@ def doctor(
             help="`native`, or `portable`: the same bits on any machine; slower, and not every operation has a portable form."
         ),
     ] = "native",
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write what was found as JSON to this file (`-`: standard output).")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, options
 
 
 @common.command("interrupted; the folder is not complete, remove it")
@@ -17,8 +17,8 @@ def export_data(
     arithmetic: Annotated[
         str, typer.Option(help="`native` or `portable`: that of the proof, where the task draws its samples.")
     ] = "native",
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
 ) -> None:
     """Write a task's samples as plain arrays, which have the task's data root and are read without its code.
 

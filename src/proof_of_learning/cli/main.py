@@ -13,6 +13,7 @@ from proof_of_learning.cli import (
     check,
     demo,
     diff,
+    dispute,
     doctor,
     environment,
     export,
@@ -74,6 +75,7 @@ app.command("check")(check.check)
 app.command("policy")(policy.policy)
 app.command("inspect")(inspect.inspect)
 app.command("diff")(diff.diff)
+app.command("dispute")(dispute.dispute)
 app.command("environment")(environment.environment)
 app.command("export")(export.export)
 app.command("export-data")(export_data.export_data)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, options
 from proof_of_learning.cli.sign import PASSPHRASE_HELP, passphrase
 from proof_of_learning.errors import UsageError
 
@@ -56,7 +56,7 @@ def challenge(
         Path | None, typer.Option(help="A file that keeps what you asked, and whether it was answered.")
     ] = None,
     sandbox: Annotated[str, typer.Option(help="Confine the task's code: `auto`, `require` or `off`.")] = "auto",
-    set_: common.Settings = None,
+    set_: options.Settings = None,
 ) -> None:
     """Challenge a private proof, in two rounds: what is looked at in every state, then what is to be opened.
 
@@ -117,8 +117,8 @@ def answer(
     ] = None,
     book: Annotated[Path | None, typer.Option("--ledger", help="Your ledger of what was opened so far.")] = None,
     passphrase_env: Annotated[str | None, typer.Option("--passphrase-env", help=PASSPHRASE_HELP)] = None,
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
 ) -> None:
     """Answer a first challenge: of every state a few hundred numbers, and what it computes on a few samples. Signed.
 
@@ -171,8 +171,8 @@ def open_(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether to disclose what is said.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be disclosed, and open nothing.")] = False,
     passphrase_env: Annotated[str | None, typer.Option("--passphrase-env", help=PASSPHRASE_HELP)] = None,
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
 ) -> None:
     """Open what a second challenge draws: states, and the samples between them. What that discloses is said before.
 

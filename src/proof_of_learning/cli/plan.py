@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, options
 
 if TYPE_CHECKING:
     from proof_of_learning.verifier.forecast import Forecast
@@ -23,8 +23,8 @@ def plan(
     forged: Annotated[float, typer.Option(help="What share of the segments or of the progress a forgery makes.")] = 0.1,
     workers: Annotated[int, typer.Option(min=1, help="Processes that would replay at once.")] = 1,
     sandbox: Annotated[str, typer.Option(help="Confine the task's code: `auto`, `require` or `off`.")] = "auto",
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write it as JSON to this file (`-`: standard output).")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from proof_of_learning.cli import common, running
+from proof_of_learning.cli import common, options
 from proof_of_learning.errors import UsageError
 
 
@@ -24,10 +24,10 @@ def prove(
             help="Directory for the proof, or an address (`s3://…`); an interrupted run in it is resumed.",
         ),
     ],
-    interval: running.Interval = None,
-    device: running.Device = "cpu",
-    portable: running.Portable = False,
-    threads: running.Threads = None,
+    interval: options.Interval = None,
+    device: options.Device = "cpu",
+    portable: options.Portable = False,
+    threads: options.Threads = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the task's seed.")] = None,
     registration: Annotated[
         Path | None,
@@ -36,9 +36,9 @@ def prove(
             "program are the run's."
         ),
     ] = None,
-    start_from: running.StartFrom = None,
+    start_from: options.StartFrom = None,
     evaluations: Annotated[int, typer.Option(min=0, help="Evaluate the model at so many checkpoints on the way.")] = 0,
-    codec: running.Codec = None,
+    codec: options.Codec = None,
     keep_every: Annotated[
         int | None,
         typer.Option("--keep-every", min=1, help="Keep only every so many-th state; of the others, their digests."),
@@ -54,11 +54,11 @@ def prove(
             help="Do not replay short stretches beside the training to see whether a proof can be valid.",
         ),
     ] = False,
-    arithmetic: running.Arithmetic = None,
-    salt: running.Salt = None,
-    seal_program: running.SealProgram = None,
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    arithmetic: options.Arithmetic = None,
+    salt: options.Salt = None,
+    seal_program: options.SealProgram = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
     save_model: Annotated[
         Path | None, typer.Option("--save-model", help="Also write the trained model to this safetensors file.")
     ] = None,

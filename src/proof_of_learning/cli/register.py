@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proof_of_learning.cli import common, running
+from proof_of_learning.cli import common, options
 from proof_of_learning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ def register(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The claim to write, `claim.json`; never over an existing file.")
     ],
-    interval: running.Interval = None,
-    device: running.Device = "cpu",
-    portable: running.Portable = False,
-    threads: running.Threads = None,
+    interval: options.Interval = None,
+    device: options.Device = "cpu",
+    portable: options.Portable = False,
+    threads: options.Threads = None,
     key: Annotated[
         list[Path] | None, typer.Option("--key", help="An owner's key, which signs the claim; may be repeated.")
     ] = None,
@@ -48,13 +48,13 @@ def register(
             "--tsa", help="Address of a timestamp authority (RFC 3161) that dates the signed claim; may be repeated."
         ),
     ] = None,
-    start_from: running.StartFrom = None,
-    codec: running.Codec = None,
-    seal_program: running.SealProgram = None,
-    arithmetic: running.Arithmetic = None,
-    salt: running.Salt = None,
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    start_from: options.StartFrom = None,
+    codec: options.Codec = None,
+    seal_program: options.SealProgram = None,
+    arithmetic: options.Arithmetic = None,
+    salt: options.Salt = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
     arguments: Annotated[list[str] | None, typer.Argument(help="Of a script: its own arguments, behind `--`.")] = None,
 ) -> None:
     """Fix a run before it begins: task, data, length, interval, environment. All its randomness will follow from the claim.

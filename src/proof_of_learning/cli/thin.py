@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, options
 
 Out = Annotated[
     Path | None, typer.Option("-o", "--out", help="A new directory for it.  [default: the proof is replaced]")
@@ -48,8 +48,8 @@ def regenerate(
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="The proof whose final weights training started from.")
     ] = None,
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
     json: Json = None,
 ) -> None:
     """Bring the states of challenged segments back into a thinned proof, by training from the nearest kept ones.

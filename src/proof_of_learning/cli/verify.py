@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proof_of_learning.cli import common
+from proof_of_learning.cli import common, options
 from proof_of_learning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,47 +27,25 @@ def verify(
     top_q: Annotated[
         int, typer.Option("--top-q", min=0, help="Largest segments in each tenth of the run to replay.")
     ] = 1,
-    random: Annotated[
-        int | None,
-        typer.Option(min=0, help="Random segments to replay.  [default: enough for all guarantees, 10 % / 1 %]"),
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Replay every segment.")] = False,
+    random: options.Random = None,
+    everything: options.Everything = False,
     nonce: Annotated[
         str | None, typer.Option(help="Challenge in hex, to repeat a verdict; with it no proof is valid by default.")
     ] = None,
     accept_nonce: Annotated[
         bool, typer.Option("--accept-nonce", help="A proof may be valid although the nonce was handed in.")
     ] = False,
-    accept_order: Annotated[
-        bool,
-        typer.Option(
-            "--accept-order",
-            help="A recorded order need not be a permutation of the data in every epoch (weighted sampling, say).",
-        ),
-    ] = False,
-    accept_uniform: Annotated[
-        bool,
-        typer.Option(
-            "--accept-uniform",
-            help="A proof may be valid with the guarantee of uniform draws alone (thinned; a task that shows no outputs).",
-        ),
-    ] = False,
-    accept_stopped: Annotated[
-        bool, typer.Option("--accept-stopped", help="The run may have stopped before the task's number of steps.")
-    ] = False,
-    allow_calibrated: Annotated[
-        bool,
-        typer.Option(
-            "--allow-calibrated", help="Accept replays within calibrated noise where bits cannot be reproduced."
-        ),
-    ] = False,
+    accept_order: options.AcceptOrder = False,
+    accept_uniform: options.AcceptUniform = False,
+    accept_stopped: options.AcceptStopped = False,
+    allow_calibrated: options.AllowCalibrated = False,
     reproduce: Annotated[
         bool,
         typer.Option(
             "--reproduce/--own-environment", help="Replay in the recorded numeric environment, or in this one."
         ),
     ] = True,
-    require: Annotated[str | None, typer.Option(help="`exact`: nothing but bit-exact replay is enough.")] = None,
+    require: options.Require = None,
     registration: Annotated[
         Path | None, typer.Option(help="The claim under which the proof must have been made.")
     ] = None,
@@ -77,40 +55,16 @@ def verify(
             help="A safetensors file, or a folder with some (as Hugging Face has them), that the proof must end in."
         ),
     ] = None,
-    approve_fixed: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--approve-fixed", help="Pattern of tensors that may be the same under every key (tables); may be repeated."
-        ),
-    ] = None,
-    initial_law: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--initial-law",
-            help="PATTERN=LAW of recorded initial weights that fit no usual law: `first.*=normal:0.03`; may be repeated.",
-        ),
-    ] = None,
-    chain: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--chain",
-            help="A proof this one starts from, DIR=TASK (settings as DIR=TASK?NAME=VALUE&…); repeat it for a longer chain.",
-        ),
-    ] = None,
-    trust: Annotated[
-        list[str] | None, typer.Option("--trust", help="Root of a proof that is trusted as a start; may be repeated.")
-    ] = None,
+    approve_fixed: options.ApproveFixed = None,
+    initial_law: options.InitialLaw = None,
+    chain: options.Chain = None,
+    trust: options.Trust = None,
     trusted_key: Annotated[
         list[Path] | None,
         typer.Option("--trusted-key", help="A public key (PEM) that must have signed the proof; may be repeated."),
     ] = None,
     threshold: Annotated[int, typer.Option(min=1, help="How many of the trusted keys must have signed.")] = 1,
-    trusted_tsa: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--trusted-tsa", help="Certificates (PEM) of a timestamp authority that you believe; may be repeated."
-        ),
-    ] = None,
+    trusted_tsa: options.TrustedTsa = None,
     challenge: Annotated[
         Path | None,
         typer.Option(help="Of an opening: your own copy of the second challenge, by which the nonce counts as drawn."),
@@ -129,12 +83,8 @@ def verify(
         ),
     ] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Run all checks even after a failure.")] = False,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds without a sign of life after which a task is given up.")
-    ] = 600.0,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes that replay at once; the verdict is the same with any number.")
-    ] = 1,
+    timeout: options.Timeout = 600.0,
+    workers: options.Workers = 1,
     ray: Annotated[
         str | None,
         typer.Option(help="Replay on the Ray cluster at this address (`local`: start one here), with as many workers."),
@@ -147,19 +97,9 @@ def verify(
             "does not agree with the record; who lied is named.",
         ),
     ] = None,
-    policy: Annotated[
-        Path | None, typer.Option(help="Rules that the proof must satisfy, in a TOML file; `pol policy` prints one.")
-    ] = None,
-    sandbox: Annotated[
-        str,
-        typer.Option(
-            help="Confine the task's code: `auto` (where bubblewrap works), `require` (nowhere else) or `off`."
-        ),
-    ] = "auto",
-    allow_read: Annotated[
-        list[Path] | None,
-        typer.Option("--allow-read", help="A further file or folder that the confined task may read; may be repeated."),
-    ] = None,
+    policy: options.Policy = None,
+    sandbox: options.Sandbox = "auto",
+    allow_read: options.AllowRead = None,
     sealed: Annotated[
         bool,
         typer.Option(
@@ -167,8 +107,8 @@ def verify(
             help="Hold the proof against the program sealed in it, which you have to read; with --data, the folder of its samples.",
         ),
     ] = False,
-    set_: common.Settings = None,
-    data: common.DataFolder = None,
+    set_: options.Settings = None,
+    data: options.DataFolder = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write the verdict as JSON to this file (`-`: standard output).")
     ] = None,
@@ -217,7 +157,7 @@ def verify(
         "threshold": threshold, "trusted_tsa": trusted_tsa or (), "keep_going": keep_going, "timeout": timeout, "policy": policy,
         "sandbox": sandbox, "allow_read": allow_read or (), "workers": workers, "double_check": double_check,
     }  # fmt: skip
-    links, roots = _links(chain or []), trust or ()
+    links, roots = [common.proof_and_task(item) for item in chain or []], trust or ()
     with _workers(ray, workers) as pool, common.progress_bar(quiet=json == "-") as progress:
         if is_opening(proof):
             if reference is None or sealed or random is not None or everything or nonce is not None or top_q != 1:
@@ -258,16 +198,3 @@ def _workers(address: str | None, workers: int) -> AbstractContextManager[MakePo
     from proof_of_learning.distributed.ray import cluster
 
     return cluster(address, workers)
-
-
-def _links(given: list[str]) -> list[tuple[str, Any]]:
-    """``DIR``, ``DIR=TASK`` or ``DIR=TASK?NAME=VALUE&NAME=VALUE``."""
-    from proof_of_learning.task import TaskReference
-
-    links: list[tuple[str, Any]] = []
-    for item in given:
-        folder, _, task = item.partition("=")
-        target, _, query = task.partition("?")
-        settings = common.settings(query.split("&") if query else [])
-        links.append((folder, TaskReference(target, settings).absolute() if target else None))
-    return links

@@ -24,8 +24,10 @@ def render_html(verdict: Verdict) -> str:
     """The report on one verdict, as a self-contained HTML document; the same verdict gives the same bytes."""
     shown, left_out = _shown_segments(verdict.segments)
     plots = _plots(verdict)  # None: they cannot be drawn
-    return _environment().get_template("template.html.j2").render(
+    return environment().get_template("template.html.j2").render(
         verdict=verdict,
+        tone=verdict.verdict,
+        schema=verdict.schema,
         words=words,
         version=__version__,
         checks=[_CheckView(check, text.evidence_rows(check.evidence)) for check in verdict.checks],
@@ -72,8 +74,9 @@ def _shown_segments(segments: list[SegmentResult]) -> tuple[list[SegmentResult],
 
 
 @functools.cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """What fills in the templates of reports: whatever it prints is visible text, and escaped."""
+    made = Environment(
         loader=PackageLoader("proof_of_learning.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
@@ -81,7 +84,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         number=_unbroken(text.number),
         percent=_unbroken(text.percent),
         seconds=_unbroken(text.seconds),
@@ -92,7 +95,7 @@ def _environment() -> Environment:
         typed=_typed,
         unbroken=_unbroken(str),
     )
-    return environment
+    return made
 
 
 def _unbroken(form: Callable[[Any], str]) -> Callable[[Any], str]:

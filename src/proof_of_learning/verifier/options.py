@@ -17,6 +17,7 @@ from proof_of_learning.verifier.policy import Policy, load_policy
 
 if TYPE_CHECKING:
     from proof_of_learning.attestation.timestamps import Authorities
+    from proof_of_learning.verifier.verdict import Nonce
 
 Place = str | os.PathLike[str]
 
@@ -28,13 +29,15 @@ class Draw:
     top_q: segments with the largest displacement and inertia, in each tenth of the run.
     random: number of random segments, half uniform, half weighted; by default as many as all guarantees need (10 % / 1 %).
     everything: replay every segment.
-    nonce: hex; by default 32 bytes drawn when the root is known.
+    nonce: hex; by default 32 bytes drawn when the root is known. drawn: one that was drawn when the roots of several proofs were
+    known, by whoever has them verified together.
     """
 
     top_q: int = 1
     random: int | None = None
     everything: bool = False
     nonce: str | None = None
+    drawn: Nonce | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,9 @@ class Options:
 
     def for_link(self) -> Options:
         """What a link of the chain behind a proof is verified with: its own nonce, and no claims but whom to believe about time."""
-        return replace(self, draw=replace(self.draw, nonce=None), claims=Claims(authorities=self.claims.authorities))
+        return replace(
+            self, draw=replace(self.draw, nonce=None, drawn=None), claims=Claims(authorities=self.claims.authorities)
+        )
 
 
 def _claims(choices: Choices, rules: Policy | None) -> Claims:

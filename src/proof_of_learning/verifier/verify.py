@@ -75,7 +75,7 @@ def verify(
     if options.runtime.double_check is not None and pool is None:
         raise UsageError("--double-check is for workers on machines that are not yours; name them (--ray)")
     isolation = sandboxes.isolation(options.runtime.sandbox, options.runtime.allow_read, in_process=in_process)
-    nonce, clock = make_nonce(options.draw.nonce), Clock()
+    nonce, clock = options.draw.drawn or make_nonce(options.draw.nonce), Clock()
     with ExitStack() as opened:
         try:
             here = remote.local(path, lambda done, total: progress("copying the proof", done, total))
@@ -85,7 +85,7 @@ def verify(
             if refusal is not None:
                 return refusal
             clock.lap("attestations")
-            if options.draw.nonce is None:
+            if options.draw.nonce is None and options.draw.drawn is None:
                 nonce = make_nonce(None)  # drawn when the root is known
             parent = None if task is None else parent_of(proof, links)
             found, replayer, answers = surveyed(

@@ -1,0 +1,109 @@
+"""Whether models are independent of one another, as a score. Their starts are compared first: equal starts make dependence trivial.
+
+Who copied from whom, no comparison of two models tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proof_of_learning.disputes import units
+from proof_of_learning.disputes.likeness import ALIKE, COMPARED, RARE
+from proof_of_learning.disputes.models import Pairs, pair
+from proof_of_learning.disputes.table import Dependence, Row, Starts
+from proof_of_learning.replay.origins import correlated
+from proof_of_learning.verifier.checks.endpoint import same_bits
+
+Weights = Mapping[str, Tensor]
+MODEL = "model"
+INDEPENDENT = "nothing speaks against independence; that does not show it"
+
+
+def depend(ends: Sequence[tuple[Row, tuple[Weights | None, Weights | None]]], model: Weights) -> list[Dependence]:
+    """Every two of the models: the disputed one, and those that proofs end in. ``ends``: first and final weights of each proof."""
+    named: list[tuple[str, Weights | None, Weights | None]] = [(row.label, *both) for row, both in ends]
+    named.append((MODEL, None, model))
+    found = []
+    for (first, start, final), (second, other_start, other_final) in combinations(named, 2):
+        if final is None or other_final is None:
+            continue
+        found.append(_pair(first, second, (start, other_start), pair(final, other_final)))
+    return found
+
+
+def _pair(first: str, second: str, begun: tuple[Weights | None, Weights | None], ends: Pairs) -> Dependence:
+    starts = None if begun[0] is None or begun[1] is None else pair(begun[0], begun[1])
+    how = _starts(starts)
+    if ends.share < COMPARED:
+        text = "of other architectures: there is nothing to compare"
+        return Dependence(first, second, how, False, text, why="too few tensors of one shape")
+    equal = ends.share == 1.0 and all(a.dtype == b.dtype and same_bits(a, b) for a, b in ends.tensors.values())
+    correlation = _correlation(ends)
+    score, reference, p, why = _measured(ends, starts if how == "different" else None)
+    summary = _summary(how, equal, score, p, correlation)
+    return Dependence(first, second, how, equal, summary, score, reference, p, correlation, why)
+
+
+def _starts(starts: Pairs | None) -> Starts:
+    """How the starts of two runs stand to one another. Tensors that are constant in both (biases of 0) say nothing."""
+    if starts is None:
+        return "unknown"
+    drawn = {n: both for n, both in starts.tensors.items() if any(bool((t != t.flatten()[0]).any()) for t in both)}
+    if starts.share < COMPARED or not drawn:
+        return "different" if starts.share < COMPARED else "unknown"
+    if all(a.dtype == b.dtype and same_bits(a, b) for a, b in drawn.values()):
+        return "equal"
+    score, _, p, _ = _measured(starts, None)
+    alike = (
+        (score or 0.0) >= ALIKE or (p is not None and p <= RARE) or _correlation(Pairs(drawn, starts.share)) >= ALIKE
+    )
+    return "alike" if alike else "different"
+
+
+def _measured(ends: Pairs, starts: Pairs | None) -> tuple[float | None, float | None, float | None, str]:
+    """The score, what it is measured against, and the p-value of the order of units; why not, where that does not apply.
+
+    starts: two independent ones, whose units are matched for reference; without them, independent draws.
+    """
+    mine = {name: a for name, (a, _) in ends.tensors.items()}
+    orders, why = units.chains(mine)
+    if not orders:
+        return None, None, None, why
+    first, second = units.arrays(mine), units.arrays({name: b for name, (_, b) in ends.tensors.items()})
+    rng = np.random.default_rng(0)
+    matched = units.match(first, second, orders).cosine
+    if starts is not None:
+        sides = [units.arrays({name: both[side] for name, both in starts.tensors.items()}) for side in (0, 1)]
+        reference = units.match(sides[0], sides[1], orders).cosine
+    else:
+        reference = units.by_chance(first, orders, rng)
+    score = units.score(matched, reference)
+    return score, reference, units.order_p_value(first, second, orders[0], rng), ""
+
+
+def _correlation(ends: Pairs) -> float:
+    both = [[pair[side].double().flatten() for pair in ends.tensors.values() if pair[0].ndim >= 2] for side in (0, 1)]
+    return correlated(torch.cat(both[0]), torch.cat(both[1])) if both[0] else 0.0
+
+
+def _summary(starts: Starts, equal: bool, score: float | None, p: float | None, correlation: float) -> str:
+    if equal:
+        return "the same weights, bit for bit"
+    if starts == "equal":
+        return "both began at the same start, which alone makes them dependent"
+    if starts == "alike":
+        return "their starts are not independent, and so neither are they"
+    if score is None or p is None:
+        if abs(correlation) >= ALIKE:
+            return "not independent: their weights correlate as they stand"
+        return "cannot be decided: hidden units cannot be matched, and as they stand their weights hardly correlate"
+    if p <= RARE:
+        return "not independent: hidden units stand in a like order, which no two independent models' do"
+    if score >= ALIKE:
+        return "not independent: hidden units are the same ones, in another order"
+    return INDEPENDENT
