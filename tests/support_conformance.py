@@ -17,7 +17,7 @@ from proof_of_learning.data.commit import DataCommitment
 from proof_of_learning.data.opened import Samples
 from proof_of_learning.disputes import documents, verifying
 from proof_of_learning.disputes.documents import Second
-from proof_of_learning.errors import PolError
+from proof_of_learning.errors import FormatError, PolError
 from proof_of_learning.proof.codecs.raw import decode_tensors
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.registration import violations
@@ -124,7 +124,7 @@ def _samples(path: Path, given: Given) -> str:
     data = DataCommitment(**given.values["data"])
     tensors, metadata = decode_tensors(bytearray((path / "samples.bin").read_bytes()))
     if metadata:
-        return "it carries metadata"
+        raise FormatError("it carries metadata")
     Samples.read(tensors, data.salted).check(data)
     return ""
 

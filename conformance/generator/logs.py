@@ -282,7 +282,7 @@ def _files(suite: Suite) -> None:
     bad(
         "log-empty-line",
         lambda f: f.update({"log.jsonl": f["log.jsonl"] + b"\n"}),
-        "json.syntax",
+        "json.canonical",
         "not valid",
         "An empty line at the log's end.",
     )

@@ -196,14 +196,14 @@ def cases(suite: Suite) -> None:
         "samples.columns",
         "metadata",
         "The file carries metadata.",
-        1,
+        2,
     )
     bad("root", "salted", raw, "merkle", "not those under", "Another root.", 1, data={**commitment(), "root": ZERO})
     bad(
         "count",
         "all",
         stored(opened(range(13))),
-        "merkle",
+        "merkle.count",
         "cut short",
         "Another number of samples under the same root.",
         1,
@@ -213,7 +213,7 @@ def cases(suite: Suite) -> None:
         "count-less",
         "last",
         stored(opened([12])),
-        "merkle",
+        "merkle.count",
         "none of the data set",
         "Fewer samples under the same root.",
         1,
