@@ -248,14 +248,10 @@ class _States(Mapping[int, State]):
         return len(self._places)
 
 
-def _looked(
-    opening: Opening, replayer: Replayer, answers: Answers, nonce: Nonce, *, own: bool
-) -> tuple[Looked, Challenge, _States]:
-    """What the answers show, what is drawn from them, and the states that were opened, which must be all of those and fit."""
+def fitting(opening: Opening, segments: Iterable[int]) -> _States:
+    """The states that were opened: both ends of all ``segments``, and what was answered for. Raises IntegrityError or FormatError."""
     proof = opening.proof
-    looked = look(proof, survey(proof), opening.answers, replayer, answers.get(Describe(), Described))
-    picked = redraw(proof, looked.found, opening.second, opening.answers, own=own)
-    wanted, digests = positions(proof, picked.segments), proof.state_digests()
+    wanted, digests = positions(proof, segments), proof.state_digests()
     held = [position for position, digest in enumerate(digests) if proof.has_state(digest)]
     if missing := sorted(set(wanted) - set(held)):
         raise IntegrityError(
@@ -268,6 +264,17 @@ def _looked(
             same = shapes(state) == dict(opening.answers.layout(position))
             if not same or cutter.cut(state).digest() != told.digest():
                 raise IntegrityError(f"the state at position {position} is not the one that was answered for")
+    return states
+
+
+def _looked(
+    opening: Opening, replayer: Replayer, answers: Answers, nonce: Nonce, *, own: bool
+) -> tuple[Looked, Challenge, _States]:
+    """What the answers show, what is drawn from them, and the states that were opened, which must be all of those and fit."""
+    proof = opening.proof
+    looked = look(proof, survey(proof), opening.answers, replayer, answers.get(Describe(), Described))
+    picked = redraw(proof, looked.found, opening.second, opening.answers, own=own)
+    states = fitting(opening, picked.segments)
     return looked, picked, states
 
 
