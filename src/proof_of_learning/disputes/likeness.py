@@ -72,8 +72,8 @@ class Likeness(msgspec.Struct, frozen=True):
     where there is none; what normalises has weights near 1 in any model, and does not count). to_start: the relative distance to
     where the training began. compared: share of the weights that have a like one. zeros, dtype, levels: of pruning, conversion and
     quantisation. matched: mean size of the cosines of matched hidden units, by_chance: of drawn ones, and aligned: the relative
-    distance once units are in order; null, with why, where that does not apply. order_p: probability of as much in common, unit by unit, between
-    independent models. tensors: the most distant ones.
+    distance once units are in order; null, with why, where that does not apply. order_p: probability of as much in common,
+    unit by unit, between independent models. tensors: the most distant ones.
     """
 
     kind: Kind
