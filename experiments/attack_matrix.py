@@ -319,14 +319,18 @@ def main(arguments: list[str] | None = None) -> None:
 
     todo = {case.name: cell(case) for case in cases(targets, names, not options.size.full)}
     label = json.loads(json.dumps({"size": options.size.name, "targets": [asdict(target) for target in targets]}))
-    done = compute(todo, part_of(options.json), label)
-    matrix = Matrix(done, NONCES, not options.size.full)
+    done = compute(todo, part_of(options.json), label, finished=options.finished)
+    missing = [name for name in todo if name not in done]
+    matrix = Matrix(done, NONCES, not options.size.full, missing=missing)
     if options.output is not None:
         write_page(matrix, Path(options.output))
     print(matrix.closest())
-    write(options.json, matrix.results(), size=options.size, rows=[shortened(row) for row in matrix.rows], checks=matrix.unique(),
-          not_applicable=matrix.not_applicable, errors=matrix.errors)  # fmt: skip
-    shutil.rmtree(work, ignore_errors=True)
+    write(
+        options.json, matrix.results(), size=options.size, keep=options.finished, rows=[shortened(row) for row in matrix.rows],
+        checks=matrix.unique(), not_applicable=matrix.not_applicable, errors=matrix.errors, missing=missing,
+    )  # fmt: skip
+    if not options.finished:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

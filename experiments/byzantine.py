@@ -22,7 +22,7 @@ import figures
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cells import Cell, Result, compute, kept, parser, part_of, provenance, table, write, write_page
+from cells import Cell, Result, compute, parser, part_of, provenance, table, write, write_page
 from cryptography.hazmat.primitives.asymmetric import ec
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -329,15 +329,11 @@ def plan(data: str | None, size: Any) -> dict[str, Callable[[], Cell]]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--output", default="docs/evidence", help="folder for the page")
-    options.add_argument(
-        "--finished", action="store_true", help="write results and page from the cells that are finished"
-    )
     given = options.parse_args()
     todo = plan(given.data, given.size)
     label = {"size": given.size.name, "data": bool(given.data)}
     part = part_of(given.json)
-    there = kept(part, label)
-    found = {name: there[name] for name in todo if name in there} if given.finished else compute(todo, part, label)
+    found = compute(todo, part, label, finished=given.finished)
     write(given.json, results(found), size=given.size, keep=given.finished, cells=found, planned=len(todo))
     write_pages(found, len(todo), Path(given.output), given.size.full)
 

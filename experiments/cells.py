@@ -47,19 +47,28 @@ def parser(description: str | None, quick: str = "under two minutes on two cores
     size_options(made, quick)
     made.add_argument("--data", default=os.environ.get("POL_DATA"), help="folder with the data of the larger examples")
     made.add_argument("--json", required=True, help="file for the results")
+    made.add_argument("--finished", action="store_true", help="compute nothing: write what the finished cells say")
     return made
 
 
 def compute(
-    todo: Mapping[str, Callable[[], Cell]], part: Path, label: Mapping[str, Any], *, jobs: int = 1
+    todo: Mapping[str, Callable[[], Cell]],
+    part: Path,
+    label: Mapping[str, Any],
+    *,
+    jobs: int = 1,
+    finished: bool = False,
 ) -> dict[str, Cell]:
     """The values of all cells by name, computing those that ``part`` does not hold yet.
 
     label: options on which values depend; what was kept under others is not used. jobs: cells at a time, in threads, for
-    cells that work in processes of their own. A value with an ``error`` is kept for this run only.
+    cells that work in processes of their own. finished: only those that ``part`` holds. A value with an ``error`` is kept for this run
+    only.
     The time left is estimated from the cells done so far, those of the same kind (the name up to its last slash) counting first.
     """
     done = {name: value for name, value in kept(part, label).items() if name in todo}
+    if finished:
+        return {name: done[name] for name in todo if name in done}
     spent: dict[str, list[float]] = {}
 
     def left() -> float:

@@ -27,12 +27,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Matrix:
-    """What the cells say. ``nonces``: how many the draw was tried with; ``checks``: those that there were, in their order."""
+    """What the cells say. ``nonces``: how many the draw was tried with; ``checks``: those that there were, in their order.
+
+    ``missing``: names of cells that were planned and not computed.
+    """
 
     cells: Mapping[str, Cell]
     nonces: int
     quick: bool
     checks: Sequence[str] = tuple(check.name for check in CHECKS)
+    missing: Sequence[str] = ()
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -174,7 +178,7 @@ def _head(matrix: Matrix) -> str:
     command = f"python experiments/attack_matrix.py {'--quick' if matrix.quick else '--data DIR'} --json FILE"
     return f"""# The attack matrix
 
-From `{command}`; targets: {", ".join(names)}; {provenance()}.{quick}
+From `{command}`; targets: {", ".join(names)}; {provenance()}.{quick}{_gaps(matrix)}
 
 *Derived*: all randomness follows from a key that the attacker chose; a registered claim fixes the key as well, and rejects
 whatever was not made under it. *Observed*: the same states with order, generator states and start as recorded. *Exact*:
@@ -188,6 +192,13 @@ reject. *Accepted* counts what is valid and either cost less than training or en
 
 {"![Which check rejects which attack](attack-matrix.png)" if matrix.attacks else "No attack was judged."}
 """
+
+
+def _gaps(matrix: Matrix) -> str:
+    if not matrix.missing:
+        return ""
+    told = ", ".join(f"`{name}`" for name in matrix.missing)
+    return f"\n\n**Not complete.** {len(matrix.missing)} of the planned cells were not computed: {told}."
 
 
 def _tables(matrix: Matrix) -> list[str]:

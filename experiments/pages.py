@@ -45,7 +45,9 @@ def _other_environments(found: Document, output: Path, pictures: bool) -> None:
 def _attack_matrix(found: Document, output: Path, pictures: bool) -> None:
     told = {name: {"rows": [], "not_applicable": why} for name, why in found["not_applicable"].items()}
     told |= {name: {"rows": [], "error": why} for name, why in found["errors"].items()}
-    matrix = matrix_page.Matrix({"": {"rows": found["rows"]}, **told}, NONCES, found["quick"], list(found["checks"]))
+    matrix = matrix_page.Matrix(
+        {"": {"rows": found["rows"]}, **told}, NONCES, found["quick"], list(found["checks"]), found.get("missing", ())
+    )
     matrix_page.write_page(matrix, output, pictures)
 
 
