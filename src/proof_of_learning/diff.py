@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,9 +97,9 @@ def diff(first: Proof, second: Proof, progress: ProgressCallback = silent) -> Di
 
 def _said(first: Proof, second: Proof) -> Iterator[Said]:
     """What the headers and the last lines say differently, leaf by leaf."""
-    pairs: list[tuple[Any, Any, str]] = [(_document(first), _document(second), "")]
+    pairs: deque[tuple[Any, Any, str]] = deque([(_document(first), _document(second), "")])
     while pairs:
-        a, b, at = pairs.pop(0)
+        a, b, at = pairs.popleft()
         if isinstance(a, dict) and isinstance(b, dict):
             pairs += [(a.get(k, _ABSENT), b.get(k, _ABSENT), f"{at}.{k}" if at else k) for k in sorted({*a, *b})]
         elif a != b:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_
 from typer.testing import CliRunner
 
 import proof_of_learning as pol
-from proof_of_learning import Proof
+from proof_of_learning import Proof, canonical
 from proof_of_learning.cli.main import app
 from proof_of_learning.diff import Diff, diff
 from proof_of_learning.proof.blocks import Columns
@@ -76,6 +77,19 @@ def test_a_changed_loss_is_found_at_its_step(again: tuple[Path, Path], tmp_path:
 
     seen = found(again[0], rewrite(again[0], tmp_path / "said.pol", columns=said))
     assert (seen.parted, seen.columns) == (3 * INTERVAL + 1, ["loss"])
+
+
+def test_names_with_brackets_are_names(again: tuple[Path, Path], tmp_path: Path) -> None:
+    """What a proof calls its settings is no markup of the terminal's, which it could end in an error or paint with."""
+
+    def named(header: Any) -> Any:
+        told = {**header.task.description, "[/x]": "[bold red]valid[/]"}
+        digest = canonical.sha256(b"pol/v1/task\0", canonical.encode(told))
+        return replace_(header, task=replace_(header.task, description=told, digest=digest))
+
+    seen = run(again[0], rewrite(again[1], tmp_path / "named.pol", header=named))
+    assert seen.exit_code == 1
+    assert "[/x]" in seen.output and "[bold red]valid[/]" in seen.output
 
 
 def test_what_is_gone_has_no_distance(again: tuple[Path, Path], tiny_proof: Path, tmp_path: Path) -> None:

@@ -346,6 +346,23 @@ def test_numbers_are_counted_wherever_a_program_could_carry_them(honest: Documen
         assert carried(parse(canonical.encode(document))) > LARGE
 
 
+def test_all_parameters_of_a_group_are_shown(honest: Document) -> None:
+    """Names were cut after 200 characters, and with them the reader's knowledge of what has which rate."""
+    document = copy.deepcopy(honest)
+    options = document["optimizer"]["groups"][0]["options"]
+    document["parameters"] += [[f"a_rather_long_name_{n}", "float32", [1], True, []] for n in range(60)]
+    document["initial"]["operations"].append(["zeros.default", [[{"i": "1"}]], {}])
+    made = f"%{len(document['initial']['operations']) - 1}"
+    document["initial"]["outputs"] |= {f"a_rather_long_name_{n}": made for n in range(60)}
+    first, names = len(honest["parameters"]), [held[0] for held in document["parameters"]]
+    document["optimizer"]["groups"] = [
+        {"params": names[: first + 40] + names[-1:], "options": options}, {"params": names[first + 40 : -1], "options": options},
+    ]  # fmt: skip
+    told = [line for line in lines(parse(canonical.encode(document))) if " parameters (" in line]
+    assert f"(p0 to p{first + 39}, p{first + 59})" in told[0]
+    assert f"(p{first + 40} to p{first + 58})" in told[1]
+
+
 def test_numbers_are_counted_where_only_references_name_them(honest: Document) -> None:
     """A list of references to a few values, small integers, or which operation comes next: none of them is a number by itself."""
     drawn = random.Random(3)

@@ -75,7 +75,6 @@ def calibrate(
 
 
 def _show(made: Calibration) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from proof_of_learning.report.text import line, number
@@ -83,7 +82,7 @@ def _show(made: Calibration) -> None:
     console = common.results()
     kinds = list(dict.fromkeys(row.environment for row in made.noise))
     table = Table(
-        title=f"Honest noise of {escape(line(made.name))}, relative to displacement (largest of {made.segments} segments)"
+        title=f"Honest noise of {line(made.name)}, relative to displacement (largest of {made.segments} segments)"
     )
     table.add_column("environment")
     intervals = sorted({row.k for row in made.noise})
@@ -91,14 +90,14 @@ def _show(made: Calibration) -> None:
         table.add_column(f"k = {k}", justify="right")
     values = {(row.environment, row.k): row.overall for row in made.noise}
     for kind in kinds:
-        table.add_row(escape(line(kind)), *(number(values.get((kind, k))) for k in intervals))
+        table.add_row(line(kind), *(number(values.get((kind, k))) for k in intervals))
     table.add_section()
     table.add_row("limit rho", *(number(made.rho.get(str(k))) for k in intervals))
     console.print(table)
     driven = sorted({name for row in made.noise if row.k == intervals[0] for name in row.noise_driven})
     if driven:
         console.print(
-            f"driven by noise already at k = {intervals[0]}: {escape(line(', '.join(driven[:6])))}{' …' if len(driven) > 6 else ''}"
+            f"driven by noise already at k = {intervals[0]}: {line(', '.join(driven[:6]))}{' …' if len(driven) > 6 else ''}"
         )
     console.print(
         f"d_ref (l2) {made.d_ref.l2:.4g} over {made.runs} runs of {made.steps:,} steps; "
@@ -109,5 +108,6 @@ def _show(made: Calibration) -> None:
         f"recommended interval: [bold]{advice}[/bold]"
         if advice
         else "no interval measured is short enough for all segments; "
-        + ("even at 1 some may stay without an answer" if "1" in made.rho else "try a shorter one")
+        + ("even at 1 some may stay without an answer" if "1" in made.rho else "try a shorter one"),
+        markup=True,
     )

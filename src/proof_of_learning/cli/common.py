@@ -61,7 +61,13 @@ def results() -> Console:
 
 
 class SafeConsole(Console):
-    """A console whose text is shown and never obeyed, whoever wrote it; only what rich itself draws with is passed on."""
+    """A console whose text is shown and never obeyed, whoever wrote it; only what rich itself draws with is passed on.
+
+    Square brackets are text, too: markup is for what is printed with ``markup=True``.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

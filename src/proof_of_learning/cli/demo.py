@@ -29,7 +29,8 @@ def demo(
     """
     console = common.results()
     console.print(
-        "[bold]1. Train[/bold] a small network on 1,437 handwritten digits, and record a proof while training."
+        "[bold]1. Train[/bold] a small network on 1,437 handwritten digits, and record a proof while training.",
+        markup=True,
     )
 
     import proof_of_learning as pol
@@ -45,13 +46,17 @@ def demo(
     accuracy = (recording.evaluation or {}).get("test_accuracy", float("nan"))
     before = "complete already, nothing was trained: " if recording.complete_before else ""
     console.print(
-        f"   {before}{recording.steps:,} steps, a checkpoint after each; test accuracy {accuracy:.1%}; proof in {escape(str(honest))}"
+        f"   {before}{recording.steps:,} steps, a checkpoint after each; test accuracy {accuracy:.1%}; proof in {honest}"
     )
 
-    console.print("[bold]2. Verify[/bold] it: a few segments, chosen after the proof was sealed, are trained again.")
+    console.print(
+        "[bold]2. Verify[/bold] it: a few segments, chosen after the proof was sealed, are trained again.", markup=True
+    )
     rows = [("honest", _judge(pol, task, honest, out, ""))]
 
-    console.print("[bold]3. Attack[/bold]: forge proofs that end in the same final model, without the training.")
+    console.print(
+        "[bold]3. Attack[/bold]: forge proofs that end in the same final model, without the training.", markup=True
+    )
     from proof_of_learning.attacks import ATTACKS
 
     for name in FORGERIES:
@@ -61,13 +66,11 @@ def demo(
             forgery = ATTACKS[name]().forge(pol.Proof.open(honest), task, forged, progress=progress)
         console.print(f"   {name}: {forgery.cost:.1%} of the honest samples; {ATTACKS[name].summary}")
 
-    console.print("[bold]4. Verify the forgeries.[/bold]")
+    console.print("[bold]4. Verify the forgeries.[/bold]", markup=True)
     rows += [(name, _judge(pol, task, out / f"{name}.pol", out, f"-{name}")) for name in FORGERIES]
     console.print()
     console.print(summary_table(rows))
-    console.print(
-        escape(f"Reports to open: {out}/report.html" + "".join(f", {out}/report-{name}.html" for name in FORGERIES))
-    )
+    console.print(f"Reports to open: {out}/report.html" + "".join(f", {out}/report-{name}.html" for name in FORGERIES))
     if [verdict.verdict for _, verdict in rows] != ["valid", "invalid", "invalid"]:
         common.fail("the demo did not end as it should; please report this with the verdicts in the output folder")
         raise typer.Exit(1)
@@ -91,7 +94,7 @@ def _judge(pol: Any, task: Any, proof: Path, out: Path, suffix: str) -> Any:
         verdict = pol.verify(proof, task, progress=progress)
     common.write_json(verdict.to_json(), str(out / f"verdict{suffix}.json"))
     write_html(verdict, out / f"report{suffix}.html")
-    common.results().print(f"   {proof.name}: [bold]{verdict.verdict}[/bold]", highlight=False)
+    common.results().print(f"   {escape(proof.name)}: [bold]{verdict.verdict}[/bold]", highlight=False, markup=True)
     return verdict
 
 

@@ -133,7 +133,7 @@ def lines(program: Program) -> Iterator[str]:
     yield f"update: {program.optimizer.name}"
     for group in program.optimizer.groups:
         options = ", ".join(f"{name}={_told(node)}" for name, node in sorted(group.options.items()))
-        yield f"  {len(group.params)} parameters ({brief(', '.join(group.params))}): {options}"
+        yield f"  {len(group.params)} parameters ({_which(program, group.params)}): {options}"
     if program.schedule is not None:
         options = ", ".join(f"{name}={_told(node)}" for name, node in program.schedule.options.items())
         rows = program.schedule.rates
@@ -155,6 +155,17 @@ def _graph(graph: Graph, shapes: list[str]) -> Iterator[str]:
     for path, values in graph.modules:
         yield f"  module {brief(path)!r} gives {', '.join(values)}"
     yield from (f"  {brief(name)} = {value}" for name, value in graph.outputs.items())
+
+
+def _which(program: Program, names: list[str]) -> str:
+    """All of a group's parameters by their numbers above, so that none is left out: ``p0 to p3, p7``."""
+    place = {name: number for number, held in enumerate(program.parameters) for name in (held.name, *held.other)}
+    numbers, told = sorted({place[name] for name in names if name in place}), list[str]()
+    while numbers:
+        length = next((n for n, number in enumerate(numbers) if number != numbers[0] + n), len(numbers))
+        told.append(f"p{numbers[0]}" if length == 1 else f"p{numbers[0]} to p{numbers[length - 1]}")
+        numbers = numbers[length:]
+    return ", ".join(told + [brief(name) for name in names if name not in place])
 
 
 def _held(held: Held) -> str:
