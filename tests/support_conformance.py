@@ -28,13 +28,13 @@ ROOT = Path(__file__).parents[1] / "conformance" / "generator"
 HOME = ROOT.parent / "v2"
 
 
-def _load(name: str) -> Any:
+def _load(name: str, folder: Path = ROOT) -> Any:
     """A module of the generator, which finds its own."""
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(name)
     finally:
-        sys.path.remove(str(ROOT))
+        sys.path.remove(str(folder))
 
 
 suite = _load("suite")
@@ -45,6 +45,11 @@ def generated() -> dict[str, bytes]:
     """The whole suite, made anew."""
     files: dict[str, bytes] = _load("generate").make().tree()
     return files
+
+
+def mutations() -> Any:
+    """The fuzzer's damage."""
+    return _load("mutations", ROOT.parents[1] / "tools")
 
 
 def judged(home: Path, case: dict[str, Any], folder: Path) -> tuple[int, str]:
@@ -135,8 +140,7 @@ def _opening(path: Path, given: Given) -> str:
     claims = replace(Options().claims, trusted_keys=tuple(given.keys()))
     opened = verifying.read(path, second, replace(Options(), claims=claims))
     verifying.fitting(opened, [index for index, _ in opened.second.segments])
-    _proof(path / "proof", given)
-    return ""
+    return _proof(path / "proof", given)
 
 
 JUDGES: dict[str, Callable[[Path, Given], str]] = {

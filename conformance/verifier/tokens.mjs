@@ -35,16 +35,19 @@ export function token(raw, what) {
 function parsed(raw, what) {
   const form = (condition, message) => need(condition, "token.form", `${what}: ${message}`);
   const top = der(raw, what).expect(SEQUENCE, what).parts(1, what);
-  const status = top[0].parts(1, "the status")[0].integer();
+  const status = top[0].expect(SEQUENCE, "the status").parts(1, "the status")[0].integer();
   need(status === 0n && top.length === 2, "token.status", `${what}: the authority refused (status ${status})`);
-  const [kind, wrapped] = top[1].parts(2, "the token");
+  const [kind, wrapped] = top[1].expect(SEQUENCE, "the token").parts(2, "the token");
   form(kind.oid() === SIGNED_DATA, "it is no signed data");
-  const parts = wrapped.parts(1, "signed data")[0].parts(4, "signed data");
-  const content = parts[2].parts(2, "the content");
+  const parts = inside(wrapped, "signed data").expect(SEQUENCE, "signed data").parts(4, "signed data");
+  need(parts[0].integer() >= 0n && parts[0].body.length === 1, "token.der", "signed data has no version"); // which one, nobody signs
+  const content = parts[2].expect(SEQUENCE, "the content").parts(2, "the content");
   const signers = parts.at(-1).expect(SET, "the list of signers").children();
   form(content[0].oid() === TST_INFO && content.length === 2 && signers.length === 1, "it is not the statement of one authority about a time");
-  const info = content[1].parts(1, "the content")[0].expect(OCTETS, "the time").body;
+  const info = inside(content[1], "the content").expect(OCTETS, "the time").body;
   const signer = signerInfo(signers[0], form);
+  const hashes = parts[1].expect(SET, "the algorithms").children().map(algorithm);
+  form(hashes.every((name) => HASHES[name] !== undefined) && hashes.includes(signer.algorithm), "its list of hash functions is another one than its signer's");
   const given = parts.find((part) => part.tag === 0xa0);
   const certificates = given === undefined ? [] : given.children().map((item) => certificate(item.whole));
   const leaf = certificates.find((item) => item.issuer.equals(signer.issuer) && item.serial === signer.serial);
@@ -58,6 +61,21 @@ function parsed(raw, what) {
   return { ...time, certificates, leaf, anchor: anchor(signer, leaf), raw };
 }
 
+/** What an explicit tag [0] holds. */
+function inside(node, what) {
+  const found = node.expect(0xa0, what).children();
+  need(found.length === 1, "token.der", `${what} has several parts`);
+  return found[0];
+}
+
+/** The identifier of an algorithm whose parameters, if it has any, are null. */
+function algorithm(node) {
+  const [name, parameters, ...more] = node.expect(SEQUENCE, "an algorithm").parts(1, "an algorithm");
+  const plain = more.length === 0 && (parameters === undefined || (parameters.tag === 0x05 && parameters.body.length === 0));
+  need(plain, "token.der", "an algorithm has parameters");
+  return name.oid();
+}
+
 function signerInfo(node, form) {
   const parts = node.expect(SEQUENCE, "the signer").parts(6, "the signer");
   const [issuer, serial] = parts[1].expect(SEQUENCE, "the signer's name").parts(2, "the signer's name");
@@ -69,11 +87,15 @@ function signerInfo(node, form) {
     form(found.length === 1 && !attributes.has(kind.oid()), "an attribute stands in it twice");
     attributes.set(kind.oid(), found[0]);
   }
-  const hash = HASHES[parts[2].parts(1, "an algorithm")[0].oid()];
+  const name = algorithm(parts[2]);
+  const hash = HASHES[name];
   form(hash !== undefined, "it is signed with a hash function other than SHA-256, SHA-384 or SHA-512");
   // What is signed has the tag of a SET, in the place of the one that says where it stands.
   const message = Buffer.concat([Buffer.from([SET]), signed.whole.subarray(1)]);
-  return { issuer: issuer.whole, serial: serial.integer(), hash, attributes, message, signature: parts[5].expect(OCTETS, "the signature").body };
+  algorithm(parts[4]); // which one it is follows from the key
+  form(parts[0].integer() === 1n, "its signer is named in another way than by issuer and serial number");
+  const signature = parts[5].expect(OCTETS, "the signature").body;
+  return { issuer: issuer.whole, serial: serial.integer(), algorithm: name, hash, attributes, message, signature };
 }
 
 function checkSigner(signer, info, leaf, what, form) {
@@ -97,10 +119,11 @@ function checkSigner(signer, info, leaf, what, form) {
 function checkCertificateName(second, first, leaf, what) {
   const attribute = second ?? first;
   need(attribute !== undefined, "token.ess", `${what} does not say which certificate it is signed with`);
-  let named = attribute.parts(1, "an attribute")[0].parts(1, "an attribute")[0].parts(1, "an attribute");
+  const first_ = (node) => node.expect(SEQUENCE, "an attribute").parts(1, "an attribute")[0];
+  let named = first_(first_(attribute)).expect(SEQUENCE, "an attribute").parts(1, "an attribute");
   let hash = second === undefined ? "sha1" : "sha256";
   if (second !== undefined && named[0].tag === SEQUENCE) {
-    hash = HASHES[named[0].parts(1, "an algorithm")[0].oid()];
+    hash = HASHES[algorithm(named[0])];
     need(hash !== undefined, "token.ess", `${what} names the certificate by an unknown hash function`);
     named = named.slice(1);
   }
@@ -110,9 +133,12 @@ function checkCertificateName(second, first, leaf, what) {
 
 function tstInfo(raw, what) {
   const parts = der(raw, "the time").expect(SEQUENCE, "the time").parts(5, "the time");
-  const [algorithm, message] = parts[2].parts(2, "the imprint");
+  need(parts[0].integer() === 1n, "token.form", `${what}: the time is of another version than 1`);
+  parts[1].oid();
+  parts[3].integer();
+  const [name, message] = parts[2].expect(SEQUENCE, "the imprint").parts(2, "the imprint");
   const digest_ = message.expect(OCTETS, "the imprint").body;
-  const sha256 = HASHES[algorithm.parts(1, "an algorithm")[0].oid()] === "sha256" && digest_.length === 32;
+  const sha256 = HASHES[algorithm(name)] === "sha256" && digest_.length === 32;
   need(sha256, "token.imprint", `${what}: what it stamps is not named by SHA-256`);
   const at = generalizedTime(parts[4].expect(0x18, "the time").body);
   let about = 0;

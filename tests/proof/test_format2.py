@@ -26,7 +26,7 @@ from proof_of_learning.proof.format import Group, Header, Input, Reload, Trainin
 from proof_of_learning.proof.pack import unpack
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
-from proof_of_learning.recording.header import make_header, without_folders
+from proof_of_learning.recording.header import _told, make_header, without_folders
 from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
@@ -469,3 +469,10 @@ def test_what_is_of_another_version_does_not_mix(tmp_path: Path) -> None:
     old = Proof.open(unpack(Path(__file__).parents[1] / "golden" / "v1" / "raw.tar", tmp_path / "old.pol"))
     with pytest.raises(RecordingError, match="is written in"):
         ProofWriter(tmp_path / "new.pol", old.header)
+
+
+@pytest.mark.parametrize("value", [1e20, -(2.0**53), 2**60, float("inf"), 0.5, 1e21])
+def test_a_setting_of_any_size_is_read_again(value: float) -> None:
+    """From 2^53 on a number without a point is an integer to some readers and a float to others."""
+    told = _told(value)
+    assert canonical.decode(canonical.encode({"x": told}), dict[str, Any], "it") == {"x": told}

@@ -119,7 +119,8 @@ def kinds_of(parts: Mapping[str, Any]) -> dict[str, PartKind]:
 def _told(value: Plain) -> Plain:
     if isinstance(value, str):
         return without_folders(value)
-    if isinstance(value, float) and not math.isfinite(value):
+    # From 2^53 to 10^21 a float is spelled as an integer is, and nobody could tell it from its neighbours.
+    if isinstance(value, float) and (not math.isfinite(value) or _EXACT <= abs(value) < 1e21):
         return repr(value)
     return repr(value) if isinstance(value, int) and abs(value) >= _EXACT else value
 
