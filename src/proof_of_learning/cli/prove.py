@@ -158,8 +158,12 @@ def _script(
             path, out, arguments, interval=interval, rehearse=rehearse, seed=seed, registration=registration
         )
     except KeyboardInterrupt:
+        keyed = seed is not None or registration is not None
         raise KeyboardInterrupt(
-            f"interrupted; a script's recording cannot be gone on with: remove {out}, and run the command again"
+            "interrupted; what is recorded is intact, and the same command goes on from the last checkpoint"
+            if keyed
+            else "interrupted; a script's recording goes on only under a key (--seed, --registration): "
+            f"remove {out}, and run the command again"
         ) from None
     summary = {
         "root": recorded.root, "path": str(recorded.path), "steps": recorded.steps, "interval": recorded.interval,
