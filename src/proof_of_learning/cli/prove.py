@@ -28,7 +28,9 @@ def prove(
     device: options.Device = "cpu",
     portable: options.Portable = False,
     threads: options.Threads = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the task's seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Replaces the task's seed; of a script, all randomness follows from it.")
+    ] = None,
     registration: Annotated[
         Path | None,
         typer.Option(
@@ -67,13 +69,15 @@ def prove(
     ] = None,
     arguments: Annotated[list[str] | None, typer.Argument(help="Of a script: its own arguments, behind `--`.")] = None,
 ) -> None:
-    """Train a task and record a proof; go on where a killed run of a task stopped.
+    """Train a task and record a proof; go on where a killed run stopped (of a script, where it is under a key).
 
     **Examples**
 
     `pol prove examples/digits.py:task -o run.pol`
 
     `pol prove examples/fashion_mnist.py:task -o run.pol -k 50 --data DATA --set epochs=3`
+
+    `pol prove train.py -o run.pol --seed 7 -- --lr 0.1`
 
     `pol prove examples/digits.py:task -o run.pol --seal-program --arithmetic portable`
     """
@@ -158,8 +162,12 @@ def _script(
             path, out, arguments, interval=interval, rehearse=rehearse, seed=seed, registration=registration
         )
     except KeyboardInterrupt:
+        keyed = seed is not None or registration is not None
         raise KeyboardInterrupt(
-            f"interrupted; a script's recording cannot be gone on with: remove {out}, and run the command again"
+            "interrupted; what is recorded is intact, and the same command goes on from the last checkpoint"
+            if keyed
+            else "interrupted; a script's recording goes on only under a key (--seed, --registration): "
+            f"remove {out}, and run the command again"
         ) from None
     summary = {
         "root": recorded.root, "path": str(recorded.path), "steps": recorded.steps, "interval": recorded.interval,

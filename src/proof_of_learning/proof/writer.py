@@ -39,6 +39,7 @@ from proof_of_learning.training.state import State
 
 # What decides an unfinished run's numbers; not part of the proof, and gone with the seal.
 _IDENTITY = files.TEMPORARY + "identity"
+PLACES = files.TEMPORARY + "places"  # of a script's loop at its checkpoints
 
 # By codec: a whole state after so many objects. A difference is small beside a whole state only if it is a coarse one.
 KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64}
@@ -208,7 +209,8 @@ class ProofWriter:
         with files.writing(str(self.path)):
             for descriptor in (self._log, self._blocks, self._index):
                 os.fsync(descriptor)
-            (self.path / _IDENTITY).unlink(missing_ok=True)
+            for name in (_IDENTITY, PLACES):
+                (self.path / name).unlink(missing_ok=True)
         files.write_atomic(self.path / format.SEAL_FILE, [canonical.encode(seal)], durable=True)
         return root
 
@@ -431,7 +433,7 @@ def _unknown(entry: Path) -> bool:
 def _remove_temporaries(path: Path) -> None:
     """Remove the files that a killed process was writing."""
     for stray in path.glob(files.TEMPORARY + "*"):
-        if stray.name != _IDENTITY:
+        if stray.name not in (_IDENTITY, PLACES):
             stray.unlink()
 
 

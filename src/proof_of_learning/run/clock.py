@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from proof_of_learning.errors import FormatError
 from proof_of_learning.run.mode import ACTIVE, Given
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class Clock:
     """
 
     replays = False
+    adapted = False  # whether a framework's loop asks
 
     def __init__(self) -> None:
         self.phase, self.epoch, self.walks = 0, NO_EPOCH, 0
@@ -232,3 +234,13 @@ class Clock:
 
     def close(self) -> None:
         raise NotImplementedError
+
+
+def jumped(numbers: range, phase: int, place: tuple[int, int, int]) -> range:
+    """The epochs of a phase that are walked through where a loop is taken up at a place. FormatError where it is in none of them."""
+    wanted, epoch, _ = place
+    if wanted != phase or epoch == NO_EPOCH:
+        return range(0)
+    if epoch not in numbers:
+        raise FormatError(f"the recorded epoch {epoch} is none of the script's ({numbers.start} to {numbers.stop - 1})")
+    return numbers[numbers.index(epoch) :]

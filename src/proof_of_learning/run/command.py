@@ -16,6 +16,7 @@ from proof_of_learning.run.clock import Walk
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.origin import Origin
 from proof_of_learning.run.record import SECOND, Recording, refuse_used, say, unfinished
+from proof_of_learning.run.resuming import interrupted
 from proof_of_learning.run.seeds import map_through
 from proof_of_learning.task import task_code
 from proof_of_learning.training.environment import Environment
@@ -41,7 +42,8 @@ def prove_script(
     seed: int | None = None,
     registration: str | os.PathLike[str] | None = None,
 ) -> Recorded:
-    """Run the script at ``path`` as ``python PATH ARGUMENTS`` would, and record the run that its ``pol.Run`` watches into ``out``.
+    """Run the script at ``path`` as ``python PATH ARGUMENTS`` would, and record the run that its ``pol.Run`` watches into ``out``;
+    with ``seed`` or ``registration``, go on where an interrupted call stopped.
 
     rehearse: whether stretches are replayed beside the training (default: unless POL_REHEARSAL is 0); nothing is sealed where they
         differ.
@@ -50,9 +52,10 @@ def prove_script(
 
     Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
     """
-    refuse_used(Path(out))
+    keyed, resuming = seed is not None or registration is not None, interrupted(Path(out))
+    refuse_used(Path(out), keyed)
     made: list[Recording] = []
-    folder, origin = os.getcwd(), Origin.of(seed, registration)
+    folder, origin = os.getcwd(), Origin.of(seed, registration, resuming)
     if origin is not None and origin.claim is not None and interval is None:
         interval = origin.claim.claim.interval
 

@@ -30,6 +30,7 @@ def replays(run: Run) -> bool:
 def batches(run: Run, source: Source) -> Batches:
     """``run.batches`` for a loader that a framework reads in its own way."""
     assert run._clock is not None
+    run._clock.adapted = True
     return Batches(run._clock, source)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,15 @@ class Reads:
 
     def stop(self) -> None:
         self._open = False
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is opened now is none of the script's."""
+        before, self._open = self._open, False
+        try:
+            yield
+        finally:
+            self._open = before
 
     def _seen(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._open or event != "open":

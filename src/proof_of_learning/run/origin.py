@@ -24,11 +24,11 @@ class Origin:
     claim: Registration | None = None
 
     @classmethod
-    def of(cls, seed: int | None, claim: str | os.PathLike[str] | None) -> Origin | None:
-        """None where the randomness is recorded."""
+    def of(cls, seed: int | None, claim: str | os.PathLike[str] | None, resuming: bool = False) -> Origin | None:
+        """None where the randomness is recorded. UsageError for a claim that was used, unless an interrupted run under it goes on."""
         if claim is not None:
             registration = registrations.load(claim)
-            if registration.runs:
+            if registration.runs and not resuming:
                 raise UsageError(f"the claim {claim} was already used by a run; register a new claim")
             return cls(0, Path(claim), registration)
         return None if seed is None else cls(seed)
@@ -39,12 +39,12 @@ class Origin:
             return randomness.key_from_seed(self.seed)
         return self.claim.claim.key(registrations.anchor_of(self.claim))
 
-    def begin(self, header: Header, environment: Environment) -> Header:
+    def begin(self, header: Header, environment: Environment, resuming: bool) -> Header:
         """The header as it stands under the claim, which this run uses from here on. UsageError where the claim fixes another."""
         if self.claim is None:
             return header
         found = registrations.apply(self.claim, header, environment)
-        registrations.begin(self.path, found, resuming=False)
+        registrations.begin(self.path, found, resuming)
         return found
 
     def attach(self, folder: Path) -> None:

@@ -6,7 +6,8 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +21,16 @@ from proof_of_learning.recording.header import kinds_of, script_program
 from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.run import events, inputs, script
-from proof_of_learning.run.clock import Clock, Walk
+from proof_of_learning.run import counting, events, inputs, script
+from proof_of_learning.run.clock import Clock, Walk, jumped
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import Facts, device_of, facts, refuse_several, script_path
-from proof_of_learning.run.loaders import Drawn, Planned, generators, moved
+from proof_of_learning.run.loaders import Drawn, Named, Planned, generators, moved
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.origin import Origin
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.rehearsing import ScriptRehearsal
+from proof_of_learning.run.resuming import Stood, find, interrupted, note
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.task import TaskReference, default_interval
 from proof_of_learning.training import environment as environments
@@ -80,14 +82,21 @@ class Recording(Clock):
         self.failed, self.root = "", ""
         self.steps = 0
         self._exit = ExitStack()
+        self._resumes = False
         self._guard(refuse_several)
-        self._guard(lambda: refuse_used(self._path))
+        self._guard(lambda: refuse_used(self._path, origin is not None))
+        # Of an interrupted recording: where the loop is to go on, until it does; and whether the first step there has not begun yet.
+        self._stood: Stood | None = None
+        self._resumes = origin is not None and interrupted(self._path)
+        if origin is not None and self._resumes:
+            with ACTIVE.reads.aside() if ACTIVE.reads is not None else nullcontext():
+                self._stood = find(self._path, origin.key())
 
     # ---- the clock -----------------------------------------------------------------------------------
 
     def wanted(self, numbers: range) -> range:
         self._length = max(self._length, len(numbers)) if self._recorder is None else self._length
-        return numbers
+        return numbers if self._stood is None else jumped(numbers, self.phase, self._stood.place)
 
     def walk_through(self, source: Any) -> Walk:
         walk = super().walk_through(source)
@@ -96,6 +105,20 @@ class Recording(Clock):
         if self._origin is None:  # else its place decides
             walk.iterator = source.open()
         return walk
+
+    def _jump(self, walk: Walk, stood: Stood) -> None:
+        """Take the loop up where it stood; walks before are empty."""
+        if self.adapted or isinstance(walk.source, Named):
+            raise RecordingError(
+                f"an interrupted recording of {'a framework' if self.adapted else 'run.begin'} cannot be gone on with; remove "
+                f"{self._path}, or name another directory"
+            )
+        if stood.place != self.place(walk):
+            raise StopIteration
+        self._stood = None
+        counting.advance(walk, stood.position)
+        walk.position = stood.position
+        say(f"the interrupted recording goes on after step {stood.steps:,}")
 
     def _open(self, walk: Walk) -> None:
         """Begin a walk whose order follows from its place."""
@@ -113,9 +136,14 @@ class Recording(Clock):
                     )
 
         self._guard(planned)
-        walk.iterator = walk.source.open(plans[0] if plans else None)
+        if plans and plans[0] is not None:
+            walk.iterator = walk.source.open(plans[0][walk.position :])
+        else:
+            walk.iterator = islice(walk.source.open(), walk.position, None)
 
     def clocked(self, walk: Walk) -> Any:
+        if self._stood is not None:
+            self._jump(walk, self._stood)
         if walk.iterator is None:
             self._open(walk)
         assert walk.iterator is not None
@@ -154,6 +182,8 @@ class Recording(Clock):
 
     def _received(self, walk: Walk, handed: Any, before: Any) -> None:
         if self._seen is not None and self._events is not None and self._seen.updated:
+            if self._origin is not None and (self.steps + 1) % self.interval == 0:
+                note(self._path, Stood(self.steps + 1, self.place(walk), walk.position))
             self._finish()
         if self._recorder is None:
             self._begin(walk)
@@ -187,6 +217,11 @@ class Recording(Clock):
         self.active = None
         if self.failed or self.root:
             return
+        if self._stood is not None:
+            raise RecordingError(
+                f"the script's loop does not come to where the recording in {self._path} was interrupted; remove it, or name another "
+                "directory"
+            )
         self._guard(self._seal)
         self._exit.close()
 
@@ -212,7 +247,7 @@ class Recording(Clock):
             if self._recorder is not None:
                 self._recorder.__exit__(type(error), error, None)
             self._exit.close()
-            if self._given.strict:
+            if self._given.strict or self._resumes:
                 raise
             say(f"{error}. Training goes on without a proof")
 
@@ -232,12 +267,13 @@ class Recording(Clock):
         """The first batch is there: write what is claimed before the first step, and the first state."""
         header, found, environment = self.described(walk)
         if self._origin is not None:
-            header = self._origin.begin(header, environment)
+            header = self._origin.begin(header, environment, self._resumes)
         self._seen, self._flowing = Seen(found.parts), found.counted
         self._recorder = Recorder(
             self._path, header, found.parts, environment, rehearsal=self._rehearsal(header, found, environment)
         )
         self._exit.enter_context(self._recorder)
+        self.steps, self._resumes = self._recorder.steps_done, False
         if self._origin is not None:
             self._origin.attach(self._path)
         self._exit.enter_context(watching(lambda: self._seen))
@@ -345,11 +381,15 @@ def alone(given: Given) -> Recording:
     return recording
 
 
-def refuse_used(path: Path) -> None:
-    """Raises RecordingError where a recording would meet another."""
-    for name, what in ((format.SEAL_FILE, "a finished proof"), (format.HEADER_FILE, "an unfinished recording")):
-        if (path / name).exists():
-            raise RecordingError(f"{path} holds {what} already; name another directory, or remove it")
+def refuse_used(path: Path, resumes: bool) -> None:
+    """Raises RecordingError where a recording would meet another. ``resumes``: it may go on with an interrupted one."""
+    if (path / format.SEAL_FILE).exists():
+        raise RecordingError(f"{path} holds a finished proof already; name another directory, or remove it")
+    if interrupted(path) and not resumes:
+        raise RecordingError(
+            f"{path} holds an unfinished recording already, which goes on only under a key (--seed, --registration); name another "
+            "directory, or remove it"
+        )
 
 
 def unfinished(recording: Recording) -> str:

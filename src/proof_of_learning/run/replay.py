@@ -11,7 +11,7 @@ import torch
 from proof_of_learning.errors import FormatError, PolError, StrayedError, WorkerError
 from proof_of_learning.replay import protocol
 from proof_of_learning.run import counting, events
-from proof_of_learning.run.clock import NO_EPOCH, Clock, Walk
+from proof_of_learning.run.clock import Clock, Walk, jumped
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import facts
 from proof_of_learning.run.loaders import Loaded, Named, Planned
@@ -58,14 +58,7 @@ class Replaying(Clock):
         job = self._asked()
         if self.begun or job.place is None:
             return numbers
-        phase, epoch, _ = job.place
-        if phase != self.phase or epoch == NO_EPOCH:
-            return ()
-        if epoch not in numbers:
-            raise FormatError(
-                f"the recorded epoch {epoch} is none of the script's ({numbers.start} to {numbers.stop - 1})"
-            )
-        return numbers[numbers.index(epoch) :]
+        return jumped(numbers, self.phase, job.place)
 
     def clocked(self, walk: Walk) -> Any:
         job = self._asked()

@@ -1,0 +1,50 @@
+"""A killed recording of a script whose randomness follows from a key goes on, to the root of an undisturbed one."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import nursery
+from proof_of_learning.proof.reader import Proof
+from support_scripts import record, script, variables, verdict
+
+DIE = "import os, signal\n        if (epoch, number) == WHERE and not os.path.exists(AGAIN): os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def derived(path: Path, out: Path, *more: object) -> subprocess.CompletedProcess[bytes]:
+    return nursery.run(("prove", path, "-o", out, "-k", 7, "--seed", "7", *more), variables(), out.parent)
+
+
+@pytest.mark.parametrize("where", [(0, 3), (1, 1), (1, 15)])  # before any checkpoint, behind an epoch's end, amid one
+def test_a_killed_recording_under_a_key_goes_on_to_the_same_root(where: tuple[int, int], tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    again.mkdir()
+    path = script(tmp_path, begin=DIE.replace("WHERE", str(where)).replace("AGAIN", repr(str(again / "now"))))
+    killed = derived(path, tmp_path / "run.pol")
+    assert killed.returncode == -9, killed.stderr
+    (again / "now").touch()
+    resumed = derived(path, tmp_path / "run.pol")
+    assert resumed.returncode == 0, resumed.stderr
+    step = (where[0] * 20 + where[1]) // 7 * 7
+    assert (f"goes on after step {step}".encode() in resumed.stderr) == bool(step)
+    assert derived(path, tmp_path / "whole.pol").returncode == 0
+    assert Proof.open(tmp_path / "run.pol").root == Proof.open(tmp_path / "whole.pol").root
+    assert not [entry for entry in (tmp_path / "run.pol").iterdir() if entry.name.startswith(".")]
+    if where == (1, 15):
+        assert verdict(tmp_path / "run.pol", path).verdict == "valid"
+
+
+def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = script(tmp_path, begin=DIE.replace("WHERE", "(1, 1)").replace("AGAIN", "'none'"))
+    assert derived(path, tmp_path / "run.pol").returncode == -9
+    before = {file: file.read_bytes() for file in (tmp_path / "run.pol").rglob("*") if file.is_file()}
+    done = record(path, tmp_path / "run.pol")
+    assert done.returncode == 2 and "goes on only under a key" in done.stderr
+    other = nursery.run(("prove", path, "-o", tmp_path / "run.pol", "-k", 7, "--seed", "8"), variables(), tmp_path)
+    assert other.returncode == 2 and b"under another key" in other.stderr, other.stderr
+    changed = derived(path, tmp_path / "run.pol", "--", "--lr", "1")
+    assert changed.returncode == 2 and b"holds another run" in changed.stderr, changed.stderr
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run.pol").rglob("*") if file.is_file()}
