@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from proof_of_learning.errors import FormatError
 
@@ -73,6 +72,8 @@ def seed_everything(seed: int) -> None:
 
     Writes to the generators directly: ``torch.manual_seed`` costs fifty times more.
     """
+    import torch
+
     torch.default_generator.manual_seed(seed)
     if _cuda_in_use():
         torch.cuda.manual_seed_all(seed)
@@ -81,6 +82,8 @@ def seed_everything(seed: int) -> None:
 
 
 def _cuda_in_use() -> bool:
+    import torch
+
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
@@ -92,6 +95,8 @@ class RngSnapshot:
 
     @classmethod
     def take(cls) -> RngSnapshot:
+        import torch
+
         states = {"torch": torch.get_rng_state().numpy().copy()}
         if _cuda_in_use():
             for device, state in enumerate(torch.cuda.get_rng_state_all()):
@@ -168,6 +173,8 @@ def _bytes(raw: bytes) -> npt.NDArray[np.uint8]:
 
 
 def _restore_torch(state: npt.NDArray[np.uint8]) -> None:
+    import torch
+
     # PyTorch checks the twister's two counters (words left, next word) each, but not that they fit each other: a state
     # that claims more words left than lie behind the next one would be read beyond its end.
     left, following = struct.unpack_from("<8xi4xQ", state.tobytes())
@@ -177,6 +184,8 @@ def _restore_torch(state: npt.NDArray[np.uint8]) -> None:
 
 
 def _restore_cuda(state: npt.NDArray[np.uint8], device: int) -> None:
+    import torch
+
     # Otherwise the environment's difference says why a replay arrives elsewhere. All devices of a machine are recorded, also
     # those that took no part; fewer are enough to replay.
     if torch.cuda.is_available() and device < torch.cuda.device_count():
