@@ -135,7 +135,7 @@ def long_log(run: Benchmark, folder: Path, steps: int, interval: int, target: fl
     state = State({"d": [["s:model", {"d": [["s:parameters", {"d": [["s:w", {"t": "model/parameters/w"}]]}]]}]]},
                   {"model/parameters/w": torch.zeros(4)})  # fmt: skip
     short = load_task(fashion(steps=1))
-    from proof_of_learning.data.commit import DataCommitment
+    from proof_of_learning.data.commitment import DataCommitment
     from proof_of_learning.recording.header import make_header
     from proof_of_learning.training import randomness
     from proof_of_learning.training.steps import Session

@@ -26,8 +26,9 @@ from proof_of_learning.attacks import ATTACKS
 from proof_of_learning.attacks.gamble import fixed_nonces, missed, surveyed
 from proof_of_learning.verifier.checks.learning import WHOLE
 from proof_of_learning.verifier.dynamics import IDENTITY_LIMIT
+from proof_of_learning.verifier.expected import planned_steps
 from proof_of_learning.verifier.options import Draw
-from proof_of_learning.verifier.plan import challenge, make_nonce, planned_steps
+from proof_of_learning.verifier.plan import challenge, make_nonce
 
 NONCES = 200
 SEED = 12345  # of the surveys

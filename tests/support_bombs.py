@@ -13,7 +13,7 @@ import zstandard
 from torch import Tensor
 
 from proof_of_learning import canonical
-from proof_of_learning.data.commit import DataCommitment
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.proof import format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import packed

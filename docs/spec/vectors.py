@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from proof_of_learning import canonical
-from proof_of_learning.data.commit import DataCommitment, commit, encode_sample, merkle_root
+from proof_of_learning.data.commit import commit, encode_sample, merkle_root
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.proof import format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs.raw import RawCodec

@@ -7,6 +7,7 @@ canonical form.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from typing import Any, TypeVar
@@ -34,7 +35,7 @@ def encode_plain(value: Any) -> bytes:
     For ASCII text msgspec's sorted form *is* the canonical one; what is not ASCII, or needs ``\\u`` escapes,
     takes the slow way. (RFC 8785 sorts keys by UTF-16 units, which differs from UTF-8 outside ASCII.)
     """
-    raw = msgspec.json.encode(value, order="sorted")
+    raw = _SORTED.encode(value)
     return raw if raw.isascii() and b"\\u" not in raw else encode(value)
 
 
@@ -43,10 +44,11 @@ def decode(raw: bytes, type_: type[T], what: str) -> T:
     if _depth(raw) > MAX_DEPTH:
         raise FormatError(f"{what} is nested deeper than {MAX_DEPTH} levels")
     try:
-        value = msgspec.json.decode(raw, type=type_, strict=True)
+        value: T = _decoder(type_).decode(raw)  # type: ignore[arg-type]
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise FormatError(f"{what} is not valid: {brief(error)}") from error
-    if not _evidently_canonical(value, raw) and _encoded(value, what) != raw:
+    spelled = _plainly(value)
+    if (_encoded(value, what) if spelled is None else spelled) != raw:
         raise FormatError(f"{what} is not in canonical form (duplicate keys, white space or another spelling)")
     return value
 
@@ -64,19 +66,58 @@ def _encoded(value: Any, what: str) -> bytes:
         raise FormatError(f"{what}: {brief(error)}") from None
 
 
-def _evidently_canonical(value: Any, raw: bytes) -> bool:
-    """Whether the fast encoder settles it: plain ASCII, no number in a form the two encoders may spell differently."""
-    if not raw.isascii() or b"\\u" in raw or _SPELLINGS.search(raw):
-        return False
-    return bool(msgspec.json.encode(value, order="sorted") == raw)
+def _plainly(value: Any) -> bytes | None:
+    """The canonical form of what was decoded, by the fast encoder; None where the two may spell something differently.
+
+    They spell alike: strings of plain ASCII without escapes by number, and of numbers those without exponent, of fewer than 16 digits
+    before the point, but for negative zero, and for ``.0``, which is left out here. (Nothing that was decoded is not finite.)
+    """
+    raw = _SORTED.encode(value)
+    if not raw.isascii() or b"\\u" in raw:
+        return None
+    escaped = b"\\" in raw
+    # Without escaped backslashes and quotes, every second part between quotes is outside of strings.
+    parts = (raw.replace(b"\\\\", b"").replace(b'\\"', b"") if escaped else raw).split(b'"')
+    between = b'"'.join(parts[::2])
+    digits = between.translate(_AS_DIGITS)
+    if b"0e" in digits or b"-0" in between or (_SIXTEEN in digits and _LONG.search(between)):
+        return None
+    integral = between.count(b".0")
+    if not integral:
+        return raw
+    if integral == raw.count(b".0"):
+        return _whole(raw)
+    if escaped:
+        return None
+    parts[::2] = map(_whole, parts[::2])  # a string has the same
+    return b'"'.join(parts)
 
 
-# Numbers with an exponent, of 16 digits (integers end below 2^53), negative zeros, and ``.0``.
-_SPELLINGS = re.compile(rb'(?:^|":|[\[,])-?(?:[0-9.]+[eE]|[0-9]{16})|(?:^|":|[\[,])-0|\.0(?:[,}\]]|\Z)')
+def _whole(raw: bytes) -> bytes:
+    """Without the ``.0`` at the end of numbers."""
+    for end in (b",", b"}", b"]"):
+        raw = raw.replace(b".0" + end, end)
+    return raw.removesuffix(b".0")
+
+
+@functools.cache
+def _decoder(type_: Any) -> msgspec.json.Decoder[Any]:
+    """Made once for each type: what it has to expect takes longer to find out than a line takes to decode."""
+    return msgspec.json.Decoder(type_, strict=True)
+
+
+_SORTED = msgspec.json.Encoder(order="sorted")
+# In numbers as the fast encoder writes them, an exponent follows a digit; from 2^53 on, which has 16, integers are refused.
+_AS_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_SIXTEEN = b"0" * 16
+_LONG = re.compile(rb"(?<![.0-9])[0-9]{16}")
 
 
 def _depth(raw: bytes) -> int:
-    """The nesting depth of what may be JSON; at most one above MAX_DEPTH is counted."""
+    """A bound on the nesting depth of what may be JSON: the depth itself where it may be above MAX_DEPTH, of which at most one more
+    is counted."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:  # also where those in strings count
+        return 0
     depth = deepest = start = inside = 0
     while start < len(raw):  # in pieces: what they are split into takes many times their memory
         piece = raw[start : start + _PIECE]

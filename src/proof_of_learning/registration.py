@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from proof_of_learning import canonical, sources
-from proof_of_learning.data.commit import DataCommitment
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_ATTESTATIONS, MAX_CLAIM, MAX_OWNERS
 from proof_of_learning.proof import files

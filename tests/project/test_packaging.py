@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from proof_of_learning._version import __version__
@@ -100,7 +101,7 @@ def test_an_address_names_the_package_it_needs(
     def missing(address: str) -> None:
         raise ImportError("install something")
 
-    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", missing)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(UsageError) as caught:
         remote.fetch(f"{scheme}://bucket/run.pol", Path("nowhere"))
     assert str(caught.value).endswith(f"`pip install {package}`" if package else "install something")

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
+import rfc8785
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.format import Block, Displacement, Line, Segment
 
 INTEGERS = st.integers(-(2**53) + 1, 2**53 - 1)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -177,3 +179,58 @@ def test_what_a_message_quotes_is_one_line_and_short(value: str) -> None:
     with pytest.raises(FormatError) as caught:
         canonical.decode(canonical.encode({"mode": value}), Document, "a document")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
+def by_the_book(raw: bytes, type_: Any) -> Any:
+    """What decodes to a value whose canonical form it is, by the reference encoder alone; None for anything else."""
+    try:
+        value = msgspec.json.decode(raw, type=type_, strict=True)
+        return value if rfc8785.dumps(msgspec.to_builtins(value)) == raw else None
+    except (msgspec.DecodeError, rfc8785.CanonicalizationError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def decoded(raw: bytes, type_: Any) -> Any:
+    try:
+        return canonical.decode(raw, type_, "it")
+    except FormatError:
+        return None
+
+
+SPELLED = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.floats(1e-9, 1e23).map(lambda value: f"{value:.17g}"),
+    st.integers(-(2**70), 2**70).map(str),
+    st.integers(-(2**60), 2**60).map(lambda value: f"{value}.0"),
+    st.from_regex(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?", fullmatch=True),
+    st.sampled_from(["0", "-0", "0.0", "-0.0", "1e0", "1.0", "10.0", "0.10", "1e-7", "1e21", "9007199254740991",
+                     "9007199254740992", "1000000000000000", "1000000000000000.0", "1e15", "1e16", "true", "null", '"1.0"']),
+)  # fmt: skip
+
+
+@given(st.lists(SPELLED, min_size=1, max_size=4), st.text('ab.0,:[]{}-1e"\\\n', max_size=12), st.booleans())
+def test_every_spelling_is_accepted_or_refused_as_by_the_reference(numbers: list[str], text: str, inside: bool) -> None:
+    """Also where a string holds what looks like a number."""
+    quoted = json.dumps(text if not inside else f'{text}","a":1.0,2e5,-0,1234567890123456')
+    listed = f"[{quoted},{','.join(numbers)}]".encode()
+    keyed = f'{{"a":{numbers[0]},{json.dumps("b" + text)}:{quoted}}}'.encode()
+    for raw in (listed, keyed):
+        assert decoded(raw, Any) == by_the_book(raw, Any)
+    for number in numbers:
+        raw = document(value=number)
+        assert decoded(raw, Reading) == by_the_book(raw, Reading)
+
+
+@given(st.data())
+def test_a_changed_line_of_a_log_is_accepted_or_refused_as_by_the_reference(data: st.DataObject) -> None:
+    digest = "sha256:" + "0123456789abcdef" * 4
+    number = data.draw(st.floats(0, 1e9) | st.integers(0, 1000).map(float))
+    line = Segment(digest, 3, 30, 40, digest, digest, Displacement(number, number / 2), digest, Block(digest, 160))
+    raw = bytearray(canonical.encode(line))
+    assert decoded(bytes(raw), Line) == by_the_book(bytes(raw), Line) == line
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(raw)))
+        raw[at : at + data.draw(st.integers(0, 1))] = data.draw(
+            st.sampled_from([b".0", b"0", b"-", b"e", b" ", b'"', b",", b"1"])
+        )
+    assert decoded(bytes(raw), Line) == by_the_book(bytes(raw), Line)

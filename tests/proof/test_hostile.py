@@ -21,7 +21,7 @@ from proof_of_learning import Proof, TaskReference, canonical
 from proof_of_learning.attacks import forge_proof
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.format import CodecClaim
-from proof_of_learning.replay import pool, process, replayer
+from proof_of_learning.replay import early, pool, process, replayer
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, encode_tree
@@ -242,11 +242,11 @@ def test_an_environment_that_was_not_tried_is_known_to_be_another(tiny_proof: Pa
 
 def test_no_more_threads_are_started_than_a_machine_may_have(tiny_proof: Path, tmp_path: Path) -> None:
     def many(here: Environment) -> Environment:
-        return msgspec.structs.replace(here, threads=replayer.MAX_THREADS + 1, interop_threads=4096)
+        return msgspec.structs.replace(here, threads=early.MAX_THREADS + 1, interop_threads=4096)
 
     verdict = pol.verify(rewrite(tiny_proof, tmp_path / "run.pol", environment=many), tasks.task())
     assert verdict.verdict == "valid", verdict.reason
-    assert f"threads: recorded {replayer.MAX_THREADS + 1}, here 1" in verdict.unreproduced
+    assert f"threads: recorded {early.MAX_THREADS + 1}, here 1" in verdict.unreproduced
 
 
 # ---- what a verdict says ----------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -27,9 +29,12 @@ from proof_of_learning.errors import (
     RecordingError,
     UsageError,
 )
+from proof_of_learning.proof import format
+from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.files import exclusive
+from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.training.state import State
-from proof_of_learning.verifier.plan import planned_steps
+from proof_of_learning.verifier.expected import planned_steps
 from support_forging import relog, rewrite
 from support_proofs import INTERVAL, SEGMENTS, contents, recorded
 
@@ -418,3 +423,60 @@ def test_what_was_trained_in_another_environment_is_not_held_against_what_comes_
     status = [segment.status for segment in verdict.segments]
     assert status == [*["inconclusive"] * 6, "pass", "pass"], (status, verdict.reason)
     assert verdict.verdict == "inconclusive" and "not reproduced here" in verdict.segments[4].note
+
+
+def segments_of(path: Path, source: Proof, keep_every: int, count: int, resumed: bool = False) -> Iterator[ProofWriter]:
+    """A thinned recording with the states of another, the writer after each segment."""
+    header = msgspec.structs.replace(source.header, training=format.Training(count, 1, 7))
+    states = source.state_digests()
+    with (ProofWriter.resume if resumed else ProofWriter.create)(path, header, keep_every) as writer:
+        if writer.state is None:
+            writer.start(source.state(states[0]))
+        environment = next(iter(source.environments.values()))
+        for index in range(writer.segments, count):
+            state = source.state(states[index + 1])
+            columns = Columns(np.ones(1), np.ones((1, 1)))
+            moved = format.Displacement(1.0, 1.0)
+            digest = state.digest()
+            writer.segment(arrived=digest, state=state, displacement=moved, environment=environment, columns=columns)
+            yield writer
+        writer.seal()
+
+
+@pytest.mark.parametrize("keep_every", [1, 3])
+def test_of_a_thinned_recording_each_line_of_the_index_is_written_a_few_times_at_most(
+    keep_every: int, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not once for every segment that follows it."""
+    path, written, write = tmp_path / "run.pol", [0], os.pwrite
+
+    def counting(descriptor: int, raw: bytes, offset: int) -> int:
+        written[0] += len(raw)
+        return write(descriptor, raw, offset)
+
+    monkeypatch.setattr(os, "pwrite", counting)
+    for _ in segments_of(path, Proof.open(whole["raw"]), keep_every, SEGMENTS):
+        pass
+    assert len(Proof.open(path).index) == len({*range(0, SEGMENTS + 1, keep_every), SEGMENTS})
+    assert 0 < written[0] <= 4 * SEGMENTS * len((path / format.INDEX_FILE).read_bytes().splitlines(keepends=True)[0])
+
+
+@pytest.mark.parametrize("end", [b"", b"x", b'{"base":null,"bytes":1}\n'])
+@pytest.mark.parametrize("cut", [0, 1, 100])
+def test_a_thinned_recording_goes_on_whatever_the_end_of_its_index_is(
+    end: bytes, cut: int, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    """A process that is killed while it writes the end leaves a line cut short, or a rest of the one that was there."""
+    source, path = Proof.open(whole["raw"]), tmp_path / "run.pol"
+    for _ in segments_of(tmp_path / "undisturbed.pol", source, KEEP, SEGMENTS):
+        pass
+    for writer in segments_of(path, source, KEEP, SEGMENTS):
+        if writer.segments == 8:
+            writer.close()
+            break
+    index = path / format.INDEX_FILE
+    raw = index.read_bytes()
+    index.write_bytes(raw[: len(raw) - cut] + end)
+    for _ in segments_of(path, source, KEEP, SEGMENTS, resumed=True):
+        pass
+    assert contents(path) == contents(tmp_path / "undisturbed.pol")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from proof_of_learning.replay import measure
 from proof_of_learning.replay.measure import (
     Distance,
     compare,
@@ -265,3 +266,45 @@ def test_what_is_made_of_losses_may_differ_as_losses_do_between_machines() -> No
     assert compare(holding(2.0, 3.0), holding(2.000001, 3.000001)).unequal == []
     for other in (holding(2.1, 3.0), holding(2.0, 3.1), holding(2.0, 3.0, 0.500001)):
         assert compare(holding(2.0, 3.0), other).unequal == ["(structure or scalars)"]
+
+
+def one_by_one(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """The rule of lengths as it was first written: small differences laid end to end in memory, one at a time."""
+    piece, lengths, waiting, size = measure._PIECE, list[float](), list[tuple[Tensor, Tensor]](), 0
+
+    def flush() -> None:
+        room, end = torch.empty(size, dtype=torch.float32), 0
+        for left, right in waiting:
+            torch.sub(left.float(), right.float(), out=room[end : end + left.numel()].view(left.shape))
+            end += left.numel()
+        length = measure._norm(room)
+        lengths.extend([length] if math.isfinite(length) else [measure._distance(*pair) for pair in waiting])
+
+    for left, right in pairs:
+        if left.numel() >= piece or left.is_complex() or left.dtype == torch.float64:
+            lengths.append(measure._distance(left, right))
+            continue
+        if size + left.numel() > piece:
+            flush()
+            waiting, size = [], 0
+        waiting.append((left, right))
+        size += left.numel()
+    flush()
+    return math.sqrt(sum(length**2 for length in lengths))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_differences_measured_together_have_the_bits_of_those_measured_one_by_one(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(0,), (1, 7), (3, 5, 2), (64, 64, 3, 3), (300_000,), (17,), (1, 1), (640, 400)]
+    dtypes = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.complex64)
+    pairs = []
+    for number in range(60):
+        shape = shapes[int(torch.randint(len(shapes), (1,), generator=generator))]
+        dtype = dtypes[number % (1 if seed == 0 else len(dtypes))]
+        left, right = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+        if seed == 5 and number == 30 and left.numel():
+            left.view(-1)[0] = right.view(-1)[0] = math.inf
+        pairs.append((left, right))
+    assert measure._together(pairs) == one_by_one(pairs)
+    assert measure._together([]) == one_by_one([]) == 0.0

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from proof_of_learning.data.commit import DataCommitment
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import AttackError
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training

@@ -62,7 +62,7 @@ def describe(proof: Any) -> dict[str, Any]:
     import msgspec
 
     from proof_of_learning import sources
-    from proof_of_learning.verifier.plan import expected_steps
+    from proof_of_learning.verifier.expected import expected_steps
 
     header = msgspec.to_builtins(proof.header)
     made_of = sources.digest(proof.header.task.digest, proof.header.task.sources)

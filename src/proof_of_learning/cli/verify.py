@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from proof_of_learning.cli import common, options
 from proof_of_learning.errors import UsageError
 
 if TYPE_CHECKING:
+    from proof_of_learning.replay.early import Early
     from proof_of_learning.replay.pool import MakePool
     from proof_of_learning.verifier.options import Choices
 
@@ -136,10 +138,8 @@ def verify(
     common.writable("--report", report)
     common.writable("--json", json)
 
-    import proof_of_learning as pol
-    from proof_of_learning.disputes.verifying import Terms, is_opening, verify_opening
+    from proof_of_learning.replay.early import ahead
     from proof_of_learning.task import sealed_program
-    from proof_of_learning.verifier.options import Options
 
     if sealed and (task is not None or set_ or arguments):
         raise UsageError("--sealed takes the program in the proof for the task; name the one or the other")
@@ -149,34 +149,44 @@ def verify(
     reference = None if task is None else common.reference(task, common.settings(set_), arguments)
     if sealed:
         reference = sealed_program(str(folder))
-    choices: Choices = {
-        "top_q": top_q, "random": random, "everything": everything, "nonce": nonce, "accept_nonce": accept_nonce,
-        "accept_order": accept_order, "accept_uniform": accept_uniform, "accept_stopped": accept_stopped,
-        "allow_calibrated": allow_calibrated, "reproduce": reproduce, "require": require, "registration": registration,
-        "model": model, "approve_fixed": approve_fixed or (), "laws": initial_law or (), "trusted_keys": trusted_key or (),
-        "threshold": threshold, "trusted_tsa": trusted_tsa or (), "keep_going": keep_going, "timeout": timeout, "policy": policy,
-        "sandbox": sandbox, "allow_read": allow_read or (), "workers": workers, "double_check": double_check,
-    }  # fmt: skip
-    links, roots = [common.proof_and_task(item) for item in chain or []], trust or ()
-    with _workers(ray, workers) as pool, common.progress_bar(quiet=json == "-") as progress:
-        if is_opening(proof):
-            if reference is None or sealed or random is not None or everything or nonce is not None or top_q != 1:
-                raise UsageError(
-                    "an opening is verified against a task (--task), not sealed, and what was drawn stands in its challenge: "
-                    "--random, --all, --top-q and --nonce have no meaning"
+    if double_check is not None and ray is None:
+        raise UsageError("--double-check is for workers on machines that are not yours; name them (--ray)")
+    named = reference if reproduce and ray is None else None
+    with ahead(proof, named, sandbox, allow_read or (), timeout, workers) as early:
+        import proof_of_learning as pol
+        from proof_of_learning.disputes import is_opening
+        from proof_of_learning.verifier.options import Options
+
+        choices: Choices = {
+            "top_q": top_q, "random": random, "everything": everything, "nonce": nonce, "accept_nonce": accept_nonce,
+            "accept_order": accept_order, "accept_uniform": accept_uniform, "accept_stopped": accept_stopped,
+            "allow_calibrated": allow_calibrated, "reproduce": reproduce, "require": require, "registration": registration,
+            "model": model, "approve_fixed": approve_fixed or (), "laws": initial_law or (), "trusted_keys": trusted_key or (),
+            "threshold": threshold, "trusted_tsa": trusted_tsa or (), "keep_going": keep_going, "timeout": timeout, "policy": policy,
+            "sandbox": sandbox, "allow_read": allow_read or (), "workers": workers, "double_check": double_check,
+        }  # fmt: skip
+        links, roots = [common.proof_and_task(item) for item in chain or []], trust or ()
+        with _workers(ray, workers, early) as pool, common.progress_bar(quiet=json == "-") as progress:
+            if is_opening(proof):
+                from proof_of_learning.disputes.verifying import Terms, verify_opening
+
+                if reference is None or sealed or random is not None or everything or nonce is not None or top_q != 1:
+                    raise UsageError(
+                        "an opening is verified against a task (--task), not sealed, and what was drawn stands in its challenge: "
+                        "--random, --all, --top-q and --nonce have no meaning"
+                    )
+                terms = Terms(challenge, data_root, docket, accept_budget)
+                verdict = verify_opening(
+                    proof, reference, Options.of(choices), terms, chain=links, trust=roots, progress=progress, pool=pool
                 )
-            terms = Terms(challenge, data_root, docket, accept_budget)
-            verdict = verify_opening(
-                proof, reference, Options.of(choices), terms, chain=links, trust=roots, progress=progress, pool=pool
-            )
-        elif challenge is not None or data_root is not None or docket is not None:
-            raise UsageError(
-                f"--challenge, --data-root and --docket are for openings (`pol open`), and {proof} is none"
-            )
-        else:
-            verdict = pol.verify(
-                proof, reference, Options.of(choices), chain=links, trust=roots, pool=pool, progress=progress
-            )
+            elif challenge is not None or data_root is not None or docket is not None:
+                raise UsageError(
+                    f"--challenge, --data-root and --docket are for openings (`pol open`), and {proof} is none"
+                )
+            else:
+                verdict = pol.verify(
+                    proof, reference, Options.of(choices), chain=links, trust=roots, pool=pool, progress=progress
+                )
     common.write_json(verdict.to_json(), json)
     if report is not None:
         from proof_of_learning.report.html import write_html
@@ -191,10 +201,12 @@ def verify(
     raise typer.Exit(verdict.exit_status)
 
 
-def _workers(address: str | None, workers: int) -> AbstractContextManager[MakePool | None]:
-    """Where replay workers come from, if not from this machine."""
+def _workers(address: str | None, workers: int, early: Early | None) -> AbstractContextManager[MakePool | None]:
+    """Where replay workers come from, if not from this machine; of those on this one, the first may have been started ``early``."""
     if address is None:
-        return nullcontext()
+        from proof_of_learning.replay.pool import LocalPool
+
+        return nullcontext(partial(LocalPool, workers=workers, early=early))
     from proof_of_learning.distributed.ray import cluster
 
     return cluster(address, workers)

@@ -13,11 +13,11 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import DataError
 from proof_of_learning.training.state import DTYPE_NAMES, tensor_bytes
 
@@ -32,14 +32,6 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
-
-
-class DataCommitment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``root`` over ``samples`` leaves; ``salted`` if each leaf carries a secret salt."""
-
-    root: str
-    samples: int
-    salted: bool = False
 
 
 def encode_sample(sample: Any) -> bytes:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from proof_of_learning.data.commit import DataCommitment, Dataset, encode_sample, leaf, node
+from proof_of_learning.data.commit import Dataset, encode_sample, leaf, node
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.data.salts import SALT_BYTES
 from proof_of_learning.errors import DataError, FormatError, IntegrityError
 from proof_of_learning.limits import MAX_DEPTH, MAX_DIMENSIONS

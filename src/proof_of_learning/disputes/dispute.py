@@ -18,13 +18,12 @@ from typing import Unpack
 import msgspec
 from torch import Tensor
 
-from proof_of_learning.disputes import findings, likeness, models, starts
+from proof_of_learning.disputes import findings, is_opening, likeness, models, starts
 from proof_of_learning.disputes.dependence import depend
 from proof_of_learning.disputes.likeness import EXACT, Likeness, liken
 from proof_of_learning.disputes.models import Model, of_state, pair
 from proof_of_learning.disputes.starts import FRESH, Rank
 from proof_of_learning.disputes.table import Dispute, Named, Row, decide
-from proof_of_learning.disputes.verifying import is_opening
 from proof_of_learning.errors import PolError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote

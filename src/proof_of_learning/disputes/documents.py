@@ -23,7 +23,7 @@ from proof_of_learning.proof.format import check_digest
 from proof_of_learning.verifier.verdict import Nonce
 
 CHALLENGE, ANSWERS, OPENING = "pol/challenge/v1", "pol/answers/v1", "pol/opening/v1"
-ANSWERS_FILE, OPENING_FILE = "answers.json", "opening.json"
+ANSWERS_FILE = "answers.json"
 AnyPath = str | os.PathLike[str]
 
 

@@ -17,12 +17,12 @@ from proof_of_learning.attestation.signatures import PrivateKey
 from proof_of_learning.data import salts
 from proof_of_learning.data.commit import leaves, merkle_root
 from proof_of_learning.data.opened import Samples, decode_sample, witnesses
+from proof_of_learning.disputes import OPENING_FILE, documents, ledger
 from proof_of_learning.disputes import answers as answering
-from proof_of_learning.disputes import documents, ledger
 from proof_of_learning.disputes.answering import uses
 from proof_of_learning.disputes.answers import Answers, shapes
 from proof_of_learning.disputes.challenging import AnyTask, opened_proof, redraw, unopened
-from proof_of_learning.disputes.documents import OPENING_FILE, AnyPath, First, OpeningHead, Second
+from proof_of_learning.disputes.documents import AnyPath, First, OpeningHead, Second
 from proof_of_learning.disputes.ledger import Ledger
 from proof_of_learning.disputes.looking import Asker, look
 from proof_of_learning.errors import DataError, RecordingWarning, UsageError

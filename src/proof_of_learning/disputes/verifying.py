@@ -17,12 +17,12 @@ from typing import Any
 
 from proof_of_learning import canonical
 from proof_of_learning.data.opened import Samples
+from proof_of_learning.disputes import OPENING_FILE, documents, ledger
 from proof_of_learning.disputes import answers as answering
-from proof_of_learning.disputes import documents, ledger
 from proof_of_learning.disputes.answers import Answers as Given
 from proof_of_learning.disputes.answers import shapes
 from proof_of_learning.disputes.challenging import AnyTask, lowered, opened_proof, redraw, reference
-from proof_of_learning.disputes.documents import OPENING_FILE, AnyPath, First, OpeningHead, Second
+from proof_of_learning.disputes.documents import AnyPath, First, OpeningHead, Second
 from proof_of_learning.disputes.ledger import Asked, Docket
 from proof_of_learning.disputes.looking import Looked, look
 from proof_of_learning.disputes.opening import SAMPLES_FILE, positions
@@ -76,10 +76,6 @@ class Terms:
     data_root: str | None = None
     docket: AnyPath | None = None
     accept_budget: bool = False
-
-
-def is_opening(path: AnyPath) -> bool:
-    return (Path(path) / OPENING_FILE).is_file()
 
 
 def verify_opening(

@@ -26,8 +26,9 @@ from proof_of_learning._version import __version__
 from proof_of_learning.errors import PolError, UsageError, WorkerError
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay import sandbox as sandboxes
-from proof_of_learning.replay.pool import TAKING, Job, MakePool, WorkerPool
-from proof_of_learning.replay.process import OnWork, Reply, WorkerProcess, idle, raised
+from proof_of_learning.replay.early import TAKING
+from proof_of_learning.replay.pool import Job, MakePool, WorkerPool
+from proof_of_learning.replay.process import OnWork, WorkerProcess, idle, raised
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.task import TaskReference
 from proof_of_learning.training.environment import Environment
@@ -168,7 +169,7 @@ class RayWorker:
             msgspec.msgpack.encode(environment), timeout, msgspec.msgpack.encode(named), read, shared, self.name
         )
 
-    def ask(self, request: protocol.AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply:
+    def ask(self, request: protocol.AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> protocol.Reply:
         out = io.BytesIO()
         protocol.send(out, request, states)
         if not self._known:

@@ -15,6 +15,7 @@ from pathlib import Path
 from proof_of_learning.errors import BusyError, FormatError, RecordingError, UnreadableError
 
 TEMPORARY = ".tmp-"
+_GATHERED = 1 << 18  # bytes
 _NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)  # something else lies there: a link, a file for a folder, a socket
 
 
@@ -115,7 +116,7 @@ def write_object(
 
     def measured() -> Iterator[bytes | memoryview]:
         nonlocal size
-        for chunk in chunks:
+        for chunk in _gathered(chunks):
             hasher.update(chunk)
             size += len(chunk)
             yield chunk
@@ -126,6 +127,22 @@ def write_object(
         target.parent.mkdir(exist_ok=True)
         os.replace(temporary, target)
     return name, size
+
+
+def _gathered(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The same bytes with small chunks together: to hash and write one takes longer than to copy it."""
+    waiting, size = list[bytes | memoryview](), 0
+    for chunk in chunks:
+        if size + len(chunk) > _GATHERED:
+            yield from _joined(waiting)
+            waiting, size = [], 0
+        waiting.append(chunk)
+        size += len(chunk)
+    yield from _joined(waiting)
+
+
+def _joined(chunks: list[bytes | memoryview]) -> list[bytes | memoryview]:
+    return chunks if len(chunks) < 2 else [b"".join(chunks)]
 
 
 @contextmanager

@@ -15,13 +15,15 @@ No time, host, path or process id lies under the root. What is read of version 1
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 from typing import Any, Literal
 
 import msgspec
 
 from proof_of_learning import canonical
-from proof_of_learning.data.commit import DataCommitment
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import FormatError
 from proof_of_learning.limits import MAX_STEPS
 from proof_of_learning.training.environment import Environment
@@ -46,6 +48,7 @@ PartKind = Literal["module", "optimizer", "scheduler", "scaler", "stateful", "pr
 How = Literal["completed", "stopped"]
 
 
+# Of the documents that there are many of, none is looked at by the garbage collector: they hold no references back.
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
@@ -179,14 +182,14 @@ class Header(_Document, frozen=True):
         return self.randomness.mode == "recorded" or self.program.kind == "script"
 
 
-class Displacement(_Document, frozen=True):
+class Displacement(_Document, frozen=True, gc=False):
     """l2 distance between a segment's ends: of the ``state`` (all floating-point tensors but scalars) and of the ``weights``."""
 
     state: float
     weights: float
 
 
-class Block(_Document, frozen=True):
+class Block(_Document, frozen=True, gc=False):
     """One segment's columns in ``blocks.bin``."""
 
     digest: str
@@ -208,7 +211,7 @@ class EnvironmentLine(_Document, frozen=True, tag_field="kind", tag="environment
     environment: Environment
 
 
-class Segment(_Document, frozen=True, tag_field="kind", tag="segment"):
+class Segment(_Document, frozen=True, gc=False, tag_field="kind", tag="segment"):
     """One segment: ``arrived`` as training left the state, ``state`` as training continued from it."""
 
     prev: str
@@ -265,7 +268,7 @@ class End(_Document, frozen=True, tag_field="kind", tag="end"):
 Line = Start | EnvironmentLine | Event | Segment | End
 
 
-class Stored(_Document, frozen=True, tag_field="kind", tag="state"):
+class Stored(_Document, frozen=True, gc=False, tag_field="kind", tag="state"):
     """An index line: the object that holds a state. ``base`` is the state a difference is taken from."""
 
     prev: str
@@ -296,7 +299,7 @@ def header_digest(raw: bytes, version: int = VERSION) -> str:
 
 def line_digest(raw: bytes, version: int = VERSION) -> str:
     """The link that the next line carries as ``prev``."""
-    return canonical.sha256(_tag("line", version), raw)
+    return "sha256:" + hashlib.sha256(_tag("line", version) + raw).hexdigest()
 
 
 def root(header_digest: str, head: str, version: int = VERSION) -> str:
@@ -309,6 +312,7 @@ def index_start(header_digest: str, version: int = VERSION) -> str:
     return canonical.sha256(_tag("index", version), header_digest.encode())
 
 
+@functools.cache
 def _tag(name: str, version: int) -> bytes:
     return f"pol/v{version}/{name}\0".encode()
 

@@ -8,10 +8,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
+from proof_of_learning import canonical
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.codecs.room import Balance, Room
+from proof_of_learning.proof.format import Stored
 from proof_of_learning.proof.reader import object_path
 from proof_of_learning.training.state import State
 
@@ -45,6 +49,16 @@ def write_state(
     if stays:
         balance.add(weight, size)
     return name, size, codec
+
+
+def chained(items: list[Stored], head: str) -> tuple[bytes, str]:
+    """The index lines of ``items`` behind the link ``head``, and the link that comes after them."""
+    lines = []
+    for item in items:
+        line = canonical.encode(msgspec.structs.replace(item, prev=head))
+        head = format.line_digest(line)
+        lines.append(line + b"\n")
+    return b"".join(lines), head
 
 
 def remove(folder: Path, name: str) -> None:

@@ -7,18 +7,21 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.proof import files, format, parse
-from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.codecs import Codec, get_codec
-from proof_of_learning.proof.codecs.raw import RawCodec
+from proof_of_learning.proof.codecs import RAW, get_codec, is_exact
 from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.proof.format import End, EnvironmentLine, Event, Header, Line, Seal, Segment, Start, Stored
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
+
+if TYPE_CHECKING:  # what needs torch; header, log and index are read without it
+    from proof_of_learning.proof.blocks import Columns
+    from proof_of_learning.proof.codecs.base import Codec
+    from proof_of_learning.training.state import State
 
 
 @dataclass
@@ -72,10 +75,10 @@ class Proof:
         raw = bytes(files.read_bounded(folder / format.HEADER_FILE, limits.MAX_HEADER))
         header = parse.parse_header(raw)
         first = format.header_digest(raw, header.version)
-        codec = get_codec(header.codec.name, header.codec.version)
-        if header.codec.in_loop is codec.exact or header.codec.options:
+        exact = is_exact(header.codec.name, header.codec.version)
+        if header.codec.in_loop is exact or header.codec.options:
             raise FormatError(
-                f"{format.HEADER_FILE}: the codec {codec.name!r} is claimed with options it does not have"
+                f"{format.HEADER_FILE}: the codec {header.codec.name!r} is claimed with options it does not have"
             )
         if not (folder / format.SEAL_FILE).exists():
             raise FormatError(f"{folder} is not finished (it has no {format.SEAL_FILE}); "
@@ -85,10 +88,10 @@ class Proof:
         seal = canonical.decode(raw, Seal, format.SEAL_FILE)
         if seal.schema != (schema := format.seal_schema(header.version)):
             raise FormatError(f"{format.SEAL_FILE} has schema {seal.schema[:64]!r}; with this header it is {schema!r}")
-        log, head = [], first
-        for line, text in read_log(folder, header, first):
+        log, last = list[Line](), b""
+        for line, last in read_log(folder, header, first):  # noqa: B007 (the log's head is the digest of its last line)
             log.append(line)
-            head = format.line_digest(text, header.version)
+        head = format.line_digest(last, header.version) if log else first
         segments = [line for line in log if isinstance(line, Segment)]
         if not log or not isinstance(log[-1], End):
             raise IntegrityError(f"the log is incomplete: it ends after {len(segments)} segments")
@@ -166,6 +169,8 @@ class Proof:
 
     def all_columns(self, start: int = 0, stop: int | None = None) -> Iterator[Columns]:
         """The columns of segments ``start`` up to ``stop``, in order."""
+        from proof_of_learning.proof.blocks import Columns
+
         descriptor = files.open_regular(self.path / format.BLOCKS_FILE)
         recorded = self.header.randomness.mode == "recorded"
         try:
@@ -230,7 +235,7 @@ def load_state(
     assert state is not None
     if state.digest() != digest:
         raise IntegrityError(f"object {index[digest].object[7:19]}… holds another state than {digest[:23]}…")
-    if index[digest].codec != RawCodec.name:  # which takes no differences
+    if index[digest].codec != RAW:  # which takes no differences
         memory.last.clear()
         memory.last[digest] = state
     return state
@@ -314,13 +319,13 @@ def _read_index(folder: Path, header: Header, seal: Seal, head: str, states: lis
                 f"{format.INDEX_FILE}, line {len(index) + 1}: it stores a state that does not belong here"
             )
         format.check_digest(line.object, f"{format.INDEX_FILE}: an object's name")
-        if line.codec != header.codec.name and not get_codec(line.codec).exact:
+        if line.codec != header.codec.name and not is_exact(line.codec):
             raise FormatError(f"{format.INDEX_FILE}, line {len(index) + 1}: it names another codec than the header")
         if line.base is not None and line.base not in index:
             raise FormatError(
                 f"{format.INDEX_FILE}, line {len(index) + 1}: the base of its difference is not stored before it"
             )
-        if line.base is not None and (line.base != before[line.state] or line.codec == RawCodec.name):
+        if line.base is not None and (line.base != before[line.state] or line.codec == RAW):
             raise FormatError(
                 f"{format.INDEX_FILE}, line {len(index) + 1}: the base of its difference is not the state one segment before"
             )

@@ -19,8 +19,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from proof_of_learning import canonical, limits
 from proof_of_learning.behind import Behind
 from proof_of_learning.errors import FormatError, RecordingError, StoreWarning, UsageError
@@ -294,6 +292,8 @@ def _foreign(members: Iterable[str]) -> str | None:
 
 def _open(address: str) -> tuple[Any, str]:
     try:
+        import fsspec  # not at the top: most proofs lie on this machine
+
         system, root = fsspec.core.url_to_fs(address)
     except ImportError as error:
         scheme = address.split("://")[0]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from proof_of_learning import canonical
-from proof_of_learning.data.commit import DataCommitment
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.proof import format
 from proof_of_learning.proof.format import (
     CodecClaim,

@@ -19,7 +19,8 @@ from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, UnreadableError
 from proof_of_learning.proof import files, format, parse
 from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.codecs import Codec, Encoded, get_codec
+from proof_of_learning.proof.codecs import get_codec
+from proof_of_learning.proof.codecs.base import Codec, Encoded
 from proof_of_learning.proof.codecs.room import Balance
 from proof_of_learning.proof.format import (
     Displacement,
@@ -32,7 +33,7 @@ from proof_of_learning.proof.format import (
     Start,
     Stored,
 )
-from proof_of_learning.proof.objects import remove, weigh, write_state
+from proof_of_learning.proof.objects import chained, remove, weigh, write_state
 from proof_of_learning.proof.reader import load_state, object_path, read_log
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
@@ -49,8 +50,7 @@ class ProofWriter:
     """Appends to one proof. A context manager; holds the directory against a second writer.
 
     ``segments`` is the number of complete segments, ``steps`` how many steps they hold, ``state`` the last stored state.
-    ``keep_every``: of the states between the
-    first and the last, only every so many-th is kept; the newest stays until the next one that is kept is durable.
+    ``keep_every``: of the states between the first and the last, only every so many-th is kept; the newest stays until the next is.
     """
 
     def __init__(self, path: Path, header: Header, keep_every: int | None = None) -> None:
@@ -64,11 +64,12 @@ class ProofWriter:
         self._head = header.digest()
         self._index_head = format.index_start(self._head)
         self._environments: set[str] = set()
+        self._in: tuple[Environment, str] | None = None  # the environment of the last segment, and its digest
         self._happened: list[tuple[int, Reload | Group]] = []
         self._stored: set[str] = set()
         self._balance = Balance()
-        self._kept: list[Stored] = []  # of a thinned recording: what stays in the index, and
-        self._passing: list[Stored] = []  # the newest states, which will not
+        self._passing: list[Stored] = []  # of a thinned recording: the newest states, which will not stay in the index
+        self._settled, self._settled_head = 0, self._index_head  # bytes of the index that stay; the link behind them
         self._exit = ExitStack()
 
     # ---- opening -----------------------------------------------------------------------------------
@@ -136,9 +137,8 @@ class ProofWriter:
         """Record what happened during ``step``, which belongs to the next segment; events come in the order of their steps."""
         last = self._happened[-1][0] if self._happened else self.steps
         if not last <= step < self.steps + self.header.training.interval:
-            raise RecordingError(
-                f"an event during step {step} does not belong to the segment that begins at step {self.steps}"
-            )
+            where = f"the segment that begins at step {self.steps}"
+            raise RecordingError(f"an event during step {step} does not belong to {where}")
         self._happened.append((step, event))
 
     def segment(
@@ -162,7 +162,9 @@ class ProofWriter:
         if self.steps != start or not start < stop <= full:
             raise RecordingError(f"steps {self.steps} to {stop} make no segment of this run")
         self._store(state, self.state, encoded, stop)
-        environment_digest = environment.digest()
+        if self._in is None or self._in[0] is not environment:
+            self._in = environment, environment.digest()
+        environment_digest = self._in[1]
         if environment_digest not in self._environments:
             self._append(EnvironmentLine(prev=self._head, digest=environment_digest, environment=environment))
             self._environments.add(environment_digest)
@@ -197,9 +199,8 @@ class ProofWriter:
             raise RecordingError(f"the run has {planned} steps, of which {self.steps} were recorded")
         final = self.state.digest()
         if passed := [item for item in self._passing if item.state != final]:
-            self._kept += [item for item in self._passing if item.state == final]
-            self._passing = []
-            self._write_index(durable=True)
+            self._passing = [item for item in self._passing if item.state == final]
+            self._write_index([], durable=True)
             self._drop(passed)
         weights = self.state.part("model").digest()
         ended: format.How = "stopped" if stopped else "completed"
@@ -217,14 +218,15 @@ class ProofWriter:
     # ---- inside ------------------------------------------------------------------------------------
 
     def _open_files(self) -> None:
-        def append_to(name: str) -> int:
-            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        def append_to(name: str, append: int = os.O_APPEND) -> int:
+            descriptor = os.open(self.path / name, os.O_WRONLY | append | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._exit.callback(os.close, descriptor)
             return descriptor
 
         self._log = append_to(format.LOG_FILE)
         self._blocks = append_to(format.BLOCKS_FILE)
-        self._index = append_to(format.INDEX_FILE)
+        # The end of a thinned recording's index is written again.
+        self._index = append_to(format.INDEX_FILE, os.O_APPEND if self._keep_every is None else 0)
 
     def _append(self, line: format.Line) -> None:
         raw = canonical.encode(line)
@@ -263,8 +265,7 @@ class ProofWriter:
         stored = Stored("", state.digest(), name, size, used)
         gone = [] if keep else self._passing[:-1]
         self._passing = [item for item in self._passing if item not in gone] + ([] if keep else [stored])
-        self._kept += [stored] if keep else []
-        self._write_index(durable=keep)
+        self._write_index([stored] if keep else [], durable=keep)
         self._drop(gone)
         self.state = state.settled(spare=self.state)
 
@@ -272,19 +273,25 @@ class ProofWriter:
         for item in gone:
             remove(self.path, item.object)
 
-    def _write_index(self, *, durable: bool) -> None:
-        """The index of a thinned recording, anew: first what is kept, then what passes."""
-        head, lines = format.index_start(self.header.digest()), []
-        for item in (*self._kept, *self._passing):
-            line = canonical.encode(msgspec.structs.replace(item, prev=head))
-            head = format.line_digest(line)
-            lines.append(line + b"\n")
-        files.write_atomic(self.path / format.INDEX_FILE, lines, durable=durable)
-        self._index_head = head
+    def _write_index(self, kept: list[Stored], *, durable: bool) -> None:
+        """Append to a thinned recording's index what is kept, and behind it what passes, in the place of what passed before.
+
+        A process that is killed leaves the old end or the new one, or a line cut short, which counts for nothing.
+        """
+        staying, self._settled_head = chained(kept, self._settled_head)
+        passing, self._index_head = chained(self._passing, self._settled_head)
+        end, written = staying + passing, 0
+        with files.writing(str(self.path)):
+            while written < len(end):
+                written += os.pwrite(self._index, end[written:], self._settled + written)
+            os.ftruncate(self._index, self._settled + written)
+            if durable:
+                os.fsync(self._index)
+        self._settled += len(staying)
 
     def _write(self, descriptor: int, raw: bytes) -> None:
+        view = memoryview(raw)
         with files.writing(str(self.path)):
-            view = memoryview(raw)
             while view:
                 view = view[os.write(descriptor, view) :]
 
@@ -307,26 +314,26 @@ class ProofWriter:
         log_bytes = sum(len(raw) + 1 for _, raw in kept)
         block_bytes = sum(line.block.bytes for line, _ in kept if isinstance(line, Segment))
         held = sorted((item for item in index.values() if item.state in places), key=lambda item: places[item.state])
-        bases = {item.base for item in held}
+        bases, staying = {item.base for item in held}, list[Stored]()
         for item in held:  # a recording may go on with another keep_every, or have begun without
             position = places[item.state]
-            stays = (
-                self._keep_every is None
-                or position % self._keep_every == 0
-                or position == self.header.planned_segments()
-            )
+            last = position == self.header.planned_segments()
+            stays = self._keep_every is None or position % self._keep_every == 0 or last
             difference = item.base is not None or item.state in bases
-            (self._kept if stays or difference else self._passing).append(item)
+            (staying if stays or difference else self._passing).append(item)
             if stays or difference:
                 self._balance.add(weigh(self.path, item.object, item.codec), item.bytes)
         with files.writing(str(self.path)):
             for name, size in ((format.LOG_FILE, log_bytes), (format.BLOCKS_FILE, block_bytes)):
                 if (self.path / name).exists():
                     os.truncate(self.path / name, size)
-            self._write_index(durable=True)
+            lines, self._settled_head = chained(staying, self._index_head)
+            passing, self._index_head = chained(self._passing, self._settled_head)
+            files.write_atomic(self.path / format.INDEX_FILE, [lines, passing], durable=True)
+            self._settled = len(lines)
             self._sweep({item.object for item in held})
         if self._keep_every is None:
-            self._stored, self._kept = {item.state for item in held}, []
+            self._stored = {item.state for item in held}
         for line, raw in kept:
             self._head = format.line_digest(raw)
             if isinstance(line, EnvironmentLine):

@@ -12,7 +12,7 @@ import torch
 
 from proof_of_learning.errors import TrainingError
 from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.codecs import Encoded
+from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.training.batches import Indices

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proof_of_learning import canonical
-from proof_of_learning.data.commit import DataCommitment, Dataset, commit
+from proof_of_learning.data.commit import Dataset, commit
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import TaskError, UsageError
 from proof_of_learning.limits import MAX_ARGUMENTS, MAX_TEXT
 from proof_of_learning.proof import codecs, format, parse

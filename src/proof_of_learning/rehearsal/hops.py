@@ -14,7 +14,7 @@ from torch import Tensor
 from proof_of_learning.errors import PolError, StrayedError, TaskError, WorkerError
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.replay.process import DEFAULT_TIMEOUT, LocalWorker, Reply, WorkerProcess
+from proof_of_learning.replay.process import DEFAULT_TIMEOUT, LocalWorker, WorkerProcess
 from proof_of_learning.task import Task
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training import randomness
@@ -96,7 +96,7 @@ class Evidence:
 class Player(Protocol):
     """Who carries out requests: a process of its own, or this one."""
 
-    def ask(self, request: protocol.AnyRequest, states: Sequence[State] = ()) -> Reply: ...
+    def ask(self, request: protocol.AnyRequest, states: Sequence[State] = ()) -> protocol.Reply: ...
     def close(self) -> None: ...
 
 
@@ -117,7 +117,7 @@ class ProcessPlayer:
         self._worker = WorkerProcess(msgspec.structs.replace(environment, variables=variables), timeout, folder=folder)
         self._open = False
 
-    def ask(self, request: protocol.AnyRequest, states: Sequence[State] = ()) -> Reply:
+    def ask(self, request: protocol.AnyRequest, states: Sequence[State] = ()) -> protocol.Reply:
         if not self._open:
             reference = self._job.reference
             assert reference is not None
@@ -129,7 +129,7 @@ class ProcessPlayer:
             self._open = True
         return self._asked(request, states)
 
-    def _asked(self, request: protocol.AnyRequest, states: Sequence[State]) -> Reply:
+    def _asked(self, request: protocol.AnyRequest, states: Sequence[State]) -> protocol.Reply:
         try:
             return self._worker.ask(request, states)
         except TaskError as error:
@@ -152,7 +152,7 @@ class LocalPlayer:
             [] if job.base is None else [job.base],
         )
 
-    def ask(self, request: protocol.AnyRequest, states: Sequence[State] = ()) -> Reply:
+    def ask(self, request: protocol.AnyRequest, states: Sequence[State] = ()) -> protocol.Reply:
         with environments.restored(), randomness.preserved():
             if self._opening is not None:
                 self._worker.ask(*self._opening)

@@ -352,11 +352,8 @@ def _together(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     lengths, waiting, size = [], list[tuple[Tensor, Tensor]](), 0
 
     def measure() -> None:
-        room, end = torch.empty(size, dtype=torch.float32), 0
-        for left, right in waiting:
-            torch.sub(left.float(), right.float(), out=room[end : end + left.numel()].view(left.shape))
-            end += left.numel()
-        length = _norm(room)
+        apart = torch._foreach_sub([left.float() for left, _ in waiting], [right.float() for _, right in waiting])
+        length = _norm(torch.cat([piece.flatten() for piece in apart]) if apart else torch.empty(0))
         lengths.extend([length] if math.isfinite(length) else [_distance(*pair) for pair in waiting])
 
     for left, right in pairs:

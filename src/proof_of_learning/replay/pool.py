@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from proof_of_learning.errors import UsageError, WorkerError
 from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.replay import protocol
+from proof_of_learning.replay.early import LOOKING, TAKING, Early
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, AnyWorker, LocalWorker, OnWork, WorkerProcess, idle
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
 from proof_of_learning.replay.sandbox import Sandbox
@@ -28,7 +29,6 @@ from proof_of_learning.training.state import State
 log = logging.getLogger(__name__)
 
 AT_ONCE = 3  # environments that have workers at the same time
-LOOKING, TAKING = "looking", "taking"  # see WorkerPool
 MAX_DEATHS = 8  # after so many no worker that ended by itself is started again
 PATIENCE = 10.0  # seconds for those who wait for a worker that was killed
 ATTEMPTS = 2  # at the same steps, where a worker ends over them: once more in another one
@@ -321,8 +321,14 @@ class LocalPool(WorkerPool):
     """Workers on this machine: processes of their own, or this process for a task that has no reference."""
 
     def __init__(
-        self, job: Job, timeout: float = DEFAULT_TIMEOUT, sandbox: Sandbox | None = None, workers: int = 1
+        self,
+        job: Job,
+        timeout: float = DEFAULT_TIMEOUT,
+        sandbox: Sandbox | None = None,
+        workers: int = 1,
+        early: Early | None = None,
     ) -> None:
+        """``early``: processes that were started before it was known whether they are needed."""
         reference = job.reference
         if reference is None and workers > 1:
             raise UsageError(
@@ -334,6 +340,7 @@ class LocalPool(WorkerPool):
             timeout,
             sandbox if reference is None or sandbox is None else sandbox.serving(reference),
         )
+        self._early = early
         self._exit = ExitStack()  # puts back what workers in this process set
         self._set = False
 
@@ -343,7 +350,9 @@ class LocalPool(WorkerPool):
 
     def _new(self, environment: Environment, role: str, place: int) -> AnyWorker:
         if self._apart:
-            return WorkerProcess(environment, self._timeout, self._sandbox, name=f"worker {place + 1}")
+            name = (role, place)
+            started = None if self._early is None else self._early.take(name, environment, self._sandbox, self._timeout)
+            return started or WorkerProcess(environment, self._timeout, self._sandbox, name=f"worker {place + 1}")
         assert isinstance(self._job.task, Task)
         if not self._set:
             self._set = True

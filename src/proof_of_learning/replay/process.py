@@ -1,4 +1,7 @@
-"""One worker: in a child process of its own, or in this process for a task that has no reference."""
+"""One worker: in a child process of its own, or in this process for a task that has no reference.
+
+A process is started without torch in this one, so that both may load it at the same time; what is said to a worker needs it.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,23 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from proof_of_learning import errors
 from proof_of_learning.errors import PolError, TaskError, WorkerError
-from proof_of_learning.replay import protocol
-from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
 from proof_of_learning.replay.sandbox import Sandbox, hint
-from proof_of_learning.task import Task
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
+
+if TYPE_CHECKING:
+    from proof_of_learning.replay import protocol
+    from proof_of_learning.replay.protocol import AnyRequest, Reply
+    from proof_of_learning.task import Task
+    from proof_of_learning.training.state import State
 
 DEFAULT_TIMEOUT = 600.0
 START_TIMEOUT = 120.0  # for Python and PyTorch to start, before any of the task's code
 OnWork = Callable[[int, int], None]
-Reply = tuple[AnyAnswer, Sequence[State]]
 
 
 def idle(done: int, total: int) -> None:
@@ -140,6 +144,8 @@ class WorkerProcess:
 
     def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply:
         """The answer to ``request``; raises what the worker raised, or WorkerError if it died or fell silent."""
+        from proof_of_learning.replay import protocol
+
         assert self._process.stdin is not None and self._process.stdout is not None
         if self._silent:
             raise TaskError(self._silent)
@@ -161,9 +167,11 @@ class WorkerProcess:
             raise WorkerError(f"the replay worker ended unexpectedly{self._last_words()}") from None
 
     def _receive(self) -> Reply:
+        from proof_of_learning.replay import protocol
+
         assert self._process.stdout is not None
         try:
-            return protocol.receive(self._process.stdout, AnyAnswer)  # type: ignore[arg-type]
+            return protocol.receive(self._process.stdout, protocol.AnyAnswer)  # type: ignore[arg-type]
         except WorkerError:
             self.close()  # where the next answer would begin is not known
             raise

@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 import numpy as np
 
-from proof_of_learning.data.commit import DataCommitment
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import FormatError, WorkerError
 from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.proof.codecs.raw import RawCodec
@@ -295,6 +295,7 @@ AnyRequest = Open | Describe | CommitData | Start | Rates | Take | Evaluate | Pr
 AnyAnswer = (
     Opened | Described | Committed | Started | RatesGiven | Taken | Evaluated | Probed | SelfTested | Failed | Working
 )  # fmt: skip
+Reply = tuple[AnyAnswer, Sequence[State]]  # an answer and the states behind it
 
 _HEAD = struct.Struct(">IB")  # bytes of the message, number of states behind it
 _STATE = struct.Struct(">Q")

@@ -6,7 +6,6 @@ verifier's own process.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 import time
@@ -35,6 +34,7 @@ from proof_of_learning.proof.format import Segment
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol, requests
 from proof_of_learning.replay.doubt import DoubtedPool, recorded
+from proof_of_learning.replay.early import as_recorded
 from proof_of_learning.replay.job import job
 from proof_of_learning.replay.lanes import Stream
 from proof_of_learning.replay.measure import compare, detail, nudged, relative_errors, weights
@@ -51,7 +51,6 @@ from proof_of_learning.training.names import CARRYING
 from proof_of_learning.training.state import State
 
 MAX_ENVIRONMENTS = 64  # of those that a proof names are tried at all
-MAX_THREADS = max(64, 4 * (os.cpu_count() or 1))  # are set at most
 SETTINGS = ("capability", "threads", "interop_threads", "variables", "flags")  # what a started process can take on
 
 
@@ -160,8 +159,7 @@ class Replayer:
             return msgspec.structs.replace(own, flags=Flags(), threads=1, interop_threads=1)
         if not self._reproduce:
             return msgspec.structs.replace(self._machine(environment), flags=environment.flags)
-        counts = {name: getattr(environment, name) for name in ("threads", "interop_threads")}
-        return msgspec.structs.replace(environment, **{n: c if c <= MAX_THREADS else 1 for n, c in counts.items()})
+        return as_recorded(environment)
 
     def _machine(self, environment: Environment) -> Environment:
         """What this process has by itself, on the other's device; as it was before workers in this process changed it."""

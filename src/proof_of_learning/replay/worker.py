@@ -8,7 +8,6 @@ the task as it was after loading: nothing that its objects hold besides the give
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import resource
 import signal
@@ -28,7 +27,7 @@ from proof_of_learning.errors import FormatError, PolError, WorkerError
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.replay import fork, probe, protocol
 from proof_of_learning.replay.origins import origin
-from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
+from proof_of_learning.replay.protocol import AnyRequest, Reply
 from proof_of_learning.task import Task, TaskReference, is_script, load_task, task_code
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.batches import DerivedOrder, Feed, Order, RecordedOrder
@@ -36,9 +35,9 @@ from proof_of_learning.training.names import weight_name
 from proof_of_learning.training.parts import of_kind
 from proof_of_learning.training.state import State, live_settings
 from proof_of_learning.training.steps import Session
+from proof_of_learning.training.uncompiled import defer_compiler
 
 Pulse = Callable[[int, int], None]
-Reply = tuple[AnyAnswer, Sequence[State]]
 
 
 class Worker:
@@ -280,7 +279,7 @@ def serve(worker: Worker, requests: BinaryIO, answers: BinaryIO) -> None:
 
 def _warm_up() -> None:
     """What PyTorch sets up with its first step, so that no child has to; now the verifier is busy too."""
-    importlib.import_module("torch._dynamo")
+    defer_compiler()
     network = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     torch.nn.functional.cross_entropy(network(torch.zeros(1, 2)), torch.zeros(1, dtype=torch.long)).backward()  # type: ignore[no-untyped-call]

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-
 from proof_of_learning.errors import TaskError, UsageError
-from proof_of_learning.training.context import StepContext
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from proof_of_learning.data.commit import Dataset
+    from proof_of_learning.training.context import StepContext
 
 Setting = str | int | float | bool
 SEALED = "(the sealed program in the proof)"  # the target of a reference that names no task

@@ -17,13 +17,15 @@ from proof_of_learning.errors import FormatError, TaskError
 
 def capture_module(module: nn.Module) -> dict[str, Any]:
     """Parameters, buffers (non-persistent ones, too), which are frozen, and what its modules keep as extra state."""
-    base, lazy = nn.Module.get_extra_state, lazy_tensor(module)
+    base = nn.Module.get_extra_state
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    lazy = next((name for held in (parameters, buffers) for name, tensor in held.items() if is_lazy(tensor)), None)
     if lazy is not None:
         raise TaskError(unshaped(lazy))
     return {
-        "parameters": dict(module.named_parameters()),
-        "buffers": dict(module.named_buffers()),
-        "frozen": frozen(module),
+        "parameters": parameters,
+        "buffers": buffers,
+        "frozen": sorted(name for name, parameter in parameters.items() if not parameter.requires_grad),
         "extra": {
             name: m.get_extra_state() for name, m in module.named_modules() if type(m).get_extra_state is not base
         },

@@ -5,7 +5,10 @@ A component that has a ``/`` or ``~`` of its own (a layer named ``a/b``) is writ
 
 from __future__ import annotations
 
+import functools
+
 WEIGHTS = "model/parameters"
+KNOWN = 1 << 14  # names of which it is remembered what they say: the same ones come with every state
 STATE = "/state/"  # between an optimizer's part and the position of a weight
 
 # What optimizers keep for each weight, by what it does.
@@ -16,7 +19,7 @@ SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")  # of Ada
 
 def escaped(text: str) -> str:
     """``text`` as one component of a name."""
-    return text.replace("~", "~0").replace("/", "~1")
+    return text.replace("~", "~0").replace("/", "~1") if "/" in text or "~" in text else text
 
 
 def unescaped(component: str) -> str:
@@ -75,6 +78,7 @@ def key_of(name: str) -> str:
     return name.rpartition("/")[2]
 
 
+@functools.lru_cache(KNOWN)
 def kind_of(name: str) -> str:
     """The kind of state a tensor belongs to: ``model/parameters``, ``optimizer/momentum_buffer``, ``ema/parameters`` …"""
     parts = name.split("/")
@@ -83,6 +87,7 @@ def kind_of(name: str) -> str:
     return f"{parts[0]}/{parts[-1]}" if len(parts) > 2 and parts[1] == "state" else parts[0]
 
 
+@functools.lru_cache(KNOWN)
 def role(name: str) -> str:
     """``weights`` (parameters of the model or of an average of it), ``momentum``, ``second`` or nothing."""
     parts = name.split("/")

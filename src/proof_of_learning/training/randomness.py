@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from proof_of_learning.errors import FormatError
 
@@ -41,7 +40,7 @@ SEED = "seed"  # that a script sets
 OWN = "generator"  # that a script made
 
 # As they are before the seeds that a script sets are mapped (`run.seeds`).
-_seed_numpy, _seed_python, _seed_cuda = np.random.seed, random.seed, torch.cuda.manual_seed_all
+_seed_numpy, _seed_python = np.random.seed, random.seed
 
 
 def key_from_seed(seed: int) -> bytes:
@@ -80,14 +79,19 @@ def seed_everything(seed: int) -> None:
 
     Writes to the generators directly: ``torch.manual_seed`` costs fifty times more.
     """
+    import torch
+
     torch.default_generator.manual_seed(seed)
     if _cuda_in_use():
-        _seed_cuda(seed)
+        for generator in torch.cuda.default_generators:
+            generator.manual_seed(seed)
     _seed_python(seed)
     _seed_numpy(seed & 0xFFFFFFFF)
 
 
 def _cuda_in_use() -> bool:
+    import torch
+
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
@@ -99,6 +103,8 @@ class RngSnapshot:
 
     @classmethod
     def take(cls) -> RngSnapshot:
+        import torch
+
         states = {"torch": torch.get_rng_state().numpy().copy()}
         if _cuda_in_use():
             for device, state in enumerate(torch.cuda.get_rng_state_all()):
@@ -175,6 +181,8 @@ def _bytes(raw: bytes) -> npt.NDArray[np.uint8]:
 
 
 def _restore_torch(state: npt.NDArray[np.uint8]) -> None:
+    import torch
+
     # PyTorch checks the twister's two counters (words left, next word) each, but not that they fit each other: a state
     # that claims more words left than lie behind the next one would be read beyond its end.
     left, following = struct.unpack_from("<8xi4xQ", state.tobytes())
@@ -184,6 +192,8 @@ def _restore_torch(state: npt.NDArray[np.uint8]) -> None:
 
 
 def _restore_cuda(state: npt.NDArray[np.uint8], device: int) -> None:
+    import torch
+
     # Otherwise the environment's difference says why a replay arrives elsewhere. All devices of a machine are recorded, also
     # those that took no part; fewer are enough to replay.
     if torch.cuda.is_available() and device < torch.cuda.device_count():

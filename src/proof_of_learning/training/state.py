@@ -52,6 +52,7 @@ class State:
     tensors: dict[str, Tensor]
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     live: bool = False
+    _views: dict[str, memoryview] = field(default_factory=dict, repr=False, compare=False)
 
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of tree, dtypes, shapes and one SHA-256 per tensor."""
@@ -79,11 +80,16 @@ class State:
         """Hex SHA-256 of one tensor: domain tag, dtype, shape and little-endian bytes."""
         if name not in self._digests:
             tensor = self.tensors[name]
-            hasher = hashlib.sha256(_TENSOR)
-            hasher.update(f"{DTYPE_NAMES[tensor.dtype]}{list(tensor.shape)}\0".encode())
-            hasher.update(tensor_bytes(tensor))
+            hasher = hashlib.sha256(_TENSOR + f"{DTYPE_NAMES[tensor.dtype]}{list(tensor.shape)}\0".encode())
+            hasher.update(self.bytes_of(name))
             self._digests[name] = hasher.hexdigest()
         return self._digests[name]
+
+    def bytes_of(self, name: str) -> memoryview:
+        """The raw little-endian bytes of one tensor, without a copy; made once, for hashing and for writing."""
+        if name not in self._views:
+            self._views[name] = tensor_bytes(self.tensors[name])
+        return self._views[name]
 
     def part(self, *names: str) -> State:
         """The sub-state under the given parts (``("model",)`` are the weights and buffers)."""
@@ -101,10 +107,17 @@ class State:
         if not self.live:
             return self
         own: dict[str, Tensor] = {}
+        rooms, tensors = list[Tensor](), list[Tensor]()  # copied all at once
         for name, tensor in self.tensors.items():
             room = None if spare is None else spare.tensors.get(name)
-            fits = room is not None and room.shape == tensor.shape and room.dtype == tensor.dtype
-            own[name] = room.copy_(tensor) if fits and room is not None else tensor.clone()
+            if room is not None and room.shape == tensor.shape and room.dtype == tensor.dtype:
+                own[name] = room
+                rooms.append(room)
+                tensors.append(tensor)
+            else:
+                own[name] = tensor.clone()
+        if rooms:
+            torch._foreach_copy_(rooms, tensors)
         return State(self.tree, own, self._digests)
 
     @property
@@ -114,20 +127,26 @@ class State:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The raw little-endian bytes of a contiguous CPU tensor, without a copy."""
-    flat = tensor.detach().reshape(-1)
-    if flat.stride(0) != 1:  # a single element counts as contiguous whatever its stride
-        flat = flat.as_strided(flat.shape, (1,))
+    size = tensor.nbytes
+    if not size:
+        return memoryview(b"")
+    if not tensor.is_contiguous():  # a single element is, whatever its stride
+        tensor = tensor.detach().contiguous()
     # Not `numpy()`, after which PyTorch lets nobody resize the storage: these may be the tensors that are trained.
-    return np.asarray(_Bytes(flat)).data if flat.numel() else memoryview(b"")
+    return np.asarray(_Bytes(tensor, size)).data
 
 
 class _Bytes:
     """The bytes of a contiguous CPU tensor, which lives as long as an array over them does."""
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, size: int) -> None:
         self._tensor = tensor
-        place, size = (tensor.data_ptr(), False), tensor.nbytes
-        self.__array_interface__ = {"data": place, "shape": (size,), "typestr": "|u1", "version": 3}
+        self.__array_interface__ = {
+            "data": (tensor.data_ptr(), False),
+            "shape": (size,),
+            "typestr": "|u1",
+            "version": 3,
+        }
 
 
 # ---- trees ------------------------------------------------------------------------------------------
@@ -192,9 +211,11 @@ def decode_tree(node: Node, tensors: Mapping[str, Tensor]) -> Any:
     raise FormatError(f"a state's tree holds the unknown tag {tag!r}")
 
 
-def tree_tensors(node: Node) -> Iterator[str]:
+def tree_tensors(node: Node) -> list[str]:
     """The tensor names that a tree refers to; raises FormatError for a tree that :func:`encode_tree` does not write."""
-    return _tree_tensors(node, [])
+    found: list[str] = []
+    _walk(node, [], found)
+    return found
 
 
 def check_tree(tree: Node, tensors: Iterable[str]) -> None:
@@ -220,28 +241,30 @@ def _below(node: Node, tag: str, key: str | None = None) -> Any:
     return body if key is None else next((value for name, value in body if name == key), None)
 
 
-def _tree_tensors(node: Node, parts: list[str]) -> Iterator[str]:
+def _walk(node: Node, parts: list[str], found: list[str]) -> None:
     """``parts`` of the path are joined where a name stands, and not at every node: they may be as long as the tree has nodes."""
     if node is None or isinstance(node, (bool, str)):
         return
-    item: tuple[str, Any] = next(iter(node.items())) if isinstance(node, dict) and len(node) == 1 else ("", None)
-    tag, body = item
+    tag: str = ""
+    body: Any = None
+    if isinstance(node, dict) and len(node) == 1:
+        ((tag, body),) = node.items()
     try:
         if tag == "t" and parts and len(body) == sum(map(len, parts)) + len(parts) - 1 and body == "/".join(parts):
-            yield body
+            found.append(body)
         elif tag in ("l", "u") and isinstance(body, list):
             for position, below in enumerate(body):
                 parts.append(str(position))
-                yield from _tree_tensors(below, parts)
+                _walk(below, parts, found)
                 parts.pop()
         elif tag in ("d", "c"):
             pairs = _pairs(body)
             keys = [key for key, _ in pairs]
-            if keys != sorted(set(keys)) or any(_key(_unkey(key), "") != key for key in keys):
+            if keys != sorted(set(keys)) or not all(map(_is_key, keys)):
                 raise FormatError(f"a state's tree has unordered or malformed keys at {_place(parts)}")
             for key, below in pairs:
                 parts.append(escaped(key[2:]))
-                yield from _tree_tensors(below, parts)
+                _walk(below, parts, found)
                 parts.pop()
         elif not ((tag == "i" and str(int(body)) == body) or (tag == "f" and float.fromhex(body).hex() == body)):
             raise FormatError(f"a state's tree is malformed at {_place(parts)}")
@@ -255,8 +278,11 @@ def _place(parts: list[str]) -> str:
 
 def _pairs(body: Any) -> list[Any]:
     """The pairs of a mapping. Asked of each, for an object with two entries would unpack into its keys."""
-    if not isinstance(body, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in body):
+    if not isinstance(body, list):
         raise ValueError("a mapping is not a list of pairs")
+    for pair in body:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError("a mapping is not a list of pairs")
     return body
 
 
@@ -264,6 +290,10 @@ def _key(key: Any, path: str) -> str:
     if isinstance(key, bool) or not isinstance(key, (str, int)):
         raise TaskError(f"the state at {path!r} has a key of type {type(key).__name__}; use str or int")
     return f"s:{key}" if isinstance(key, str) else f"i:{key}"
+
+
+def _is_key(key: str) -> bool:
+    return key.startswith("s:") or (key.startswith("i:") and str(int(key[2:])) == key[2:])
 
 
 def _unkey(key: str) -> str | int:
@@ -274,7 +304,8 @@ def _flat(tensor: Tensor, path: str) -> Tensor:
     if tensor.layout != torch.strided or tensor.dtype not in DTYPE_NAMES or tensor.dtype == torch.complex128:
         raise TaskError(f"the tensor at {path!r} is {tensor.layout} {tensor.dtype}, which cannot be recorded")
     if tensor.device.type != "cuda":
-        return tensor.detach().cpu().contiguous()
+        tensor = tensor.detach()
+        return tensor if tensor.device.type == "cpu" and tensor.is_contiguous() else tensor.cpu().contiguous()
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return pinned.copy_(tensor.detach(), non_blocking=True)
 

@@ -28,8 +28,9 @@ from proof_of_learning.task import Setting, TaskReference
 from proof_of_learning.training import randomness
 from proof_of_learning.verifier import guarantee
 from proof_of_learning.verifier.conclude import Clock
+from proof_of_learning.verifier.expected import planned_steps
 from proof_of_learning.verifier.options import Draw, Options
-from proof_of_learning.verifier.plan import challenge, make_nonce, planned_steps
+from proof_of_learning.verifier.plan import challenge, make_nonce
 from proof_of_learning.verifier.progress import MAIN, importance
 from proof_of_learning.verifier.survey import Survey
 from proof_of_learning.verifier.verify import surveyed

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import UsageError
-from proof_of_learning.proof.reader import Proof
 from proof_of_learning.training import randomness
 from proof_of_learning.verifier import guarantee
 from proof_of_learning.verifier.dynamics import IDENTITY_LIMIT
@@ -178,31 +177,6 @@ def _conspicuous(found: Survey, keys: npt.NDArray[np.float64]) -> Iterator[tuple
     ):
         for index in indices:
             yield index, why
-
-
-def planned_steps(proof: Proof, indices: Iterable[int]) -> int:
-    """The steps that replaying these segments takes, from the nearest states that ``proof`` still holds."""
-    held = [proof.has_state(digest) for digest in proof.state_digests()]
-    steps, at = 0, -1  # the position whose state the replay before left behind
-    for index in sorted(indices):
-        begin = index
-        while not held[begin] and begin != at and begin > 0:
-            begin -= 1
-        steps += proof.segments[index].stop - proof.segments[begin].start
-        at = index + 1
-    return steps
-
-
-def expected_steps(proof: Proof) -> tuple[int, int]:
-    """Uniform draws that give the default guarantee, with first and last segment: how many, and the steps that they take.
-
-    The draw is one of many, the same each time. What is chosen by displacement, inertia and progress comes on top of it where all
-    states are held.
-    """
-    count = len(proof.segments)
-    draws = guarantee.uniform_draws_needed(count)
-    drawn = guarantee.draw_uniform(list(range(count)), draws, randomness.uniforms(0, count))
-    return draws, planned_steps(proof, {0, count - 1, *drawn})
 
 
 def challenge_seed(root: str, nonce: Nonce) -> bytes:

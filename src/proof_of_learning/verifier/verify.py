@@ -34,9 +34,10 @@ from proof_of_learning.verifier.checks import ATTESTATION, CHECKS, REGISTRATION,
 from proof_of_learning.verifier.checks.performance import chosen
 from proof_of_learning.verifier.conclude import NO_TASK, SKIPPED, Clock, broken, conclude, refused
 from proof_of_learning.verifier.evidence import Answers, Disclosed, Evidence, result
+from proof_of_learning.verifier.expected import planned_steps
 from proof_of_learning.verifier.initialization.start import second_start
 from proof_of_learning.verifier.options import Choices, Options
-from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, planned_steps, survey_seed
+from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, survey_seed
 from proof_of_learning.verifier.survey import Looking, Survey, survey
 from proof_of_learning.verifier.verdict import CheckResult, Guarantee, Nonce, Verdict
 

@@ -1,27 +1,52 @@
-"""Codecs: how a state becomes an object's bytes. One small interface, a decoder for each version forever."""
+"""Codecs: how a state becomes an object's bytes. One small interface, a decoder for each version forever.
+
+Which codecs there are is said here, so that a proof's log can be read without torch; their modules are imported when a state is.
+"""
 
 from __future__ import annotations
 
-from proof_of_learning.errors import FormatError
-from proof_of_learning.proof.codecs.base import Codec, Encoded
-from proof_of_learning.proof.codecs.float16 import Float16Codec
-from proof_of_learning.proof.codecs.lossless import LosslessCodec
-from proof_of_learning.proof.codecs.quantised import QuantisedCodec
-from proof_of_learning.proof.codecs.raw import RawCodec
+import functools
+import importlib
+from typing import TYPE_CHECKING
 
-_CODECS: dict[tuple[str, int], Codec] = {
-    (codec.name, codec.version): codec for codec in (RawCodec(), LosslessCodec(), Float16Codec(), QuantisedCodec())
+from proof_of_learning.errors import FormatError
+
+if TYPE_CHECKING:
+    from proof_of_learning.proof.codecs.base import Codec
+
+RAW = "raw"  # whole states, whose bytes are the tensors' own
+_CODECS: dict[tuple[str, int], tuple[str, bool]] = {  # by name and version: the class, and whether it is exact
+    (RAW, 1): ("raw.RawCodec", True),
+    ("lossless", 1): ("lossless.LosslessCodec", True),
+    ("float16", 1): ("float16.Float16Codec", False),
+    ("quantised", 1): ("quantised.QuantisedCodec", False),
 }
 NAMES = tuple(sorted({name for name, _ in _CODECS}))
-DEFAULT = "raw"
+DEFAULT = RAW
 
-__all__ = ["DEFAULT", "NAMES", "Codec", "Encoded", "get_codec"]
+__all__ = ["DEFAULT", "NAMES", "RAW", "get_codec", "is_exact"]
 
 
-def get_codec(name: str, version: int = 1) -> Codec:
-    """The codec of that name and version; FormatError if this release has none."""
+def _known(name: str, version: int) -> tuple[str, bool]:
     try:
         return _CODECS[name, version]
     except KeyError:
         known = ", ".join(f"{n} version {v}" for n, v in sorted(_CODECS))
         raise FormatError(f"codec {name[:64]!r} version {version} is unknown; this release reads {known}") from None
+
+
+def is_exact(name: str, version: int = 1) -> bool:
+    """Whether a codec gives back the states it was given; FormatError if this release has none of that name and version."""
+    return _known(name, version)[1]
+
+
+def get_codec(name: str, version: int = 1) -> Codec:
+    """The codec of that name and version; FormatError if this release has none."""
+    return _made(_known(name, version)[0])
+
+
+@functools.cache
+def _made(place: str) -> Codec:
+    module, _, kind = place.partition(".")
+    made: Codec = getattr(importlib.import_module(f"{__name__}.{module}"), kind)()
+    return made

@@ -7,7 +7,7 @@ state has one encoding; any safetensors reader opens it. The state's tree is the
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -38,7 +38,7 @@ class RawCodec:
 
     def encode(self, state: State, base: State | None) -> Encoded:
         metadata = {"pol": canonical.encode_plain(state.tree).decode()}
-        return Encoded(state, lambda: encode_tensors(state.tensors, metadata))
+        return Encoded(state, lambda: encode_tensors(state.tensors, metadata, state.bytes_of))
 
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
         tensors, metadata = decode_tensors(raw)
@@ -52,8 +52,12 @@ class RawCodec:
         return recorded
 
 
-def encode_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Iterator[bytes | memoryview]:
-    """A safetensors file in pieces, without copying the tensors."""
+def encode_tensors(
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    bytes_of: Callable[[str], memoryview] | None = None,
+) -> Iterator[bytes | memoryview]:
+    """A safetensors file in pieces, without copying the tensors. ``bytes_of``: gives a tensor's bytes, where these are at hand."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
@@ -70,7 +74,7 @@ def encode_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None =
     yield struct.pack("<Q", len(text)) + text
     for name in order:
         if tensors[name].nbytes:
-            yield tensor_bytes(tensors[name])
+            yield tensor_bytes(tensors[name]) if bytes_of is None else bytes_of(name)
 
 
 def decode_tensors(raw: bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:

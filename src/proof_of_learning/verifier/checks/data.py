@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from proof_of_learning.data.commit import DataCommitment
+from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.replay.protocol import CommitData, Committed
 from proof_of_learning.verifier.evidence import Answers, Disclosed, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
