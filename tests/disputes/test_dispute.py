@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import proof_of_learning as pol
 import support_dispute
 from proof_of_learning import Dispute, TaskReference
-from proof_of_learning.data.digits import digits
 from proof_of_learning.disputes import dispute as disputing
 from proof_of_learning.disputes import findings, units
 from proof_of_learning.disputes.likeness import liken
@@ -34,7 +33,7 @@ from support_attestation import World
 from support_browser import Browser
 from support_cli import one_line
 from support_cli import pol as command
-from support_dispute import MATRICES, Quarrel, Weights, dated, dated_head, matrices, noisy, rearranged
+from support_dispute import MATRICES, Quarrel, Weights, dated, dated_head, matrices, noisy, rearranged, trained
 from support_forging import rewrite
 
 
@@ -292,20 +291,6 @@ def test_units_that_learned_the_same_are_no_copies() -> None:
     assert units.order_p_value(first, second, orders[0], np.random.default_rng(0)) > 1e-3
     end = liken(pair(*ends))
     assert end.kind == "unrelated" and end.aligned is not None and end.aligned > 0.6, end
-
-
-def trained(seed: int) -> Weights:
-    x, y = (torch.tensor(part) for part in digits())
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-3)
-        for _ in range(600):
-            batch = torch.randint(len(x), (64,))
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[batch].flatten(1).float() / 16), y[batch].long()).backward()
-            optimizer.step()
-    return {name: t.detach() for name, t in model.named_parameters()}
 
 
 def test_a_rearranged_start_is_found_behind_other_bits(quarrel: Quarrel, tmp_path: Path) -> None:
