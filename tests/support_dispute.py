@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import proof_of_learning as pol
 from proof_of_learning import Dispute, TaskReference
 from proof_of_learning.attacks import ATTACKS
 from proof_of_learning.attestation import gathering, statements
+from proof_of_learning.data.digits import digits
 from proof_of_learning.proof import format
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.training.names import is_weight, short_name
@@ -131,3 +132,18 @@ def in_state(state: State, change: Callable[[Weights], Weights]) -> Weights:
     """The weights of a state under their names there, changed."""
     names = {short_name(name): name for name in state.tensors if is_weight(name)}
     return {names[n]: t for n, t in change({n: state.tensors[name] for n, name in names.items()}).items()}
+
+
+def trained(seed: int) -> Weights:
+    """An MLP that learned the digits, with decay."""
+    x, y = (torch.tensor(part) for part in digits())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-3)
+        for _ in range(600):
+            batch = torch.randint(len(x), (64,))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[batch].flatten(1).float() / 16), y[batch].long()).backward()
+            optimizer.step()
+    return {name: t.detach() for name, t in model.named_parameters()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,7 +20,9 @@ import proof_of_learning as pol
 import support_dispute
 from proof_of_learning import Dispute, TaskReference
 from proof_of_learning.disputes import dispute as disputing
-from proof_of_learning.disputes import findings
+from proof_of_learning.disputes import findings, units
+from proof_of_learning.disputes.likeness import liken
+from proof_of_learning.disputes.models import pair
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.report.dispute import render_dispute, write_dispute
@@ -30,7 +33,7 @@ from support_attestation import World
 from support_browser import Browser
 from support_cli import one_line
 from support_cli import pol as command
-from support_dispute import MATRICES, Quarrel, Weights, dated, dated_head, matrices, noisy, rearranged
+from support_dispute import MATRICES, Quarrel, Weights, dated, dated_head, matrices, noisy, rearranged, trained
 from support_forging import rewrite
 
 
@@ -277,14 +280,17 @@ def test_units_that_stand_in_a_like_order_are_not_independent(quarrel: Quarrel) 
     assert (end.kind, end.order_p is not None and end.order_p <= 1e-3) == ("related", True), end
 
 
-def test_units_in_another_order_are_found_far_away(quarrel: Quarrel) -> None:
-    """Too far to be near, and in no order."""
-    end = (
-        quarrel.dispute(quarrel.made("far-turned", lambda weights: noisy(rearranged(weights), 0.7)), quarrel.owner)
-        .proofs[0]
-        .end
-    )
-    assert end.kind == "related" and "in another order" in end.summary, end
+def test_units_that_learned_the_same_are_no_copies() -> None:
+    """Trained on the same digits from two seeds, with decay: half of what two copies' units have in common, and no more than alike."""
+    ends = [trained(seed) for seed in (0, 1)]
+    orders, _ = units.chains(ends[0])
+    first, second = (units.arrays(end) for end in ends)
+    best = units.match(first, second, orders)
+    by_chance = units.by_chance(first, orders, np.random.default_rng(0))
+    assert 0.2 < units.score(best.cosine, by_chance) < 0.95
+    assert units.order_p_value(first, second, orders[0], np.random.default_rng(0)) > 1e-3
+    end = liken(pair(*ends))
+    assert end.kind == "unrelated" and end.aligned is not None and end.aligned > 0.6, end
 
 
 def test_a_rearranged_start_is_found_behind_other_bits(quarrel: Quarrel, tmp_path: Path) -> None:
@@ -295,8 +301,8 @@ def test_a_rearranged_start_is_found_behind_other_bits(quarrel: Quarrel, tmp_pat
 
     rewrite(quarrel.thief[0], tmp_path / "turned", states=turned)
     found = quarrel.dispute(quarrel.model, quarrel.owner, (tmp_path / "turned", quarrel.task))
-    pair = next(pair for pair in found.dependence if (pair.first, pair.second) == ("A", "B"))
-    assert (pair.starts, pair.same_bits) == ("alike", False)
+    both = next(each for each in found.dependence if (each.first, each.second) == ("A", "B"))
+    assert (both.starts, both.same_bits) == ("alike", False)
     assert says(found, "The starts of A and B are not independent", "although their keys differ")
     assert found.proofs[1].end.kind == "rearranged"
 

@@ -6,6 +6,7 @@ Who copied from whom, no comparison of two models tells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.disputes import units
-from proof_of_learning.disputes.likeness import ALIKE, COMPARED, RARE
+from proof_of_learning.disputes.likeness import CLOSE, COMPARED, RARE, relative
 from proof_of_learning.disputes.models import Pairs, pair
 from proof_of_learning.disputes.table import Dependence, Row, Starts
 from proof_of_learning.replay.origins import correlated
@@ -21,6 +22,7 @@ from proof_of_learning.verifier.checks.endpoint import same_bits
 
 Weights = Mapping[str, Tensor]
 MODEL = "model"
+ALIKE = 0.5  # a correlation of weights as they stand that no two independent models have; a score that is worth a word
 INDEPENDENT = "nothing speaks against independence; that does not show it"
 
 
@@ -44,9 +46,11 @@ def _pair(first: str, second: str, begun: tuple[Weights | None, Weights | None],
         return Dependence(first, second, how, False, text, why="too few tensors of one shape")
     equal = ends.share == 1.0 and all(a.dtype == b.dtype and same_bits(a, b) for a, b in ends.tensors.values())
     correlation = _correlation(ends)
-    score, reference, p, why = _measured(ends, starts if how == "different" else None)
-    summary = _summary(how, equal, score, p, correlation)
-    return Dependence(first, second, how, equal, summary, score, reference, p, correlation, why)
+    found = _measured(ends, starts if how == "different" else None)
+    summary = _summary(how, equal, found, correlation)
+    return Dependence(
+        first, second, how, equal, summary, found.score, found.reference, found.order_p, correlation, found.why
+    )
 
 
 def _starts(starts: Pairs | None) -> Starts:
@@ -58,32 +62,45 @@ def _starts(starts: Pairs | None) -> Starts:
         return "different" if starts.share < COMPARED else "unknown"
     if all(a.dtype == b.dtype and same_bits(a, b) for a, b in drawn.values()):
         return "equal"
-    score, _, p, _ = _measured(starts, None)
-    alike = (
-        (score or 0.0) >= ALIKE or (p is not None and p <= RARE) or _correlation(Pairs(drawn, starts.share)) >= ALIKE
-    )
+    found = _measured(starts, None)
+    alike = found.copied or _correlation(Pairs(drawn, starts.share)) >= ALIKE
     return "alike" if alike else "different"
 
 
-def _measured(ends: Pairs, starts: Pairs | None) -> tuple[float | None, float | None, float | None, str]:
-    """The score, what it is measured against, and the p-value of the order of units; why not, where that does not apply.
+@dataclass(frozen=True)
+class _Units:
+    """The score, what it is measured against, the p-value of the order of units, and how far the models are apart with units in order;
+    why not, where that does not apply."""
 
-    starts: two independent ones, whose units are matched for reference; without them, independent draws.
-    """
+    score: float | None = None
+    reference: float | None = None
+    order_p: float | None = None
+    aligned: float | None = None
+    why: str = ""
+
+    @property
+    def copied(self) -> bool:
+        """Whether no two independent models are like that."""
+        in_order = self.order_p is not None and self.order_p <= RARE
+        return in_order or (self.aligned is not None and self.aligned < CLOSE)
+
+
+def _measured(ends: Pairs, starts: Pairs | None) -> _Units:
+    """starts: two independent ones, whose units are matched for reference; without them, independent draws."""
     mine = {name: a for name, (a, _) in ends.tensors.items()}
     orders, why = units.chains(mine)
     if not orders:
-        return None, None, None, why
+        return _Units(why=why)
     first, second = units.arrays(mine), units.arrays({name: b for name, (_, b) in ends.tensors.items()})
     rng = np.random.default_rng(0)
-    matched = units.match(first, second, orders).cosine
+    best = units.match(first, second, orders)
     if starts is not None:
         sides = [units.arrays({name: both[side] for name, both in starts.tensors.items()}) for side in (0, 1)]
         reference = units.match(sides[0], sides[1], orders).cosine
     else:
         reference = units.by_chance(first, orders, rng)
-    score = units.score(matched, reference)
-    return score, reference, units.order_p_value(first, second, orders[0], rng), ""
+    p = units.order_p_value(first, second, orders[0], rng)
+    return _Units(units.score(best.cosine, reference), reference, p, relative(first, best.tensors))
 
 
 def _correlation(ends: Pairs) -> float:
@@ -91,19 +108,23 @@ def _correlation(ends: Pairs) -> float:
     return correlated(torch.cat(both[0]), torch.cat(both[1])) if both[0] else 0.0
 
 
-def _summary(starts: Starts, equal: bool, score: float | None, p: float | None, correlation: float) -> str:
+def _summary(starts: Starts, equal: bool, found: _Units, correlation: float) -> str:
     if equal:
         return "the same weights, bit for bit"
     if starts == "equal":
         return "both began at the same start, which alone makes them dependent"
     if starts == "alike":
         return "their starts are not independent, and so neither are they"
-    if score is None or p is None:
+    if found.score is None:
         if abs(correlation) >= ALIKE:
             return "not independent: their weights correlate as they stand"
         return "cannot be decided: hidden units cannot be matched, and as they stand their weights hardly correlate"
-    if p <= RARE:
+    if found.copied and found.order_p is not None and found.order_p <= RARE:
         return "not independent: hidden units stand in a like order, which no two independent models' do"
-    if score >= ALIKE:
+    if found.copied:
         return "not independent: hidden units are the same ones, in another order"
+    if found.score >= ALIKE:
+        return (
+            "cannot be decided: hidden units are alike, which they are between models that learned the same data, too"
+        )
     return INDEPENDENT

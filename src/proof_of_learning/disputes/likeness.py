@@ -42,7 +42,6 @@ CLOSE = 0.5  # relative distance; independent models are about √2 apart, for t
 COMPARED = 0.5  # share of the weights that have to have a like one, or there is no comparison
 SIGMAS = 6.0  # of the correlation of independent draws; beyond it they are none
 LEAST = 0.05  # correlation that counts at all: trained layers share a little of it by the data alone
-ALIKE = 0.5  # a score of matched units from here on speaks of one origin; what learned the same data has some in common
 RARE = 1e-3  # p-value of the order of units
 ROUNDING = 1e-4  # relative distance that rescaling, or arithmetic in another order, leaves
 EVIDENCE = 64  # elements that have to be equal and not zero, for zeros to be pruning and not an empty model
@@ -71,9 +70,9 @@ class Likeness(msgspec.Struct, frozen=True):
     summary: in words. relative, cosine: of all weight matrices that have a like one (the l2 distance over the larger norm; null
     where there is none; what normalises has weights near 1 in any model, and does not count). to_start: the relative distance to
     where the training began. compared: share of the weights that have a like one. zeros, dtype, levels: of pruning, conversion and
-    quantisation. matched: mean size of the cosines of matched hidden units, by_chance: of drawn ones, and aligned: the relative
-    distance once units are in order; null, with why, where that does not apply. order_p: probability of as much in common,
-    unit by unit, between independent models. tensors: the most distant ones.
+    quantisation. matched: mean size of the cosines of matched hidden units, and aligned: the relative distance once units are in
+    order; null, with why, where that does not apply. order_p: probability of as much in common, unit by unit, between independent
+    models. tensors: the most distant ones.
     """
 
     kind: Kind
@@ -86,7 +85,6 @@ class Likeness(msgspec.Struct, frozen=True):
     dtype: str | None = None
     levels: int | None = None
     matched: float | None = None
-    by_chance: float | None = None
     aligned: float | None = None
     order_p: float | None = None
     no_units: str = ""
@@ -245,27 +243,26 @@ def _with_units(found: Likeness, pairs: Pairs, seed: int) -> Likeness:
         return msgspec.structs.replace(found, no_units=why)
     first, second = units.arrays(mine), units.arrays({name: b for name, (_, b) in pairs.tensors.items()})
     best = units.match(first, second, orders)
-    rng = np.random.default_rng(seed)
-    p, by_chance = units.order_p_value(first, second, orders[0], rng), units.by_chance(first, orders, rng)
-    aligned = _relative(first, best.tensors) if best.moved or found.relative else found.relative
-    return msgspec.structs.replace(found, matched=best.cosine, by_chance=by_chance, aligned=aligned, order_p=p)
+    p = units.order_p_value(first, second, orders[0], np.random.default_rng(seed))
+    aligned = relative(first, best.tensors) if best.moved or found.relative else found.relative
+    return msgspec.structs.replace(found, matched=best.cosine, aligned=aligned, order_p=p)
 
 
 def _judged(found: Likeness, pairs: Pairs) -> Likeness:
-    relative, cosine = found.relative or 0.0, found.cosine or 0.0
+    away, cosine = found.relative or 0.0, found.cosine or 0.0
     start = found.to_start
-    if not (math.isfinite(relative) and math.isfinite(cosine)):
+    if not (math.isfinite(away) and math.isfinite(cosine)):
         return msgspec.structs.replace(
             found, kind="related", summary="some weights are no numbers, so nothing can be measured"
         )
     aligned = found.aligned
-    if aligned is not None and aligned < CLOSE and aligned < 0.5 * relative:
+    if aligned is not None and aligned < CLOSE and aligned < 0.5 * away:
         how = "the same" if aligned <= ROUNDING else f"{aligned:.2%} away"
-        text = f"{how} up to the order, size and sign of hidden units, and {relative:.0%} away as it stands"
+        text = f"{how} up to the order, size and sign of hidden units, and {away:.0%} away as it stands"
         return msgspec.structs.replace(found, kind="rearranged", summary=text)
-    told = f"{relative:.2%} away (cosine {cosine:.4f}; independent models are about 141 % apart)"
-    if relative <= CLOSE:
-        if start is not None and not relative < start:
+    told = f"{away:.2%} away (cosine {cosine:.4f}; independent models are about 141 % apart)"
+    if away <= CLOSE:
+        if start is not None and not away < start:
             text = f"{told}, but no nearer to the training's end than to its start ({start:.2%}): they share the start"
             return msgspec.structs.replace(found, kind="start", summary=text)
         return msgspec.structs.replace(
@@ -279,10 +276,7 @@ def _judged(found: Likeness, pairs: Pairs) -> Likeness:
 def _in_common(found: Likeness, pairs: Pairs) -> str | None:
     """What speaks against independence; None where nothing does."""
     if found.order_p is not None:
-        if found.order_p <= RARE:
-            return f"hidden units stand in a like order (p = {found.order_p:.2g})"
-        score = units.score(found.matched or 0.0, found.by_chance or 0.0)
-        return f"hidden units are the same ones, in another order (score {score:.2f})" if score >= ALIKE else None
+        return f"hidden units stand in a like order (p = {found.order_p:.2g})" if found.order_p <= RARE else None
     both = [torch.cat([pair[side].double().flatten() for pair in _matrices(pairs)]) for side in (0, 1)]
     cosine = correlated(*both)
     beyond = max(LEAST, SIGMAS / math.sqrt(max(len(both[0]), 1)))
@@ -317,7 +311,7 @@ def _of(sums: list[float]) -> Apart:
     return Apart(relative, product / lengths if lengths else float(first == second))
 
 
-def _relative(first: Mapping[str, Array], second: Mapping[str, Array]) -> float:
+def relative(first: Mapping[str, Array], second: Mapping[str, Array]) -> float:
     """The distance of the tensors that both have, over the larger norm."""
     names = [name for name in first if name in second]
     squares = math.fsum(float(np.square(first[n] - second[n]).sum()) for n in names)
