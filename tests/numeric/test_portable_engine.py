@@ -331,6 +331,26 @@ def test_an_index_that_is_out_of_range_is_an_error_in_both() -> None:
             aten.embedding_dense_backward.default(g, places, 3, -1, False)
 
 
+@native_only
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.uname().machine != "x86_64", reason="of this make of processors the sets of instructions are known"
+)
+@pytest.mark.parametrize("instructions", ["x86-64", "x86-64-v3"])
+def test_the_width_of_vectors_does_not_matter(instructions: str, tmp_path: Path) -> None:
+    """Two, four or eight numbers at a time, with fused operations and without."""
+    code = f"""
+import json
+from proof_of_learning.numeric.portable import engine, selftest
+from proof_of_learning.numeric.portable.native import build
+build.COMPILE = tuple("-march={instructions}" if flag == "-march=native" else flag for flag in build.COMPILE)
+print(json.dumps([engine.prepare().name, selftest.differing()]))
+"""
+    variables = {**os.environ, build.FOLDER: str(tmp_path / "cache"), engine.VARIABLE: "untried"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == ["native", []]
+
+
 def test_what_is_native_has_a_plain_form() -> None:
     from proof_of_learning.numeric.portable.table import TABLE
 

@@ -21,6 +21,8 @@ inline Vector load(const double* p) { return _mm512_loadu_pd(p); }
 inline void store(double* p, Vector v) { _mm512_storeu_pd(p, v); }
 inline Vector all(double x) { return _mm512_set1_pd(x); }
 inline Vector plus_product(Vector sum, Vector a, Vector b) { return _mm512_fmadd_pd(a, b, sum); }
+inline void store_rounded(float* p, Vector v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
+inline void store_rounded_plus(float* p, Vector v, const float* c) { _mm256_storeu_ps(p, _mm256_add_ps(_mm512_cvtpd_ps(v), _mm256_loadu_ps(c))); }
 #elif defined(__AVX2__) && defined(__FMA__)
 using Vector = __m256d;
 constexpr int LANES = 4, VECTORS = 2, ROWS = 6;
@@ -28,6 +30,8 @@ inline Vector load(const double* p) { return _mm256_loadu_pd(p); }
 inline void store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
 inline Vector all(double x) { return _mm256_set1_pd(x); }
 inline Vector plus_product(Vector sum, Vector a, Vector b) { return _mm256_fmadd_pd(a, b, sum); }
+inline void store_rounded(float* p, Vector v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
+inline void store_rounded_plus(float* p, Vector v, const float* c) { _mm_storeu_ps(p, _mm_add_ps(_mm256_cvtpd_ps(v), _mm_loadu_ps(c))); }
 #else
 typedef double Vector __attribute__((vector_size(16)));
 constexpr int LANES = 2, VECTORS = 2, ROWS = 4;
@@ -35,6 +39,8 @@ inline Vector load(const double* p) { Vector v; std::memcpy(&v, p, sizeof v); re
 inline void store(double* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 inline Vector all(double x) { return Vector{x, x}; }
 inline Vector plus_product(Vector sum, Vector a, Vector b) { return sum + a * b; }
+inline void store_rounded(float* p, Vector v) { for (int i = 0; i < LANES; i++) p[i] = static_cast<float>(v[i]); }
+inline void store_rounded_plus(float* p, Vector v, const float* c) { for (int i = 0; i < LANES; i++) p[i] = static_cast<float>(v[i]) + c[i]; }
 #endif
 
 constexpr int WIDTH = LANES * VECTORS;
@@ -43,17 +49,13 @@ constexpr Long BLOCK = 192;  // rows whose sums stay there too
 
 inline Long panels_of(Long n) { return (n + WIDTH - 1) / WIDTH; }
 
-// sums[R][WIDTH] (+)= the products of `depth` terms
+// held (+)= the products of `depth` terms
 template <int R>
-inline void tile(Long depth, const double* const* rows, const int32_t* places, const double* panel, double* sums, bool add) {
-    Vector held[R][VECTORS];
+__attribute__((always_inline)) inline void accumulate(Long depth, const double* const* rows, const int32_t* places, const double* panel,
+                                                      Vector (&held)[R][VECTORS]) {
     const double* row[R];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-        row[r] = rows[r];
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) held[r][v] = add ? load(sums + r * WIDTH + v * LANES) : all(0.0);
-    }
+    for (int r = 0; r < R; r++) row[r] = rows[r];
     for (Long k = 0; k < depth; k++) {
         const Long place = places[k];
         Vector right[VECTORS];
@@ -66,10 +68,43 @@ inline void tile(Long depth, const double* const* rows, const int32_t* places, c
             for (int v = 0; v < VECTORS; v++) held[r][v] = plus_product(held[r][v], left, right[v]);
         }
     }
+}
+
+// sums[R][WIDTH] (+)= the products of `depth` terms
+template <int R>
+inline void tile(Long depth, const double* const* rows, const int32_t* places, const double* panel, double* sums, bool add) {
+    Vector held[R][VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) held[r][v] = add ? load(sums + r * WIDTH + v * LANES) : all(0.0);
+    }
+    accumulate<R>(depth, rows, places, panel, held);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) store(sums + r * WIDTH + v * LANES, held[r][v]);
+    }
+}
+
+// The same for all terms of a product that has few, rounded, with `more` added, if anything.
+inline void rounded_tile(Long depth, const double* const* rows, const int32_t* places, const double* panel, float* out, Long down,
+                         const float* more, Long more_down) {
+    Vector held[ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) held[r][v] = all(0.0);
+    }
+    accumulate<ROWS>(depth, rows, places, panel, held);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            float* to = out + r * down + v * LANES;
+            if (more) store_rounded_plus(to, held[r][v], more + r * more_down + v * LANES);
+            else store_rounded(to, held[r][v]);
+        }
     }
 }
 
@@ -203,9 +238,16 @@ void product(Matrix a, Matrix b, Long m, Long terms, Long n, int bits, Long stre
             }
         }
         for (Long p = 0; p < panels_of(n); p++) {
-            sums_of(rows, count, places, terms, stretch, panels + p * terms * WIDTH, sums, part);
             const Long first = p * WIDTH, width = std::min<Long>(WIDTH, n - first);
-            for (Long i = 0; i < count; i++) {
+            const double* panel = panels + p * terms * WIDTH;
+            Long done = 0;
+            if (terms <= std::min(DEPTH, stretch) && width == WIDTH && (!more || more_across == 1))
+                for (; done + ROWS <= count; done += ROWS)
+                    rounded_tile(terms, rows + done, places, panel, out + (start + done) * out_down + first, out_down,
+                                 more ? more + (start + done) * more_down + first : nullptr, more_down);
+            if (done == count) continue;
+            sums_of(rows + done, count - done, places, terms, stretch, panel, sums + done * WIDTH, part);
+            for (Long i = done; i < count; i++) {
                 float* to = out + (start + i) * out_down + first;
                 const double* s = sums + i * WIDTH;
                 if (!more) {
