@@ -266,7 +266,7 @@ def main() -> None:
         model, optimizer = session.parts["model"], session.parts["optimizer"]
         states = []
         for _ in range(2):
-            F.cross_entropy(model(torch.rand(2, 3, 32, 32)), torch.zeros(2).long()).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(model(torch.rand(2, 3, 32, 32)), torch.zeros(2).long()).backward()
             optimizer.step()
             states.append(capture(session.parts))
         written = recording(session, states, folder, n)
