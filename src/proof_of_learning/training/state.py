@@ -8,6 +8,7 @@ container in which a codec stores them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections import Counter
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, TaskError
-from proof_of_learning.training.names import escaped, family_of, joined
+from proof_of_learning.training.names import KNOWN, escaped, family_of, joined
 from proof_of_learning.training.parts import SETTINGS, adapter_of, captured, restored
 
 Node = Any  # canonical JSON; see encode_tree
@@ -80,7 +81,7 @@ class State:
         """Hex SHA-256 of one tensor: domain tag, dtype, shape and little-endian bytes."""
         if name not in self._digests:
             tensor = self.tensors[name]
-            hasher = hashlib.sha256(_TENSOR + f"{DTYPE_NAMES[tensor.dtype]}{list(tensor.shape)}\0".encode())
+            hasher = hashlib.sha256(_described(tensor.dtype, tensor.shape))
             hasher.update(self.bytes_of(name))
             self._digests[name] = hasher.hexdigest()
         return self._digests[name]
@@ -123,6 +124,12 @@ class State:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@functools.lru_cache(KNOWN)
+def _described(dtype: torch.dtype, shape: torch.Size) -> bytes:
+    """What a tensor's digest begins with."""
+    return _TENSOR + f"{DTYPE_NAMES[dtype]}{list(shape)}\0".encode()
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
