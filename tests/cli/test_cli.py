@@ -32,8 +32,10 @@ def target(tiny: TaskReference) -> str:
 
 def test_options_that_a_script_has_no_use_for_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("raise SystemExit('it was run')")
-    said = one_line(pol("prove", tmp_path / "train.py", "-o", tmp_path / "run.pol", "--codec", "raw", "--seed", 0), 2)
-    assert "--seed, --codec" in said and "--set" not in said
+    said = one_line(
+        pol("prove", tmp_path / "train.py", "-o", tmp_path / "run.pol", "--codec", "raw", "--evaluations", 2), 2
+    )
+    assert "--evaluations, --codec" in said and "--set" not in said
     assert not (tmp_path / "run.pol").exists()
 
 

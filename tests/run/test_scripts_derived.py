@@ -147,10 +147,10 @@ FORGERIES = {
     "generator states written down": (
         (
             "loss.backward()",
-            "loss.backward(); from proof_of_learning.run.events import AFTER, Event; "
+            "loss.backward(); from proof_of_learning.run.events import AFTER, Event; (epoch, number) == (0, 9) and "
             "run._clock._events.append(Event(AFTER, generator='torch', state=bytes(torch.get_rng_state().numpy())))",
         ),
-        "do",
+        "are recorded that do not follow from the key",
     ),
     "a key of one's own choice": (
         (
