@@ -60,11 +60,19 @@ def test_it_agrees_on_every_case_and_for_the_same_reason() -> None:
 
 
 def test_a_suite_that_is_wrong_is_not_agreed_to(tmp_path: Path) -> None:
-    shutil.copytree(HOME, tmp_path / "v2", symlinks=True)
-    manifest = tmp_path / "v2" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"status":0', '"status":1', 1))
-    done = run(SECOND / "run.mjs", tmp_path / "v2")
-    assert done.returncode == 1 and "1 disagree" in done.stdout
+    """A status, and a rule, that are not those of the case."""
+    few = [case for case in entries(HOME) if case["kind"] == "key"][:4]
+    for case in few:
+        suite.write(suite.assembled(HOME, case), tmp_path / case["path"])
+    manifests: tuple[list[dict[str, Any]], ...] = (
+        few,
+        [{**few[0], "status": 1}, *few[1:]],
+        [*few[:-1], {**few[-1], "rule": "another"}],
+    )
+    for wrong, cases in zip((0, 1, 1), manifests, strict=True):
+        (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases}))
+        done = run(SECOND / "run.mjs", tmp_path)
+        assert (done.returncode, "1 disagree" in done.stdout) == (wrong, bool(wrong)), done.stdout
 
 
 @pytest.mark.parametrize("file", sorted(GOLDEN.glob("v*/*.tar")), ids=lambda file: f"{file.parent.name}-{file.stem}")
