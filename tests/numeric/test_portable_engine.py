@@ -233,7 +233,10 @@ def _elementwise(d: Draw) -> Callable[[], Any]:
 
 def _lists(d: Draw) -> Callable[[], Any]:
     shapes = [(d.size(30), d.size(4)) for _ in range(4)]
+    dense = d.choice(True, True, True, False)  # else the plain engine has all of it
     x, a, b = ([d.tensor(*shape) for shape in shapes] for _ in range(3))
+    if dense:
+        x, a, b = ([t.contiguous() for t in tensors] for tensors in (x, a, b))
     n = float(d.random.normal())
     several = [float(v) for v in d.random.normal(size=4)]
     one = torch.tensor(1.0)
@@ -280,6 +283,20 @@ def test_both_engines_give_the_same_bits(name: str) -> None:
             with plainly():
                 wanted = call()
         assert same(found, wanted), f"seed {seed}"
+
+
+@native_only
+def test_a_sum_of_very_many_products_is_cut_into_stretches_alike() -> None:
+    """Half of the terms take the other half away: added up in one go, the sum would pass 2**53 and lose what is left of it."""
+    half = 15_000
+    a = 1 - numbers(1, 1, half).abs() * 2.0**-8
+    b = 1 - numbers(2, half, 9).abs() * 2.0**-8
+    b2 = b.clone()
+    b2[7] = b2[7] * 0.999
+    with using(PORTABLE):
+        found = torch.cat([a, a], 1) @ torch.cat([b, -b2])
+        with plainly():
+            assert same(found, torch.cat([a, a], 1) @ torch.cat([b, -b2]))
 
 
 @native_only
