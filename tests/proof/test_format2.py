@@ -348,7 +348,10 @@ HEADERS: dict[str, dict[str, Any]] = {
     "several processes": {"ranks": 2},
     "no process": {"ranks": 0},
     "another arithmetic": {"arithmetic": "portable/v9"},
-    "a script": {"program__kind": "script"},
+    "a script whose start is recorded, and its order derived": {
+        "program__kind": "script",
+        "initialization__kind": "recorded",
+    },
     "a program of a kind nobody knows": {"program__kind": "binary"},
     "a sealed program": {"program__sealed": DIGEST},
     "a reference with folders": {"program__reference": "/home/me/task.py:task"},
