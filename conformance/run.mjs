@@ -1,4 +1,4 @@
-// Runs the conformance suite: `node conformance/run.mjs [FOLDER] [--json]`. Exit status 0 where this verifier agrees on every case.
+// Runs the conformance suite: `node conformance/run.mjs [FOLDER] [--json]`. Exit status 0 where this verifier agrees on every case, 1 where not, 2 without a suite.
 
 import fs from "node:fs";
 import os from "node:os";
@@ -9,7 +9,12 @@ import { assemble, judged } from "./verifier/cases.mjs";
 
 const options = process.argv.slice(2);
 const home = options.find((option) => !option.startsWith("--")) ?? path.join(path.dirname(fileURLToPath(import.meta.url)), "v2");
-const { cases } = JSON.parse(fs.readFileSync(path.join(home, "manifest.json"), "utf8"));
+const list = path.join(home, "manifest.json");
+if (!fs.existsSync(list)) {
+  console.error(`${list} does not exist; name the folder of a version of the suite, or none`);
+  process.exit(2);
+}
+const { cases } = JSON.parse(fs.readFileSync(list, "utf8"));
 const byId = new Map(cases.map((entry) => [entry.id, entry]));
 const scratch = fs.mkdtempSync(path.join(os.tmpdir(), "conformance-"));
 const found = [];

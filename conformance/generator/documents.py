@@ -301,10 +301,13 @@ def _documents(suite: Suite) -> None:
     )
     bad(
         "script-derived",
-        header("program.kind", "script"),
+        lambda m: m.header.update(
+            program={**m.header["program"], "kind": "script"},
+            initialization={**m.header["initialization"], "kind": "recorded"},
+        ),
         "program",
-        "always recorded",
-        "A script with derived randomness.",
+        "recorded or derived, as its order is",
+        "A script with derived randomness and a recorded start.",
     )
     bad(
         "reference-path",

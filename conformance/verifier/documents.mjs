@@ -113,9 +113,9 @@ function checkCodec(codec) {
   need(plainly, "codec", "header.json: the codec is claimed with options that it does not have");
 }
 
-function checkProgram({ program, randomness, task, version }) {
+function checkProgram({ program, randomness, initialization, task, version }) {
   const say = (condition, message) => need(condition, "program", `header.json: the program ${message}`);
-  say(program.kind === "task" || randomness.mode === "recorded", "is a script, whose randomness is always recorded");
+  say(program.kind === "task" || randomness.mode === initialization.kind, "is a script, whose first state is recorded or derived, as its order is");
   say(program.kind === "task" || program.sealed === null, "is a script, and sealed");
   say(program.reference === null || named(program.reference), "has a reference that names no file, module or function");
   say(program.arguments.length <= 1000 && Object.keys(program.settings).length <= 1000, "has too many arguments or settings");

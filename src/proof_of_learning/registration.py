@@ -14,6 +14,7 @@ import datetime
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -397,5 +398,8 @@ def _difference(name: str, wanted: Any, found: Any) -> str:
         for field in Environment.__struct_fields__:
             if getattr(wanted, field) != getattr(found, field):
                 return f"the environment's {field} as {getattr(wanted, field)}, not {getattr(found, field)}"
+    if name == "arguments":
+        given = [repr(shlex.join(value)) if value else "none" for value in (wanted, found)]
+        return f"the script's arguments as {given[0][:120]}, not {given[1][:120]}"
     short = [str(msgspec.to_builtins(value)) for value in (wanted, found)]
     return f"{name} as {short[0][:120]}, not {short[1][:120]}"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 import proof_of_learning as pol
 from proof_of_learning.attacks import ATTACKS, Forgery, forge_proof
@@ -225,6 +226,8 @@ def test_targets_that_cannot_be_attacked(target: Proof, task: Task, tiny: pol.Ta
     thinned = {digest: stored for digest, stored in target.index.items() if digest != target.segments[-1].state}
     refused(replace(target, index=thinned), task, "final state is not in its proof")
     refused(target, pol.load_task(tiny), "another task")
+    program = structs.replace(target.header.program, sealed="sha256:" + "0" * 64)
+    refused(replace(target, header=structs.replace(target.header, program=program)), task, "without --seal-program")
     refused(target, replace(task, steps=121), "the target has 120 steps, the task 121")
     refused(target, task, "seed 0 is the target's own", seed=0)
     middle = {digest: stored for digest, stored in target.index.items() if digest != target.segments[40].state}

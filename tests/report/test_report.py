@@ -418,6 +418,8 @@ def test_outputs_without_a_scale_are_told_as_a_multiple_of_their_unrest() -> Non
         (CheckResult(name="learning", status="skipped", summary=""), "call its networks as modules"),
         (CheckResult(name="learning", status="inconclusive", summary=""), "`training.max_idle_share`"),
         (CheckResult(name="order", status="inconclusive", summary=""), "`--accept-order`"),
+        (CheckResult(name="data", status="inconclusive", summary="", evidence={"root": "r"}), "`pol challenge`"),
+        (CheckResult(name="data", status="inconclusive", summary="", evidence={"opened": 3}), "`--data-root`"),
         (CheckResult(name="task", status="fail", summary=""), "`--set`"),
         (CheckResult(name="trajectory", status="fail", summary=""), "Do not accept"),
     ],
@@ -427,6 +429,13 @@ def test_each_reason_has_its_advice(check: CheckResult, expected: str) -> None:
     steps = advice.next_steps(verdict)
     assert any(expected in step for step in steps) and len(steps) <= advice.MAX_STEPS
     assert "<code>" in render_html(verdict) or not any("`" in step for step in steps)
+
+
+def test_data_that_were_not_looked_at_have_no_advice_of_their_own() -> None:
+    unseen = CheckResult(name="data", status="skipped", summary="not run: an earlier check failed")
+    stopped = CheckResult(name="order", status="inconclusive", summary="")
+    both = advice.next_steps(verdict_of(trajectory(20), [], [stopped, unseen]))
+    assert both == advice.next_steps(verdict_of(trajectory(20), [], [stopped]))
 
 
 # --- Numbers and words -------------------------------------------------------------------------------------------------

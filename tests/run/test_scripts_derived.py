@@ -258,7 +258,7 @@ def test_a_claim_of_another_run_is_refused(tmp_path: Path) -> None:
     path, claim = script(tmp_path, epochs=1), tmp_path / "claim.json"
     assert nursery.run(("register", path, "-o", claim, "-k", 4), variables(), tmp_path).returncode == 0
     changed = derived(path, tmp_path / "run.pol", "--lr", "1", claim=claim)
-    assert changed.returncode == 2 and "the claim fixes arguments as [], not ['--lr', '1']" in changed.stderr
+    assert changed.returncode == 2 and "the claim fixes the script's arguments as none, not '--lr 1'" in changed.stderr
 
 
 def test_a_header_of_two_minds_is_refused(tmp_path: Path) -> None:

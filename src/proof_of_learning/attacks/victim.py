@@ -43,6 +43,8 @@ class Victim:
     @classmethod
     def of(cls, target: Proof, task: Task, device: str, environment: Environment) -> Victim:
         """Raises AttackError where ``target`` cannot be used."""
+        if target.header.program.sealed is not None:
+            raise AttackError("the target's steps are sealed; attacks take a proof recorded without --seal-program")
         with task_code("loading the data"):
             data = task.data()
             samples = len(data)

@@ -44,7 +44,6 @@ _REJECT = (
 )
 
 _OPEN = {
-    "data": "Ask the prover for the salts of the data's digest, without which nobody can compare it with the data.",
     "initialization": "The sentence of this check names what is missing: `--approve-fixed` for tables that belong to the task, "
     "`--initial-law` for weights drawn from a law of the task's own, `--chain` for a start from another model, with its proof.",
     "order": "Ask the prover how the batches were drawn. Only if unequal sampling is what the task means, accept it: "
@@ -144,11 +143,25 @@ def _missing(check: CheckResult, verdict: Verdict) -> list[str]:
         names = [name for name in broken if isinstance(name, str)] if isinstance(broken, list) else []
         other = "Your policy asks for more than this verification gave. Draw more segments: `--random`, or `--all`."
         return [_RULES.get(name, other) for name in names]
+    if check.name == "data":
+        return _data(check)
     if check.name == "trajectory":
         return [_replayed(verdict)]
     if check.name == "learning":
         return [_learned(check, verdict)]
     return [_OPEN[check.name]] if check.name in _OPEN else []
+
+
+def _data(check: CheckResult) -> list[str]:
+    """Nothing where the data were not looked at: what kept them from it has advice of its own."""
+    if check.status == "skipped":
+        return []
+    if "opened" in check.evidence:
+        return [
+            "Name the data root that you expect (from a contract, a claim or an earlier audit): `--data-root`. The root in the "
+            "opening is the owner's choice."
+        ]
+    return ["Challenge the owner of the data, who opens what you draw and holds the salts: `pol challenge`."]
 
 
 def _replayed(verdict: Verdict) -> str:

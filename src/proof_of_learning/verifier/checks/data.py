@@ -24,8 +24,10 @@ class DataCheck:
             return self._disclosed(claim, evidence.disclosed)
         if claim.salted:
             return result(
-                self, "inconclusive", "the data root is salted, and its salts are not at hand", root=claim.root
-            )
+                self, "inconclusive",
+                "the data root is salted, so that no copy of the data can be compared with it; its owner has to open samples",
+                root=claim.root,
+            )  # fmt: skip
         own = answers.get(CommitData(), Committed).commitment
         if own.samples != claim.samples:
             return result(
