@@ -8,6 +8,7 @@ container in which a codec stores them.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
@@ -54,6 +55,10 @@ class State:
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     live: bool = False
     _views: dict[str, memoryview] = field(default_factory=dict, repr=False, compare=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        """The same tensors in memory of their own; views are of nobody else's."""
+        return State(copy.deepcopy(self.tree, memo), copy.deepcopy(self.tensors, memo), dict(self._digests), self.live)
 
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of tree, dtypes, shapes and one SHA-256 per tensor."""
