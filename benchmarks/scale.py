@@ -26,7 +26,8 @@ from proof_of_learning import Proof, TaskReference, Verdict
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.lanes import Stream
 from proof_of_learning.replay.pool import Job, WorkerPool
-from proof_of_learning.replay.process import Reply, idle
+from proof_of_learning.replay.process import idle
+from proof_of_learning.replay.protocol import Reply
 from proof_of_learning.training import environment as environments
 from proof_of_learning.training.state import State
 

@@ -11,7 +11,7 @@ from drafts import SAMPLES
 from suite import ZERO, Suite
 
 from proof_of_learning.data.commit import commit, leaves
-from proof_of_learning.data.opened import Samples
+from proof_of_learning.data.opened import Samples, witnesses
 from proof_of_learning.data.salts import Secret
 from proof_of_learning.proof.codecs.raw import encode_tensors
 
@@ -24,7 +24,8 @@ def opened(indices: Sequence[int], count: int = len(SAMPLES), *, salted: bool = 
     """The samples at ``indices`` of the first ``count``."""
     salts = SALTS[:count] if salted else []
     data = SAMPLES[:count]
-    return Samples.of(data, leaves(data, salts=salts or None), indices, salts).tensors()
+    shown = sorted({*indices, *witnesses(count)})
+    return Samples.of(data, leaves(data, salts=salts or None), shown, salts).tensors()
 
 
 def stored(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:

@@ -18,7 +18,8 @@ from proof_of_learning.errors import UsageError
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.replay import doubt, protocol
 from proof_of_learning.replay.pool import Job, LocalPool
-from proof_of_learning.replay.process import AnyWorker, Reply
+from proof_of_learning.replay.process import AnyWorker
+from proof_of_learning.replay.protocol import Reply
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.report import words
 from proof_of_learning.report.html import render_html

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import nursery
 from proof_of_learning.proof.reader import Proof
-from support_scripts import SCRIPTS, record, run, script, variables, verdict
+from support_scripts import SCRIPTS, record, run, script, verdict
 
 # Script, arguments, interval. Intervals that do not divide an epoch: segments begin in its middle, and span its end.
 TABLE = [
@@ -227,11 +226,6 @@ def test_data_that_read_otherwise_each_time_are_refused_with_the_way_out(tmp_pat
         "reads differently the second time; hand the data without random changes over: pol.Run(data=plain"
         in done.stderr
     )
-
-
-def test_a_script_has_no_doctor_of_its_own(tmp_path: Path) -> None:
-    done = nursery.run(("doctor", script(tmp_path)), variables(), tmp_path)
-    assert done.returncode == 2 and b"looked at while it is recorded: pol prove" in done.stderr
 
 
 def test_a_finished_directory_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

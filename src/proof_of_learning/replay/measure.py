@@ -352,8 +352,10 @@ def _together(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     lengths, waiting, size = [], list[tuple[Tensor, Tensor]](), 0
 
     def measure() -> None:
+        if not waiting:
+            return
         apart = torch._foreach_sub([left.float() for left, _ in waiting], [right.float() for _, right in waiting])
-        length = _norm(torch.cat([piece.flatten() for piece in apart]) if apart else torch.empty(0))
+        length = _norm(torch.cat([piece.flatten() for piece in apart]))
         lengths.extend([length] if math.isfinite(length) else [_distance(*pair) for pair in waiting])
 
     for left, right in pairs:
