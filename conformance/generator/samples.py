@@ -80,7 +80,7 @@ SAMPLE_EDITS: dict[str, tuple[Callable[[Tensors], object], str, str, str, int]] 
         1,
     ),
     "place": (
-        lambda t: t.update(indices=_last(t["indices"], 6)),
+        lambda t: t.update(indices=_last(t["indices"], 6, -3)),
         "merkle",
         "not those under",
         "A sample is said to lie in its neighbour's place.",
@@ -158,9 +158,9 @@ def _bit(tensor: torch.Tensor) -> torch.Tensor:
     return flat
 
 
-def _last(tensor: torch.Tensor, value: int) -> torch.Tensor:
+def _last(tensor: torch.Tensor, value: int, place: int = -1) -> torch.Tensor:
     found = tensor.clone()
-    found[-1] = value
+    found[place] = value
     return found
 
 
@@ -243,8 +243,8 @@ def cases(suite: Suite) -> None:
         "node-as-leaf",
         "one",
         stored(inner),
-        "merkle",
-        "not those under",
+        "merkle.count",
+        "more than is needed",
         "An inner node is passed off as a leaf.",
         1,
         data={**commitment(), "samples": 7},
