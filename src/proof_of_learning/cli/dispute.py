@@ -57,7 +57,7 @@ def dispute(
     json: Annotated[
         str | None, typer.Option("--json", help="Write the table as JSON to this file (`-`: standard output).")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the report to this HTML file.")] = None,
+    report: options.Report = None,
 ) -> None:
     """Who shows what about a model: several proofs side by side, each verified once, after one draw. A table, and no ranking.
 

@@ -135,3 +135,4 @@ AllowRead = Annotated[
     list[Path] | None,
     typer.Option("--allow-read", help="A further file or folder that the confined task may read; may be repeated."),
 ]
+Report = Annotated[Path | None, typer.Option(help="Write the report to this HTML file.")]

@@ -114,7 +114,7 @@ def verify(
     json: Annotated[
         str | None, typer.Option("--json", help="Write the verdict as JSON to this file (`-`: standard output).")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the report to this HTML file.")] = None,
+    report: options.Report = None,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(help="Of a script, behind `--`: other arguments than the recorded ones (paths, say)."),
@@ -149,9 +149,7 @@ def verify(
     reference = None if task is None else common.reference(task, common.settings(set_), arguments)
     if sealed:
         reference = sealed_program(str(folder))
-    if double_check is not None and ray is None:
-        raise UsageError("--double-check is for workers on machines that are not yours; name them (--ray)")
-    named = reference if reproduce and ray is None else None
+    named = reference if reproduce and ray is None and double_check is None else None
     with ahead(proof, named, sandbox, allow_read or (), timeout, workers) as early:
         import proof_of_learning as pol
         from proof_of_learning.disputes import is_opening
@@ -206,7 +204,7 @@ def _workers(address: str | None, workers: int, early: Early | None) -> Abstract
     if address is None:
         from proof_of_learning.replay.pool import LocalPool
 
-        return nullcontext(partial(LocalPool, workers=workers, early=early))
+        return nullcontext(None if early is None else partial(LocalPool, workers=workers, early=early))
     from proof_of_learning.distributed.ray import cluster
 
     return cluster(address, workers)

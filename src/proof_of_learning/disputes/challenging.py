@@ -16,11 +16,10 @@ from proof_of_learning.errors import IntegrityError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.registration import owners
-from proof_of_learning.replay import sandbox as sandboxes
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.task import Task, TaskReference
-from proof_of_learning.verifier import guarantee
+from proof_of_learning.verifier import guarantee, replaying
 from proof_of_learning.verifier.options import Draw, Options
 from proof_of_learning.verifier.plan import Challenge, challenge
 from proof_of_learning.verifier.survey import Survey, survey
@@ -134,11 +133,7 @@ def looked(proof: Proof, answers: Answers, replayer: Replayer) -> Survey:
 def unopened(proof: Proof, task: AnyTask, options: Options) -> Replayer:
     """Somebody who can say what the task is, and is shown no sample."""
     named = reference(task)
-    apart = isinstance(named, Task) and named.reference is None
-    isolation = sandboxes.isolation(options.runtime.sandbox, options.runtime.allow_read, in_process=apart)
-    return Replayer(
-        proof, named, options.runtime.timeout, None, isolation.sandbox, options.comparison.reproduce, opened=closed()
-    )
+    return replaying.replayer(proof, named, options, replaying.isolated(named, options.runtime), opened=closed())
 
 
 def reference(task: AnyTask) -> Task | TaskReference:

@@ -87,16 +87,15 @@ class _Units:
 
 def _measured(ends: Pairs, starts: Pairs | None) -> _Units:
     """starts: two independent ones, whose units are matched for reference; without them, independent draws."""
-    mine = {name: a for name, (a, _) in ends.tensors.items()}
-    orders, why = units.chains(mine)
+    orders, why = units.chains(ends.sides[0])
     if not orders:
         return _Units(why=why)
-    first, second = units.arrays(mine), units.arrays({name: b for name, (_, b) in ends.tensors.items()})
+    first, second = map(units.arrays, ends.sides)
     rng = np.random.default_rng(0)
     best = units.match(first, second, orders)
     if starts is not None:
-        sides = [units.arrays({name: both[side] for name, both in starts.tensors.items()}) for side in (0, 1)]
-        reference = units.match(sides[0], sides[1], orders).cosine
+        mine, theirs = map(units.arrays, starts.sides)
+        reference = units.match(mine, theirs, orders).cosine
     else:
         reference = units.by_chance(first, orders, rng)
     p = units.order_p_value(first, second, orders[0], rng)

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -29,11 +28,10 @@ from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.registration import owners
-from proof_of_learning.replay import sandbox as sandboxes
-from proof_of_learning.replay.pool import LocalPool, MakePool
+from proof_of_learning.replay.pool import MakePool
 from proof_of_learning.replay.protocol import Describe
-from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.task import Task, TaskReference
+from proof_of_learning.verifier import replaying
 from proof_of_learning.verifier.chain import Link, open_links, parent_of
 from proof_of_learning.verifier.checks.endpoint import compare_model
 from proof_of_learning.verifier.options import Choices, Options
@@ -260,13 +258,9 @@ def _rank(
     proof = side.proof
     if not fresh or not proof.has_state(proof.initial_state):
         return Rank(why="the proof does not hold its first state" if fresh else "not asked for (--fresh)")
-    parent, runtime = parent_of(proof, side.links), options.runtime
-    in_process = isinstance(side.task, Task) and side.task.reference is None
-    isolation = sandboxes.isolation(runtime.sandbox, runtime.allow_read, in_process=in_process)
-    with Replayer(
-        proof, side.task, runtime.timeout, None if parent is None else parent.path, isolation.sandbox,
-        options.comparison.reproduce, pool or partial(LocalPool, workers=runtime.workers),
-    ) as replayer:  # fmt: skip
+    parent, isolation = parent_of(proof, side.links), replaying.isolated(side.task, options.runtime, pool)
+    behind = None if parent is None else parent.path
+    with replaying.replayer(proof, side.task, options, isolation, behind, pool) as replayer:
         replayer.begin()
         replayer.ask(Describe())
         start = proof.state(proof.initial_state).part("model")

@@ -237,11 +237,10 @@ def _scaled(pairs: Pairs) -> Pairs:
 
 def _with_units(found: Likeness, pairs: Pairs, seed: int) -> Likeness:
     """With what matching the hidden units tells, where it applies."""
-    mine = {name: a for name, (a, _) in pairs.tensors.items()}
-    orders, why = units.chains(mine)
+    orders, why = units.chains(pairs.sides[0])
     if not orders:
         return msgspec.structs.replace(found, no_units=why)
-    first, second = units.arrays(mine), units.arrays({name: b for name, (_, b) in pairs.tensors.items()})
+    first, second = map(units.arrays, pairs.sides)
     best = units.match(first, second, orders)
     p = units.order_p_value(first, second, orders[0], np.random.default_rng(seed))
     aligned = relative(first, best.tensors) if best.moved or found.relative else found.relative

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from proof_of_learning.training.state import State
 from proof_of_learning.verifier.checks.endpoint import weight_files
 
 SAMPLE = 1 << 16  # numbers that are looked for
-_PIECE = 1 << 20
 # What containers put before every name of a model (DataParallel, torch.compile, Lightning, a Hugging Face head).
 _PREFIXES = ("module.", "_orig_mod.", "model.", "base_model.", "transformer.")
 
@@ -43,6 +42,11 @@ class Pairs:
 
     tensors: Mapping[str, tuple[Tensor, Tensor]]
     share: float
+
+    @property
+    def sides(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The first model's tensors and the second's, both by the first one's names."""
+        return {n: a for n, (a, _) in self.tensors.items()}, {n: b for n, (_, b) in self.tensors.items()}
 
     def swapped(self) -> Pairs:
         """The same from the other side."""
@@ -118,13 +122,5 @@ def _bare(name: str) -> str:
 
 
 def _digest(file: Path) -> str:
-    hasher = hashlib.sha256()
     with open(file, "rb") as stream:
-        for piece in _pieces(stream.fileno()):
-            hasher.update(piece)
-    return f"sha256:{hasher.hexdigest()}"
-
-
-def _pieces(descriptor: int) -> Iterator[bytes]:
-    while piece := os.read(descriptor, _PIECE):
-        yield piece
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

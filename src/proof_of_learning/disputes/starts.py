@@ -9,15 +9,15 @@ so that p = (1 + number of fresh ones at least as like) / (n + 1) is exact, for 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from torch import Tensor
 
 from proof_of_learning.disputes import units
-from proof_of_learning.disputes.models import Pairs, of_state, pair
-from proof_of_learning.disputes.units import Array, Layer
+from proof_of_learning.disputes.models import of_state, pair
+from proof_of_learning.disputes.units import Array
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.training.state import State
@@ -60,17 +60,13 @@ def _likeness(model: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float
     """A measure that is fixed by shapes alone: the mean cosine of weight matrices, and, in a chain of layers, that of the hidden
     units that fit each other best, so that neither their order nor their size matters."""
     pairs = pair(start, model)
-    matrices = {n: both for n, both in pairs.tensors.items() if both[0].ndim >= 2}
+    matrices = [name for name, (a, _) in pairs.tensors.items() if a.ndim >= 2]
     if not matrices:
         return 0.0
-    first, second = (units.arrays({n: both[side] for n, both in pairs.tensors.items()}) for side in (0, 1))
+    first, second = map(units.arrays, pairs.sides)
     plain = math.fsum(_cosine(first[name], second[name]) for name in matrices) / len(matrices)
-    orders = _orders(pairs)
+    orders, _ = units.chains(pairs.sides[0])
     return plain + (units.match(first, second, orders).cosine if orders else 0.0)
-
-
-def _orders(pairs: Pairs) -> Sequence[Sequence[Layer]]:
-    return units.chains({name: a for name, (a, _) in pairs.tensors.items()})[0]
 
 
 def _cosine(a: Array, b: Array) -> float:

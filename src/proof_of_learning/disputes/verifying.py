@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,11 @@ from proof_of_learning.proof.codecs.raw import decode_tensors
 from proof_of_learning.proof.format import check_digest
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.registration import owners
-from proof_of_learning.replay import sandbox as sandboxes
-from proof_of_learning.replay.pool import LocalPool, MakePool
+from proof_of_learning.replay.pool import MakePool
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.task import Task
 from proof_of_learning.training.state import State
+from proof_of_learning.verifier import replaying
 from proof_of_learning.verifier.chain import open_links, parent_of
 from proof_of_learning.verifier.conclude import Clock, broken, refused
 from proof_of_learning.verifier.evidence import Answers, Disclosed
@@ -101,8 +99,7 @@ def verify_opening(
             raise UsageError(str(error)) from None
     mine = None if terms.challenge is None else documents.load(Path(terms.challenge), Second)
     links, clock = open_links(chain), Clock()
-    in_process = isinstance(named, Task) and named.reference is None
-    isolation = sandboxes.isolation(options.runtime.sandbox, options.runtime.allow_read, in_process=in_process)
+    isolation = replaying.isolated(named, options.runtime, pool)
     nonce = Nonce(value="", origin="self-chosen")
     with ExitStack() as stack:
         try:
@@ -116,12 +113,16 @@ def verify_opening(
             answers = Answers()
             parent = parent_of(opening.proof, links)
             replayer = stack.enter_context(
-                Replayer(
-                    opening.proof, named, options.runtime.timeout, None if parent is None else parent.path, isolation.sandbox,
-                    options.comparison.reproduce, pool or partial(LocalPool, workers=options.runtime.workers),
-                    opening.samples, options.runtime.double_check,
+                replaying.replayer(
+                    opening.proof,
+                    named,
+                    options,
+                    isolation,
+                    None if parent is None else parent.path,
+                    pool,
+                    opening.samples,
                 )
-            )  # fmt: skip
+            )
             replayer.begin()
             answers.add(Describe(), replayer.ask(Describe()))
             clock.lap("start of the worker")

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from proof_of_learning.errors import PolError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol
@@ -128,9 +130,8 @@ def _same(one: Carried, other: Carried) -> bool:
     a, b = one.answer, other.answer
     if not (isinstance(a, protocol.Taken) and isinstance(b, protocol.Taken)):
         return False
-    told = ([repr(x) for x in (taken.losses, taken.rates, taken.closed, taken.asked)] for taken in (a, b))
-    first, second = told
-    return first == second and [s.digest() for s in one.states] == [s.digest() for s in other.states]
+    told = [msgspec.msgpack.encode(msgspec.structs.replace(taken, seconds=0.0)) for taken in (a, b)]
+    return told[0] == told[1] and [s.digest() for s in one.states] == [s.digest() for s in other.states]
 
 
 __all__ = ["HERE", "DoubtedPool", "recorded"]

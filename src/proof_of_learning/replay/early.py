@@ -80,14 +80,11 @@ def ahead(
                 early = Early(environment, None if confined is None else confined.serving(task), timeout, workers)
         except (PolError, OSError, ValueError):
             early = None
-    if early is None:
-        yield None
-        return
-
     try:
         yield early
     finally:
-        early.close()
+        if early is not None:
+            early.close()
 
 
 def _first(folder: Path) -> Environment | None:

@@ -72,16 +72,9 @@ def prove_script(
         say(
             f"all randomness follows from {what}: order, splits and losses are others than without it, their distribution is the same"
         )
-    ACTIVE.start = start
     try:
-        with task_code(f"running {os.path.basename(path)}"):
-            try:
-                script.execute(path, arguments)
-            except SystemExit as error:
-                if error.code not in (None, 0):
-                    raise TaskError(f"the script ended itself with status {error.code}; nothing was sealed") from error
+        script.watched(path, arguments, start, "; nothing was sealed")
     finally:
-        ACTIVE.start = None
         for recording in made:
             recording.abandon()
     if not made:

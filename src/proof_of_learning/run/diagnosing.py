@@ -24,10 +24,9 @@ from proof_of_learning.rehearsal.causes import Finding
 from proof_of_learning.rehearsal.hops import Hop, examine, investigate
 from proof_of_learning.run import script
 from proof_of_learning.run.facts import Facts
-from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.mode import Given
 from proof_of_learning.run.record import Recording
 from proof_of_learning.run.rehearsing import ScriptRehearsal, explained
-from proof_of_learning.task import task_code
 from proof_of_learning.training.environment import Environment
 
 STEPS = 200  # are taken at most where nobody says how many
@@ -71,20 +70,13 @@ def look(
             made.append(_Trying(given, out, list(arguments), interval, folder, steps, found, progress))
             return made[-1]
 
-        ACTIVE.start = start
         try:
-            with task_code(f"running {os.path.basename(path)}"):
-                try:
-                    script.execute(path, arguments)
-                except SystemExit as error:
-                    if error.code not in (None, 0):
-                        raise TaskError(f"the script ended itself with status {error.code}") from error
-                whole = True
+            script.watched(path, arguments, start)
+            whole = True
         except TaskError as error:
             if not isinstance(error.__cause__, _EnoughError):
                 raise
         finally:
-            ACTIVE.start = None
             for recording in made:
                 recording.abandon()
     if not made:

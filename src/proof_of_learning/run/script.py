@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from proof_of_learning import sources
-from proof_of_learning.errors import UsageError
+from proof_of_learning.errors import TaskError, UsageError
 from proof_of_learning.run.inputs import Reads
-from proof_of_learning.run.mode import ACTIVE
+from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.task import task_code
+
+if TYPE_CHECKING:
+    from proof_of_learning.run.clock import Clock
 
 
 def execute(path: str | os.PathLike[str], arguments: Iterable[str] = ()) -> None:
@@ -32,6 +37,25 @@ def execute(path: str | os.PathLike[str], arguments: Iterable[str] = ()) -> None
     ACTIVE.reads = Reads()
     ACTIVE.reads.watch()
     exec(code, module.__dict__)
+
+
+def watched(
+    path: str | os.PathLike[str], arguments: Iterable[str], start: Callable[[Given], Clock], lost: str = ""
+) -> None:
+    """Run a script whose ``Run`` is turned on by ``start``, and off again behind it.
+
+    lost: what is said besides, where the script ends itself with a status. Raises TaskError for that, and for what the script raises.
+    """
+    ACTIVE.start = start
+    try:
+        with task_code(f"running {os.path.basename(path)}"):
+            try:
+                execute(path, arguments)
+            except SystemExit as error:
+                if error.code not in (None, 0):
+                    raise TaskError(f"the script ended itself with status {error.code}{lost}") from error
+    finally:
+        ACTIVE.start = None
 
 
 def of_script() -> dict[str, str]:

@@ -11,23 +11,22 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Unpack
 
 from proof_of_learning import memory
 from proof_of_learning.attestation.attested import Attested
-from proof_of_learning.errors import IntegrityError, PolError, UsageError
+from proof_of_learning.errors import IntegrityError, PolError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay import sandbox as sandboxes
-from proof_of_learning.replay.pool import LocalPool, MakePool
+from proof_of_learning.replay.pool import MakePool
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.sandbox import Isolation
 from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.training.state import State
+from proof_of_learning.verifier import replaying
 from proof_of_learning.verifier.asking import ask, excused
 from proof_of_learning.verifier.chain import Link, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import ATTESTATION, CHECKS, REGISTRATION, STRUCTURE
@@ -72,10 +71,7 @@ def verify(
     if isinstance(task, str):
         task = TaskReference(task, dict(settings or {}))
     links, trusted = open_links(chain), tuple(trust)
-    in_process = isinstance(task, Task) and task.reference is None
-    if options.runtime.double_check is not None and pool is None:
-        raise UsageError("--double-check is for workers on machines that are not yours; name them (--ray)")
-    isolation = sandboxes.isolation(options.runtime.sandbox, options.runtime.allow_read, in_process=in_process)
+    isolation = replaying.isolated(task, options.runtime, pool)
     nonce, clock = options.draw.drawn or make_nonce(options.draw.nonce), Clock()
     with ExitStack() as opened:
         try:
@@ -209,12 +205,7 @@ def surveyed(
     answers = Answers()
     looking = replayer = None
     if task is not None:
-        replayer = opened.enter_context(
-            Replayer(
-                proof, task, options.runtime.timeout, parent, isolation.sandbox, options.comparison.reproduce,
-                pool or partial(LocalPool, workers=options.runtime.workers), double_check=options.runtime.double_check,
-            )
-        )  # fmt: skip
+        replayer = opened.enter_context(replaying.replayer(proof, task, options, isolation, parent, pool))
         progress("starting the replay worker", 0, 0)
         replayer.begin()
         answers.add(Describe(), replayer.ask(Describe()))
