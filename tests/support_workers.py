@@ -50,9 +50,10 @@ EARLY = (
     "POL_TEST_IMPORTED",
 )
 LATE = {"PYTHONIOENCODING", "PYTHONUSERBASE"}  # set anew in what is forked, or without meaning there
-IMPORTED = (  # what workers and commands import before they do anything
-    "torch._dynamo", "proof_of_learning.replay.worker", "proof_of_learning.verifier.verify", "proof_of_learning.report.html",
-)  # fmt: skip
+IMPORTED = {  # what they import before they do anything
+    "worker": ("torch", "proof_of_learning.replay.worker"),
+    "command": ("proof_of_learning.verifier.verify", "proof_of_learning.report.html"),
+}
 AT_ONCE = 3  # each holds what PyTorch takes in memory
 LONGEST = 1 << 20
 
@@ -189,10 +190,8 @@ class Nursery:
 
 def serve(connection: socket.socket) -> None:
     """Fork a process for each message, until nobody is there to send one."""
-    for name in (*IMPORTED, *os.environ.get("POL_TEST_IMPORTED", "").split()):
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
+    prepared = set[str]()
+    prepare(prepared, "worker", os.environ.get("POL_TEST_IMPORTED", ""))
     key = early(os.environ)
     with selectors.DefaultSelector() as selector:
         selector.register(connection, selectors.EVENT_READ)
@@ -209,15 +208,27 @@ def serve(connection: socket.socket) -> None:
                     selector.unregister(asking)
                     asking.close()
                     continue
+                given = json.loads(message.decode("utf-8", "surrogateescape"))
+                prepare(prepared, given["kind"])
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 if os.fork() == 0:
                     for each in [ours, *(cast(socket.socket, item.fileobj) for item in selector.get_map().values())]:
                         each.close()
-                    os._exit(watch(json.loads(message.decode("utf-8", "surrogateescape")), files, (key, theirs)))
+                    os._exit(watch(given, files, (key, theirs)))
                 selector.register(ours, selectors.EVENT_READ)
                 theirs.close()
                 for file in files:
                     os.close(file)
+
+
+def prepare(ready: set[str], kind: str, more: str = "") -> None:
+    """Import once what all processes of this kind would, and keep the garbage collector from touching it in each of them."""
+    if kind not in ready:
+        ready.add(kind)
+        for name in (*IMPORTED[kind], *more.split()):
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
 
 
 def watch(given: dict[str, Any], files: list[int], parent: tuple[str, socket.socket]) -> int:

@@ -141,24 +141,29 @@ def _noise(
         whole = [s.index for s in proof.segments if s.stop - s.start == longest]
         chosen = sorted({whole[round(i * (len(whole) - 1) / max(1, segments - 1))] for i in range(segments)})
         variants = dict(_variants(here))
-        total, done = len(intervals) * len(chosen) * (1 + len(variants) + NUDGES), 0
-        rows, limits = [], dict[int, Tolerance]()
+        places = list(itertools.product(intervals, chosen))
+        found = {k: {name: list[Measured]() for name in (*variants, NUDGED)} for k in intervals}
+        total, done = len(places) * (1 + len(variants) + NUDGES), 0
         with Replayer(proof, task.reference) as replayer:
-            for k in intervals:
-                found: dict[str, list[Measured]] = {name: [] for name in (*variants, NUDGED)}
-                for index in chosen:
-                    replayer.ask(Replay(index, k, calibrate=True))
-                    asked = [(name, Noise(index, k, keep=True)) for name in variants]
-                    asked += [(NUDGED, Noise(index, k, keep=n < NUDGES, nudge=n)) for n in range(1, NUDGES + 1)]
-                    for name, request in asked:
-                        answer = Measured.of(replayer.ask(request, environment=variants.get(name)))
-                        assert answer is not None
-                        found[name].append(answer)
-                        done += 1
-                        progress("replaying in other environments", done, total)
-                    done += 1
-                limits[k] = tolerance([m for group in found.values() for m in group])
-                rows += [_row(k, name, tolerance(group), group) for name, group in found.items()]
+
+            def replay(name: str, request: Noise, environment: Environment | None = None) -> None:
+                nonlocal done
+                answer = Measured.of(replayer.ask(request, environment=environment))
+                assert answer is not None and request.steps is not None
+                found[request.steps][name].append(answer)
+                done += 1
+                progress("replaying in other environments", done, total)
+
+            for k, index in places:
+                replayer.ask(Replay(index, k, calibrate=True))
+                done += 1
+                for nudge in range(1, NUDGES + 1):
+                    replay(NUDGED, Noise(index, k, keep=True, nudge=nudge))
+            for name, environment in variants.items():  # one after the other: each needs a process of its own
+                for k, index in places:
+                    replay(name, Noise(index, k, keep=True), environment)
+        limits = {k: tolerance([m for group in found[k].values() for m in group]) for k in intervals}
+        rows = [_row(k, name, tolerance(group), group) for k in intervals for name, group in found[k].items()]
     return rows, limits
 
 

@@ -284,10 +284,10 @@ def test_a_task_that_hangs_while_loading_is_given_up(tiny_proof: Path, tmp_path:
 
 def test_a_task_that_hangs_while_training_is_given_up(tiny_proof: Path) -> None:
     task = TaskReference(f"{BAD}:task", {"schedule": "12:hang"})
-    verdict = pol.verify(tiny_proof, task, everything=True, timeout=15)
+    verdict = pol.verify(tiny_proof, task, everything=True, timeout=8)
     assert verdict.verdict == "inconclusive"
     assert [segment.status for segment in verdict.segments] == ["pass", "pass", *["inconclusive"] * 3]
-    assert all("no sign of life for 15 seconds" in segment.note for segment in verdict.segments[2:])
+    assert all("no sign of life for 8 seconds" in segment.note for segment in verdict.segments[2:])
 
 
 def test_a_task_that_fails_to_load_in_the_worker(tiny_proof: Path, tmp_path: Path) -> None:

@@ -222,6 +222,18 @@ def proof_and_task(item: str) -> tuple[str, TaskReference | None]:
     return folder, TaskReference(target, given).absolute() if target else None
 
 
+def pinned(*, portable: bool = False, device: str = "cpu", threads: int | None = None) -> None:
+    """Have this process train in a numeric environment that is known, before anything imports torch.
+
+    PyTorch's compiler, whose import takes as long as its own, waits until a task asks for it.
+    """
+    from proof_of_learning.training import environment
+    from proof_of_learning.training.uncompiled import defer_compiler
+
+    environment.pin_process(portable=portable, device=device, threads=threads)
+    defer_compiler()
+
+
 def use_data(folder: Path | None) -> None:
     """Let the task (and the workers that build it again) find its data."""
     if folder is not None:

@@ -52,7 +52,6 @@ def doctor(
     `pol doctor train.py -- --lr 0.1`
     """
     from proof_of_learning.task import is_script
-    from proof_of_learning.training import environment
 
     if is_script(task):
         given = {"--set": set_ or None, "--arithmetic": None if arithmetic == "native" else arithmetic}
@@ -62,7 +61,7 @@ def doctor(
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
     common.use_data(data)
     common.writable("--json", json)
-    environment.pin_process(portable=False, device=device, threads=threads)
+    common.pinned(device=device, threads=threads)
 
     from proof_of_learning.doctor import diagnose
     from proof_of_learning.task import TaskReference

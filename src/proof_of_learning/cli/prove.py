@@ -81,13 +81,10 @@ def prove(
 
     `pol prove examples/digits.py:task -o run.pol --seal-program --arithmetic portable`
     """
-    from proof_of_learning.training import environment
-
     common.use_data(data)
     common.writable("--save-model", save_model)
     common.writable("--json", json)
-    # Before torch is imported: it reads these variables once.
-    environment.pin_process(portable=portable, device=device, threads=threads)
+    common.pinned(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
     from proof_of_learning.task import is_script

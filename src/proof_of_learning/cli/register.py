@@ -73,10 +73,8 @@ def register(
         raise UsageError(
             "--tsa dates a claim that its owner signed; name the key (--key), or sign and stamp it afterwards"
         )
-    from proof_of_learning.training import environment
-
     common.use_data(data)
-    environment.pin_process(portable=portable, device=device, threads=threads)
+    common.pinned(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
     from proof_of_learning.task import TaskReference, is_script
