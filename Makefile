@@ -42,8 +42,8 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 
-# A file's tests share what they prepared, so one process runs them.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+# A file's tests share what they prepared, so one process runs them; which files come first, tests/conftest.py says.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 quick: lint
 	$(BIN)/mypy src

@@ -37,6 +37,25 @@ nursery = Nursery()
 vars(process)["subprocess"] = SimpleNamespace(Popen=nursery.popen, PIPE=subprocess.PIPE)
 
 
+# One process runs all tests of a file: those that take longest come first, so that none is left for the end.
+LONGEST = (
+    "run/test_scripts_derived.py", "run/test_scripts.py", "integrations/test_frameworks.py", "verifier/test_calibrated.py",
+    "project/test_programs.py", "verifier/test_workers.py", "attacks/test_attacks.py", "disputes/test_opening.py",
+    "run/test_scripts_rehearsal.py", "run/test_scripts_attacks.py", "attacks/test_attacks_calibrated.py", "cli/test_cli.py",
+    "disputes/test_dispute.py", "numeric/test_portable_proofs.py", "verifier/test_calibrate.py", "run/test_scripts_resumed.py",
+)  # fmt: skip
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a test often waits for processes that it has started."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {HERE / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     marked = item.get_closest_marker("real_workers") is not None
     nursery.real = marked or os.environ.get("POL_TEST_WORKERS") == "real"

@@ -19,7 +19,8 @@ from proof_of_learning import Proof, Task
 from proof_of_learning.training.context import StepContext, standard_step
 from proof_of_learning.training.state import State, encode_tree
 from proof_of_learning.training.steps import Session, derived_feed
-from proof_of_learning.verifier.scalars import MAX_KEPT, MAX_PATHS, Scalars
+from proof_of_learning.verifier import scalars
+from proof_of_learning.verifier.scalars import MAX_KEPT, Scalars
 
 
 class Watch:
@@ -171,12 +172,13 @@ def test_a_scale_that_cannot_scale_is_unsound(value: Any) -> None:
     assert found.unsound is None or (found.unsound[0] == 1 and found.unsound[1].startswith("scaler/scale is "))
 
 
-def test_a_history_is_bounded_whatever_the_states_hold() -> None:
+def test_a_history_is_bounded_whatever_the_states_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scalars, "MAX_PATHS", few := 100)
     found = Scalars()
     for position in range(200):
-        items = {str(i): float(i) if position % 2 else math.nan for i in range(MAX_PATHS + 50)}
+        items = {str(i): float(i) if position % 2 else math.nan for i in range(few + 50)}
         tensors: dict[str, Tensor] = {}
         found.add(position, State({"d": [["s:part", encode_tree(items, "part", tensors)]]}, tensors), 1)
-    assert len(found._paths) == MAX_PATHS and len(found.broken) <= MAX_KEPT
+    assert len(found._paths) == few and len(found.broken) <= MAX_KEPT
     assert all(len(w) <= MAX_KEPT for p in found._paths.values() for w in p.where.values())
     assert len(found.rare(10)) <= 10
