@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import proof_of_learning as pol
@@ -84,7 +86,7 @@ def test_rates_beyond_the_tasks_are_found_before_any_replay(claimed: str, check:
     ],
 )
 def test_a_pull_that_the_replay_lacks_shows_in_every_segment(
-    name: str, parameters: dict[str, str | float], check: str, target: Target
+    name: str, parameters: dict[str, Any], check: str, target: Target
 ) -> None:
     forgery, verdict = target.judge(name, **parameters)
     assert rejects(verdict) == check

@@ -78,7 +78,7 @@ def adversarial() -> Task:
             }
         ),
         data=lambda: TensorDataset(x),
-        optimizer=lambda m: {name: torch.optim.Adam(part.parameters(), lr=0.01) for name, part in m.items()},
+        optimizer=lambda m: {name: torch.optim.Adam(part.parameters(), lr=0.01) for name, part in m.named_children()},
         step=adversarial_step, batch_size=16, steps=STEPS,
     )  # fmt: skip
 
@@ -112,12 +112,15 @@ class Hidden(tasks.Net):
         return torch.tanh(x @ self.first.weight.T) @ self.last.weight.T
 
 
+def loss_of_scores(model: nn.Module, batch: list[Tensor]) -> Tensor:
+    assert isinstance(model, Hidden)
+    return F.cross_entropy(model.scores(batch[0]), batch[1])
+
+
 def hidden() -> Task:
     """It shows no output: its loss calls a method of the model's, and no module."""
     task = tasks.task(optimizer="adam", steps=STEPS)
-    return replace(
-        task, model=Hidden, evaluate=None, loss=lambda model, batch: F.cross_entropy(model.scores(batch[0]), batch[1])
-    )
+    return replace(task, model=Hidden, evaluate=None, loss=loss_of_scores)
 
 
 def slope(model: nn.Module, batch: list[Tensor]) -> Tensor:
@@ -145,7 +148,7 @@ KINDS = {
 def proofs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("kinds")
     made = {**KINDS, "hidden": hidden}
-    return {name: pol.prove(task(), folder / name, interval=2).path for name, task in made.items()}
+    return {name: Path(pol.prove(task(), folder / name, interval=2).path) for name, task in made.items()}
 
 
 def glimpses(
