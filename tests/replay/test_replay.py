@@ -18,7 +18,9 @@ import torch
 
 import proof_of_learning as pol
 import tasks
-from proof_of_learning import Proof, TaskReference, Verdict, load_task
+from proof_of_learning import Proof, Task, TaskReference, Verdict, load_task
+from proof_of_learning.errors import PolError
+from proof_of_learning.program.folder import export
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Header
 from proof_of_learning.prover import Recording
@@ -100,12 +102,33 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("[a-z]*.py")))
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("[a-z]*.py"))
+NOT_SEALED = {"cifar10_resnet20.py": "augment", "custom_step.py": "step of its own"}
+
+
+def example_task(name: str, folder: Path) -> Task:
+    settings = {"steps": 4, **SMALL.get(name, {}), **({"data": str(folder)} if name in SMALL else {})}
+    return load_task(TaskReference(f"{ROOT}/examples/{name}:task", settings))
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_replay(example: str, folder: Path, tmp_path: Path) -> None:
-    settings = {"steps": 4, **SMALL.get(example, {}), **({"data": str(folder)} if example in SMALL else {})}
-    loaded = load_task(TaskReference(f"{ROOT}/examples/{example}:task", settings))
-    task = replace(loaded, reference=None)
+    task = replace(example_task(example, folder), reference=None)
     replays_alone(Path(pol.prove(task, tmp_path / "run.pol", interval=3).path), task)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_replay_sealed_or_say_what_keeps_them_from_it(example: str, folder: Path, tmp_path: Path) -> None:
+    task = example_task(example, folder)
+    if example in NOT_SEALED:
+        with pytest.raises(PolError, match=NOT_SEALED[example]):
+            pol.prove(task, tmp_path / "run.pol", seal_program=True)
+        return
+    pol.prove(task, tmp_path / "run.pol", interval=3, seal_program=True)
+    export(task.data(), tmp_path / "samples")
+    verdict = pol.verify(tmp_path / "run.pol", pol.sealed_program(tmp_path / "samples"), everything=True)
+    assert all(segment.exact for segment in verdict.segments) and len(verdict.segments) == 2
+    assert verdict.check("task").status == verdict.check("trajectory").status == "pass", verdict.reason
 
 
 @pytest.mark.quick
