@@ -285,6 +285,30 @@ def test_both_engines_give_the_same_bits(name: str) -> None:
         assert same(found, wanted), f"seed {seed}"
 
 
+OVERLAPPING: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "add_": lambda x, y: x.add_(y, alpha=2),
+    "addcmul_": lambda x, y: x.addcmul_(y, y, value=0.5),
+    "lerp_": lambda x, y: x.lerp_(y, 0.5),
+    "_foreach_add_": lambda x, y: torch._foreach_add_([x], [y], alpha=2),
+    "_foreach_addcdiv_": lambda x, y: torch._foreach_addcdiv_([x], [y], [y], value=0.3),
+}
+
+
+@native_only
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_what_is_written_over_what_is_read_gives_the_same_bits(name: str) -> None:
+    def call() -> Tensor:
+        x = numbers(1, 4097, spread=6)
+        OVERLAPPING[name](x[1:], x[:-1])
+        OVERLAPPING[name](x[:-1], x[1:])
+        return x
+
+    with using(PORTABLE):
+        natively = call()
+        with plainly():
+            assert torch.equal(natively.view(torch.int32), call().view(torch.int32))
+
+
 @native_only
 def test_a_sum_of_very_many_products_is_cut_into_stretches_alike() -> None:
     """Half of the terms take the other half away: added up in one go, the sum would pass 2**53 and lose what is left of it."""

@@ -19,13 +19,19 @@ from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.replay import doubt, protocol
 from proof_of_learning.replay.pool import Job, LocalPool
 from proof_of_learning.replay.process import AnyWorker
-from proof_of_learning.replay.protocol import Reply
+from proof_of_learning.replay.protocol import Describe, Reply
+from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.report import words
 from proof_of_learning.report.html import render_html
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
+from proof_of_learning.verifier.checks.hyperparameters import HyperparametersCheck
+from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
+from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
+from proof_of_learning.verifier.verdict import CheckResult
 from support_forging import rewrite
+from support_scripts import record, script
 
 OPTIONS: dict[str, Any] = {"nonce": "17" * 32, "accept_nonce": True, "sandbox": "off", "everything": True}
 
@@ -80,6 +86,16 @@ def late(request: protocol.Take, states: Sequence[State], ask: Callable[[], Repl
     return lazy(request, states, ask) if request.start >= 50 else ask()
 
 
+def telling(**falsely: Any) -> Answer:
+    """Arrives where it should, and says something false of the way there."""
+
+    def answered(request: protocol.Take, states: Sequence[State], ask: Callable[[], Reply]) -> Reply:
+        answer, arrived = ask()
+        return msgspec.structs.replace(answer, **{name: told(answer) for name, told in falsely.items()}), arrived
+
+    return answered
+
+
 def test_honest_workers_are_counted_and_the_own_share_is_said(
     digits_proof: Path, digits: TaskReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,13 +119,65 @@ def test_a_share_of_one_replays_all_here(digits_proof: Path, digits: TaskReferen
     assert [worker.name for worker in verdict.cost.workers] == [doubt.HERE]
 
 
-@pytest.mark.parametrize("falsely", [lazy, late])
+LOSSES = telling(losses=lambda told: [2 * loss for loss in told.losses])
+RATES = telling(rates=lambda told: [[2 * rate for rate in rates] for rates in told.rates])
+
+
+@pytest.mark.parametrize("falsely", [lazy, late, LOSSES, RATES], ids=["lazy", "late", "losses", "rates"])
 def test_a_lazy_worker_condemns_nobody_and_is_named(falsely: Answer, digits_proof: Path, digits: TaskReference) -> None:
     verdict = verified(digits_proof, digits, falsely, share=1e-9, places=(0, 1))
     assert verdict.verdict == "valid" and all(s.status == "pass" and s.exact for s in verdict.segments)
     found_out = [worker for worker in verdict.cost.workers if worker.lied]
     assert found_out and not any(worker.segments for worker in found_out)  # what it said before was asked again
     assert any(found_out[0].name in line and "answered falsely" in line for line in verdict.warnings)
+
+
+def test_workers_that_say_that_a_script_goes_another_way_condemn_nobody(tmp_path: Path) -> None:
+    path = script(tmp_path, epochs=1)
+    assert record(path, tmp_path / "run.pol", interval=10).returncode == 0
+    elsewhere = telling(closed=lambda told: not told.closed, asked=lambda told: [0, -1, 0, 0])
+    verdict = verified(tmp_path / "run.pol", TaskReference(str(path)), elsewhere, share=1e-9, places=(0, 1))
+    assert verdict.verdict == "valid", verdict.reason
+    assert any(worker.lied for worker in verdict.cost.workers)
+
+
+def test_what_an_earlier_check_went_by_is_judged_again_once_its_worker_is_found_out(
+    digits_proof: Path, digits: TaskReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check before the trajectory asks for the forged segment, and nothing is drawn until the trajectory asks."""
+    forged = rewrite(
+        digits_proof, tmp_path / "run.pol",
+        columns=lambda columns: [replace(c, loss=c.loss * (0.999 if i == 4 else 1)) for i, c in enumerate(columns)],
+    )  # fmt: skip
+    held, asked = Proof.open(forged), list[int]()
+
+    def colluding(request: protocol.Take, states: Sequence[State], ask: Callable[[], Reply]) -> Reply:
+        answer, arrived = ask()
+        losses = held.columns(request.start // held.header.training.interval).loss.tolist()
+        return msgspec.structs.replace(answer, losses=losses), arrived
+
+    def early(self: HyperparametersCheck, evidence: Evidence, answers: Answers) -> Plan:
+        yield [Describe()]
+        yield [Replay(4)]
+        asked.append(4)
+        yield from plan(self, evidence, answers)
+
+    def early_judged(self: HyperparametersCheck, evidence: Evidence, answers: Answers) -> CheckResult:
+        told = answers.get(Replay(4), Replayed).losses == held.columns(4).loss.tolist()
+        return result(self, "pass" if told else "fail", "as the answer has it")
+
+    plan = HyperparametersCheck.plan
+    monkeypatch.setattr(HyperparametersCheck, "plan", early)
+    monkeypatch.setattr(HyperparametersCheck, "judge", early_judged)
+    monkeypatch.setattr(doubt, "drawn", lambda share: bool(asked))
+    monkeypatch.setattr(TrajectoryCheck, "plan", lambda *given: [[Replay(3)]])
+    liar = telling(losses=lambda told: [2 * loss for loss in told.losses])
+
+    def late(request: protocol.Take, states: Sequence[State], ask: Callable[[], Reply]) -> Reply:
+        return (liar if request.start == 15 else colluding)(request, states, ask)
+
+    found = verified(forged, digits, late, share=0.2, places=(0, 1))
+    assert found.check("hyperparameters").status == "fail", found.reason
 
 
 def test_a_worker_that_colludes_passes_what_is_not_replayed_here_and_the_verdict_says_what_that_is_worth(

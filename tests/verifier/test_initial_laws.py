@@ -21,7 +21,7 @@ import tasks
 from proof_of_learning import Indexed, Recorder, Task
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import UsageError
-from proof_of_learning.replay.origins import rearranged
+from proof_of_learning.replay.origins import origin, rearranged
 from proof_of_learning.training import randomness
 from proof_of_learning.verifier.initialization.dependence import independence
 from proof_of_learning.verifier.initialization.judge import judge_initialization
@@ -365,3 +365,9 @@ def test_tied_weights_have_any_of_their_names(tmp_path: Path, tiny: pol.TaskRefe
         "the given model is not the proof's: again.weight is not a tensor of the model",
     )
     assert endpoint(**{**full, "middle__weight": full["middle__weight"] + 1}).status == "fail"
+
+
+def test_what_has_another_name_under_another_key_is_not_drawn() -> None:
+    """A layer named by the key would else hide weights that do not follow from it."""
+    stolen = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    assert origin("model/parameters/block17.weight", stolen, None, True).origin == "fixed"

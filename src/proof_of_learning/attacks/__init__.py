@@ -35,6 +35,7 @@ from proof_of_learning.attacks.lazy import Lazy
 from proof_of_learning.attacks.padding import Padding
 from proof_of_learning.attacks.poisoned_probe import PoisonedProbe
 from proof_of_learning.attacks.rank_matched import RankMatched
+from proof_of_learning.attacks.rearranged import Rearranged
 from proof_of_learning.attacks.scaler_freeze import ScalerFreeze
 from proof_of_learning.attacks.shadow import Shadow
 from proof_of_learning.attacks.slow_memory import SlowMemory
@@ -72,6 +73,7 @@ _REGISTRY: tuple[type[Attack], ...] = (
     PoisonedProbe,
     RankMatched,
     RateSteering,
+    Rearranged,
     ScalerFreeze,
     Shadow,
     SlowMemory,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
 from proof_of_learning.attacks.forge import forge_proof
-from proof_of_learning.attacks.victim import Victim, between, graft, run
+from proof_of_learning.attacks.victim import Victim, between, claimed_steps, graft, run
+from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.task import Task
 from proof_of_learning.training.state import State
@@ -40,6 +42,42 @@ def as_claimed(victim: Victim) -> dict[str, Any]:
         "data": victim.proof.header.data,
         "evaluation": victim.proof.end.evaluation,
     }
+
+
+def sealed_again(
+    victim: Victim, path: Path, kept: int, progress: ProgressCallback, *, observed: bool,
+    change: Callable[[State], State] = lambda state: state, **claims: Any,
+) -> None:  # fmt: skip
+    """Write the target's first ``kept`` segments down as a proof of one's own, each state changed by ``change``.
+
+    observed: with batches and generators as recorded; else as they follow from the key that is claimed. claims: of ``forge_proof``,
+    beside what is the target's. Raises AttackError where states are missing.
+    """
+    proof = victim.proof
+    digests, stop = proof.state_digests()[: kept + 1], proof.segments[kept - 1].stop
+    if missing := sum(not proof.has_state(digest) for digest in digests):
+        raise AttackError(f"{missing} of the {len(digests)} checkpoints are not in the target's proof (it was thinned)")
+    batches, generators = tee(claimed_steps(victim, 0, stop)) if observed else (None, None)
+
+    def states() -> Iterator[State]:
+        for done, digest in enumerate(digests):
+            progress("copying the target's states", done, kept)
+            yield change(proof.state(digest))
+
+    own: dict[str, Any] = {
+        "steps": stop, "interval": victim.interval, "data": proof.header.data, "keep_progress": True,
+        "evaluation": proof.end.evaluation if kept == len(proof.segments) else None,
+        "environment": [proof.environments[segment.environment] for segment in proof.segments[:kept]],
+    }  # fmt: skip
+    forge_proof(
+        path, victim.task, states(), None if batches is None else (indices for indices, _ in batches),
+        hyperparameters={
+            "loss": (loss for c in proof.all_columns() for loss in c.loss.tolist()),
+            "rates": (row for c in proof.all_columns() for row in c.rates),
+        },
+        rng=None if generators is None else (rng for _, rng in generators),
+        **{**own, **claims},
+    )  # fmt: skip
 
 
 def own_run(

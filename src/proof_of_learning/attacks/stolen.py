@@ -26,9 +26,7 @@ A thief's own first part before the target's last one is the attack ``concatenat
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +34,13 @@ import msgspec
 
 from proof_of_learning import registration as registrations
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
-from proof_of_learning.attacks.forge import forge_proof
-from proof_of_learning.attacks.victim import Victim, claimed_steps
+from proof_of_learning.attacks.moves import sealed_again
+from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.proof.format import Initialization, Randomness
 from proof_of_learning.training import randomness
 from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
 
 WAYS = ("other-seed", "other-claim", "observed-claim", "observed", "cut", "copied")
 
@@ -70,33 +67,9 @@ class Stolen(Attack):
             return Mounted(0)
         count = len(proof.segments)
         kept = min(max(round(self.share * count), 1), count) if self.how == "cut" else count
-        digests = proof.state_digests()[: kept + 1]
-        missing = sum(not proof.has_state(digest) for digest in digests)
-        if missing:
-            raise AttackError(
-                f"{missing} of the {len(digests)} checkpoints are not in the target's proof (it was thinned)"
-            )
-        stop = proof.segments[kept - 1].stop
         observed = self.how.startswith("observed") or proof.header.randomness.mode == "recorded"
-        batches, generators = tee(claimed_steps(victim, 0, stop)) if observed else (None, None)
-
-        def states() -> Iterator[State]:
-            for done, digest in enumerate(digests):
-                progress("copying the target's states", done, kept)
-                yield proof.state(digest)
-
-        forge_proof(
-            path, victim.task, states(), None if batches is None else (indices for indices, _ in batches),
-            hyperparameters={
-                "loss": (loss for c in proof.all_columns() for loss in c.loss.tolist()),
-                "rates": (row for c in proof.all_columns() for row in c.rates),
-            },
-            rng=None if generators is None else (rng for _, rng in generators),
-            steps=stop, interval=victim.interval, data=proof.header.data, keep_progress=True,
-            evaluation=proof.end.evaluation if kept == count else None,
-            environment=[proof.environments[segment.environment] for segment in proof.segments[:kept]],
-            **self._metadata(victim, path, "recorded" if observed else "derived"),
-        )  # fmt: skip
+        metadata = self._metadata(victim, path, "recorded" if observed else "derived")
+        sealed_again(victim, path, kept, progress, observed=observed, **metadata)
         return Mounted(0)
 
     def _metadata(self, victim: Victim, path: Path, mode: str) -> dict[str, Any]:

@@ -70,28 +70,30 @@ def _starts(starts: Pairs | None) -> Starts:
 @dataclass(frozen=True)
 class _Units:
     """The score, what it is measured against, the p-value of the order of units, and how far the models are apart with units in order;
-    why not, where that does not apply."""
+    why not, where that does not apply. ``matrix``: one whose units are the same ones, whatever becomes of the others."""
 
     score: float | None = None
     reference: float | None = None
     order_p: float | None = None
     aligned: float | None = None
     why: str = ""
+    matrix: str = ""
 
     @property
     def copied(self) -> bool:
         """Whether no two independent models are like that."""
         in_order = self.order_p is not None and self.order_p <= RARE
-        return in_order or (self.aligned is not None and self.aligned < CLOSE)
+        return in_order or (self.aligned is not None and self.aligned < CLOSE) or bool(self.matrix)
 
 
 def _measured(ends: Pairs, starts: Pairs | None) -> _Units:
     """starts: two independent ones, whose units are matched for reference; without them, independent draws."""
     orders, why = units.chains(ends.sides[0])
-    if not orders:
-        return _Units(why=why)
     first, second = map(units.arrays, ends.sides)
     rng = np.random.default_rng(0)
+    matrix, _ = units.alone(first, second, np.random.default_rng(0)) or ("", 0.0)
+    if not orders:
+        return _Units(why=why, matrix=matrix)
     best = units.match(first, second, orders)
     if starts is not None:
         mine, theirs = map(units.arrays, starts.sides)
@@ -99,7 +101,7 @@ def _measured(ends: Pairs, starts: Pairs | None) -> _Units:
     else:
         reference = units.by_chance(first, orders, rng)
     p = units.order_p_value(first, second, orders[0], rng)
-    return _Units(units.score(best.cosine, reference), reference, p, relative(first, best.tensors))
+    return _Units(units.score(best.cosine, reference), reference, p, relative(first, best.tensors), matrix=matrix)
 
 
 def _correlation(ends: Pairs) -> float:
@@ -115,6 +117,8 @@ def _summary(starts: Starts, equal: bool, found: _Units, correlation: float) -> 
     if starts == "alike":
         return "their starts are not independent, and so neither are they"
     if found.score is None:
+        if found.matrix:
+            return f"not independent: the units of {found.matrix} are the same ones, in another order, size or sign"
         if abs(correlation) >= ALIKE:
             return "not independent: their weights correlate as they stand"
         return "cannot be decided: hidden units cannot be matched, and as they stand their weights hardly correlate"

@@ -274,8 +274,13 @@ def _judged(found: Likeness, pairs: Pairs) -> Likeness:
 
 def _in_common(found: Likeness, pairs: Pairs) -> str | None:
     """What speaks against independence; None where nothing does."""
+    if found.order_p is not None and found.order_p <= RARE:
+        return f"hidden units stand in a like order (p = {found.order_p:.2g})"
+    first, second = map(units.arrays, pairs.sides)
+    if (matrix := units.alone(first, second, np.random.default_rng(0))) is not None:
+        return f"the units of {matrix[0]} are the same ones in another order, size or sign ({matrix[1]:.2%} away)"
     if found.order_p is not None:
-        return f"hidden units stand in a like order (p = {found.order_p:.2g})" if found.order_p <= RARE else None
+        return None
     both = [torch.cat([pair[side].double().flatten() for pair in _matrices(pairs)]) for side in (0, 1)]
     cosine = correlated(*both)
     beyond = max(LEAST, SIGMAS / math.sqrt(max(len(both[0]), 1)))

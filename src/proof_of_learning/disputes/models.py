@@ -61,9 +61,9 @@ def load(path: str | os.PathLike[str]) -> Model:
         with ExitStack() as opened:
             for file in files:
                 stored = opened.enter_context(safe_open(file, framework="pt"))
-                found |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
+                found |= {name: _real(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
         digests = {file.name: _digest(file) for file in files}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, _UncountedError) as error:
         raise UsageError(
             f"the model {path} cannot be read as safetensors ({str(error)[:200]}); "
             "save it with safetensors.torch.save_file(model.state_dict(), …)"
@@ -71,6 +71,19 @@ def load(path: str | os.PathLike[str]) -> Model:
     if not any(tensor.is_floating_point() for tensor in found.values()):
         raise UsageError(f"the model {path} holds no tensor of floating-point numbers, so there is nothing to compare")
     return Model(found, digests)
+
+
+class _UncountedError(Exception):
+    """A tensor whose elements PyTorch cannot compute with."""
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A tensor of which numbers can be made: of a complex one its real part. Raises _UncountedError."""
+    try:
+        (tensor.real if tensor.is_complex() else tensor).flatten()[:1].double()
+    except (NotImplementedError, RuntimeError):
+        raise _UncountedError(f"{str(tensor.dtype).removeprefix('torch.')} is no type to compute with") from None
+    return tensor.real.contiguous() if tensor.is_complex() else tensor
 
 
 def of_state(state: State) -> dict[str, Tensor]:
@@ -89,15 +102,20 @@ def pair(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Pairs:
             other = theirs.get(short(name))
             if name not in found and other is not None and other in left and left[other].shape == tensor.shape:
                 found[name] = (tensor, left.pop(other))
-    for name, tensor in mine.items():
-        if name not in found:
-            alike = [other for other, t in left.items() if t.shape == tensor.shape]
-            rivals = [other for other, t in mine.items() if other not in found and t.shape == tensor.shape]
-            if len(alike) == len(rivals) == 1:
-                found[name] = (tensor, left.pop(alike[0]))
+    rivals, alike = (_by_shape(side) for side in ({n: t for n, t in mine.items() if n not in found}, left))
+    for shape, names in rivals.items():
+        if len(names) == len(alike.get(shape, ())) == 1:
+            found[names[0]] = (mine[names[0]], left[alike[shape][0]])
     elements = sum(t.numel() for t in mine.values())
     paired = sum(a.numel() for a, _ in found.values())
     return Pairs(found, paired / elements if elements else 0.0)
+
+
+def _by_shape(tensors: Mapping[str, Tensor]) -> dict[torch.Size, list[str]]:
+    found: dict[torch.Size, list[str]] = {}
+    for name, tensor in tensors.items():
+        found.setdefault(tensor.shape, []).append(name)
+    return found
 
 
 def shared_values(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:

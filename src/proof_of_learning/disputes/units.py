@@ -7,7 +7,9 @@ with the largest sum of sizes of cosines is taken (the Hungarian method).
 
 It applies where all weight matrices follow one another, each taking in what the one before puts out (linear and convolutional
 layers, with anything between them that works unit by unit). The order is found from shapes. Branches, attention and recurrence have
-no such order: then nothing is claimed.
+no such order. There each matrix is looked at alone (:func:`alone`): whatever is done to hidden units, what a network takes in
+and what it puts out have an order that cannot be changed, so the rows of a first matrix, or the columns of a last one, are the
+other model's, one by one.
 """
 
 from __future__ import annotations
@@ -26,12 +28,16 @@ from torch import Tensor
 Array = npt.NDArray[Any]
 
 MAX_LAYERS = 16  # of a chain
-MAX_UNITS = 4096  # of a layer that is matched: the assignment takes a minute from here on
+MAX_UNITS = 4096  # of a layer that is matched: the assignment takes a minute from here on, and
+MAX_WORK = MAX_UNITS**3  # that minute is what all assignments of one comparison may take (cubes of units)
 MAX_ORDERS = 24  # that shapes allow are tried
 MAX_TRIED = 20_000  # beginnings of orders, before the search is given up
 SHARE = 0.9  # of the weights that a chain has to hold
 SHUFFLES = 9999
 DRAWS = 3  # models that are drawn to know what units match by chance
+NEAR_ALONE = 0.25  # relative distance of a matrix alone, and
+BELOW_CHANCE = 0.25  # what share of the distance of a drawn matrix: short rows are like some other row by chance
+FEW = 8  # units of which nothing is said
 _PIECE = 1 << 18  # numbers of shuffles at a time
 
 
@@ -87,12 +93,36 @@ def chains(tensors: Mapping[str, Tensor]) -> tuple[list[list[Layer]], str]:
         return [], "its layers do not follow one another in a plain chain of linear and convolutional layers"
     if max(layer.units for layer in found[0][:-1]) > MAX_UNITS:
         return [], f"a layer has more than {MAX_UNITS:,} units, which are not matched"
-    return found, ""
+    work = sum(layer.units**3 for layer in found[0][:-1])
+    if work > MAX_WORK:
+        return [], "its layers are too many and too wide for their units to be matched"
+    return found[: MAX_WORK // work], ""
 
 
 def match(first: Mapping[str, Array], second: Mapping[str, Array], orders: Sequence[Sequence[Layer]]) -> Matched:
     """Match the hidden units of two models whose layers may follow one another in any of ``orders``; the order that fits best."""
     return max((_match(first, second, order) for order in orders), key=lambda found: found.cosine)
+
+
+def alone(
+    first: Mapping[str, Array], second: Mapping[str, Array], rng: np.random.Generator
+) -> tuple[str, float] | None:
+    """A weight matrix whose rows, or columns, are the other model's in another order, size and sign, one by one, and how far apart
+    they are then (relative l2 distance); the nearest one, None where there is none.
+
+    Independent models that learned the same data have like units in places, but no whole matrix of them.
+    """
+    found, work = list[tuple[float, str]](), 0
+    sides = [(name, axis) for name, a in first.items() if a.ndim >= 2 and name in second for axis in (0, 1)]
+    for name, axis in sorted(sides, key=lambda side: first[side[0]].shape[side[1]]):
+        a, b = (np.moveaxis(model[name], axis, 0).reshape(model[name].shape[axis], -1) for model in (first, second))
+        work += len(a) ** 3
+        if len(a) < FEW or len(a) > MAX_UNITS or 2 * work > MAX_WORK:
+            continue
+        away = _apart(a, b)
+        if away < NEAR_ALONE and away < BELOW_CHANCE * _apart(a, rng.standard_normal(b.shape)):
+            found.append((away, name))
+    return min(((name, away) for away, name in found), key=lambda one: one[1], default=None)
 
 
 def score(matched: float, reference: float) -> float:
@@ -177,19 +207,32 @@ def _match(first: Mapping[str, Array], second: Mapping[str, Array], order: Seque
         if number == len(order) - 1:
             place, size = np.arange(len(b)), np.ones(len(b))
         else:
-            lengths = [np.linalg.norm(m, axis=1) for m in (a, b)]
-            cosine = _divided(a, lengths[0]) @ _divided(b, lengths[1]).T
-            rows, place = linear_sum_assignment(np.abs(cosine), maximize=True)
-            best = cosine[rows, place]
+            place, size, best = _assigned(a, b)
             cosines.append(float(np.abs(best).mean()))
-            ratio = np.divide(lengths[0], lengths[1][place], out=np.ones(len(a)), where=lengths[1][place] > 0)
-            size = np.where(ratio > 0, ratio, 1.0) * np.where(best < 0, -1.0, 1.0)
-            moved, hidden = moved + int((place != rows).sum()), hidden + len(rows)
+            moved, hidden = moved + int((place != np.arange(len(place))).sum()), hidden + len(place)
         b = b[place] * size[:, None]
         if layer.bias:
             aligned[layer.bias], b = b[:, -1], b[:, :-1]
         aligned[layer.name] = b.reshape(mine.shape)
     return Matched(math.fsum(cosines) / len(cosines), aligned, moved / hidden)
+
+
+def _assigned(a: Array, b: Array) -> tuple[Array, Array, Array]:
+    """For each row of ``a`` which row of ``b`` it is, by what that one is to be multiplied, and the cosine of the two."""
+    lengths = [np.linalg.norm(m, axis=1) for m in (a, b)]
+    cosine = _divided(a, lengths[0]) @ _divided(b, lengths[1]).T
+    rows, place = linear_sum_assignment(np.abs(cosine), maximize=True)
+    best = cosine[rows, place]
+    ratio = np.divide(lengths[0], lengths[1][place], out=np.ones(len(a)), where=lengths[1][place] > 0)
+    return place, np.where(ratio > 0, ratio, 1.0) * np.where(best < 0, -1.0, 1.0), best
+
+
+def _apart(a: Array, b: Array) -> float:
+    """The distance of two matrices once the second one's rows are in the order, size and sign of the first one's, over its norm; of
+    nothing, infinite."""
+    place, size, _ = _assigned(a, b)
+    whole = float(np.linalg.norm(a))
+    return float(np.linalg.norm(a - b[place] * size[:, None])) / whole if whole else math.inf
 
 
 def _units(model: Mapping[str, Array], before: Layer, after: Layer) -> Array:

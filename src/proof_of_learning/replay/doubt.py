@@ -1,8 +1,9 @@
 """Workers that nobody vouches for: some of their steps are taken again on this machine.
 
 A worker is blind, so that one that does not compute cannot arrive where the record does, unless it holds the proof. What does
-not arrive there is always taken again here: no outside worker can make an honest proof look forged. What does is taken again in a
-share that is drawn after the answer: for a worker that holds the proof and colludes with its maker, only that share counts.
+not arrive there, or tells of other losses, rates or batches on the way, is always taken again here: no outside worker can make an
+honest proof look forged. What agrees is taken again in a share that is drawn after the answer: for a worker that holds the proof
+and colludes with its maker, only that share counts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Carried, Pool
 from proof_of_learning.replay.process import OnWork, idle
 from proof_of_learning.replay.protocol import AnyRequest
+from proof_of_learning.run.events import begins
 from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.state import State
 
@@ -31,10 +33,34 @@ HERE = "this machine"
 Step = tuple[int, int, str]  # first and last step of a segment, digest of the state that it starts from
 
 
-def recorded(proof: Proof) -> dict[Step, str]:
-    """Where each recorded segment arrives, by its steps and its start."""
-    starts = proof.state_digests()
-    return {(s.start, s.stop, starts[s.index]): s.arrived for s in proof.segments}
+@dataclass(frozen=True)
+class Record:
+    """All that a proof says of the steps of one segment. ``asked``: a script's, whose loop asks for its next batch somewhere."""
+
+    proof: Proof
+    index: int
+    asked: bool
+
+    def agrees(self, told: Carried) -> bool:
+        """Whether an answer to these steps says the same, to the bit."""
+        taken = told.answer
+        if not isinstance(taken, protocol.Taken) or len(told.states) != 1:
+            return False
+        if told.states[0].digest() != self.proof.segments[self.index].arrived:
+            return False
+        columns = self.proof.columns(self.index)
+        if taken.losses != columns.loss.tolist() or taken.rates != columns.rates.tolist():
+            return False
+        if not self.asked:
+            return taken.closed is None and not taken.asked
+        last = self.index + 1 == len(self.proof.segments)
+        return (taken.closed, taken.asked) == (last, [] if last else begins(self.proof, self.index + 1))
+
+
+def recorded(proof: Proof) -> dict[Step, Record]:
+    """What is on record of each segment, by its steps and its start."""
+    starts, asked = proof.state_digests(), proof.header.program.kind == "script"
+    return {(s.start, s.stop, starts[s.index]): Record(proof, s.index, asked) for s in proof.segments}
 
 
 def drawn(share: float) -> bool:
@@ -46,7 +72,7 @@ def drawn(share: float) -> bool:
 class DoubtedPool:
     """A pool whose steps are taken ``outside``, and a ``share`` of them again by ``own`` workers; all else is asked of ``own``.
 
-    expected: where recorded segments arrive. What an own worker says is what counts. ``lies``: the first steps of what an
+    expected: what is on record of segments. What an own worker says is what counts. ``lies``: the first steps of what an
     outside worker answered otherwise than this machine does, by the worker's name; whoever is in it is not believed again.
     anywhere: the same bits are expected of any environment.
     """
@@ -54,7 +80,7 @@ class DoubtedPool:
     outside: Pool
     own: Pool
     share: float
-    expected: Mapping[Step, str]
+    expected: Mapping[Step, Record]
     anywhere: bool = False
     lies: dict[str, list[int]] = field(default_factory=dict)
     _alike: dict[str, bool] = field(default_factory=dict)
@@ -89,8 +115,7 @@ class DoubtedPool:
         except PolError as error:
             log.info("%s; %s takes its steps", error, HERE)
             return self._here(environment, request, states, on_work, given)
-        arrived = told.states[0].digest() if len(told.states) == 1 else ""
-        if arrived == self.expected[step] and told.worker not in self.lies and not drawn(self.share):
+        if told.worker not in self.lies and self.expected[step].agrees(told) and not drawn(self.share):
             return told
         here = self._here(environment, request, states, on_work, given)
         if not _same(told, here):
@@ -134,4 +159,4 @@ def _same(one: Carried, other: Carried) -> bool:
     return told[0] == told[1] and [s.digest() for s in one.states] == [s.digest() for s in other.states]
 
 
-__all__ = ["HERE", "DoubtedPool", "recorded"]
+__all__ = ["HERE", "DoubtedPool", "Record", "recorded"]

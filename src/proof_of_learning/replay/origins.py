@@ -51,7 +51,7 @@ def origin(name: str, a: Tensor, b: Tensor | None, trainable: bool, linked: bool
     elif n == 0 or bool((a == a.flatten()[0]).all()):
         where = "constant"
     elif b is None or b.shape != a.shape or torch.equal(a, b):
-        where = "drawn" if b is None else "fixed"
+        where = "fixed"  # also one whose name is another under another key: nothing shows that its values are
     else:
         correlation = correlated(a.flatten(), b.flatten())
         where = "partly-fixed" if floating and abs(correlation) > CORRELATION_SIGMAS / np.sqrt(n) else "drawn"

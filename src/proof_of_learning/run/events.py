@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.reader import Proof
 
 BATCH, END, BESIDE, OVER, BEFORE, AFTER = 1, 2, 3, 4, 5, 6
 GENERATORS = ("torch", "numpy", "python")
@@ -98,3 +99,10 @@ def _decode(words: list[int]) -> Iterator[Event]:
             yield Event(code)
         else:
             raise ValueError
+
+
+def begins(proof: Proof, index: int) -> list[int]:
+    """Where segment ``index`` takes its first batch: phase, epoch, walk, position."""
+    columns = proof.columns(index)
+    first = None if not columns.loop else next((e for e in decode(columns.loop[0]) if e.code == BATCH), None)
+    return [] if first is None else [*first.place, first.position]

@@ -11,7 +11,7 @@ from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.replay.requests import AnyCheckAnswer, AnyCheckRequest, Replayed
+from proof_of_learning.replay.requests import AnyCheckAnswer, AnyCheckRequest, Replay, Replayed
 from proof_of_learning.task import Task, TaskReference
 from proof_of_learning.verifier.checks import ATTESTATION, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.evidence import Answers, Check, Evidence
@@ -69,18 +69,25 @@ def ask(
         progress(f"{doing}, 1 forgery" if proven else doing, done, len(new))
         if complete > last:
             break
-    while again := [place for place in range(last + 1) if _doubtful(replayer, arrived[place])]:
-        for position, answer in replayer.answers([new[place] for place in again]):
-            arrived[again[position]] = answer
     for place in range(last + 1):
         answers.add(new[place], arrived[place])
     return proven
 
 
-def _doubtful(replayer: Replayer, answer: AnyCheckAnswer) -> bool:
-    """Whether a worker that was found out since had a part in an answer."""
-    doubted = replayer.doubted
-    return doubted is not None and isinstance(answer, Replayed) and doubted.doubts(answer.workers)
+def renew(replayer: Replayer, answers: Answers) -> bool:
+    """Ask again where a worker had a part that was found out since, for this check or an earlier one; whether there was such."""
+    doubted, found = replayer.doubted, False
+    if doubted is None:
+        return False
+    while again := [
+        r
+        for r in answers.requests(Replay)
+        if not answers.failure(r) and doubted.doubts(answers.get(r, Replayed).workers)
+    ]:
+        for position, answer in replayer.answers(again):
+            answers.add(again[position], answer)
+        found = True
+    return found
 
 
 def excused(

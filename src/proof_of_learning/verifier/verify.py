@@ -27,7 +27,7 @@ from proof_of_learning.replay.sandbox import Isolation
 from proof_of_learning.task import Setting, Task, TaskReference
 from proof_of_learning.training.state import State
 from proof_of_learning.verifier import replaying
-from proof_of_learning.verifier.asking import ask, excused
+from proof_of_learning.verifier.asking import ask, excused, renew
 from proof_of_learning.verifier.chain import Link, follow, open_links, parent_of
 from proof_of_learning.verifier.checks import ATTESTATION, CHECKS, REGISTRATION, STRUCTURE
 from proof_of_learning.verifier.checks.performance import chosen
@@ -158,7 +158,7 @@ def judged(
     needed = {proof.segments[index].environment for index in (*case.picked.segments, *chosen(evidence))}
     evidence = replace(evidence, differences=_differences(proof, replayer, needed))
     clock.lap("start of workers")
-    checks = list(case.before)
+    checks, renewed = list(case.before), False
     for check in CHECKS:
         if not options.runtime.keep_going and any(done.status == "fail" or done.mistaken for done in checks):
             checks.append(result(check, "skipped", SKIPPED))
@@ -166,12 +166,19 @@ def judged(
         for requests in check.plan(evidence, answers):
             started = len(replayer.here)
             proven = ask(replayer, check, evidence, requests, answers, progress)
+            renewed |= renew(replayer, answers)
             if len(replayer.here) > started:  # what had to be started after all is known better now
                 evidence = replace(evidence, differences=_differences(proof, replayer, needed))
             if proven:
                 break
         checks.append(excused(proof, check.judge(evidence, answers), answers, task, checks))
         clock.lap(check.name)
+    if renewed:  # earlier checks went by what somebody said who was found out later
+        done = {check.name: check for check in CHECKS}
+        for place, before in enumerate(checks):
+            if before.status != "skipped" and before.name in done:
+                again = done[before.name].judge(evidence, answers)
+                checks[place] = excused(proof, again, answers, task, checks[:place])
     return conclude(evidence, checks, answers, clock, {} if replayer.doubted is None else replayer.doubted.lies)
 
 

@@ -107,13 +107,6 @@ def turning(proof: Proof) -> list[int]:
     return list(loop.turns.values())
 
 
-def begins(proof: Proof, index: int) -> list[int]:
-    """Where segment ``index`` takes its first batch: phase, epoch, walk, position."""
-    columns = proof.columns(index)
-    first = None if not columns.loop else next((e for e in events.decode(columns.loop[0]) if e.code == BATCH), None)
-    return [] if first is None else [*first.place, first.position]
-
-
 def other_arguments(proof: Proof, described: Described) -> str:
     """What the verifier called a script with, where it is not what the proof says; nothing where it is."""
     if not described.script:

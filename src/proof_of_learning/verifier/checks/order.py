@@ -19,10 +19,11 @@ import numpy.typing as npt
 from proof_of_learning.proof.format import Header
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.requests import Replay, Replayed
+from proof_of_learning.run.events import begins
 from proof_of_learning.training.randomness import key_from_seed
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, Status
-from proof_of_learning.verifier.walks import MAX_TURNS, Loop, begins, turning
+from proof_of_learning.verifier.walks import MAX_TURNS, Loop, turning
 
 # Samplers that pad the last batch repeat a few samples, and a loop that was taken up again amid an epoch begins a new
 # permutation there: no sample comes more than twice an epoch, and over a whole run such repeats are few.

@@ -33,6 +33,11 @@ def _computed(which: int, xs: Tensors, others: Sequence[Tensors], numbers: Numbe
     shapes, sizes = [x.shape for x in xs], [x.numel() for x in xs]
     if any([y.shape for y in tensors] != shapes for tensors in others) or 0 in sizes:
         return NotImplemented
+    places = [[x.data_ptr() for x in tensors] for tensors in lists]
+    if into and any(
+        0 < abs(x - y) < 4 * size for rest in places[1:] for x, y, size in zip(places[0], rest, sizes, strict=True)
+    ):
+        return NotImplemented  # what is read would have been written to
     ys = list(xs) if into else [torch.empty(shape, dtype=f32) for shape in shapes]
     if numbers is None:
         given = None
@@ -42,7 +47,7 @@ def _computed(which: int, xs: Tensors, others: Sequence[Tensors], numbers: Numbe
         given = (c_float * count)(*numbers)
     else:
         given = (c_float * count)(*[float(numbers)] * count)  # type: ignore[arg-type]
-    pointers = [(c_void_p * count)(*[x.data_ptr() for x in tensors]) for tensors in lists]
+    pointers = [(c_void_p * count)(*row) for row in places]
     found = pointers[0] if into else (c_void_p * count)(*[y.data_ptr() for y in ys])
     a = pointers[1] if len(others) > 0 else None
     b = pointers[2] if len(others) > 1 else None
