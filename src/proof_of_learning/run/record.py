@@ -237,7 +237,8 @@ class Recording(Clock):
     # ---- the recording -------------------------------------------------------------------------------
 
     def _guard(self, work: Callable[[], None]) -> None:
-        """What cannot be recorded ends the recording, not the training, unless the script is strict."""
+        """What cannot be recorded ends the recording, not the training, unless the script is strict, or goes on, or is not what was
+        claimed."""
         if self.failed:
             return
         try:
@@ -248,7 +249,9 @@ class Recording(Clock):
             if self._recorder is not None:
                 self._recorder.__exit__(type(error), error, None)
             self._exit.close()
-            if self._given.strict or self._resumes:
+            # Under a claim nobody wants the training without the proof.
+            claimed = self._origin is not None and self._origin.claim is not None
+            if self._given.strict or self._resumes or (claimed and self.steps == 0):
                 raise
             say(f"{error}. Training goes on without a proof")
 
