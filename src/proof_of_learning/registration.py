@@ -392,9 +392,9 @@ def _save(path: Path, registration: Registration) -> None:
 
 def _fixed_by(header: Header, environment: Environment) -> dict[str, Any]:
     return {  # what was typed comes first: of several differences the first is named
+        "name": header.task.name,
         "arguments": header.program.arguments,
         "settings": header.program.settings,
-        "name": header.task.name,
         "interval": header.training.interval,
         "steps": header.training.planned,
         "task": header.task.digest,

@@ -60,7 +60,7 @@ def prove_script(
     folder, origin = os.getcwd(), Origin.of(seed, registration, resuming)
     if origin is not None and origin.claim is not None:
         program = script_program(str(path), list(arguments))
-        typed = {"arguments": program.arguments, "name": script.name_of(str(path))}
+        typed = {"name": script.name_of(path), "arguments": program.arguments}
         refuse_other(origin.claim, typed if interval is None else {**typed, "interval": interval})
         interval = origin.claim.claim.interval
 
