@@ -154,7 +154,7 @@ def unjudged(verdict: Verdict) -> str:
     open_ = sum(segment.status in ("inconclusive", "skipped") for segment in verdict.segments)
     if not open_:
         return ""
-    return f"All of this only if the {plural(open_, 'challenged segment')} that could not be judged are honest."
+    return f"All of this only if the challenged segments that could not be judged ({open_:,}) are honest."
 
 
 def _promise(about: str, share: float | None, missed: float, draws: int, brief: str, what: str) -> Promise:
