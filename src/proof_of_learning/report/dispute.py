@@ -29,10 +29,10 @@ class Said(NamedTuple):
 
 OUTCOME: dict[Outcome, Said] = {
     "shown": Said(
-        "One proof holds",
+        "One proof shows the model",
         "One proof is valid and ends in the disputed model, and none of the others does. That is not yet ownership.",
     ),
-    "none": Said("No proof holds", "None of the proofs is a valid one that ends in the disputed model."),
+    "none": Said("No proof shows the model", "None of the proofs is a valid one that ends in the disputed model."),
     "undecided": Said(
         "Not decided",
         "The proofs by themselves do not decide this. What each of them shows is in the table.",
@@ -165,10 +165,10 @@ def print_dispute(dispute: Dispute, console: Console) -> None:
         quiet = [pair for pair in dispute.dependence if pair.summary == INDEPENDENT]
         for pair in [pair for pair in dispute.dependence if pair not in quiet]:
             models, starts, score, order, summary = (cell.text for cell in _pair(pair))
-            shown = (
-                f"- {models}: {summary} (starts: {starts}; score {score}, 0 independent, 1 the same hidden units; order of units: "
-                f"{order} between independent models)"
-            )
+            known = [f"starts: {starts}"] if pair.starts != "unknown" else []
+            known += [f"score {score}, from 0 independent to 1 the same hidden units"] if score != text.MISSING else []
+            known += [f"order of units: {order} between independent models"] if order != text.MISSING else []
+            shown = f"- {models}: {summary}" + (f" ({'; '.join(known)})" if known else "")
             console.print(Text(_safe(shown, console)), overflow="fold")
         if quiet:
             console.print(Text(f"- of {text.plural(len(quiet), 'pair')}: {INDEPENDENT}"), overflow="fold")
