@@ -146,7 +146,10 @@ def whole(verdict: Verdict) -> str:
     judged = sum(segment.status == "pass" for segment in verdict.segments)
     if not count or judged < count or any(shares):
         return ""
-    return f"Nothing was sampled: all {plural(count, 'segment')} were replayed, and no forged one could have been missed by chance."
+    text = f"Nothing was sampled: all {plural(count, 'segment')} were replayed"
+    if (own := verdict.cost.own_share) is not None and own < 1:
+        return f"{text}, {percent(own)} of them on this machine and the others by workers that nobody vouches for."
+    return f"{text}, and no forged one could have been missed by chance."
 
 
 def unjudged(verdict: Verdict) -> str:
@@ -260,8 +263,8 @@ def own_share(verdict: Verdict) -> str:
         return ""
     return (
         f"{percent(spent.own_share)} of the challenged segments were replayed on this machine. The others were told no end, and who "
-        "did not compute is found; but workers that hold the proof and collude with its maker pass what was not replayed here: then "
-        f"what the draws hit is missed with {percent(spent.colluding_miss)}"
+        "did not compute is found; but workers that hold the proof and collude with its maker pass what was not replayed here: then a "
+        f"forgery that the draws hit is missed with a probability of up to {percent(spent.colluding_miss)}"
     )
 
 

@@ -210,8 +210,8 @@ class Recording(Clock):
         if not (self._told or self.failed):
             self._told = True
             say(
-                f"run.log({', '.join(values)}) records nothing: of each step the proof holds loss, learning rates, batch and "
-                "generators alone; give the loss to run.loss(value), and keep the rest in a file"
+                f"run.log({', '.join(values)}) records nothing: of each step a proof holds what a replay gives again, loss and "
+                "learning rates, and no numbers of yours; give the loss to run.loss(value), and keep the rest in a file"
             )
 
     def close(self) -> None:
