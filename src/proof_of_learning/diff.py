@@ -49,8 +49,8 @@ class Apart(msgspec.Struct, frozen=True):
 class Diff(msgspec.Struct, frozen=True):
     """What :func:`diff` found.
 
-    same: the roots are equal, so that everything is. said: what header and last line say differently (the first few). others: how
-    many more there are. steps: taken by each. states: how many of the first states are equal. parted: the first step (from 0)
+    same: the roots are equal, so that everything is. said: what header and last line say differently (the first ``most``). others:
+    how many more there are. steps: taken by each. states: how many of the first states are equal. parted: the first step (from 0)
     whose recorded loss, rates, batch or generators differ, and which of them; null where none does. state: the first state that
     differs, or null where bytes or a common step are missing. final: the two last states.
     """
@@ -70,8 +70,10 @@ class Diff(msgspec.Struct, frozen=True):
     schema: str = "pol/diff/v1"
 
 
-def diff(first: Proof, second: Proof, progress: ProgressCallback = silent) -> Diff:
+def diff(first: Proof, second: Proof, progress: ProgressCallback = silent, *, most: int | None = MOST) -> Diff:
     """Compare two proofs: what they say, the first step at which their columns differ, the first state, and the last.
+
+    most: how many of the things that they say differently are named; None: all.
 
     Raises IntegrityError or FormatError where a state or a block is not what the log says.
     """
@@ -83,8 +85,8 @@ def diff(first: Proof, second: Proof, progress: ProgressCallback = silent) -> Di
         first=first.root,
         second=second.root,
         same=same,
-        said=said[:MOST],
-        others=max(0, len(said) - MOST),
+        said=said[:most],
+        others=0 if most is None else max(0, len(said) - most),
         steps=(first.steps, second.steps),
         states=len(states) if same else next((i for i, (a, b) in enumerate(states) if a != b), len(states)),
         parted=parted,

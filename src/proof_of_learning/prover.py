@@ -103,6 +103,8 @@ def prove(
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
+    if claim is not None and seed is not None:
+        raise UsageError(registrations.TWO_SOURCES)
     if claim is not None and interval is None:
         interval = claim.claim.interval
     if codec is None:

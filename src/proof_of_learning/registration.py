@@ -42,6 +42,15 @@ from proof_of_learning.training.environment import Environment
 SCHEMA = "pol/claim/v2"
 SCHEMA_1 = "pol/claim/v1"
 CLOCK_SKEW = datetime.timedelta(minutes=5)
+TWO_SOURCES = (
+    "under a claim all randomness follows from the claim (--registration), and a seed has no meaning; leave --seed out"
+)
+_NAMES = {
+    "arguments": "the script's arguments",
+    "settings": "the settings (--set)",
+    "task": "the task (its code, or a number in it)",
+    "sources": "the sources (the text of the task's files)",
+}
 _FIXED_1 = ("task", "name", "data", "steps", "interval", "codec", "environment", "start")
 
 
@@ -257,6 +266,15 @@ def apply(registration: Registration, header: Header, environment: Environment) 
     return msgspec.structs.replace(header, randomness=randomness, claim=msgspec.to_builtins(claim))
 
 
+def refuse_other(registration: Registration, typed: Mapping[str, Any]) -> None:
+    """UsageError where the claim fixes another value of what was ``typed``, by the field's name, than this."""
+    for name, found in typed.items():
+        if (wanted := getattr(registration.claim, name)) != found:
+            raise UsageError(
+                f"the claim fixes {_difference(name, wanted, found)}; register a new claim for another run"
+            )
+
+
 def anchor_of(registration: Registration) -> str | None:
     """The digest that the key follows from beside the claim: of the newest timestamp on it; None where there is none."""
     if not any(item.name.endswith(".tsr") for item in registration.seals):
@@ -373,18 +391,18 @@ def _save(path: Path, registration: Registration) -> None:
 
 
 def _fixed_by(header: Header, environment: Environment) -> dict[str, Any]:
-    return {
-        "task": header.task.digest,
-        "sources": sources.digest(header.task.digest, header.task.sources),
+    return {  # what was typed comes first: of several differences the first is named
         "name": header.task.name,
-        "data": header.data,
-        "format": header.format,
-        "steps": header.training.planned,
-        "interval": header.training.interval,
-        "steps_per_epoch": header.training.steps_per_epoch,
-        "arithmetic": header.arithmetic,
         "arguments": header.program.arguments,
         "settings": header.program.settings,
+        "interval": header.training.interval,
+        "steps": header.training.planned,
+        "task": header.task.digest,
+        "sources": sources.digest(header.task.digest, header.task.sources),
+        "data": header.data,
+        "format": header.format,
+        "steps_per_epoch": header.training.steps_per_epoch,
+        "arithmetic": header.arithmetic,
         "sealed": header.program.sealed,
         "inputs": header.inputs,
         "codec": header.codec,
@@ -398,8 +416,9 @@ def _difference(name: str, wanted: Any, found: Any) -> str:
         for field in Environment.__struct_fields__:
             if getattr(wanted, field) != getattr(found, field):
                 return f"the environment's {field} as {getattr(wanted, field)}, not {getattr(found, field)}"
-    if name == "arguments":
-        given = [repr(shlex.join(value)) if value else "none" for value in (wanted, found)]
-        return f"the script's arguments as {given[0][:120]}, not {given[1][:120]}"
+    if name in ("arguments", "settings"):
+        typed = [[f"{k}={v}" for k, v in value.items()] if name == "settings" else value for value in (wanted, found)]
+        given = [repr(shlex.join(words)) if words else "none" for words in typed]
+        return f"{_NAMES[name]} as {given[0][:120]}, not {given[1][:120]}"
     short = [str(msgspec.to_builtins(value)) for value in (wanted, found)]
-    return f"{name} as {short[0][:120]}, not {short[1][:120]}"
+    return f"{_NAMES.get(name, name)} as {short[0][:120]}, not {short[1][:120]}"

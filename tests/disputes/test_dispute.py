@@ -466,6 +466,10 @@ def test_the_command_writes_a_table_a_report_and_json(quarrel: Quarrel, tmp_path
     ):
         assert sentence in html
     assert "<script" not in html
+    assert (
+        "✓" not in html and 'class="chip pass"' not in html and 'class="chip fail"' not in html
+    )  # no winner, no loser
+    assert "from 0 (independent) to 1 (the same hidden units)" in html
 
 
 def test_what_cannot_be_used_is_one_line(quarrel: Quarrel, tmp_path: Path) -> None:

@@ -64,7 +64,11 @@ def test_owner_and_verifier_talk_in_files(command: Command, tmp_path: Path) -> N
         "--key", at("key.pem"), "-o", at("opening"), "--data", data, "--salt", at("data.salt"), "--ledger", at("ledger.json"),
     ]  # fmt: skip
     assert "opens" in run(*opening, "--dry-run")
-    assert "say --yes" in run(*opening, status=2)
+    assert "name the secret" in run(*opening[:-4], status=2)
+    asked = run(*opening, status=2)  # at once: the draw is not made again before
+    assert (
+        "say --yes" in asked and f"of {STEPS} segments" in asked and "and about" in asked and "pol: opens" not in asked
+    )
     assert not (tmp_path / "opening").exists()
     assert not (tmp_path / "ledger.json").exists()
     root = run(*opening, "--yes").rsplit("data root ", 1)[1].strip()
@@ -76,5 +80,7 @@ def test_owner_and_verifier_talk_in_files(command: Command, tmp_path: Path) -> N
     found = {check["name"]: check["status"] for check in verdict["checks"]}
     assert (found["opening"], found["data"], found["trajectory"]) == ("pass", "pass", "pass"), told
     assert "opening" in (tmp_path / "report.html").read_text()
+    wrong = run("verify", at("opening"), *named, "--challenge", at("first.json"), status=2)
+    assert "first.json is the first challenge" in wrong and "needed here is the second challenge" in wrong
     assert "no meaning" in run("verify", at("opening"), *named, "--all", status=2)
     assert "is none" in run("verify", at("run.pol"), *named, "--data-root", root, status=2)

@@ -74,6 +74,7 @@ def test_a_used_claim_is_refused(tiny: TaskReference, registered: tuple[Path, Pa
     [
         ({"interval": 4}, "fixes interval as 5, not 4"),
         ({"threads": 2}, "environment's threads"),
+        ({"seed": 5}, "leave --seed out"),
     ],
 )
 def test_what_the_claim_did_not_fix_is_refused(
@@ -84,9 +85,16 @@ def test_what_the_claim_did_not_fix_is_refused(
         prove(tiny, tmp_path / "run.pol", registration=tmp_path / "claim.json", **({"threads": 1} | change))  # type: ignore[arg-type]
 
 
+def test_other_settings_than_the_claim_fixes_are_named(tiny: TaskReference, tmp_path: Path) -> None:
+    register(tiny, tmp_path / "claim.json")
+    with pytest.raises(UsageError, match=r"fixes the settings \(--set\) as none, not 'steps=12'"):
+        prove(TaskReference(tiny.target, {"steps": 12}), tmp_path / "run.pol", registration=tmp_path / "claim.json")
+    assert not (tmp_path / "run.pol").exists()
+
+
 def test_a_claim_of_another_task_is_refused(tiny: TaskReference, digits: TaskReference, tmp_path: Path) -> None:
     register(digits, tmp_path / "claim.json")
-    with pytest.raises(UsageError, match="the claim fixes task as"):
+    with pytest.raises(UsageError, match="the claim fixes name as digits, not"):
         prove(tiny, tmp_path / "run.pol", registration=tmp_path / "claim.json")
 
 

@@ -398,6 +398,23 @@ def test_a_promise_that_could_not_be_made_is_said_and_not_left_out() -> None:
     assert promises["Its weights"].share is None
 
 
+def test_where_every_segment_was_replayed_nothing_is_said_of_draws() -> None:
+    run = trajectory(20)
+    none = Guarantee(
+        forged_fraction=0.0, function_fraction=0.0, progress_fraction=0.0, group_fraction=0.0, excursion_fraction=0.0,
+        uniform_draws=20, progress_draws=20,
+    )  # fmt: skip
+    every = [segment(index, run, ["all"]) for index in range(20)]
+    verdict = verdict_of(run, every, checks(), guarantee=none)
+    said = "Nothing was sampled: all 20 segments were replayed"
+    for shown in (re.sub(r"\s+", " ", printed(verdict)), render_html(verdict)):
+        assert said in shown and "99 %" not in shown and "could be forged unseen:" not in shown
+    every[3] = segment(3, run, ["all"], status="inconclusive")
+    open_ = verdict_of(run, every, checks(), guarantee=none)
+    for shown in (re.sub(r"\s+", " ", printed(open_)), render_html(open_)):
+        assert said not in shown and "only if the challenged segments that could not be judged (1)" in shown
+
+
 def test_outputs_without_a_scale_are_told_as_a_multiple_of_their_unrest() -> None:
     evidence = {"first_to_final": 0.33, "final_unrest": 0.11, "compared": "values"}
     check = CheckResult(name="learning", status="pass", summary="s", evidence=evidence)

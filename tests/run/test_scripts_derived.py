@@ -254,11 +254,19 @@ def test_a_scripts_run_under_a_stamped_claim_is_registered(world: support_attest
     assert again.returncode == 2 and "already used" in again.stderr and not again.stdout
 
 
-def test_a_claim_of_another_run_is_refused(tmp_path: Path) -> None:
-    path, claim = script(tmp_path, epochs=1), tmp_path / "claim.json"
+def test_a_run_that_its_claim_does_not_fix_ends_before_it_trains(tmp_path: Path) -> None:
+    path, claim = script(tmp_path, epochs=1, begin="print('a step')"), tmp_path / "claim.json"
     assert nursery.run(("register", path, "-o", claim, "-k", 4), variables(), tmp_path).returncode == 0
-    changed = derived(path, tmp_path / "run.pol", "--lr", "1", claim=claim)
-    assert changed.returncode == 2 and "the claim fixes the script's arguments as none, not '--lr 1'" in changed.stderr
+    typed = derived(path, tmp_path / "run.pol", "--lr", "1", claim=claim)
+    assert "the claim fixes the script's arguments as none, not '--lr 1'" in typed.stderr
+    rate = derived(path, tmp_path / "run.pol", claim=claim, interval=5)
+    assert "the claim fixes interval as 4, not 5" in rate.stderr
+    path.write_text(path.read_text().replace("momentum=0.9", "momentum=0.8"))  # seen when the first batch is asked for
+    code = derived(path, tmp_path / "run.pol", claim=claim)
+    assert "the claim fixes the task (its code, or a number in it)" in code.stderr
+    for done in (typed, rate, code):
+        assert done.returncode == 2 and "Training goes on" not in done.stderr and done.stdout in ("", "a step\n")
+    assert not (tmp_path / "run.pol").exists()
 
 
 def test_a_header_of_two_minds_is_refused(tmp_path: Path) -> None:

@@ -46,5 +46,6 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     other = nursery.run(("prove", path, "-o", tmp_path / "run.pol", "-k", 7, "--seed", "8"), variables(), tmp_path)
     assert other.returncode == 2 and b"under another key" in other.stderr, other.stderr
     changed = derived(path, tmp_path / "run.pol", "--", "--lr", "1")
-    assert changed.returncode == 2 and b"holds another run" in changed.stderr, changed.stderr
+    told = b"holds another run (program: there arguments none, now arguments --lr 1)"
+    assert changed.returncode == 2 and told in changed.stderr, changed.stderr
     assert before == {file: file.read_bytes() for file in (tmp_path / "run.pol").rglob("*") if file.is_file()}

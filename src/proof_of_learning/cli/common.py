@@ -55,9 +55,8 @@ def messages() -> Console:
 
 
 def results() -> Console:
-    """The console for results: standard output; lines are not wrapped where it is a pipe or a file."""
-    wrapped = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return SafeConsole(width=None if wrapped else UNWRAPPED)
+    """The console for results: standard output; lines are neither wrapped nor padded where it is a pipe or a file."""
+    return SafeConsole(width=None if sys.stdout.isatty() else UNWRAPPED)
 
 
 class SafeConsole(Console):
@@ -68,6 +67,14 @@ class SafeConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, **options})
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as printed:
+            super().print(*objects, **options)
+        self.file.write("\n".join(row.rstrip() for row in printed.get().split("\n")))
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -19,6 +19,9 @@ SHOWN = 5  # tensors
 def diff(
     first: Annotated[str, typer.Argument(help="A proof's directory, or its address (`s3://…`).", show_default=False)],
     second: Annotated[str, typer.Argument(help="The other proof's.", show_default=False)],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Name all that they say differently, not the first ten alone.")
+    ] = False,
     json: Annotated[
         str | None, typer.Option("--json", help="Write the result as JSON to this file (`-`: standard output).")
     ] = None,
@@ -35,6 +38,7 @@ def diff(
     """
     import msgspec
 
+    from proof_of_learning.diff import MOST
     from proof_of_learning.diff import diff as compare
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.proof.remote import local
@@ -44,7 +48,7 @@ def diff(
             opened.enter_context(local(place, lambda done, total: progress("copying the proof", done, total)))
             for place in (first, second)
         ]
-        found = compare(Proof.open(folders[0]), Proof.open(folders[1]), progress)
+        found = compare(Proof.open(folders[0]), Proof.open(folders[1]), progress, most=None if everything else MOST)
     common.write_json(msgspec.json.format(msgspec.json.encode(found), indent=2), json)
     if json != "-":
         _show(found)
@@ -56,7 +60,7 @@ def _show(found: Diff) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from proof_of_learning.report.text import line
+    from proof_of_learning.report.text import line, plural
 
     if found.same:
         common.say(f"the same proof: root {found.first}")
@@ -64,7 +68,7 @@ def _show(found: Diff) -> None:
     rows = {"roots": f"{found.first}\n{found.second}"}
     rows |= {each.name: f"{each.first}  |  {each.second}" for each in found.said}
     if found.others:
-        rows["…"] = f"and {found.others:,} other differences (--json has the first ones only)"
+        rows["…"] = f"and {plural(found.others, 'other difference')} (--all names them, in --json too)"
     if found.steps[0] != found.steps[1]:
         rows["steps"] = f"{found.steps[0]:,}  |  {found.steps[1]:,}"
     equal = "the same start" if found.states == 1 else f"the first {found.states:,} are equal"

@@ -69,6 +69,12 @@ def describe(proof: Any) -> dict[str, Any]:
     description = header["task"].pop("description")
     stored = list(proof.index.values())
     draws, steps = expected_steps(proof)
+    columns = proof.columns(0)
+    per_step = ["loss", f"learning rates of {columns.rates.shape[1]} parameter groups"]
+    per_step += ["batch"] if columns.indices is not None else []
+    per_step += ["generator states"] if columns.rng is not None else []
+    per_step += ["course of the loop"] if columns.loop is not None else []
+    per_step += [f"metric {name}" for name in sorted(columns.metrics)]
     return {
         "schema": "pol/inspect/v1",
         "root": proof.root,
@@ -80,6 +86,7 @@ def describe(proof: Any) -> dict[str, Any]:
         "program": header["program"], "inputs": header["inputs"], "parts": header["parts"], "ranks": header["ranks"],
         "arithmetic": header["arithmetic"],
         "training": {**header["training"], "steps": proof.steps, "ended": proof.end.ended, "segments": len(proof.segments)},
+        "per_step": per_step,
         "events": [{"step": event.step, **msgspec.to_builtins(event.event)} for event in proof.events],
         "randomness": header["randomness"],
         "initialization": header["initialization"],
@@ -104,6 +111,7 @@ def _show(content: dict[str, Any]) -> None:
     from rich.text import Text
 
     from proof_of_learning.report.text import line, size
+    from proof_of_learning.report.words import ARITHMETIC
 
     program, events = content["program"], content["events"]
     training, states, cost = content["training"], content["states"], content["verification"]
@@ -126,6 +134,8 @@ def _show(content: dict[str, Any]) -> None:
         "training": f"{_length(training)}, {training['steps_per_epoch']:,} an epoch; "
         f"{training['segments']:,} segments of {training['interval']}",
         "randomness": f"{content['randomness']['mode']}, {source}",
+        "arithmetic": f"{content['arithmetic']}; {ARITHMETIC[content['arithmetic']]}",
+        "per step": ", ".join(content["per_step"]),
         "states": f"{states['held']:,} of {states['of']:,} held, {size(states['bytes'])}, codec {content['codec']['name']}",
         "to verify": f"{cost['uniform_draws']:,} uniform draws replay about {cost['steps']:,} steps ({cost['share']:.1%}); "
         + ("weighted draws and what sticks out come on top" if states["held"] == states["of"] else "thinned: they are all there is"),

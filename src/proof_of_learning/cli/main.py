@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -31,10 +34,12 @@ from proof_of_learning.cli import (
     verify,
 )
 
+EXAMPLE = 70  # columns of an example; help is written for 80
+
 app = typer.Typer(
     name="pol",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # its tables cut names, and leave a few columns for what an option means
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -58,34 +63,52 @@ def main(
     """
 
 
-app.command("demo")(demo.demo)
-app.command("register")(register.register)
-app.command("manifest")(opening.manifest)
-app.command("challenge")(opening.challenge)
-app.command("answer")(opening.answer)
-app.command("open")(opening.open_)
-app.command("keygen")(sign.keygen)
-app.command("sign")(sign.sign)
-app.command("timestamp")(sign.timestamp)
-app.command("doctor")(doctor.doctor)
-app.command("prove")(prove.prove)
-app.command("verify")(verify.verify)
-app.command("plan")(plan.plan)
-app.command("check")(check.check)
-app.command("policy")(policy.policy)
-app.command("inspect")(inspect.inspect)
-app.command("diff")(diff.diff)
-app.command("dispute")(dispute.dispute)
-app.command("environment")(environment.environment)
-app.command("export")(export.export)
-app.command("export-data")(export_data.export_data)
-app.command("selftest")(selftest.selftest)
-app.command("thin")(thin.thin)
-app.command("regenerate")(thin.regenerate)
-app.command("pack")(pack.pack)
-app.command("unpack")(pack.unpack)
-app.command("calibrate")(calibrate.calibrate)
-app.command("attack")(attack.attack)
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo.demo,
+    "register": register.register,
+    "manifest": opening.manifest,
+    "challenge": opening.challenge,
+    "answer": opening.answer,
+    "open": opening.open_,
+    "keygen": sign.keygen,
+    "sign": sign.sign,
+    "timestamp": sign.timestamp,
+    "doctor": doctor.doctor,
+    "prove": prove.prove,
+    "verify": verify.verify,
+    "plan": plan.plan,
+    "check": check.check,
+    "policy": policy.policy,
+    "inspect": inspect.inspect,
+    "diff": diff.diff,
+    "dispute": dispute.dispute,
+    "environment": environment.environment,
+    "export": export.export,
+    "export-data": export_data.export_data,
+    "selftest": selftest.selftest,
+    "thin": thin.thin,
+    "regenerate": thin.regenerate,
+    "pack": pack.pack,
+    "unpack": pack.unpack,
+    "calibrate": calibrate.calibrate,
+    "attack": attack.attack,
+}
+
+
+def _plain(text: str) -> str:
+    """A docstring as the terminal shows it: an example is a line to copy, continued where it is long."""
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text.strip())]
+    return "\n\n".join(
+        "\b\n" + " \\\n    ".join(textwrap.wrap(part[1:-1], EXAMPLE, break_long_words=False, break_on_hyphens=False))
+        if part.startswith("`pol ") and part.endswith("`")
+        else part.replace("**Examples**", "Examples:").replace("**Example**", "Example:")
+        for part in paragraphs
+    )
+
+
+for _name, _command in COMMANDS.items():
+    _help = _plain(_command.__doc__ or "")
+    app.command(_name, help=_help, short_help=_help.partition("\n\n")[0])(_command)
 
 
 def run() -> None:

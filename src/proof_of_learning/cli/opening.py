@@ -185,24 +185,30 @@ def open_(
     """
     common.use_data(data)
     from proof_of_learning.attestation.signatures import load_private
-    from proof_of_learning.disputes import documents, ledger, opening
+    from proof_of_learning.disputes import challenging, documents, ledger, opening
+    from proof_of_learning.proof.files import require_new
 
     asked, then = documents.load(first, documents.First), documents.load(challenge, documents.Second)
     named = common.reference(task, common.settings(set_), None)
+    opened = challenging.opened_proof(proof)
+    if opened.header.data.salted and salt is None and not dry_run:
+        raise UsageError("the data root is salted; name the secret that it was made with (--salt)")
+    require_new(out)
+    common.say(opening.asked_for(opened, then, named, with_samples=not no_samples))
+    if not (yes or dry_run):
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "nothing was opened: there is no terminal to ask on; say --yes where this may be disclosed (--dry-run tells all)"
+            )
+        typer.confirm("Disclose this, where the draw turns out to be as it says?", abort=True, err=True)
+    signer = None if dry_run else load_private(key, passphrase(key, passphrase_env))
     prepared = opening.prepare(
         proof, asked, answers, then, named, with_samples=not no_samples, kept=ledger.load(book, ledger.Ledger)
     )
     for line in prepared.disclosure.lines():
         common.say(line)
-    if dry_run:
+    if signer is None:
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError(
-                "nothing was opened: there is no terminal to ask on; say --yes where this may be disclosed"
-            )
-        typer.confirm("Disclose this?", abort=True, err=True)
-    signer = load_private(key, passphrase(key, passphrase_env))
     with common.progress_bar() as progress:
         opening.open_(prepared, named, signer, out, salt=salt, book=book, verifier=verifier, progress=progress)
     common.say(

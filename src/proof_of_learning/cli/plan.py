@@ -19,8 +19,15 @@ def plan(
         str | None,
         typer.Option(help="The task; a few of its steps are taken, for the time. Without it nothing of it is run."),
     ] = None,
-    confidence: Annotated[float, typer.Option(help="With what probability a forgery is to be hit.")] = 0.99,
-    forged: Annotated[float, typer.Option(help="What share of the segments or of the progress a forgery makes.")] = 0.1,
+    confidence: Annotated[
+        float, typer.Option(help="With what probability a forgery is to be hit (0.99 is 99 %).")
+    ] = 0.99,
+    forged: Annotated[
+        float,
+        typer.Option(
+            help="How large a forgery is to be hit: its share of the segments that do work, or of the progress (0.1 is 10 %)."
+        ),
+    ] = 0.1,
     workers: Annotated[int, typer.Option(min=1, help="Processes that would replay at once.")] = 1,
     sandbox: Annotated[str, typer.Option(help="Confine the task's code: `auto`, `require` or `off`.")] = "auto",
     set_: options.Settings = None,
@@ -63,11 +70,12 @@ def _show(told: Forecast) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from proof_of_learning.report.text import line, seconds, size
+    from proof_of_learning.report.text import line, percent, seconds, size
 
     times = told.times
     rows = {
-        "to hit": f"a forgery of more than {told.forged:g} with a probability of {told.confidence:g}",
+        "to hit": f"with a probability of {percent(told.confidence)}, any forgery that makes more than {percent(told.forged)} of the "
+        "segments that do work, or of the progress of what the model computes, or of its weights",
         "draws": ", ".join(f"{name} {number:,}" for name, number in told.draws.items()),
         "segments": f"{told.replayed_segments:,} of {told.segments:,} are replayed" + ("" if told.known else ", about"),
         "steps": f"{told.replayed_steps:,} of {told.steps:,} ({told.share:.1%})",

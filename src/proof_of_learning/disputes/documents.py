@@ -102,6 +102,21 @@ class OpeningHead(_Document, frozen=True, kw_only=True):
     samples: str | None
 
 
+class _Head(msgspec.Struct, frozen=True):
+    """What tells one document from another."""
+
+    schema: str
+    round: int | None = None
+
+
+_ROUNDS: dict[type, int] = {First: 1, Second: 2}
+_WORDS: dict[type, str] = {
+    First: "the first challenge (`pol challenge MANIFEST`)",
+    Second: "the second challenge, which draws segments (`pol challenge MANIFEST --first … --answers …`)",
+    AnswersHead: "the owner's answers (`pol answer`)",
+    OpeningHead: "the head of an opening (`pol open`)",
+}
+
 D = TypeVar("D", First, Second, AnswersHead, OpeningHead)
 
 
@@ -122,7 +137,20 @@ def load(path: Path, kind: type[D]) -> D:
     most = MAX_CHALLENGE if kind in (First, Second) else MAX_ANSWERS
     if not path.is_file():
         raise FormatError(f"{path} does not exist, or is no file; expected a file of the schema {_schema(kind)!r}")
-    return parse(bytes(files.read_bounded(path, most)), kind, path.name)
+    raw = bytes(files.read_bounded(path, most))
+    given = _named(raw)
+    if given is not None and given is not kind:
+        raise FormatError(f"{path} is {_WORDS[given]}; what is needed here is {_WORDS[kind]}")
+    return parse(raw, kind, path.name)
+
+
+def _named(raw: bytes) -> type | None:
+    """Which of the documents a file says that it is; None where it says none."""
+    try:
+        head = msgspec.json.decode(raw, type=_Head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return next((kind for kind in _WORDS if (_schema(kind), _ROUNDS.get(kind)) == (head.schema, head.round)), None)
 
 
 def parse(raw: bytes, kind: type[D], what: str) -> D:

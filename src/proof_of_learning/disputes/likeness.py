@@ -257,9 +257,9 @@ def _judged(found: Likeness, pairs: Pairs) -> Likeness:
     aligned = found.aligned
     if aligned is not None and aligned < CLOSE and aligned < 0.5 * away:
         how = "the same" if aligned <= ROUNDING else f"{aligned:.2%} away"
-        text = f"{how} up to the order, size and sign of hidden units, and {away:.0%} away as it stands"
+        text = f"{how} up to the order, size and sign of hidden units, and {away:.0%} away as it stands (of the weights' own length)"
         return msgspec.structs.replace(found, kind="rearranged", summary=text)
-    told = f"{away:.2%} away (cosine {cosine:.4f}; independent models are about 141 % apart)"
+    told = f"{away:.2%} of the weights' length away (independent models: about 141%), cosine {cosine:.4f} (1: the same direction)"
     if away <= CLOSE:
         if start is not None and not away < start:
             text = f"{told}, but no nearer to the training's end than to its start ({start:.2%}): they share the start"
@@ -275,7 +275,9 @@ def _judged(found: Likeness, pairs: Pairs) -> Likeness:
 def _in_common(found: Likeness, pairs: Pairs) -> str | None:
     """What speaks against independence; None where nothing does."""
     if found.order_p is not None and found.order_p <= RARE:
-        return f"hidden units stand in a like order (p = {found.order_p:.2g})"
+        return (
+            f"hidden units stand in a like order (p = {found.order_p:.2g}: how probable that is for independent models)"
+        )
     first, second = map(units.arrays, pairs.sides)
     if (matrix := units.alone(first, second, np.random.default_rng(0))) is not None:
         return f"the units of {matrix[0]} are the same ones in another order, size or sign ({matrix[1]:.2%} away)"
@@ -284,7 +286,7 @@ def _in_common(found: Likeness, pairs: Pairs) -> str | None:
     both = [torch.cat([pair[side].double().flatten() for pair in _matrices(pairs)]) for side in (0, 1)]
     cosine = correlated(*both)
     beyond = max(LEAST, SIGMAS / math.sqrt(max(len(both[0]), 1)))
-    return f"its weights correlate ({cosine:.2f})" if abs(cosine) > beyond else None
+    return f"its weights correlate ({cosine:.2f} of 1)" if abs(cosine) > beyond else None
 
 
 def _matrices(pairs: Pairs) -> list[tuple[Tensor, Tensor]]:

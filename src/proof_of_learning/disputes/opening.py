@@ -97,6 +97,22 @@ def positions(proof: Proof, segments: Iterable[int]) -> list[int]:
     return sorted({0, len(proof.segments), *(place for index in segments for place in (index, index + 1))})
 
 
+def asked_for(proof: Proof, second: Second, task: AnyTask, *, with_samples: bool = True) -> str:
+    """What a challenge asks to be opened, in words; before its draw is made again, which is work. Raises UsageError."""
+    count = len(proof.segments)
+    segments = sorted({index for index, _ in second.segments})
+    if second.root != proof.root or (segments and not 0 <= segments[0] <= segments[-1] < count):
+        raise UsageError("the challenge is to another proof: its root, or its segments, are not those of this one")
+    states = len(positions(proof, segments))
+    text = f"the challenge asks for {len(segments):,} of {count:,} segments: {states:,} of {count + 1:,} states"
+    text += f" ({states / (count + 1):.1%})"
+    if with_samples:
+        every, samples = uses(proof, task), proof.header.data.samples
+        chosen = {*witnesses(samples), *(int(place) for index in segments for place in every[index])}
+        text += f", and about {len(chosen):,} of {samples:,} samples ({len(chosen) / samples:.1%})"
+    return f"{text}; the final weights are among them"
+
+
 def prepare(
     path: AnyPath,
     first: First,

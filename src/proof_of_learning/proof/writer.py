@@ -481,19 +481,20 @@ def _difference(found: bytes, wanted: Header) -> str:
         other = parse.parse_header(found)
     except (FormatError, IntegrityError):
         return "its header cannot be read"
-    for name in Header.__struct_fields__:
+    for name in ("program", *Header.__struct_fields__):  # what was typed first
         theirs, ours = getattr(other, name), getattr(wanted, name)
         if name == "task" and theirs != ours and theirs.digest == ours.digest and theirs.name == ours.name:
             edited = sorted(k for k in {*theirs.sources, *ours.sources} if theirs.sources.get(k) != ours.sources.get(k))
             return f"the source text of the task's {', '.join(edited)} has changed since"
         if theirs != ours:
-            return f"{name}: there {_brief(theirs)}, now {_brief(ours)}"
+            return f"{name}: there {_brief(theirs, ours)}, now {_brief(ours, theirs)}"
     return "its header differs"
 
 
-def _brief(value: Any) -> str:
-    plain = msgspec.to_builtins(value)
-    if isinstance(plain, dict):
-        plain = {k: v for k, v in plain.items() if k not in ("description", "sources")}
-    text = str(plain)
-    return text if len(text) <= 160 else text[:157] + "..."
+def _brief(value: Any, other: Any) -> str:
+    plain, beside = msgspec.to_builtins(value), msgspec.to_builtins(other)
+    if isinstance(plain, dict) and isinstance(beside, dict):
+        kept = {k: plain[k] for k in plain if k not in ("description", "sources") and plain[k] != beside.get(k)}
+        told = {k: " ".join(map(str, v)) or "none" if isinstance(v, list) else v for k, v in kept.items()}
+        plain = ", ".join(f"{k} {v}" for k, v in told.items())
+    return text if len(text := str(plain)) <= 160 else text[:157] + "..."

@@ -12,36 +12,32 @@ from rich.text import Text
 
 from proof_of_learning._version import __version__
 from proof_of_learning.disputes.dependence import INDEPENDENT, MODEL
-from proof_of_learning.disputes.likeness import NEAR, Kind, Likeness
+from proof_of_learning.disputes.likeness import Kind, Likeness
 from proof_of_learning.disputes.table import Dependence, Dispute, Outcome, Row, Starts
 from proof_of_learning.proof.files import write_atomic
 from proof_of_learning.report import text, words
 from proof_of_learning.report.html import environment
-from proof_of_learning.verifier.verdict import Decision, Moment, Status
+from proof_of_learning.verifier.verdict import Moment
 
 
 class Said(NamedTuple):
-    """An outcome in words; ``tone``: how it is coloured."""
+    """An outcome in words. It has no colour and no tick: a table names no winner."""
 
     headline: str
     meaning: str
-    tone: Decision
 
 
 OUTCOME: dict[Outcome, Said] = {
     "shown": Said(
-        "One proof holds",
+        "One proof shows the model",
         "One proof is valid and ends in the disputed model, and none of the others does. That is not yet ownership.",
-        "valid",
     ),
-    "none": Said("No proof holds", "None of the proofs is a valid one that ends in the disputed model.", "invalid"),
+    "none": Said("No proof shows the model", "None of the proofs is a valid one that ends in the disputed model."),
     "undecided": Said(
         "Not decided",
         "The proofs by themselves do not decide this. What each of them shows is in the table.",
-        "inconclusive",
     ),
 }
-_TONE: dict[Decision, Status] = {"valid": "pass", "invalid": "fail", "inconclusive": "inconclusive"}
 END: dict[Kind, str] = {
     "exact": "exactly",
     "converted": "near: converted",
@@ -96,11 +92,11 @@ GLOSSARY = [
 
 
 class Cell(NamedTuple):
-    """One entry: its text, a tone for a chip, what is said below it; ``code``: a digest."""
+    """One entry: its text, what is said below it; ``chip``: a word of the verifier's own; ``code``: a digest."""
 
     text: str
     note: str = ""
-    tone: str = ""
+    chip: bool = False
     code: bool = False
 
 
@@ -113,7 +109,13 @@ class Line(NamedTuple):
 
 
 COLUMNS = ("Proof", "Verdict", "Ends in the model", "Final state dated", "Claim before training", "Grade", "Signed by")
-PAIR_COLUMNS = ("Models", "Starts", "Score", "Order of units", "In words")
+PAIR_COLUMNS = (
+    "Models",
+    "Starts",
+    "Score, from 0 (independent) to 1 (the same hidden units)",
+    "Order of hidden units: how probable between independent models",
+    "In words",
+)
 
 
 def render_dispute(dispute: Dispute) -> str:
@@ -122,7 +124,7 @@ def render_dispute(dispute: Dispute) -> str:
     return environment().get_template("dispute.html.j2").render(
         dispute=dispute,
         said=said,
-        tone=said.tone,
+        tone="table",
         schema=dispute.schema,
         version=__version__,
         words=words,
@@ -153,8 +155,7 @@ def print_dispute(dispute: Dispute, console: Console) -> None:
     table.add_row("rank among starts", *(_safe(_rank(row).text, console) for row in dispute.proofs))
     console.print(table)
     console.print()
-    styles: dict[Decision, str] = {"valid": "bold green", "invalid": "bold red", "inconclusive": "bold yellow"}
-    headline = Text(said.headline.upper(), style=styles[said.tone])
+    headline = Text(said.headline.upper(), style="bold")
     headline.append(f"  {_safe(text.sentence(dispute.reason), console)}", style="default")
     console.print(headline, overflow="fold")
     for finding in dispute.findings:
@@ -164,7 +165,10 @@ def print_dispute(dispute: Dispute, console: Console) -> None:
         quiet = [pair for pair in dispute.dependence if pair.summary == INDEPENDENT]
         for pair in [pair for pair in dispute.dependence if pair not in quiet]:
             models, starts, score, order, summary = (cell.text for cell in _pair(pair))
-            shown = f"- {models}: {summary} (starts: {starts}; score {score}; order of units {order})"
+            known = [f"starts: {starts}"] if pair.starts != "unknown" else []
+            known += [f"score {score}, from 0 independent to 1 the same hidden units"] if score != text.MISSING else []
+            known += [f"order of units: {order} between independent models"] if order != text.MISSING else []
+            shown = f"- {models}: {summary}" + (f" ({'; '.join(known)})" if known else "")
             console.print(Text(_safe(shown, console)), overflow="fold")
         if quiet:
             console.print(Text(f"- of {text.plural(len(quiet), 'pair')}: {INDEPENDENT}"), overflow="fold")
@@ -174,10 +178,7 @@ def print_dispute(dispute: Dispute, console: Console) -> None:
 
 
 def _brief(cell: Cell, console: Console) -> Text:
-    shown = Text(
-        _safe(cell.text, console),
-        style={"pass": "green", "fail": "bold red", "inconclusive": "yellow"}.get(cell.tone, ""),
-    )
+    shown = Text(_safe(cell.text, console), style="bold" if cell.chip else "")
     if cell.note:
         shown.append(f"\n{_safe(cell.note, console)}", style="dim")
     return shown
@@ -195,8 +196,8 @@ def _line(row: Row) -> Line:
     reason = "" if verdict.verdict == "valid" else text.shorten(verdict.reason, 160)
     cells = [
         Cell(row.label, row.proof),
-        Cell(verdict.verdict, reason, _TONE[verdict.verdict]),
-        Cell(END[row.end.kind], _in_brief(row.end), _end_tone(row.end)),
+        Cell(verdict.verdict, reason, chip=True),
+        Cell(END[row.end.kind], _in_brief(row.end), chip=True),
         _finished(row),
         _before(row),
         Cell(verdict.assurance, f"randomness {verdict.randomness}, comparison {verdict.exactness}"),
@@ -210,12 +211,6 @@ def _in_brief(end: Likeness) -> str:
     if end.kind == "exact":
         return ""
     return "nothing in common was found" if end.kind == "unrelated" else end.summary
-
-
-def _end_tone(end: Likeness) -> str:
-    if end.kind == "exact":
-        return "pass"
-    return "inconclusive" if end.kind in NEAR else ""
 
 
 def _finished(row: Row) -> Cell:
@@ -256,9 +251,10 @@ def _rank(row: Row) -> Cell:
         return Cell("not ranked", rank.why)
     return Cell(
         f"p = {text.number(rank.p_value)}",
+        "how probable as high a rank is for a model that has nothing to do with the run; "
         f"likeness {text.number(rank.own)} to its own start, at most {text.number(rank.largest)} to "
         f"{text.plural(rank.fresh, 'start')} "
-        "from fresh keys",
+        "from fresh keys (0 nothing in common, 1 the same)",
     )  # fmt: skip
 
 
@@ -293,13 +289,17 @@ def _details(row: Row) -> list[tuple[str, list[Cell]]]:
 def _numbers(end: Likeness) -> list[Cell]:
     if end.relative is None or end.kind == "exact":
         return []
-    shown = [f"distance {text.percent(end.relative)}", f"cosine {text.number(end.cosine)}"]
-    shown += [f"from its start {text.percent(end.to_start)}"] if end.to_start is not None else []
-    shown += [f"hidden units in order {text.percent(end.aligned)}"] if end.aligned is not None else []
-    shown += [f"order of units p = {text.number(end.order_p)}"] if end.order_p is not None else []
+    shown = [f"distance {text.percent(end.relative)} of the weights' length (independent models: about 141 %)"]
+    shown += [f"cosine {text.number(end.cosine)} (1: the same direction)"]
+    shown += [f"distance from the run's start {text.percent(end.to_start)}"] if end.to_start is not None else []
+    shown += [f"distance with hidden units in order {text.percent(end.aligned)}"] if end.aligned is not None else []
+    if end.order_p is not None:
+        shown += [f"as much in common between independent models, unit by unit: p = {text.number(end.order_p)}"]
     most = ", ".join(f"{name} {text.percent(apart.relative)}" for name, apart in end.tensors.items())
     no_units = f" Hidden units were not matched: {end.no_units}." if end.no_units else ""
-    return [Cell("; ".join(shown), f"Farthest: {most}.{no_units}" if most else no_units.strip())]
+    return [
+        Cell("; ".join(shown), f"Farthest, of each tensor's length: {most}.{no_units}" if most else no_units.strip())
+    ]
 
 
 def _guarantee(row: Row) -> str:
@@ -317,6 +317,9 @@ def _pair(pair: Dependence) -> list[Cell]:
     if pair.same_bits or pair.score is None:
         score = Cell(text.MISSING, pair.why)
     else:
-        score = Cell(text.number(round(pair.score, 2)), f"independent: cosine {text.number(pair.reference)}")
+        score = Cell(
+            text.number(round(pair.score, 2)),
+            f"0 is a mean cosine of {text.number(pair.reference)}, as of independent starts",
+        )
     order = text.MISSING if pair.order_p is None or pair.same_bits else f"p = {text.number(pair.order_p)}"
     return [Cell(" and ".join(names)), Cell(STARTS[pair.starts]), score, Cell(order), Cell(pair.summary)]

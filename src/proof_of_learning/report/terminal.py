@@ -88,6 +88,7 @@ def _details(verdict: Verdict, console: Console) -> Table:
         ("cost", f"{words.cost(verdict)}, in {text.seconds(verdict.cost.seconds)}"),
         *([("workers", own)] if (own := words.own_share(verdict)) else []),
         ("kind", f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"),
+        *([("bits", told)] if (told := words.arithmetic(verdict.proof.arithmetic)) else []),
         *(("signed", f"{key[:19]}… {told}") for key, told in words.signers(verdict)),
         *(
             ("time", f"{what}: {when} ({moment.authority})")
@@ -97,7 +98,7 @@ def _details(verdict: Verdict, console: Console) -> Table:
         ("task", words.condition(task)),
         *([("program", f"{shown} (by the prover's word)")] if (shown := words.program(verdict)) else []),
         *(("sources", line) for line in words.sources(verdict) if line),
-        ("data", words.condition(data)),
+        ("data", words.data(verdict)),
     ]
     if task and data:
         lines.append(("", "The verdict holds for this task and this data, which the verifier named."))
@@ -116,13 +117,15 @@ def _promises(verdict: Verdict) -> list[str]:
     found = words.guarantees(verdict)
     if not found:
         return ["none: no segment was drawn at random"]
+    if whole := words.whole(verdict):
+        return [whole]
     kept = [promise for promise in found if promise.share]
     missed = max(verdict.guarantee.miss_probability, verdict.guarantee.progress_miss_probability)
     lines = [promise.text for promise in found if not promise.share]
     if kept:
         lines.append(f"With a probability of at least {text.percent(1 - missed)} a forgery is hit that makes more than")
         lines += [f"- {text.percent(promise.share)} {promise.brief}" for promise in kept]
-    return lines
+    return [*lines, *([unjudged] if (unjudged := words.unjudged(verdict)) else [])]
 
 
 def _plain(value: str, console: Console, limit: int = text.MAX_TEXT) -> str:

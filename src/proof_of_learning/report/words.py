@@ -29,6 +29,10 @@ EXACTNESS = {
     "exact": "A replay has to give the recorded state, bit for bit.",
     "calibrated": "A replay may differ by no more than the noise that the verifier measured on its own machine allows.",
 }
+ARITHMETIC = {
+    "portable": "A replay gives the same bits on any machine that passes `pol selftest`: you can check the proof exactly on yours.",
+    "native": "A replay gives the same bits in an environment like the recorded one, and often not on a processor of another make.",
+}
 SELF_CHOSEN = (
     "The nonce that picked the challenged segments was handed in, not drawn by the verifier after it had the proof. A prover "
     "who knew it could have sealed the proof again and again until the challenges fell on honest segments, so the promises "
@@ -135,6 +139,27 @@ def guarantees(verdict: Verdict) -> list[Promise]:
     return [_promise(*kind) for kind in kinds]
 
 
+def whole(verdict: Verdict) -> str:
+    """What is promised where nothing was left to the draw, for every segment was replayed; "" where some were not."""
+    given, count = verdict.guarantee, verdict.proof.segments
+    shares = (given.forged_fraction, given.function_fraction, given.progress_fraction)
+    judged = sum(segment.status == "pass" for segment in verdict.segments)
+    if not count or judged < count or any(shares):
+        return ""
+    text = f"Nothing was sampled: all {plural(count, 'segment')} were replayed"
+    if (own := verdict.cost.own_share) is not None and own < 1:
+        return f"{text}, {percent(own)} of them on this machine and the others by workers that nobody vouches for."
+    return f"{text}, and no forged one could have been missed by chance."
+
+
+def unjudged(verdict: Verdict) -> str:
+    """The condition that promises stand under where challenged segments could not be judged; "" where all were."""
+    open_ = sum(segment.status in ("inconclusive", "skipped") for segment in verdict.segments)
+    if not open_:
+        return ""
+    return f"All of this only if the challenged segments that could not be judged ({open_:,}) are honest."
+
+
 def _promise(about: str, share: float | None, missed: float, draws: int, brief: str, what: str) -> Promise:
     how = "uniformly" if about == "The segments" else WEIGHTED
     if share is None or not math.isfinite(share) or share >= 1.0:
@@ -238,8 +263,8 @@ def own_share(verdict: Verdict) -> str:
         return ""
     return (
         f"{percent(spent.own_share)} of the challenged segments were replayed on this machine. The others were told no end, and who "
-        "did not compute is found; but workers that hold the proof and collude with its maker pass what was not replayed here: then "
-        f"what the draws hit is missed with {percent(spent.colluding_miss)}"
+        "did not compute is found; but workers that hold the proof and collude with its maker pass what was not replayed here: then a "
+        f"forgery that the draws hit is missed with a probability of up to {percent(spent.colluding_miss)}"
     )
 
 
@@ -294,6 +319,24 @@ def moments(verdict: Verdict) -> list[tuple[str, str, Moment]]:
 
 
 UNDATED = "No timestamp of an authority that the verifier named (`--trusted-tsa`) is on this proof: nothing shows when it was there."
+
+
+def data(verdict: Verdict) -> str:
+    """The digest of the data that the verifier named, or why there is none."""
+    if verdict.conditions.data is not None:
+        return verdict.conditions.data
+    found = next((check.evidence for check in verdict.checks if check.name == "data"), {})
+    if found.get("salted"):
+        return "not compared: the root is salted, so that only its owner can show what is under it (`pol challenge`, `pol open`)"
+    if "opened" in found:
+        return "not named: the root in the opening is the owner's word (`--data-root` names the one that you expect)"
+    return condition(None)
+
+
+def arithmetic(kind: str | None) -> str:
+    """What steps are computed in, and what that means for whoever checks them; "" where it is not known."""
+    told = ARITHMETIC.get(kind or "")
+    return f"{kind} arithmetic: {told[0].lower()}{told[1:]}" if told else ""
 
 
 def condition(digest: str | None) -> str:

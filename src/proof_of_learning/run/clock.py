@@ -96,7 +96,7 @@ class Run:
             self._clock.told(value)
 
     def log(self, **values: Any) -> None:
-        """Numbers that belong to this step."""
+        """Numbers that belong to this step. Not recorded, which is said once: a proof holds what a replay gives again."""
         if self._clock is not None:
             self._clock.log(values)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from proof_of_learning.errors import RecordingError, TaskError, UsageError
 from proof_of_learning.proof.format import Header
+from proof_of_learning.recording.header import script_program
+from proof_of_learning.registration import refuse_other
 from proof_of_learning.replay import fork
 from proof_of_learning.run import script, shadow
 from proof_of_learning.run.clock import Walk
@@ -56,7 +58,10 @@ def prove_script(
     refuse_used(Path(out), keyed)
     made: list[Recording] = []
     folder, origin = os.getcwd(), Origin.of(seed, registration, resuming)
-    if origin is not None and origin.claim is not None and interval is None:
+    if origin is not None and origin.claim is not None:
+        program = script_program(str(path), list(arguments))
+        typed = {"name": script.name_of(path), "arguments": program.arguments}
+        refuse_other(origin.claim, typed if interval is None else {**typed, "interval": interval})
         interval = origin.claim.claim.interval
 
     def start(given: Given) -> Recording:

@@ -27,6 +27,8 @@ class Origin:
     def of(cls, seed: int | None, claim: str | os.PathLike[str] | None, resuming: bool = False) -> Origin | None:
         """None where the randomness is recorded. UsageError for a claim that was used, unless an interrupted run under it goes on."""
         if claim is not None:
+            if seed is not None:
+                raise UsageError(registrations.TWO_SOURCES)
             registration = registrations.load(claim)
             if registration.runs and not resuming:
                 raise UsageError(f"the claim {claim} was already used by a run; register a new claim")

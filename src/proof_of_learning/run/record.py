@@ -210,7 +210,8 @@ class Recording(Clock):
         if not (self._told or self.failed):
             self._told = True
             say(
-                f"run.log({', '.join(values)}) is no part of the proof; give the loss to run.loss(value), and keep the rest in a file"
+                f"run.log({', '.join(values)}) records nothing: of each step a proof holds what a replay gives again, loss and "
+                "learning rates, and no numbers of yours; give the loss to run.loss(value), and keep the rest in a file"
             )
 
     def close(self) -> None:
@@ -236,7 +237,8 @@ class Recording(Clock):
     # ---- the recording -------------------------------------------------------------------------------
 
     def _guard(self, work: Callable[[], None]) -> None:
-        """What cannot be recorded ends the recording, not the training, unless the script is strict."""
+        """What cannot be recorded ends the recording, not the training, unless the script is strict, or goes on, or is not what was
+        claimed."""
         if self.failed:
             return
         try:
@@ -247,7 +249,9 @@ class Recording(Clock):
             if self._recorder is not None:
                 self._recorder.__exit__(type(error), error, None)
             self._exit.close()
-            if self._given.strict or self._resumes:
+            # Under a claim nobody wants the training without the proof.
+            claimed = self._origin is not None and self._origin.claim is not None
+            if self._given.strict or self._resumes or (claimed and self.steps == 0):
                 raise
             say(f"{error}. Training goes on without a proof")
 

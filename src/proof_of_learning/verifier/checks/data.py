@@ -26,7 +26,7 @@ class DataCheck:
             return result(
                 self, "inconclusive",
                 "the data root is salted, so that no copy of the data can be compared with it; its owner has to open samples",
-                root=claim.root,
+                root=claim.root, salted=True,
             )  # fmt: skip
         own = answers.get(CommitData(), Committed).commitment
         if own.samples != claim.samples:

@@ -1,0 +1,86 @@
+"""What users read: help in 80 columns, tables in a pipe, and words that say what a number is of."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import proof_of_learning as pol
+from proof_of_learning import TaskReference
+from proof_of_learning.cli.main import COMMANDS, app
+from proof_of_learning.data import salts
+from support_cli import pol as command
+
+
+def flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_whole_in_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = command(name, "--help").stdout
+    assert max(map(len, shown.splitlines())) <= 80 and "**" not in shown and "\\b" not in shown
+    held: Any = typer.main.get_command(app)
+    for parameter in held.commands[name].params:
+        assert all(option in shown for option in parameter.opts if option.startswith("--"))
+        assert flat(parameter.help or "") in flat(shown), parameter.name
+
+
+def test_the_list_of_commands_says_whole_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = command("--help").stdout
+    assert "..." not in shown.partition("Commands:")[2]
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("plan",), ("verify",)])
+def test_a_table_in_a_pipe_is_neither_wrapped_nor_padded(
+    words: tuple[str, ...], tiny_proof: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However narrow the terminal beside it is."""
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = command(*words, tiny_proof).stdout.splitlines()
+    assert [row for row in rows if row != row.rstrip()] == []
+    assert max(map(len, rows)) > 80
+
+
+def test_a_plan_says_what_a_forgery_is_a_share_of(tiny_proof: Path) -> None:
+    said = flat(command("plan", tiny_proof).stdout)
+    assert "with a probability of 99 %, any forgery that makes more than 10 % of the segments that do work" in said
+    assert "50 % of the segments" in flat(command("plan", tiny_proof, "--forged", "0.5").stdout)
+
+
+def test_all_differences_can_be_seen(tiny_proof: Path, digits_proof: Path) -> None:
+    few = command("diff", tiny_proof, digits_proof)
+    left = re.search(r"and ([\d,]+) other differences \(--all names them", few.stdout)
+    assert left is not None and int(left[1]) > 0
+    every = json.loads(command("diff", tiny_proof, digits_proof, "--all", "--json", "-").stdout)
+    assert len(every["said"]) == 10 + int(left[1]) and every["others"] == 0
+    shown = command("diff", tiny_proof, digits_proof, "--all").stdout
+    assert all(f"{each['name']} " in shown for each in every["said"]) and "other difference" not in shown
+
+
+def test_a_proof_says_what_its_arithmetic_means_and_why_its_data_were_not_compared(
+    tiny: TaskReference, tiny_proof: Path, tmp_path: Path
+) -> None:
+    salts.generate(tmp_path / "salt")
+    run, page, means = tmp_path / "run.pol", tmp_path / "page.html", "gives the same bits on any machine"
+    pol.prove(tiny, run, interval=12, arithmetic="portable", salt=tmp_path / "salt", rehearse=False)
+    assert f"portable; A replay {means}" in flat(command("inspect", run).stdout)
+    done = command("verify", run, "--task", tiny.target, "--sandbox", "off", "--report", page)
+    said, shown = flat(done.stdout), page.read_text()
+    assert done.exit_code == 3 and f"portable arithmetic: a replay {means}" in said and f"A replay {means}" in shown
+    assert "not compared: the root is salted" in said and "none named" not in said
+    assert "the root is salted" in shown and "named no data" not in shown
+    for usual in (command("inspect", tiny_proof), command("verify", tiny_proof)):
+        assert "gives the same bits in an environment like the recorded one" in flat(usual.stdout)
+
+
+def test_what_is_recorded_of_each_step_is_named(tiny_proof: Path) -> None:
+    assert "loss, learning rates of 1 parameter group" in command("inspect", tiny_proof).stdout
