@@ -83,4 +83,8 @@ def test_a_proof_says_what_its_arithmetic_means_and_why_its_data_were_not_compar
 
 
 def test_what_is_recorded_of_each_step_is_named(tiny_proof: Path) -> None:
-    assert "loss, learning rates of 1 parameter group" in command("inspect", tiny_proof).stdout
+    said = json.loads(command("inspect", tiny_proof, "--json", "-").stdout)["per_step"]
+    assert (
+        said == ["loss", "learning rates"]
+        and "per step       loss, learning rates" in command("inspect", tiny_proof).stdout
+    )

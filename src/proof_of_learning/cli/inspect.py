@@ -69,12 +69,10 @@ def describe(proof: Any) -> dict[str, Any]:
     description = header["task"].pop("description")
     stored = list(proof.index.values())
     draws, steps = expected_steps(proof)
-    columns = proof.columns(0)
-    per_step = ["loss", f"learning rates of {columns.rates.shape[1]} parameter groups"]
-    per_step += ["batch"] if columns.indices is not None else []
-    per_step += ["generator states"] if columns.rng is not None else []
-    per_step += ["course of the loop"] if columns.loop is not None else []
-    per_step += [f"metric {name}" for name in sorted(columns.metrics)]
+    recorded = header["randomness"]["mode"] == "recorded"
+    per_step = ["loss", "learning rates"]
+    per_step += ["course of the loop"] if header["program"]["kind"] == "script" else []
+    per_step += ["batch", "generator states"] if recorded else []
     return {
         "schema": "pol/inspect/v1",
         "root": proof.root,
@@ -110,8 +108,7 @@ def _show(content: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from proof_of_learning.report.text import line, size
-    from proof_of_learning.report.words import ARITHMETIC
+    from proof_of_learning.report.text import ARITHMETIC, line, size
 
     program, events = content["program"], content["events"]
     training, states, cost = content["training"], content["states"], content["verification"]

@@ -21,6 +21,11 @@ _STACKED = 3
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 MISSING = "–"
+# What steps are computed in, for whoever checks them; here, since what only looks into a proof loads no verifier.
+ARITHMETIC = {
+    "portable": "A replay gives the same bits on any machine that passes `pol selftest`: you can check the proof exactly on yours.",
+    "native": "A replay gives the same bits in an environment like the recorded one, and often not on a processor of another make.",
+}
 
 
 def visible(text: str, limit: int = MAX_TEXT) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from proof_of_learning.report.text import ARITHMETIC as ARITHMETIC
 from proof_of_learning.report.text import number, percent, plural
 from proof_of_learning.verifier.verdict import Decision, Moment, Status, Verdict
 
@@ -28,10 +29,6 @@ RANDOMNESS = {
 EXACTNESS = {
     "exact": "A replay has to give the recorded state, bit for bit.",
     "calibrated": "A replay may differ by no more than the noise that the verifier measured on its own machine allows.",
-}
-ARITHMETIC = {
-    "portable": "A replay gives the same bits on any machine that passes `pol selftest`: you can check the proof exactly on yours.",
-    "native": "A replay gives the same bits in an environment like the recorded one, and often not on a processor of another make.",
 }
 SELF_CHOSEN = (
     "The nonce that picked the challenged segments was handed in, not drawn by the verifier after it had the proof. A prover "
