@@ -85,8 +85,8 @@ class Recorder:
     ) -> None:
         """``keep_every``: thin while recording; see :class:`ProofWriter`. ``asynchronous``: the loop waits for a copy of the state
         alone; measuring, hashing, encoding and writing happen beside it, one checkpoint at a time. ``rehearsal``: what replays
-        short stretches of the run while it goes on. ``stamping``: how the log's head is stamped meanwhile; ``stamped``: what came of it,
-        once the recording is closed.
+        short stretches of the run while it goes on. ``stamping``: how the log's head is stamped meanwhile; ``stamped``: what came of
+        it, once the recording is closed.
         """
         if keep_every is not None and keep_every < 1:
             raise UsageError(f"every how many states one is kept must be at least 1, not {keep_every}")

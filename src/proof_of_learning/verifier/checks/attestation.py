@@ -16,13 +16,14 @@ _SHOWN = 100  # of what counts for nothing
 _SHOWS = {
     "claim": "The claim, signed by its owners, existed by then.",
     "anchor": "The claim, signed by its owners, existed by then, and training began later: its randomness follows from this token.",
-    "head": "The training had come as far as this statement says by then: the work was under way.",
+    "head": "The training had come as far as this statement says by then.",
     "seal": "The finished proof existed by then, the final state with it.",
 }
 _LIMITS = {
     "claim": "It does not show that this run was trained after it, nor that there are no other claims.",
     "anchor": "It does not show that no other claims were stamped, nor who did the training.",
-    "head": "It does not show since when, nor that the rest was trained soon after. It ranks nothing: an early state is cheap.",
+    "head": "It does not show since when (a finished run's heads can be stamped one by one), nor that the rest was trained soon after. It "
+    "ranks nothing: an early state is cheap.",
     "seal": "It does not show when the training took place, nor whose the model is: whoever has a proof can have it stamped.",
 }
 
