@@ -89,7 +89,7 @@ def gather(proof: Proof, authorities: Authorities, revoked: Revoked = Revoked())
     signed: dict[str, Signed] = {}
     tokens: dict[str, tuple[File, Token]] = {}
     heads: dict[str, Head] = {}
-    recoveries: list[statements.Statement] = []
+    recoveries: dict[str, statements.Statement] = {}
     ignored, false, noted = list[str](), list[str](), list[str]()
     for file in found:
         if file.kind == GAPS:
@@ -110,7 +110,7 @@ def gather(proof: Proof, authorities: Authorities, revoked: Revoked = Revoked())
             if statement.kind == "head":
                 heads[file.name] = Head(file.name, known[statement.predicate["head"]], _previous(statement))
             elif statement.kind == "recovery":
-                recoveries.append(statement)
+                recoveries[file.name] = statement
     links = Links.of(found, tokens, heads)
     stamps: list[Stamp] = []
     for file, token in tokens.values():
@@ -194,22 +194,17 @@ def _believed(
 
 
 def _replaced(
-    proof: Proof, attested: Attested, recoveries: Iterable[statements.Statement]
+    proof: Proof, attested: Attested, recoveries: Mapping[str, statements.Statement]
 ) -> dict[str, frozenset[str]]:
     """By key, those that it was put in the place of: by the recovery key of a claim that its owners signed."""
     claim = proof.header.claim or {}
     recovery, owners = claim.get("recovery"), claim.get("owners")
-    by_recovery = {key for item in attested.signed if item.kind == "recovery" for key in item.keys}
-    if (
-        recovery not in by_recovery
-        or not isinstance(owners, list)
-        or not _owned(attested, owners, claim.get("threshold"))
-    ):
+    if recovery is None or not isinstance(owners, list) or not _owned(attested, owners, claim.get("threshold")):
         return {}
     direct: dict[str, set[str]] = {}
-    for statement in recoveries:
-        made = statements.successor(statement)
-        if made is not None:
+    for item in attested.signed:
+        statement = recoveries.get(item.file)
+        if statement is not None and recovery in item.keys and (made := statements.successor(statement)) is not None:
             direct.setdefault(made.digest, set()).add(statement.predicate["owner"])
     found: dict[str, frozenset[str]] = {}
     for key in direct:
