@@ -22,8 +22,8 @@ _SHOWS = {
 _LIMITS = {
     "claim": "It does not show that this run was trained after it, nor that there are no other claims.",
     "anchor": "It does not show that no other claims were stamped, nor who did the training.",
-    "head": "It does not show since when (a finished run's heads can be stamped one by one), nor that the rest was trained soon after. It "
-    "ranks nothing: an early state is cheap.",
+    "head": "It does not show since when (a finished run's heads can be stamped one by one), nor that the rest was trained soon. "
+    "It ranks nothing: an early state is cheap.",
     "seal": "It does not show when the training took place, nor whose the model is: whoever has a proof can have it stamped.",
 }
 
