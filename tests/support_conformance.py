@@ -148,6 +148,7 @@ def _opening(path: Path, given: Given) -> str:
 
 
 JUDGES: dict[str, Callable[[Path, Given], str]] = {
-    "canonical": _canonical, "key": _key, "proof": _proof, "signed": _signed, "stamped": _stamped, "heads": _heads, "registered": _registered,
+    "canonical": _canonical, "key": _key, "proof": _proof, "signed": _signed, "stamped": _stamped, "heads": _heads,
+    "registered": _registered,
     "timestamp": _timestamp, "verdict": _verdict, "samples": _samples, "opening": _opening,
 }  # fmt: skip

@@ -128,6 +128,8 @@ def prove(
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
         identity = resumable(ready.task)
         header = begun(folder, header, identity)
+        if stamping is not None:
+            stamping.check(header)  # before the claim is used up
         if not (folder / format.SEAL_FILE).exists():
             try_evaluation(ready.trial)
             try_gradients(ready.trial, ready.data)

@@ -185,7 +185,7 @@ def test_the_recovery_key_puts_another_in_an_owners_place(
     assert holds(verdict) and verdict.assurance == "registered"
     new = signatures.load_private(owned.new).public.digest
     (signer,) = (s for s in verdict.signers if s.key == new)
-    assert signer.replaces == [world.key.public.digest]
+    assert signer.owner and signer.replaces == [world.key.public.digest]
     # Without the owners' signature on the claim nobody has said whose the recovery key is.
     assert not holds(seen(run, world, revoked=[revoking(tmp_path, world.key.public.digest, NOW - HOUR)]))
     # A recovery key that was stolen: by its own list.

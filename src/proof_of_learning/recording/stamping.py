@@ -70,6 +70,15 @@ class Stamping:
         places = list(roots)
         return cls(every, given, timestamps.load_authorities(places) if places else None)
 
+    def check(self, header: Header) -> None:
+        """Raises UsageError where the run has more heads than a proof can hold."""
+        planned = header.planned_segments()
+        if planned is not None and planned // self.every > MAX_LOG_HEADS:
+            raise UsageError(
+                f"--stamp-every {self.every} would stamp {planned // self.every:,} heads of {planned:,} segments, and {_NO_ROOM}; "
+                f"take --stamp-every {-(-planned // MAX_LOG_HEADS)} or more"
+            )
+
 
 @dataclass(frozen=True)
 class Stamped:
@@ -89,14 +98,8 @@ class Stamper:
         from proof_of_learning.attestation import authority, gaps, gathering, heads, statements
 
         del authority, gaps, gathering, heads, statements
-        planned = header.planned_segments()
-        if planned is not None and planned // stamping.every > MAX_LOG_HEADS:
-            least = -(-planned // MAX_LOG_HEADS)
-            raise UsageError(
-                f"--stamp-every {stamping.every} would stamp {planned // stamping.every:,} heads of {planned:,} segments, and "
-                f"{_NO_ROOM}; take --stamp-every {least} or more"
-            )
-        self._folder, self._stamping, self._planned = folder, stamping, planned
+        stamping.check(header)
+        self._folder, self._stamping, self._planned = folder, stamping, header.planned_segments()
         self._interval, self._header = header.training.interval, hashlib.sha256(header.encoded()).hexdigest()
         self._changed, self._writing = threading.Condition(), threading.Lock()
         self._reached: tuple[int, int, str] | None = None  # segments, steps, digest of the log's line

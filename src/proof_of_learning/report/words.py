@@ -275,7 +275,8 @@ def signers(verdict: Verdict) -> list[tuple[str, str]]:
     for signer in verdict.signers:
         roles = [
             *(["a key that the verifier trusts"] if signer.trusted else []),
-            *(["an owner by the claim"] if signer.owner else []),
+            *(["an owner by the claim"] if signer.owner and not signer.replaces else []),
+            *([f"in the place of {signer.replaces[0][:19]}…, by the claim's recovery key"] if signer.replaces else []),
         ]
         signed = " and ".join("the proof" if kind == "seal" else f"the {kind}" for kind in sorted(signer.signed))
         told.append((signer.key, f"signed {signed}; {' and '.join(roles) or 'a witness: no owner, no --trusted-key'}"))

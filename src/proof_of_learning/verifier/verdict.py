@@ -168,8 +168,8 @@ class Cost(_Value, frozen=True):
 
 
 class Signer(_Value, frozen=True):
-    """A key that signed statements of the kinds ``signed`` about this proof. ``owner``: the claim names it; ``trusted``: the verifier
-    does. Who is neither is a witness. ``replaces``: keys in whose place the claim's recovery key put it."""
+    """A key that signed statements of the kinds ``signed`` about this proof. ``owner``: the claim names it, or one that it replaces;
+    ``trusted``: the verifier does. Who is neither is a witness. ``replaces``: keys in whose place the claim's recovery key put it."""
 
     key: str
     owner: bool

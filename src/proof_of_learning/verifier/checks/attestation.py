@@ -93,7 +93,7 @@ def signers(attested: Attested, trusted: tuple[str, ...], owners: list[str]) -> 
     return [
         Signer(
             key=key,
-            owner=key in owners,
+            owner=not {key, *attested.replaced.get(key, ())}.isdisjoint(owners),
             trusted=key in trusted,
             signed=sorted(signed),
             replaces=sorted(attested.replaced.get(key, ())),
