@@ -20,7 +20,7 @@ from proof_of_learning.attestation import gaps, gathering, heads, statements
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.proof.format import ATTESTATIONS
-from proof_of_learning.recording import stamping
+from proof_of_learning.recording import stamper
 from support_attestation import World, chained, gathered, judged, named, only, put
 from support_authority import Authority, openssl
 
@@ -134,7 +134,7 @@ def test_a_dead_authority_stops_nothing_and_leaves_a_gap(
     assert not any(b"hidden" in path.read_bytes() for path in run.rglob("*") if path.is_file())
     assert seen(run, world).check("attestation").evidence["gaps"] == [gaps.line(gap)]
 
-    monkeypatch.setattr(stamping, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(stamper, "FIRST_PAUSE", 0.0)
     with authorities.serving(gone_silent(world.first.reply, 1)) as url:
         made = prove(tiny, tmp_path / "again.pol", interval=5, stamp_every=1, tsa=[url])
     assert made.stamped is not None and made.stamped.steps == 24
@@ -154,16 +154,17 @@ def test_a_lying_authority_leaves_a_gap(world: World, tiny: TaskReference, tmp_p
     assert not named(tmp_path / "run.pol", "head-*")
 
 
+@pytest.mark.parametrize("answers", [True, False])
 def test_a_hanging_authority_holds_up_no_step_and_writes_nothing_afterwards(
-    world: World, tiny: TaskReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answers: bool, world: World, tiny: TaskReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stamping, "PATIENCE", 0.1)
+    monkeypatch.setattr(stamper, "PATIENCE", 0.1)
     run, asked, answer, after = tmp_path / "run.pol", threading.Event(), threading.Event(), list[int]()
 
-    def hang(request: bytes) -> bytes:
+    def hang(request: bytes) -> bytes | None:
         asked.set()
         answer.wait()
-        return world.first.reply(request)
+        return world.first.reply(request) if answers else None
 
     def watch(doing: str, done: int, total: int) -> None:
         if doing == "training" and done > 5:

@@ -34,7 +34,7 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.recording.checkpoint import Checkpoint, Rows, finite
 from proof_of_learning.recording.header import make_header
-from proof_of_learning.recording.stamping import Stamped, Stamper, Stamping
+from proof_of_learning.recording.stamping import Stamped, Stamping
 from proof_of_learning.rehearsal import beside, following
 from proof_of_learning.rehearsal.beside import Rehearsal
 from proof_of_learning.rehearsal.following import Following
@@ -106,7 +106,7 @@ class Recorder:
             self.steps_done = proof.steps
             restore(self.parts, proof.state(proof.segments[-1].state))
             return
-        self._stamper = None if stamping is None else Stamper(self.path, header, stamping)
+        self._stamper = None if stamping is None else stamping.begin(self.path, header)
         if (self.path / format.HEADER_FILE).exists():
             self._writer = ProofWriter.resume(self.path, header, keep_every)
         else:
