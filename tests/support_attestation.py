@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from proof_of_learning import (
     timestamp,
     verify,
 )
-from proof_of_learning.attestation import gathering, signatures, timestamps
+from proof_of_learning.attestation import gathering, heads, signatures, statements, timestamps
 from proof_of_learning.attestation.attested import Attested
 from proof_of_learning.attestation.signatures import PrivateKey
 from proof_of_learning.proof.attach import attach
@@ -104,6 +106,22 @@ def resigned(run: Path, key: PrivateKey, change: Callable[[dict[str, Any]], None
     payload = json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
     true.unlink()
     return put(run, f"{kind}-.dsse.json", signatures.seal(payload, [key]))
+
+
+def chained(
+    run: Path, dates: Sequence[tuple[int, Authority, datetime]], before: bytes | None = None
+) -> list[tuple[Path, Path]]:
+    """Heads of the finished proof in ``run``, each after so many steps, dated so by an authority, and containing the token before (the
+    first one ``before``); pairs (statement, token).
+    """
+    known = {steps: line for line, steps in heads.of_log(run).items()}
+    header, made = hashlib.sha256((run / "header.json").read_bytes()).hexdigest(), list[tuple[Path, Path]]()
+    for steps, authority, date in dates:
+        link = None if before is None else f"sha256:{hashlib.sha256(before).hexdigest()}"
+        raw = statements.head(header, known[steps], steps, [], link)
+        before = authority.crafted(raw, date)
+        made.append((put(run, "head-.json", raw), put(run, "head-.tsr", before)))
+    return made
 
 
 def stamped_name(token: bytes) -> dict[str, bytes]:

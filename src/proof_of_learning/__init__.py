@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from proof_of_learning.prover import Recording, prove, register
     from proof_of_learning.recording.recorder import Indexed, Recorder
     from proof_of_learning.run.clock import Run
-    from proof_of_learning.signing import sign, timestamp
+    from proof_of_learning.signing import recover, sign, timestamp
     from proof_of_learning.task import Task, TaskReference, load_task, sealed_program
     from proof_of_learning.thinning import regenerate, thin
     from proof_of_learning.training.context import StepContext
@@ -62,6 +62,7 @@ _HOMES = {
     "load_task": "task",
     "pack": "proof.pack",
     "prove": "prover",
+    "recover": "signing",
     "regenerate": "thinning",
     "register": "prover",
     "sealed_program": "task",
@@ -89,5 +90,5 @@ def __dir__() -> list[str]:
 __all__ = [
     "CheckResult", "Dispute", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "StepContext", "Task",
     "TaskReference", "Verdict", "__version__", "attacks", "calibrate", "check", "dispute", "errors", "export", "load_task", "pack",
-    "prove", "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
+    "prove", "recover", "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ from proof_of_learning.proof.writer import begun, remember
 from proof_of_learning.recording.checkpoint import finite
 from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.recording.setup import Setup, prepared
+from proof_of_learning.recording.stamping import Stamped, Stamping
 from proof_of_learning.recording.trial import try_evaluation, try_gradients
 from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 class Recording:
     """A finished recording: where it lies, its root, the trained model and what it achieves.
 
-    ``complete_before``: the proof was there already, and nothing was trained.
+    ``complete_before``: the proof was there already, and nothing was trained. ``stamped``: what came of stamping while training.
     """
 
     path: Path | str
@@ -53,6 +54,7 @@ class Recording:
     interval: int
     evaluation: dict[str, float] | None
     complete_before: bool = False
+    stamped: Stamped | None = None
 
 
 def prove(
@@ -74,6 +76,9 @@ def prove(
     arithmetic: str | None = None,
     salt: str | os.PathLike[str] | None = None,
     seal_program: bool | None = None,
+    stamp_every: int | None = None,
+    tsa: Iterable[str] | None = None,
+    trusted_tsa: Iterable[str | Path] = (),
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``, a directory or an address that fsspec knows (``s3://…``); go on where an
@@ -100,11 +105,15 @@ def prove(
     salt: the secret (``pol keygen --salt``) from which each sample's salt in the data commitment follows, for data that stay private.
     seal_program: record the step as data in the proof (:mod:`.program`; default: what the claim says), so that it can be
         replayed without the task's code. Refused by name where the task has something that no program can hold.
+    stamp_every: every how many segments the log's head is stamped in the background, by the timestamp authorities at the addresses
+        ``tsa``, in turn; no step waits for one, and where none answers, a gap is noted. trusted_tsa: certificates (PEM files) that
+        their answers have to be of.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
     if claim is not None and seed is not None:
         raise UsageError(registrations.TWO_SOURCES)
+    stamping = Stamping.of(stamp_every, tsa, trusted_tsa)
     if claim is not None and interval is None:
         interval = claim.claim.interval
     if codec is None:
@@ -121,6 +130,8 @@ def prove(
         header = ready.header if claim is None else registrations.apply(claim, ready.header, ready.environment)
         identity = resumable(ready.task)
         header = begun(folder, header, identity)
+        if stamping is not None:
+            stamping.check(header)  # before the claim is used up
         if not (folder / format.SEAL_FILE).exists():
             try_evaluation(ready.trial)
             try_gradients(ready.trial, ready.data)
@@ -146,6 +157,7 @@ def prove(
             keep_every=keep_every,
             asynchronous=beside,
             rehearsal=rehearsal,
+            stamping=stamping,
         ) as recorder:
             if recorder.complete:
                 log.info("%s is complete already", path)
@@ -165,7 +177,9 @@ def prove(
             root = recorder.close(evaluation)
     if registration is not None:
         registrations.finish(Path(registration), header, root)
-    return Recording(_home(path), root, session.model, steps, header.training.interval, evaluation)
+    return Recording(
+        _home(path), root, session.model, steps, header.training.interval, evaluation, stamped=recorder.stamped
+    )
 
 
 def register(
@@ -178,6 +192,7 @@ def register(
     threads: int | None = None,
     owners: Iterable[str | os.PathLike[str] | PublicKey] = (),
     threshold: int | None = None,
+    recovery: str | os.PathLike[str] | PublicKey | None = None,
     start_from: str | os.PathLike[str] | None = None,
     codec: str | None = None,
     arithmetic: str | None = None,
@@ -190,6 +205,7 @@ def register(
 
     owners: public keys (PEM files) of those who own what will be trained; the claim names them, and :func:`sign` signs it.
     threshold: how many of them have to (default: all).
+    recovery: the public key that may later put another key in an owner's place (:func:`recover`); keep its private half elsewhere.
     seal_program: the claim fixes the sealed program, too.
     """
     reference = TaskReference(task) if isinstance(task, str) else task
@@ -197,13 +213,13 @@ def register(
         if any(option is not None for option in (start_from, codec, arithmetic, salt, seal_program)):
             raise UsageError("a script's run has no start_from, codec, arithmetic, salt or seal_program")
         header, environment = claimed(reference.target, reference.arguments or (), interval=interval)
-        return _registered(header, environment, path, owners, threshold)
+        return _registered(header, environment, path, owners, threshold, recovery)
     setup = Setup(
         interval=interval, device=device, portable=portable, threads=threads, start_from=start_from, codec=codec or codecs.DEFAULT,
         arithmetic=arithmetic or NATIVE, salt=salt, seal_program=bool(seal_program),
     )  # fmt: skip
     with prepared(task, setup, progress) as ready:
-        return _registered(ready.header, ready.environment, path, owners, threshold)
+        return _registered(ready.header, ready.environment, path, owners, threshold, recovery)
 
 
 def _registered(
@@ -212,9 +228,12 @@ def _registered(
     path: str | os.PathLike[str],
     owners: Iterable[str | os.PathLike[str] | PublicKey],
     threshold: int | None,
+    recovery: str | os.PathLike[str] | PublicKey | None,
 ) -> registrations.Registration:
-    keys = _public_keys(owners)
-    registration = registrations.new_claim(header, environment, [key.digest for key in keys], threshold)
+    keys, spare = _public_keys(owners), _public_keys([] if recovery is None else [recovery])
+    registration = registrations.new_claim(
+        header, environment, [key.digest for key in keys], threshold, spare[0].digest if spare else None
+    )
     if keys:
         from proof_of_learning.signing import unsigned_claim
 

@@ -199,11 +199,16 @@ class _Registration1(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def new_claim(
-    header: Header, environment: Environment, owners: Iterable[str] = (), threshold: int | None = None
+    header: Header,
+    environment: Environment,
+    owners: Iterable[str] = (),
+    threshold: int | None = None,
+    recovery: str | None = None,
 ) -> Registration:
     """A fresh claim for the run that ``header`` (made from the task's seed) describes.
 
-    owners: digests of public keys. threshold: how many of them have to sign (default: all).
+    owners: digests of public keys. threshold: how many of them have to sign (default: all). recovery: of one more, which may put
+    another key in an owner's place.
     """
     fixed, named = _fixed_by(header, environment), sorted(set(owners))
     if named and fixed["sources"] is None:
@@ -214,7 +219,11 @@ def new_claim(
     needed = len(named) if threshold is None else threshold
     if len(named) > MAX_OWNERS or not bool(named) <= needed <= len(named):
         raise UsageError(f"a claim has at most {MAX_OWNERS} owners, and {needed} of {len(named)} cannot have to sign")
-    claim = Claim(nonce=secrets.token_hex(32), owners=named, threshold=needed, **fixed)
+    if recovery is not None and (not named or recovery in named):
+        raise UsageError(
+            "a recovery key stands beside owners, and is none of theirs; name an owner, and another key for recovery"
+        )
+    claim = Claim(nonce=secrets.token_hex(32), owners=named, threshold=needed, recovery=recovery, **fixed)
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return Registration(SCHEMA, claim, now.isoformat().replace("+00:00", "Z"))
 
@@ -343,10 +352,11 @@ def _check(claim: Claim, what: str) -> None:
         len(set(keys)) != len(keys)
         or len(keys) > MAX_OWNERS
         or not bool(claim.owners) <= claim.threshold <= len(claim.owners)
+        or (claim.recovery is not None and not claim.owners)
     ):
-        raise FormatError(f"{what} names owners twice, too many, or a threshold that they cannot reach")
-    if claim.recovery is not None:
-        raise FormatError(f"{what} fixes a recovery key, which this version cannot check")
+        raise FormatError(
+            f"{what} names owners twice, too many, none beside a recovery key, or a threshold that they cannot reach"
+        )
 
 
 def begin(path: Path, header: Header, resuming: bool) -> None:

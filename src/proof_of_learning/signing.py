@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from proof_of_learning import canonical
 from proof_of_learning import registration as registrations
 from proof_of_learning.attestation import authority, gathering, signatures, statements, timestamps
 from proof_of_learning.attestation.gathering import ENVELOPE, STATEMENT, TOKEN, File
@@ -25,7 +26,7 @@ from proof_of_learning.proof.reader import Proof, attestation_name
 from proof_of_learning.registration import Registration
 
 VERDICT = "pol/verdict/v1"
-_CLAIM, _SEAL = "claim", "seal"
+_CLAIM, _SEAL, _RECOVERY = "claim", "seal", "recovery"
 AnyPath = str | os.PathLike[str]
 
 
@@ -94,6 +95,38 @@ def timestamp(
                 made.append((place / format.ATTESTATIONS / name, place / format.ATTESTATIONS / below.name))
                 below = File(name, _SEAL, TOKEN, token.raw)
     return made
+
+
+def recover(
+    path: AnyPath,
+    key: AnyPath | PrivateKey,
+    owner: AnyPath | PublicKey,
+    successor: AnyPath | PublicKey,
+    passphrase: bytes | None = None,
+) -> Path:
+    """Put the key ``successor`` in the place of ``owner``, whose key was lost or stolen, for the proof in the directory ``path``.
+
+    key: the recovery key that the proof's claim names, a PEM file, which ``passphrase`` opens. Returns what was written. Raises
+    UsageError where the claim names another one, or none.
+    """
+    signer = key if isinstance(key, PrivateKey) else signatures.load_private(key, passphrase)
+    old, new = (item if isinstance(item, PublicKey) else signatures.load_public(item) for item in (owner, successor))
+    proof, place = Proof.open(path), Path(path)
+    claim, digest = proof.header.claim or {}, proof.header.randomness.claim
+    if digest is None or claim.get("recovery") is None:
+        raise UsageError(
+            f"the claim of {place} names no recovery key; it is named when a run is registered (--recovery)"
+        )
+    if claim["recovery"] != signer.public.digest:
+        raise UsageError(
+            f"the claim of {place} names another recovery key ({canonical.brief(claim['recovery'])[:19]}…)"
+        )
+    if new.digest in (old.digest, signer.public.digest):
+        raise UsageError("the successor has to be a new key, neither the one that it replaces nor the recovery key")
+    payload = statements.recovery(digest, old.digest, new, [signer.public])
+    with files.exclusive(place):
+        name = attach(place, f"{_RECOVERY}-.{ENVELOPE}", signatures.seal(payload, [signer]))
+    return place / format.ATTESTATIONS / name
 
 
 def unsigned_claim(registration: Registration, owners: Iterable[PublicKey]) -> Registration:

@@ -156,7 +156,7 @@ def test_statements_are_canonical_in_toto(world: World) -> None:
     value = json.loads(payload)
     assert value["_type"] == "https://in-toto.io/Statement/v1"
     assert value["predicateType"] == statements.TYPES["seal"]
-    assert len(set(statements.TYPES.values())) == len(statements.TYPES) == 6
+    assert len(set(statements.TYPES.values())) == len(statements.TYPES) == 7
 
 
 # ---- attacks on statements ------------------------------------------------------------------------------------------

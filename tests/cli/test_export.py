@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from proof_of_learning import Proof, export
+from proof_of_learning.attestation import signatures
+from proof_of_learning.cli.main import app
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.prover import Recording
 from proof_of_learning.verifier.checks.endpoint import compare_model, weight_files
@@ -53,6 +63,52 @@ def test_an_exported_model_loads_under_its_own_names(
     export(digits_proof, tmp_path / "a.safetensors", overwrite=True)
     with pytest.raises(FormatError):
         export(tmp_path, tmp_path / "c.safetensors")
+
+
+def test_a_signed_model_satisfies_the_model_signing_command(digits_proof: Path, tmp_path: Path) -> None:
+    from model_signing.verifying import Config
+
+    key, public, model = tmp_path / "key.pem", tmp_path / "key.pub.pem", tmp_path / "model.safetensors"
+    for name in ("key", "other"):
+        signatures.generate(tmp_path / f"{name}.pem", b"a passphrase" if name == "key" else None)
+    made = CliRunner().invoke(
+        app,
+        ["export", str(digits_proof), "-o", str(model), "--key", str(key), "--passphrase-env", "SECRET"],
+        env={"SECRET": "a passphrase"},
+    )
+    assert made.exit_code == 0, made.output
+    signature = tmp_path / "model.safetensors.sig"
+    arguments = ["verify", "key", str(model), "--signature", str(signature), "--public_key", str(public)]
+    done = subprocess.run([sys.executable, "-m", "model_signing", *arguments], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    # The same without starting it again: it refuses what is not signed with the key, or not the file.
+    verifier = Config().use_elliptic_key_verifier(public_key=public)
+    verifier.verify(model, signature)
+    with pytest.raises(ValueError, match="Key mismatch"):
+        Config().use_elliptic_key_verifier(public_key=tmp_path / "other.pub.pem").verify(model, signature)
+    bundle = json.loads(signature.read_bytes())
+    payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    assert payload["predicate"]["proofOfLearning"] == {"root": Proof.open(digits_proof).root}
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="mismatch"):
+        Config().use_elliptic_key_verifier(public_key=public).verify(model, signature)
+    payload["predicate"]["resources"][0]["digest"] = hashlib.sha256(model.read_bytes()).hexdigest()
+    bundle["dsseEnvelope"]["payload"] = base64.b64encode(json.dumps(payload).encode()).decode()
+    signature.write_text(json.dumps(bundle))
+    with pytest.raises(InvalidSignature):
+        Config().use_elliptic_key_verifier(public_key=public).verify(model, signature)
+
+
+def test_a_model_is_signed_with_a_key_that_the_command_reads(digits_proof: Path, tmp_path: Path) -> None:
+    secret = ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "ed.pem").write_bytes(secret)
+    with pytest.raises(UsageError, match="P-256"):
+        export(digits_proof, tmp_path / "model.safetensors", key=tmp_path / "ed.pem")
+    (tmp_path / "model.safetensors.sig").write_bytes(b"")
+    signatures.generate(tmp_path / "key.pem")
+    with pytest.raises(UsageError, match=r"sig exists already"):
+        export(digits_proof, tmp_path / "model.safetensors", key=tmp_path / "key.pem")
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_a_folder_with_shards_is_the_model(digits_proof: Path, model: dict[str, Tensor], tmp_path: Path) -> None:

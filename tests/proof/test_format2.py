@@ -453,7 +453,7 @@ def test_claims_name_owners_by_digest(tmp_path: Path) -> None:
         pol.register(f"{tasks.__file__}:task", tmp_path / "other.json", owners=[key], threshold=2)
     changes: list[dict[str, Any]] = [
         {"threshold": 2}, {"threshold": 0}, {"owners": []}, {"owners": made.claim.owners * 2, "threshold": 2}, {"owners": ["x"]},
-        {"recovery": DIGEST}, {"sources": "x"},
+        {"recovery": "x"}, {"recovery": made.claim.owners[0]}, {"recovery": DIGEST, "owners": [], "threshold": 0}, {"sources": "x"},
     ]  # fmt: skip
     for changed in changes:
         claim = msgspec.structs.replace(made.claim, **changed)

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from proof_of_learning import canonical
 from proof_of_learning.attestation import timestamps
-from proof_of_learning.attestation.timestamps import SKEW, Authorities, Token
+from proof_of_learning.attestation.attested import SKEW
+from proof_of_learning.attestation.timestamps import Authorities, Token
 from proof_of_learning.errors import AuthorityError, FormatError, UsageError
 from proof_of_learning.limits import MAX_TOKEN
 
@@ -40,13 +41,19 @@ def checked(url: str) -> str:
     return url
 
 
+def shown(url: str) -> str:
+    """An address as it may be written down: what stands behind a question mark may be a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+
 def stamp(data: bytes, url: str, authorities: Authorities | None = None, timeout: float = TIMEOUT) -> Token:
     """A token of the authority at ``url`` on ``data``. authorities: those of which it has to be.
 
     Raises AuthorityError where there is none to be had: no answer in time, or not the one that was asked for.
     """
     query, nonce = timestamps.request(data)
-    where = f"the timestamp authority {checked(url)}"
+    where = f"the timestamp authority {shown(checked(url))}"
     try:
         token = timestamps.parse(_post(url, query, where, timeout), "its answer")
     except FormatError as error:

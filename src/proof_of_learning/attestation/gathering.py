@@ -1,27 +1,33 @@
 """Reads what lies beside a root, and holds every statement against the proof that it is said to be about.
 
-Nothing here can make a verdict worse: what is about something else, or signed by nobody, counts for nothing. So there is nothing to
-gain by taking evidence away. What cannot be read as an attestation at all is refused, like any other file that no proof has.
+What is about something else, or signed by nobody, counts for nothing and does no harm. What is said of this very run and is false (a
+head of another log under the same header, a broken or contradictory chain of heads) is found out. There is nothing to gain by taking
+true evidence away. What cannot be read as an attestation at all is refused, like any other file that no proof has.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from proof_of_learning import canonical, sources
-from proof_of_learning.attestation import signatures, statements, timestamps
-from proof_of_learning.attestation.attested import Attested, Signed, Stamp
+from proof_of_learning.attestation import gaps, signatures, statements, timestamps
+from proof_of_learning.attestation.attested import SKEW, Attested, Signed, Stamp
+from proof_of_learning.attestation.heads import Head, broken, contained, of_log, stretches
+from proof_of_learning.attestation.revocation import Revoked
 from proof_of_learning.attestation.statements import Sealed
-from proof_of_learning.attestation.timestamps import SKEW, Authorities, Token
+from proof_of_learning.attestation.timestamps import Authorities, Token
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.reader import Proof
 
 ENVELOPE, STATEMENT, TOKEN = "dsse.json", "json", "tsr"
+GAPS = "gaps"
 _PIECE = 1 << 20
 
 
@@ -73,39 +79,157 @@ def sealed(proof: Proof) -> Sealed:
     )
 
 
-def gather(proof: Proof, authorities: Authorities) -> Attested:
-    """What the attestations of ``proof`` come to. Raises FormatError for a file that is no attestation of its kind."""
-    facts = sealed(proof)
+def gather(proof: Proof, authorities: Authorities | None, revoked: Revoked = Revoked()) -> Attested:
+    """What the attestations of ``proof`` come to. Raises FormatError for a file that is no attestation of its kind.
+
+    authorities: whose timestamps count; None takes every token at its word, to show what is there and never to judge by.
+    revoked: keys that the verifier does not believe any more, or only for what was stamped before.
+    """
+    found = files_of(proof.attestations)
+    facts, known = sealed(proof), _heads(proof, found)
     signed: dict[str, Signed] = {}
     tokens: dict[str, tuple[File, Token]] = {}
-    ignored: list[str] = []
-    found = files_of(proof.attestations)
-    heads = _heads(proof, found)
+    heads: dict[str, Head] = {}
+    recoveries: dict[str, statements.Statement] = {}
+    ignored, false, noted = list[str](), list[str](), list[str]()
     for file in found:
+        if file.kind == GAPS:
+            noted += _gaps(file)
+            continue
         if file.form == TOKEN:
             tokens[file.name] = (file, timestamps.parse(file.raw, file.name))
             continue
         statement, keys = read_statement(file)
-        if not _fits(statement, proof, facts, heads):
-            ignored.append(f"{file.name} is about {_about(statement)}")
+        if not _fits(statement, proof, facts, known):
+            said = f"{file.name} is about {_about(statement)}"
+            own = statement.kind == "head" and _is_of(statement, facts.header)
+            (false if own else ignored).append(f"{said}: this log has no such beginning" if own else said)
         elif file.form == ENVELOPE and not keys:
             ignored.append(f"{file.name} has no signature that is good for a key which it names")
         else:
             signed[file.name] = Signed(file.name, file.kind, tuple(keys))
-    names = {file.stamped_as: file.name for file in found}
+            if statement.kind == "head":
+                heads[file.name] = Head(file.name, known[statement.predicate["head"]], _previous(statement))
+            elif statement.kind == "recovery":
+                recoveries[file.name] = statement
+    links = Links.of(found, tokens, heads)
     stamps: list[Stamp] = []
     for file, token in tokens.values():
-        about = _root_of(token, names, tokens)
+        about = links.about[file.name]
         if about in signed and signed[about].kind == file.kind:
-            refused = timestamps.trusted(token, authorities)
+            refused = "" if authorities is None else timestamps.trusted(token, authorities)
             stamps.append(
                 Stamp(file.name, file.kind, about, token.earliest, token.latest, token.authority, token.anchor, refused)
             )
         else:
             ignored.append(f"{file.name} stamps something else than a statement about this proof that is here")
-    attested = Attested(tuple(signed.values()), tuple(stamps), tuple(ignored))
-    chain, reason = _anchored(proof, attested, names, tokens)
-    return _ordered(replace(attested, registered=not reason, unregistered=reason, anchored=chain))
+    stamps = _unrevoked(stamps, tokens, links, revoked)
+    believed, doubted = _believed(signed, stamps, revoked)
+    false += broken(heads, stamps, links.below, links.about)
+    attested = Attested(
+        tuple(believed.values()), tuple(stamps), (*ignored, *doubted), false=tuple(false), gaps=tuple(noted)
+    )
+    attested = replace(attested, replaced=_replaced(proof, attested, recoveries))
+    chain, reason = _anchored(proof, attested, links.names, tokens)
+    attested = _ordered(replace(attested, registered=not reason, unregistered=reason, anchored=chain))
+    return replace(attested, stretches=tuple(stretches(heads, attested.stamps, proof.steps)) if heads else ())
+
+
+@dataclass(frozen=True)
+class Links:
+    """What contains what. names: by SHA-256 (hex), the file. below: by file, the one that it contains. about: by token, the statement
+    that it dates, by way of other tokens; empty where that is not here.
+    """
+
+    names: dict[str, str]
+    below: dict[str, str]
+    about: dict[str, str]
+
+    @classmethod
+    def of(cls, found: Iterable[File], tokens: dict[str, tuple[File, Token]], heads: Mapping[str, Head]) -> Links:
+        names = {file.stamped_as: file.name for file in found}
+        contains = {name: token.stamped for name, (_, token) in tokens.items()}
+        contains |= {name: head.previous for name, head in heads.items() if head.previous is not None}
+        below = {name: names[digest] for name, digest in contains.items() if digest in names}
+        return cls(names, below, {name: chain_of(token, names, tokens)[-1] for name, (_, token) in tokens.items()})
+
+
+def _unrevoked(
+    stamps: Sequence[Stamp], tokens: Mapping[str, tuple[File, Token]], links: Links, revoked: Revoked
+) -> list[Stamp]:
+    """Of an authority whose key was revoked, what it dates counts only where another one stamped that before."""
+    if not revoked.since:
+        return list(stamps)
+    good = [stamp for stamp in stamps if not stamp.refused and tokens[stamp.file][1].key not in revoked]
+    later: dict[str, list[datetime.datetime]] = {}
+    for stamp in good:
+        for name in contained(stamp.file, links.below):
+            later.setdefault(name, []).append(stamp.latest)
+    why = "the authority's key was revoked, and no other authority stamped this token before"
+    return [
+        stamp
+        if stamp.refused or revoked.counts(tokens[stamp.file][1].key, later.get(stamp.file, ()))
+        else replace(stamp, refused=why)
+        for stamp in stamps
+    ]
+
+
+def _believed(
+    signed: Mapping[str, Signed], stamps: Iterable[Stamp], revoked: Revoked
+) -> tuple[dict[str, Signed], list[str]]:
+    """The same without signatures by keys that were revoked, unless an authority stamped them before; and what was left out."""
+    by: dict[str, list[datetime.datetime]] = {}
+    for stamp in stamps:
+        if not stamp.refused:
+            by.setdefault(stamp.about, []).append(stamp.latest)
+    found, doubted = dict[str, Signed](), list[str]()
+    for name, item in signed.items():
+        keys = tuple(key for key in item.keys if revoked.counts(key, by.get(name, ())))
+        doubted += [
+            f"{name} is signed with {key[:19]}…, which was revoked, and no authority that you named stamped it before"
+            for key in item.keys
+            if key not in keys
+        ]
+        found[name] = replace(item, keys=keys)
+    return found, doubted
+
+
+def _replaced(
+    proof: Proof, attested: Attested, recoveries: Mapping[str, statements.Statement]
+) -> dict[str, frozenset[str]]:
+    """By key, those that it was put in the place of: by the recovery key of a claim that its owners signed."""
+    claim = proof.header.claim or {}
+    recovery, owners = claim.get("recovery"), claim.get("owners")
+    if recovery is None or not isinstance(owners, list) or not _owned(attested, owners, claim.get("threshold")):
+        return {}
+    direct: dict[str, set[str]] = {}
+    for item in attested.signed:
+        statement = recoveries.get(item.file)
+        if statement is not None and recovery in item.keys and (made := statements.successor(statement)) is not None:
+            direct.setdefault(made.digest, set()).add(statement.predicate["owner"])
+    found: dict[str, frozenset[str]] = {}
+    for key in direct:
+        reached, waiting = set[str](), [key]
+        while waiting:
+            waiting += (more := direct.get(waiting.pop(), set()) - reached)
+            reached |= more
+        if reached & set(owners):
+            found[key] = frozenset(reached - {key})
+    return found
+
+
+def _owned(attested: Attested, owners: Sequence[str], threshold: Any) -> bool:
+    """Whether as many owners signed the claim as it asks for."""
+    return isinstance(threshold, int) and any(
+        len({*item.keys} & {*owners}) >= max(1, threshold) for item in attested.signed if item.kind == "claim"
+    )
+
+
+def _gaps(file: File) -> list[str]:
+    """What a recorder noted of stretches that nobody stamped, a line each."""
+    if file.form != STATEMENT:
+        raise FormatError(f"{file.name} is no list of gaps")
+    return [gaps.line(gap) for gap in gaps.read(file.raw, file.name)]
 
 
 def read_statement(file: File) -> tuple[statements.Statement, list[str]]:
@@ -130,16 +254,41 @@ def _fits(statement: statements.Statement, proof: Proof, facts: Sealed, heads: d
         if header.claim is None or header.randomness.claim is None:
             return False
         return statement.payload == statements.claim(header.claim, header.randomness.claim, statement.signers)
+    if statement.kind == "recovery":
+        return _is_recovery(statement, proof)
     line = statement.predicate.get("head")
     if statement.kind != "head" or not isinstance(line, str) or line not in heads:
         return False
-    return statement.payload == statements.head(facts.header, line, heads[line], statement.signers)
+    previous = _previous(statement)
+    link = None if previous is None else f"sha256:{previous}"
+    return statement.payload == statements.head(facts.header, line, heads[line], statement.signers, link)
+
+
+def _previous(statement: statements.Statement) -> str | None:
+    """SHA-256 (hex) of the token that a head says it contains."""
+    told = statement.predicate.get("previous")
+    return told[7:] if isinstance(told, str) and format.is_digest(told) else None
+
+
+def _is_of(statement: statements.Statement, header: str) -> bool:
+    """Whether a head says that it is about the run with this very header (SHA-256 of the file, in hex)."""
+    return bool(statement.subject == [{"name": "header.json", "digest": {"sha256": header}}])
+
+
+def _is_recovery(statement: statements.Statement, proof: Proof) -> bool:
+    claim, digest = proof.header.claim, proof.header.randomness.claim
+    made, owner = statements.successor(statement), statement.predicate.get("owner")
+    if claim is None or digest is None or made is None or not isinstance(owner, str):
+        return False
+    by = [key.digest for key in statement.signers]
+    same = statement.payload == statements.recovery(digest, owner, made, statement.signers)
+    return same and by == [claim.get("recovery")] and format.is_digest(owner)
 
 
 def _about(statement: statements.Statement) -> str:
     """What a statement is about, by its own word."""
-    told: Any = {"claim": "claimDigest", "head": "head"}.get(statement.kind, "root")
-    what = {"claim": "claim", "head": "log"}.get(statement.kind, "root")
+    told: Any = {"claim": "claimDigest", "head": "head", "recovery": "claimDigest"}.get(statement.kind, "root")
+    what = {"claim": "claim", "head": "log", "recovery": "claim"}.get(statement.kind, "root")
     return f"another {what} ({canonical.brief(statement.predicate.get(told))[:19]}…), or says something else of it"
 
 
@@ -147,17 +296,7 @@ def _heads(proof: Proof, found: list[File]) -> dict[str, int]:
     """Digests of the log's segment lines with the steps that were taken by then; read only where a file is about one."""
     if not any(file.kind == "head" for file in found):
         return {}
-    heads: dict[str, int] = {}
-    steps = iter(segment.stop for segment in proof.segments)
-    for raw in files.iterate_lines(proof.path / format.LOG_FILE, 4 << 30, 1 << 20):
-        if b'"kind":"segment"' in raw:
-            heads[format.line_digest(raw.removesuffix(b"\n"), proof.header.version)] = next(steps)
-    return heads
-
-
-def _root_of(token: Token, names: dict[str, str], tokens: dict[str, tuple[File, Token]]) -> str:
-    """The statement at the bottom of a chain of tokens, each of which stamps the one before; empty where it is not here."""
-    return chain_of(token, names, tokens)[-1]
+    return of_log(proof.path, proof.header.version)
 
 
 def chain_of(token: Token, names: dict[str, str], tokens: dict[str, tuple[File, Token]]) -> list[str]:
@@ -208,7 +347,7 @@ def _anchored(
         # The last one decides: its maker could make any number, each with another key, and give away the most convenient.
         if stamp.file in trusted:
             return frozenset(trusted & {stamp.file, *chain_of(tokens[stamp.file][1], names, tokens)}), ""
-    if not any(len({*item.keys} & {*owners}) >= max(1, threshold) for item in attested.signed if item.kind == "claim"):
+    if not _owned(attested, owners, threshold):
         return none, "its claim is not signed by as many of its owners as it asks for"
     return (
         none,

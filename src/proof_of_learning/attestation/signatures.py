@@ -67,6 +67,11 @@ class PrivateKey:
     def public(self) -> PublicKey:
         return _public(self._key.public_key(), "the key")
 
+    @property
+    def elliptic(self) -> bool:
+        """Whether it is a P-256 key, and not an Ed25519 one."""
+        return isinstance(self._key, ec.EllipticCurvePrivateKey)
+
     def sign(self, message: bytes) -> bytes:
         if isinstance(self._key, ec.EllipticCurvePrivateKey):
             return self._key.sign(message, ec.ECDSA(hashes.SHA256()))

@@ -1,4 +1,4 @@
-"""Statements: in-toto Statement v1 with one predicate type each for claim, log head, seal and verdict (docs/spec/predicate.md).
+"""Statements: in-toto Statement v1 with one predicate type each for claim, log head, seal, and so on (docs/spec/predicate.md).
 
 A statement is canonical JSON, and all of it follows from what it is about and from who signs. So whoever verifies one makes it again
 from the proof and compares the bytes: nothing in it is believed, and nothing in it can be about something else.
@@ -11,7 +11,7 @@ import binascii
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from proof_of_learning import canonical
 from proof_of_learning.attestation.signatures import PublicKey, decode_public
@@ -19,12 +19,9 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.limits import MAX_OWNERS
 
 STATEMENT = "https://in-toto.io/Statement/v1"
-Kind = Literal["claim", "head", "seal", "verdict", "answers", "opening"]
+Kind = Literal["claim", "head", "seal", "recovery", "verdict", "answers", "opening"]
 # One name each, by which no statement passes for one of another kind.
-TYPES: dict[Kind, str] = {
-    kind: f"urn:proof-of-learning:training:{kind}:v1"
-    for kind in ("claim", "head", "seal", "verdict", "answers", "opening")
-}
+TYPES: dict[Kind, str] = {kind: f"urn:proof-of-learning:training:{kind}:v1" for kind in get_args(Kind)}
 _KINDS = {name: kind for kind, name in TYPES.items()}
 
 
@@ -33,6 +30,7 @@ class Statement:
     """A statement as it was read: what it says it is, and the keys that it says sign it. None of that is believed."""
 
     kind: Kind
+    subject: Any
     predicate: Mapping[str, Any]
     signers: tuple[PublicKey, ...]
     payload: bytes
@@ -70,9 +68,32 @@ def claim(fields: Mapping[str, Any], digest: str, signers: Sequence[PublicKey]) 
     return _statement("claim", subject, {"claim": dict(fields), "claimDigest": digest}, signers)
 
 
-def head(header: str, line: str, stop: int, signers: Sequence[PublicKey]) -> bytes:
-    """That a run under the header file with SHA-256 ``header`` (hex) has a log line with digest ``line`` after ``stop`` steps."""
-    return _statement("head", {"header.json": header}, {"head": line, "steps": stop}, signers)
+def head(header: str, line: str, stop: int, signers: Sequence[PublicKey], previous: str | None = None) -> bytes:
+    """That a run under the header file with SHA-256 ``header`` (hex) has a log line with digest ``line`` after ``stop`` steps.
+
+    The line is chained to all before it, so it stands for the whole log up to there. previous: SHA-256 (``sha256:…``) of the timestamp
+    token before, on an earlier head or on the claim, so that what is stamped contains it; None for the first of all.
+    """
+    link = {} if previous is None else {"previous": previous}
+    return _statement("head", {"header.json": header}, {"head": line, "steps": stop, **link}, signers)
+
+
+def recovery(claim: str, owner: str, successor: PublicKey, signers: Sequence[PublicKey]) -> bytes:
+    """That who signs, whom the claim with the digest ``claim`` names for it, puts the key ``successor`` in the place of ``owner``, the
+    digest of another.
+    """
+    told = {"digest": successor.digest, "publicKey": base64.b64encode(successor.encoded).decode()}
+    subject = {"successor": hashlib.sha256(successor.encoded).hexdigest()}
+    return _statement("recovery", subject, {"claimDigest": claim, "owner": owner, "successor": told}, signers)
+
+
+def successor(statement: Statement) -> PublicKey | None:
+    """The key that a statement of recovery puts in the place of another; None where it holds none."""
+    try:
+        encoded = base64.b64decode(statement.predicate["successor"]["publicKey"], validate=True)
+        return decode_public(encoded, "the successor's key")
+    except (KeyError, TypeError, ValueError, binascii.Error, FormatError):
+        return None
 
 
 def seal(proof: Sealed, signers: Sequence[PublicKey]) -> bytes:
@@ -117,7 +138,7 @@ def read(payload: bytes, what: str) -> Statement:
     if kind is None or not isinstance(predicate, dict):
         told = canonical.brief(named)
         raise FormatError(f"{what} has a predicate of type {told!r}, which this version does not know")
-    return Statement(kind, predicate, tuple(_signers(predicate, what)), payload)
+    return Statement(kind, value.get("subject"), predicate, tuple(_signers(predicate, what)), payload)
 
 
 def _signers(predicate: Mapping[str, Any], what: str) -> Iterable[PublicKey]:

@@ -26,7 +26,6 @@ from proof_of_learning.attestation import der
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_ROOTS, MAX_TOKEN
 
-SKEW = datetime.timedelta(minutes=5)  # between clocks of two authorities, beyond what each says of its own
 UNSAID = datetime.timedelta(seconds=1)  # the accuracy where a token says none: its times are whole seconds
 _SHA256 = "2.16.840.1.101.3.4.2.1"
 _HASHES: dict[str, tuple[str, type[hashes.HashAlgorithm]]] = {
@@ -55,7 +54,7 @@ class Token:
     """A token whose own signature holds, by whoever it is. ``stamped``: SHA-256 of what was stamped, in hex.
 
     earliest, latest: when. anchor: digest of what was signed and of the signature in its normal form. authority: its name, by its
-    own certificate.
+    own certificate; key: digest of its public key (SubjectPublicKeyInfo).
     """
 
     stamped: str
@@ -63,6 +62,7 @@ class Token:
     latest: datetime.datetime
     anchor: str
     authority: str
+    key: str
     nonce: int | None
     raw: bytes
 
@@ -150,6 +150,9 @@ def _parse(raw: bytes, what: str) -> Token:
             b"pol/v2/anchor\0", len(signer.signed).to_bytes(8, "little"), signer.signed, signer.normal(leaf)
         ),
         authority=canonical.brief(leaf.subject.rfc4514_string()),
+        key=canonical.sha256(
+            leaf.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        ),
         nonce=response.tst_info.nonce,
         raw=raw,
     )

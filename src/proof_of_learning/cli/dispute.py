@@ -48,6 +48,7 @@ def dispute(
         ),
     ] = None,
     trusted_tsa: options.TrustedTsa = None,
+    revoked: options.Revoked = None,
     timeout: options.Timeout = 600.0,
     workers: options.Workers = 1,
     policy: options.Policy = None,
@@ -86,7 +87,7 @@ def dispute(
         "random": random, "everything": everything, "accept_order": accept_order, "accept_uniform": accept_uniform,
         "accept_stopped": accept_stopped, "allow_calibrated": allow_calibrated, "require": require,
         "approve_fixed": approve_fixed or (), "laws": initial_law or (), "trusted_keys": trusted_key or (),
-        "trusted_tsa": trusted_tsa or (), "timeout": timeout, "policy": policy, "sandbox": sandbox,
+        "trusted_tsa": trusted_tsa or (), "revoked": revoked or (), "timeout": timeout, "policy": policy, "sandbox": sandbox,
         "allow_read": allow_read or (), "workers": workers,
     }  # fmt: skip
     links = [common.proof_and_task(item) for item in chain or []]

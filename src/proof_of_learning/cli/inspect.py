@@ -92,8 +92,35 @@ def describe(proof: Any) -> dict[str, Any]:
         "environments": {digest: msgspec.to_builtins(env) for digest, env in proof.environments.items()},
         "states": {"held": len(stored), "of": len(proof.segments) + 1, "bytes": sum(item.bytes for item in stored)},
         "verification": {"uniform_draws": draws, "steps": steps, "share": steps / proof.steps},
+        "stamped": _stamped(proof),
         "final": {"weights": proof.end.final_weights, "evaluation": proof.end.evaluation},
     }  # fmt: skip
+
+
+def _stamped(proof: Any) -> dict[str, Any]:
+    """The heads that were stamped while training, by the tokens' own word, and where none was."""
+    if not any(name.startswith(("head", "gaps")) for name in proof.attestations):
+        return {"heads": 0, "stretches": [], "gaps": [], "false": []}
+    from proof_of_learning.attestation.gathering import gather
+
+    found = gather(proof, None)
+    stretches = [
+        {
+            "start": s.start,
+            "stop": s.stop,
+            "by": None if s.latest is None else s.latest.isoformat().replace("+00:00", "Z"),
+            "stamps": s.stamps,
+        }
+        for s in found.stretches
+    ]
+    heads = len({stamp.about for stamp in found.stamps if stamp.kind == "head"})
+    return {"heads": heads, "stretches": stretches, "gaps": list(found.gaps), "false": list(found.false)}
+
+
+def _stretch(stretch: dict[str, Any]) -> str:
+    by = stretch["by"]
+    when = "without a date" if by is None else f"by {by.replace('T', ' ').replace('Z', ' UTC')}"
+    return f"up to step {stretch['stop']:,} {when}"
 
 
 def _length(training: dict[str, Any]) -> str:
@@ -139,6 +166,14 @@ def _show(content: dict[str, Any]) -> None:
         "final model": content["final"]["weights"],
         "claims": ", ".join(f"{n} {v:.4g}" for n, v in (content["final"]["evaluation"] or {}).items()) or "nothing",
     }  # fmt: skip
+    stamped = content["stamped"]
+    if stamped["heads"] or stamped["gaps"] or stamped["false"]:
+        parts = [_stretch(stretch) for stretch in stamped["stretches"]]
+        rows["stamped"] = f"{stamped['heads']:,} heads of the log, by the timestamps' own word"
+        rows["stamped"] += "".join(f"; {part}" for part in parts[:SHOWN]) + ("; …" if len(parts) > SHOWN else "")
+    for name, lines in (("false", stamped["false"]), ("gaps", stamped["gaps"])):
+        if lines:
+            rows[name] = "; ".join(lines[:SHOWN]) + ("; …" if len(lines) > SHOWN else "")
     if events:
         rows["events"] = f"{len(events):,}: " + "; ".join(
             f"{e['name']} during step {e['step']:,}" for e in events[:SHOWN]

@@ -72,6 +72,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "open": opening.open_,
     "keygen": sign.keygen,
     "sign": sign.sign,
+    "recover": sign.recover,
     "timestamp": sign.timestamp,
     "doctor": doctor.doctor,
     "prove": prove.prove,

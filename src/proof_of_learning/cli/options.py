@@ -120,6 +120,13 @@ TrustedTsa = Annotated[
         "--trusted-tsa", help="Certificates (PEM) of a timestamp authority that you believe; may be repeated."
     ),
 ]
+Revoked = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--revoked",
+        help="Keys that count only for what was stamped before (TOML: [[revoked]] with `key` and `since`); may be repeated.",
+    ),
+]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds without a sign of life after which a task is given up.")]
 Workers = Annotated[
     int, typer.Option(min=1, help="Processes that replay at once; the verdict is the same with any number.")

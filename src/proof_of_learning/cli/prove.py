@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from proof_of_learning.cli import common, options
 from proof_of_learning.errors import UsageError
+
+if TYPE_CHECKING:
+    from proof_of_learning.recording.stamping import Stamping
 
 
 @common.command("interrupted; what is recorded is intact, and the same command goes on from the last checkpoint")
@@ -59,6 +62,17 @@ def prove(
     arithmetic: options.Arithmetic = None,
     salt: options.Salt = None,
     seal_program: options.SealProgram = None,
+    stamp_every: Annotated[
+        int | None,
+        typer.Option(
+            "--stamp-every", help="Have the log's head stamped every so many segments, in the background (--tsa)."
+        ),
+    ] = None,
+    tsa: Annotated[
+        list[str] | None,
+        typer.Option("--tsa", help="Address of a timestamp authority (RFC 3161); of several, each in its turn."),
+    ] = None,
+    trusted_tsa: options.TrustedTsa = None,
     set_: options.Settings = None,
     data: options.DataFolder = None,
     save_model: Annotated[
@@ -80,6 +94,8 @@ def prove(
     `pol prove train.py -o run.pol --seed 7 -- --lr 0.1`
 
     `pol prove examples/digits.py:task -o run.pol --seal-program --arithmetic portable`
+
+    `pol prove examples/digits.py:task -o run.pol --stamp-every 100 --tsa https://freetsa.org/tsr`
     """
     common.use_data(data)
     common.writable("--save-model", save_model)
@@ -87,6 +103,7 @@ def prove(
     common.pinned(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
+    from proof_of_learning.recording.stamping import Stamping
     from proof_of_learning.task import is_script
 
     if is_script(task):
@@ -106,6 +123,7 @@ def prove(
             rehearse=False if no_rehearsal else None,
             seed=seed,
             registration=registration,
+            stamping=Stamping.of(stamp_every, tsa, trusted_tsa or ()),
         )
     if arguments:
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
@@ -115,14 +133,14 @@ def prove(
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
             registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
             keep_every=keep_every, asynchronous=asynchronous, rehearse=False if no_rehearsal else None, arithmetic=arithmetic,
-            salt=salt, seal_program=seal_program, progress=progress,
+            salt=salt, seal_program=seal_program, stamp_every=stamp_every, tsa=tsa, trusted_tsa=trusted_tsa or (), progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)
     summary = {
         "root": recording.root, "path": str(recording.path), "steps": recording.steps, "interval": recording.interval,
         "segments": -(-recording.steps // recording.interval), "evaluation": recording.evaluation,
-        "complete_before": recording.complete_before,
+        "complete_before": recording.complete_before, "stamped": recording.stamped,
     }  # fmt: skip
     _told(out, summary, json)
 
@@ -139,6 +157,11 @@ def _told(out: str, summary: dict[str, Any], json: str | None) -> None:
             f"{out}: {before}{summary['steps']:,} steps in {summary['segments']:,} segments of {summary['interval']}{achieved}"
         )
         common.say(f"root {summary['root']}")
+        if (stamped := summary["stamped"]) is not None:
+            heads = "1 head" if stamped.heads == 1 else f"{stamped.heads:,} heads"
+            common.say(f"stamped {heads} of the log while training, up to step {stamped.steps:,}")
+            for gap in stamped.gaps:
+                common.say(f"not stamped {gap}")
 
 
 def _script(
@@ -151,12 +174,20 @@ def _script(
     rehearse: bool | None,
     seed: int | None,
     registration: Path | None,
+    stamping: Stamping | None,
 ) -> None:
     from proof_of_learning.run.command import prove_script
 
     try:
         recorded = prove_script(
-            path, out, arguments, interval=interval, rehearse=rehearse, seed=seed, registration=registration
+            path,
+            out,
+            arguments,
+            interval=interval,
+            rehearse=rehearse,
+            seed=seed,
+            registration=registration,
+            stamping=stamping,
         )
     except KeyboardInterrupt:
         keyed = seed is not None or registration is not None
@@ -169,6 +200,7 @@ def _script(
     summary = {
         "root": recorded.root, "path": str(recorded.path), "steps": recorded.steps, "interval": recorded.interval,
         "segments": -(-recorded.steps // recorded.interval), "evaluation": None,
+        "stamped": recorded.stamped,
     }  # fmt: skip
     _told(out, summary, json)
 

@@ -36,6 +36,12 @@ def register(
         ),
     ] = None,
     threshold: Annotated[int | None, typer.Option(min=1, help="How many owners have to sign.  [default: all]")] = None,
+    recovery: Annotated[
+        Path | None,
+        typer.Option(
+            help="A public key that may later put another key in an owner's place (`pol recover`); keep its private half elsewhere."
+        ),
+    ] = None,
     passphrase_env: Annotated[
         str | None,
         typer.Option(
@@ -64,6 +70,8 @@ def register(
     `pol register examples/digits.py:task -o claim.json`
 
     `pol register examples/digits.py:task -o claim.json --key key.pem --tsa https://freetsa.org/tsr`
+
+    `pol register examples/digits.py:task -o claim.json --key key.pem --recovery spare.pub.pem --tsa https://freetsa.org/tsr`
 
     `pol prove examples/digits.py:task -o run.pol --registration claim.json`
 
@@ -102,7 +110,7 @@ def register(
     with common.progress_bar() as progress:
         made = pol.register(
             named, out, interval=interval, device=device, portable=portable, threads=threads,
-            owners=[*(signer.public for signer in signers), *(owner or [])], threshold=threshold,
+            owners=[*(signer.public for signer in signers), *(owner or [])], threshold=threshold, recovery=recovery,
             start_from=start_from, codec=codec, arithmetic=arithmetic, salt=salt, seal_program=seal_program, progress=progress,
         )  # fmt: skip
     claim = made.claim

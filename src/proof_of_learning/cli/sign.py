@@ -1,4 +1,4 @@
-"""``pol keygen``, ``pol sign`` and ``pol timestamp``."""
+"""``pol keygen``, ``pol sign``, ``pol recover`` and ``pol timestamp``."""
 
 from __future__ import annotations
 
@@ -100,6 +100,28 @@ def sign(
 
     written = signing.sign(path, key, passphrase(key, passphrase_env), out=out)
     common.say(f"{path} is signed: {written}")
+
+
+@common.command("interrupted; nothing was signed")
+def recover(
+    path: Annotated[Path, typer.Argument(help="A proof's directory.")],
+    key: Annotated[Path, typer.Option("--key", help="The recovery key that the proof's claim names, a PEM file.")],
+    owner: Annotated[Path, typer.Option("--owner", help="The public key of the owner that it replaces.")],
+    successor: Annotated[Path, typer.Option("--successor", help="The public key that takes its place.")],
+    passphrase_env: Annotated[str | None, typer.Option("--passphrase-env", help=PASSPHRASE_HELP)] = None,
+) -> None:
+    """Put a new key in the place of an owner's that was lost or stolen, with the recovery key that the claim names.
+
+    What the new key signs then counts as that owner's. Tell verifiers to revoke the old one (`pol verify --revoked`).
+
+    **Example**
+
+    `pol recover run.pol --key spare.pem --owner key.pub.pem --successor new.pub.pem`
+    """
+    from proof_of_learning import signing
+
+    written = signing.recover(path, key, owner, successor, passphrase(key, passphrase_env))
+    common.say(f"{successor} signs in the place of {owner}: {written}")
 
 
 @common.command("interrupted; the timestamps that were made before are kept")

@@ -67,6 +67,7 @@ def verify(
     ] = None,
     threshold: Annotated[int, typer.Option(min=1, help="How many of the trusted keys must have signed.")] = 1,
     trusted_tsa: options.TrustedTsa = None,
+    revoked: options.Revoked = None,
     challenge: Annotated[
         Path | None,
         typer.Option(help="Of an opening: your own copy of the second challenge, by which the nonce counts as drawn."),
@@ -130,6 +131,8 @@ def verify(
 
     `pol verify run.pol --task examples/digits.py:task --all --json -`
 
+    `pol verify run.pol --task task.py:task --trusted-key key.pub.pem --trusted-tsa roots.pem --revoked revoked.toml`
+
     `pol verify opening --task task.py:task --challenge second.json --data-root sha256:… --docket docket.json`
 
     `pol verify run.pol --sealed --data digits-data`
@@ -160,7 +163,8 @@ def verify(
             "accept_order": accept_order, "accept_uniform": accept_uniform, "accept_stopped": accept_stopped,
             "allow_calibrated": allow_calibrated, "reproduce": reproduce, "require": require, "registration": registration,
             "model": model, "approve_fixed": approve_fixed or (), "laws": initial_law or (), "trusted_keys": trusted_key or (),
-            "threshold": threshold, "trusted_tsa": trusted_tsa or (), "keep_going": keep_going, "timeout": timeout, "policy": policy,
+            "threshold": threshold, "trusted_tsa": trusted_tsa or (), "revoked": revoked or (),
+            "keep_going": keep_going, "timeout": timeout, "policy": policy,
             "sandbox": sandbox, "allow_read": allow_read or (), "workers": workers, "double_check": double_check,
         }  # fmt: skip
         links, roots = [common.proof_and_task(item) for item in chain or []], trust or ()

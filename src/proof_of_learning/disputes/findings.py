@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import combinations, pairwise
 
-from proof_of_learning.attestation.timestamps import SKEW
+from proof_of_learning.attestation.attested import SKEW
 from proof_of_learning.disputes.table import Dependence, Row, listed, span
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.verifier.verdict import Moment, Verdict

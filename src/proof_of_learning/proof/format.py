@@ -39,7 +39,7 @@ HEADER_FILE, LOG_FILE, BLOCKS_FILE, INDEX_FILE, SEAL_FILE = (
 )  # fmt: skip
 OBJECTS = "objects"
 ATTESTATIONS = "attestations"  # statements about the proof, signed or not, and timestamps on them: outside the root
-ATTESTATION = re.compile(r"(claim|head|seal)-([0-9a-f]{16})\.(dsse\.json|json|tsr)")
+ATTESTATION = re.compile(r"(claim|head|seal|recovery|gaps)-([0-9a-f]{16})\.(dsse\.json|json|tsr)")
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -322,7 +322,11 @@ def program_digest(raw: bytes) -> str:
     return canonical.sha256(b"pol/v1/program\0", raw)
 
 
+def is_digest(value: str) -> bool:
+    return _DIGEST.fullmatch(value) is not None
+
+
 def check_digest(value: str, what: str) -> str:
-    if not _DIGEST.fullmatch(value):
+    if not is_digest(value):
         raise FormatError(f"{what} is not a digest of the form sha256:<64 hex digits>")
     return value

@@ -161,14 +161,17 @@ class Mirror:
         index = self._read(format.INDEX_FILE)
         stored = [canonical.decode(line, Stored, format.INDEX_FILE) for line in index.splitlines()]
         named = {object_path(self.folder, item.object).relative_to(self.folder).as_posix() for item in stored}
+        beside = set(self._objects(format.ATTESTATIONS))
         self._copy({name: self._size(name) for name in _GROWING}, index)
         if gone := named - self._there.keys():
             raise RecordingError(f"{self.folder / min(gone)} is gone")
         self._put(format.SEAL_FILE, self._read(format.SEAL_FILE))
         with _talking(f"{self.address} cannot be listed", RecordingError):
-            for name in _listed(self._system, self._root).keys() - named:
-                if name.startswith(f"{format.OBJECTS}/") and _NAME.fullmatch(name):
-                    self._system.rm_file(f"{self._root}/{name}")  # a state that was thinned since
+            for name in _listed(self._system, self._root).keys() - named - beside:
+                if name.startswith((f"{format.OBJECTS}/", f"{format.ATTESTATIONS}/")) and _NAME.fullmatch(name):
+                    self._system.rm_file(
+                        f"{self._root}/{name}"
+                    )  # a state that was thinned, or a head that was set aside, since
 
     def _try(self, sizes: dict[str, int], index: bytes) -> None:
         try:

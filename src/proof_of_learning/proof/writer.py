@@ -49,7 +49,8 @@ KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64}
 class ProofWriter:
     """Appends to one proof. A context manager; holds the directory against a second writer.
 
-    ``segments`` is the number of complete segments, ``steps`` how many steps they hold, ``state`` the last stored state.
+    ``segments`` is the number of complete segments, ``steps`` how many steps they hold, ``state`` the last stored state, ``head`` the
+    digest of the log's last line, which all others are chained to.
     ``keep_every``: of the states between the first and the last, only every so many-th is kept; the newest stays until the next is.
     """
 
@@ -61,8 +62,8 @@ class ProofWriter:
         self._whole: Codec = self.codec if self.codec.exact else get_codec("lossless")  # for keyframes
         self.segments = self.steps = 0
         self.state: State | None = None
-        self._head = header.digest()
-        self._index_head = format.index_start(self._head)
+        self.head = header.digest()
+        self._index_head = format.index_start(self.head)
         self._environments: set[str] = set()
         self._in: tuple[Environment, str] | None = None  # the environment of the last segment, and its digest
         self._happened: list[tuple[int, Reload | Group]] = []
@@ -124,7 +125,7 @@ class ProofWriter:
     def start(self, state: State) -> None:
         """Store the initial state and write the log's first line."""
         self._store(state, None)
-        self._append(Start(prev=self._head, state=state.digest()))
+        self._append(Start(prev=self.head, state=state.digest()))
 
     def encode(self, arrived: State, stop: int) -> Encoded | None:
         """The end of the next segment, at step ``stop``, as a codec in the loop stores it; training goes on from ``Encoded.state``.
@@ -166,16 +167,16 @@ class ProofWriter:
             self._in = environment, environment.digest()
         environment_digest = self._in[1]
         if environment_digest not in self._environments:
-            self._append(EnvironmentLine(prev=self._head, digest=environment_digest, environment=environment))
+            self._append(EnvironmentLine(prev=self.head, digest=environment_digest, environment=environment))
             self._environments.add(environment_digest)
         for step, event in self._happened:
-            self._append(Event(prev=self._head, step=step, event=event))
+            self._append(Event(prev=self.head, step=step, event=event))
         self._happened.clear()
         block = columns.encode()
         self._write(self._blocks, block)
         self._append(
             Segment(
-                prev=self._head,
+                prev=self.head,
                 index=self.segments,
                 start=start,
                 stop=stop,
@@ -204,8 +205,8 @@ class ProofWriter:
             self._drop(passed)
         weights = self.state.part("model").digest()
         ended: format.How = "stopped" if stopped else "completed"
-        self._append(format.End(self._head, self.steps, ended, weights, evaluation))
-        root = format.root(self.header.digest(), self._head)
+        self._append(format.End(self.head, self.steps, ended, weights, evaluation))
+        root = format.root(self.header.digest(), self.head)
         seal = format.Seal(schema=format.SEAL, root=root, segments=self.segments, index=self._index_head)
         with files.writing(str(self.path)):
             for descriptor in (self._log, self._blocks, self._index):
@@ -231,7 +232,7 @@ class ProofWriter:
     def _append(self, line: format.Line) -> None:
         raw = canonical.encode(line)
         self._write(self._log, raw + b"\n")
-        self._head = format.line_digest(raw)
+        self.head = format.line_digest(raw)
 
     def _store(self, state: State, base: State | None, encoded: Encoded | None = None, stop: int = 0) -> None:
         if self._keep_every is not None:
@@ -335,7 +336,7 @@ class ProofWriter:
         if self._keep_every is None:
             self._stored = {item.state for item in held}
         for line, raw in kept:
-            self._head = format.line_digest(raw)
+            self.head = format.line_digest(raw)
             if isinstance(line, EnvironmentLine):
                 self._environments.add(line.digest)
             if isinstance(line, Segment):

@@ -34,6 +34,7 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.recording.checkpoint import Checkpoint, Rows, finite
 from proof_of_learning.recording.header import make_header
+from proof_of_learning.recording.stamping import Stamped, Stamping
 from proof_of_learning.rehearsal import beside, following
 from proof_of_learning.rehearsal.beside import Rehearsal
 from proof_of_learning.rehearsal.following import Following
@@ -80,10 +81,12 @@ class Recorder:
         keep_every: int | None = None,
         asynchronous: bool = False,
         rehearsal: Rehearsal | None = None,
+        stamping: Stamping | None = None,
     ) -> None:
         """``keep_every``: thin while recording; see :class:`ProofWriter`. ``asynchronous``: the loop waits for a copy of the state
         alone; measuring, hashing, encoding and writing happen beside it, one checkpoint at a time. ``rehearsal``: what replays
-        short stretches of the run while it goes on.
+        short stretches of the run while it goes on. ``stamping``: how the log's head is stamped meanwhile; ``stamped``: what came of
+        it, once the recording is closed.
         """
         if keep_every is not None and keep_every < 1:
             raise UsageError(f"every how many states one is kept must be at least 1, not {keep_every}")
@@ -94,6 +97,7 @@ class Recorder:
         self._groups = {name: settle_groups(optimizer) for name, optimizer in optimizers(self.parts).items()}
         self._spare: State | None = None  # memory for the next copy
         self._rehearsal = rehearsal
+        self.stamped: Stamped | None = None
         self._following: Following | None = None
         self.complete = (self.path / format.SEAL_FILE).exists()
         if self.complete:
@@ -102,6 +106,7 @@ class Recorder:
             self.steps_done = proof.steps
             restore(self.parts, proof.state(proof.segments[-1].state))
             return
+        self._stamper = None if stamping is None else stamping.begin(self.path, header)
         if (self.path / format.HEADER_FILE).exists():
             self._writer = ProofWriter.resume(self.path, header, keep_every)
         else:
@@ -135,6 +140,8 @@ class Recorder:
             if self._behind is not None:
                 self._behind.close()
             if not self.complete:
+                if self._stamper is not None:
+                    self._stamper.close()
                 self._writer.close()
 
     def step(
@@ -221,6 +228,8 @@ class Recorder:
                 stacklevel=2,
             )
         root = self._writer.seal(claimed, stopped=stopped)
+        if self._stamper is not None:
+            self.stamped = self._stamper.finish()
         self._writer.close()
         return root
 
@@ -239,13 +248,14 @@ class Recorder:
         keep_every: int | None = None,
         asynchronous: bool = False,
         rehearse: bool | None = None,
+        stamping: Stamping | None = None,
     ) -> Recorder:
         """Record a loop that is not ours (mode ``recorded``): batch indices and generator states are written down.
 
         ``task`` describes the same training, so that a verifier can replay it; ``parts`` are the loop's own live objects under
         the task's names (``model``, ``optimizer``, ``scheduler`` …). Drive the loop through :meth:`watch`. ``rehearse``: whether
         short stretches are replayed by the task while the loop goes on, so that it raises TaskError where the two part (see
-        :func:`proof_of_learning.prove`).
+        :func:`proof_of_learning.prove`). ``stamping``: see :class:`Recorder`.
         """
         with randomness.preserved():
             session = Session(task, randomness.key_from_seed(task.seed), device)
@@ -262,7 +272,14 @@ class Recorder:
         if beside.wanted(rehearse):
             rehearsal = Rehearsal(Job(task, header.randomness.key, task.seed), environment, header, parts)
         recorder = cls(
-            path, header, parts, environment, keep_every=keep_every, asynchronous=asynchronous, rehearsal=rehearsal
+            path,
+            header,
+            parts,
+            environment,
+            keep_every=keep_every,
+            asynchronous=asynchronous,
+            rehearsal=rehearsal,
+            stamping=stamping,
         )
         if recorder.complete:
             recorder._say("this run is finished; nothing is trained, and the parts are what its training ended with")
@@ -365,6 +382,8 @@ class Recorder:
     def _write(self, checkpoint: Checkpoint) -> None:
         before = self._writer.state
         checkpoint.write(self._writer, self.environment)
+        if self._stamper is not None:
+            self._stamper.reached(self._writer.segments, self._writer.steps, self._writer.head)
         self._spare = before if before is not self._writer.state else None
 
     def _check_groups(self) -> None:

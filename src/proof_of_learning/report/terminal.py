@@ -17,6 +17,7 @@ _MAX_REASON = 600
 _MAX_WHY = 120
 _MAX_LISTED = 12
 _MAX_NEXT = 2
+_MAX_STRETCHES = 6
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
@@ -95,6 +96,7 @@ def _details(verdict: Verdict, console: Console) -> Table:
             for what, when, moment in words.moments(verdict)
             if moment.trusted
         ),
+        *(("work", line) for line in _work(verdict)),
         ("task", words.condition(task)),
         *([("program", f"{shown} (by the prover's word)")] if (shown := words.program(verdict)) else []),
         *(("sources", line) for line in words.sources(verdict) if line),
@@ -108,6 +110,13 @@ def _details(verdict: Verdict, console: Console) -> Table:
         table.add_row(Text("" if label == before else label), Text(_plain(value, console)))
         before = label
     return table
+
+
+def _work(verdict: Verdict) -> list[str]:
+    """By when the run had come how far; of many stretches the last ones, for these have the others in them."""
+    found = [f"{steps}: {when}" for steps, when, _ in words.stretches(verdict)]
+    more = len(found) - _MAX_STRETCHES
+    return found if more <= 0 else [f"({more:,} earlier stretches are in the report)", *found[-_MAX_STRETCHES:]]
 
 
 def _promises(verdict: Verdict) -> list[str]:

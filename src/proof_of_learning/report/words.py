@@ -297,7 +297,8 @@ def signers(verdict: Verdict) -> list[tuple[str, str]]:
     for signer in verdict.signers:
         roles = [
             *(["a key that the verifier trusts"] if signer.trusted else []),
-            *(["an owner by the claim"] if signer.owner else []),
+            *(["an owner by the claim"] if signer.owner and not signer.replaces else []),
+            *([f"in the place of {signer.replaces[0][:19]}…, by the claim's recovery key"] if signer.replaces else []),
         ]
         signed = " and ".join("the proof" if kind == "seal" else f"the {kind}" for kind in sorted(signer.signed))
         told.append((signer.key, f"signed {signed}; {' and '.join(roles) or 'a witness: no owner, no --trusted-key'}"))
@@ -305,14 +306,41 @@ def signers(verdict: Verdict) -> list[tuple[str, str]]:
 
 
 _MOMENTS = {"claim": "Claim", "head": "Training under way", "seal": "Finished proof"}
+_SHOWN_HEADS = 3  # that count for nothing
 
 
 def moments(verdict: Verdict) -> list[tuple[str, str, Moment]]:
-    """The time line: what was stamped, by when it was there, and the rest."""
+    """The time line: what was stamped, by when it was there, and the rest. Log heads that count are in :func:`stretches`."""
+    odd = [moment for moment in verdict.timeline if moment.what == "head" and not moment.trusted]
+    told = [moment for moment in verdict.timeline if moment.what != "head"]
     return [
-        (_MOMENTS.get(moment.what, moment.what), f"by {moment.latest.replace('T', ' ').replace('Z', ' UTC')}", moment)
-        for moment in verdict.timeline
+        (_MOMENTS.get(moment.what, moment.what), f"by {_utc(moment.latest)}", moment)
+        for moment in (*told, *odd[:_SHOWN_HEADS])
     ]
+
+
+def stretches(verdict: Verdict) -> list[tuple[str, str, str]]:
+    """Of a run whose log heads were stamped: which steps, by when they had been taken, and what is guaranteed of them alone."""
+    told = []
+    for stretch in verdict.stretches:
+        when = "not stamped" if stretch.latest is None else f"taken by {_utc(stretch.latest)}"
+        part = f"{stretch.drawn:,} of its {stretch.segments:,} segments were drawn uniformly"
+        if not stretch.segments:
+            note = "none of its segments does work"
+        elif stretch.forged_fraction is None:
+            note = "nothing of it was replayed"
+        elif stretch.forged_fraction == 0:
+            note = f"{part}: none could be forged unseen"
+        elif stretch.forged_fraction < 1:
+            note = f"{part}: a forgery of more than {percent(stretch.forged_fraction)} of them would be hit with 99 %"
+        else:
+            note = f"{part}: of this stretch by itself nothing is guaranteed"
+        told.append((f"Steps {stretch.start + 1:,} to {stretch.stop:,}", when, note))
+    return told
+
+
+def _utc(moment: str) -> str:
+    return moment.replace("T", " ").replace("Z", " UTC")
 
 
 UNDATED = "No timestamp of an authority that the verifier named (`--trusted-tsa`) is on this proof: nothing shows when it was there."

@@ -11,6 +11,7 @@ from typing import Any
 from proof_of_learning.errors import RecordingError, TaskError, UsageError
 from proof_of_learning.proof.format import Header
 from proof_of_learning.recording.header import script_program
+from proof_of_learning.recording.stamping import Stamped, Stamping
 from proof_of_learning.registration import refuse_other
 from proof_of_learning.replay import fork
 from proof_of_learning.run import script, shadow
@@ -32,6 +33,7 @@ class Recorded:
     root: str
     steps: int
     interval: int
+    stamped: Stamped | None = None
 
 
 def prove_script(
@@ -43,6 +45,7 @@ def prove_script(
     rehearse: bool | None = None,
     seed: int | None = None,
     registration: str | os.PathLike[str] | None = None,
+    stamping: Stamping | None = None,
 ) -> Recorded:
     """Run the script at ``path`` as ``python PATH ARGUMENTS`` would, and record the run that its ``pol.Run`` watches into ``out``;
     with ``seed`` or ``registration``, go on where an interrupted call stopped.
@@ -51,6 +54,7 @@ def prove_script(
         differ.
     seed, registration: what the script's randomness follows from, a number or a claim (default: it is recorded). Seeds that the
         script sets are mapped through it, so numbers are others than those of the script by itself.
+    stamping: how the log's head is stamped while the script trains.
 
     Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
     """
@@ -68,7 +72,7 @@ def prove_script(
         if made:
             say(SECOND)
             raise UsageError("the script makes a second pol.Run; one can be recorded, so give all parts to it")
-        made.append(Recording(given, out, list(arguments), interval, rehearse, folder, origin))
+        made.append(Recording(given, out, list(arguments), interval, rehearse, folder, origin, stamping))
         return made[-1]
 
     if origin is not None:
@@ -91,7 +95,7 @@ def prove_script(
         raise RecordingError(recording.failed)
     if not recording.root:
         raise RecordingError(unfinished(recording))
-    return Recorded(Path(out), recording.root, recording.steps, recording.interval)
+    return Recorded(Path(out), recording.root, recording.steps, recording.interval, recording.stamped)
 
 
 class _Claimed(BaseException):

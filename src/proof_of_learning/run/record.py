@@ -19,6 +19,7 @@ from proof_of_learning.proof import codecs, format, parse
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.recording.header import kinds_of, script_program
 from proof_of_learning.recording.recorder import Recorder
+from proof_of_learning.recording.stamping import Stamped, Stamping
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.run import counting, events, inputs, script
@@ -62,12 +63,13 @@ class Recording(Clock):
         rehearse: bool | None = None,
         folder: str | None = None,
         origin: Origin | None = None,
+        stamping: Stamping | None = None,
     ) -> None:
         """``folder``: where the script was started, if not here. ``rehearse``: see :func:`proof_of_learning.prove`. ``origin``: what
-        the randomness follows from; None where it is recorded.
+        the randomness follows from; None where it is recorded. ``stamping``: how the log's head is stamped meanwhile.
         """
         super().__init__()
-        self._origin = origin
+        self._origin, self._stamping = origin, stamping
         self._asked: set[int] = set()  # loaders whose order was looked at
         self._given, self._path, self._arguments = given, Path(path), arguments
         self._interval = interval if interval is not None else given.interval
@@ -231,6 +233,11 @@ class Recording(Clock):
         self._exit.close()
 
     @property
+    def stamped(self) -> Stamped | None:
+        """What came of stamping the log's head, once the proof is sealed."""
+        return None if self._recorder is None else self._recorder.stamped
+
+    @property
     def interval(self) -> int:
         return 0 if self._recorder is None else self._recorder.header.training.interval
 
@@ -274,7 +281,12 @@ class Recording(Clock):
             header = self._origin.begin(header, environment, self._resumes)
         self._seen, self._flowing = Seen(found.parts), found.counted
         self._recorder = Recorder(
-            self._path, header, found.parts, environment, rehearsal=self._rehearsal(header, found, environment)
+            self._path,
+            header,
+            found.parts,
+            environment,
+            rehearsal=self._rehearsal(header, found, environment),
+            stamping=self._stamping,
         )
         self._exit.enter_context(self._recorder)
         self.steps, self._resumes = self._recorder.steps_done, False

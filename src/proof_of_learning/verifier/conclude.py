@@ -16,7 +16,7 @@ from proof_of_learning.replay.requests import Noise, Replay, Replayed
 from proof_of_learning.verifier.calibrated import CAP
 from proof_of_learning.verifier.chain import assurance
 from proof_of_learning.verifier.checks import CHECKS, STRUCTURE
-from proof_of_learning.verifier.checks.attestation import signers, timeline
+from proof_of_learning.verifier.checks.attestation import signers, stretches, timeline
 from proof_of_learning.verifier.checks.performance import performance
 from proof_of_learning.verifier.checks.trajectory import segment_results
 from proof_of_learning.verifier.evidence import Answers, Evidence, result
@@ -132,6 +132,7 @@ def conclude(
         policy=None if policy is None else policy.digest or None,
         signers=signers(evidence.attested, evidence.options.claims.trusted_keys, owners(proof.header)),
         timeline=timeline(evidence.attested, proof.header.randomness.anchor),
+        stretches=stretches(evidence, replayed=bool(segments)),
     )
 
 

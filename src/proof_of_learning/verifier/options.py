@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from proof_of_learning import registration as registrations
+from proof_of_learning.attestation.revocation import Revoked, load_revoked
 from proof_of_learning.errors import UsageError
 from proof_of_learning.registration import Registration
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT
@@ -64,8 +65,8 @@ class Claims:
     accept_nonce: it may be valid although the nonce was handed in. accept_order: although a recorded order is no permutation of
     the data in every epoch (weighted sampling, say). accept_uniform: although only the uniform draws carry a guarantee (a thinned
     proof, a task that shows no outputs). accept_stopped: although it stopped before the task's number of steps.
-    trusted_keys: digests of public keys, of which ``threshold`` have to have signed. authorities: whose timestamps count; links of a
-    chain inherit them.
+    trusted_keys: digests of public keys, of which ``threshold`` have to have signed. authorities: whose timestamps count. revoked:
+    keys that count only for what was stamped before. Links of a chain inherit both.
     policy: rules that proof and verification must satisfy; what it says of the same things is included in the other fields.
     """
 
@@ -80,6 +81,7 @@ class Claims:
     trusted_keys: tuple[str, ...] = ()
     threshold: int = 1
     authorities: Authorities | None = None
+    revoked: Revoked = field(default_factory=Revoked)
     policy: Policy | None = None
 
 
@@ -124,6 +126,7 @@ class Choices(TypedDict, total=False):
     trusted_keys: Iterable[Place]
     threshold: int
     trusted_tsa: Iterable[Place]
+    revoked: Iterable[Place]
     policy: Policy | Place | None
     keep_going: bool
     timeout: float
@@ -175,9 +178,8 @@ class Options:
 
     def for_link(self) -> Options:
         """What a link of the chain behind a proof is verified with: its own nonce, and no claims but whom to believe about time."""
-        return replace(
-            self, draw=replace(self.draw, nonce=None, drawn=None), claims=Claims(authorities=self.claims.authorities)
-        )
+        believed = Claims(authorities=self.claims.authorities, revoked=self.claims.revoked)
+        return replace(self, draw=replace(self.draw, nonce=None, drawn=None), claims=believed)
 
 
 def _claims(choices: Choices, rules: Policy | None) -> Claims:
@@ -195,6 +197,7 @@ def _claims(choices: Choices, rules: Policy | None) -> Claims:
         trusted_keys=keys,
         threshold=_threshold(choices.get("threshold", 1), keys),
         authorities=_authorities(choices.get("trusted_tsa", ())),
+        revoked=load_revoked(_several(choices.get("revoked", ()))),
         policy=rules,
     )
     if rules is not None:
@@ -215,7 +218,7 @@ def _claims(choices: Choices, rules: Policy | None) -> Claims:
 
 def _keys(paths: Iterable[Place]) -> tuple[str, ...]:
     """Digests of the public keys in PEM files."""
-    given = (paths,) if isinstance(paths, (str, os.PathLike)) else tuple(paths)
+    given = _several(paths)
     if not given:
         return ()
     from proof_of_learning.attestation.signatures import load_public
@@ -236,9 +239,13 @@ def _share(given: float | None) -> float | None:
 
 
 def _authorities(paths: Iterable[Place]) -> Authorities | None:
-    given = (paths,) if isinstance(paths, (str, os.PathLike)) else tuple(paths)
+    given = _several(paths)
     if not given:
         return None
     from proof_of_learning.attestation.timestamps import load_authorities
 
     return load_authorities(given)
+
+
+def _several(paths: Iterable[Place] | Place) -> tuple[Place, ...]:
+    return (paths,) if isinstance(paths, (str, os.PathLike)) else tuple(paths)

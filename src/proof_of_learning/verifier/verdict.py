@@ -170,13 +170,14 @@ class Cost(_Value, frozen=True):
 
 
 class Signer(_Value, frozen=True):
-    """A key that signed statements of the kinds ``signed`` about this proof. ``owner``: the claim names it; ``trusted``: the verifier
-    does. Who is neither is a witness."""
+    """A key that signed statements of the kinds ``signed`` about this proof. ``owner``: the claim names it, or one that it replaces;
+    ``trusted``: the verifier does. Who is neither is a witness. ``replaces``: keys in whose place the claim's recovery key put it."""
 
     key: str
     owner: bool
     trusted: bool
     signed: list[str]
+    replaces: list[str] = []
 
 
 class Moment(_Value, frozen=True):
@@ -195,6 +196,24 @@ class Moment(_Value, frozen=True):
     latest: str
     shows: str
     limits: str
+
+
+class Stretch(_Value, frozen=True):
+    """Steps ``start`` to ``stop`` had been taken by a moment between ``earliest`` and ``latest`` (RFC 3339, UTC; null: nothing dates
+    them), as log heads and the seal show. ``stamps``: how many timestamps fall into it; bunched ones count as one, the last.
+
+    segments: how many it has that do work. drawn: how many of them were drawn uniformly. forged_fraction: the largest share of them
+    whose forgery the draws miss with a probability of more than 1 %; null where nothing was replayed.
+    """
+
+    start: int
+    stop: int
+    earliest: str | None
+    latest: str | None
+    stamps: int
+    segments: int
+    drawn: int
+    forged_fraction: float | None
 
 
 class ChainLink(_Value, frozen=True):
@@ -251,7 +270,8 @@ class Verdict(_Value, frozen=True):
     """The outcome of a verification (JSON schema ``pol/verdict/v1``). ``exit_status``: 0 valid, 1 invalid, 3 inconclusive.
 
     ``warnings``: what the verifier should know about the verification itself; they change no verdict. ``claim``: its digest, by the
-    header. ``policy``: digest of the verifier's. ``signers``, ``timeline``: who stands for the proof, and by when what was there.
+    header. ``policy``: digest of the verifier's. ``signers``, ``timeline``: who stands for the proof, and by when what was there;
+    ``stretches``: by when the run had come how far, where log heads were stamped.
     ``rules``: the version of this package, whose rules were applied.
     """
 
@@ -275,6 +295,7 @@ class Verdict(_Value, frozen=True):
     policy: str | None = None
     signers: list[Signer] = []
     timeline: list[Moment] = []
+    stretches: list[Stretch] = []
     rules: str = __version__
     schema: str = SCHEMA
 

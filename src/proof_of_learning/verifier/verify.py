@@ -239,7 +239,7 @@ def _attested(proof: Proof, options: Options, claimed: CheckResult) -> Attested:
     from proof_of_learning.attestation.gathering import gather
     from proof_of_learning.attestation.timestamps import Authorities
 
-    found = gather(proof, options.claims.authorities or Authorities())
+    found = gather(proof, options.claims.authorities or Authorities(), options.claims.revoked)
     if claimed.status == "fail":
         found = replace(found, registered=False, unregistered="its claim does not hold", anchored=frozenset())
     return found

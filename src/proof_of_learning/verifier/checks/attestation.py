@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from proof_of_learning.attestation.attested import Attested, Stamp
+from proof_of_learning.attestation.attested import Stretch as Dated
+from proof_of_learning.verifier import guarantee
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.options import Options
-from proof_of_learning.verifier.verdict import CheckResult, Moment, Signer
+from proof_of_learning.verifier.verdict import CheckResult, Moment, Signer, Stretch
 
 _SHOWN = 100  # of what counts for nothing
 _SHOWS = {
@@ -19,14 +22,18 @@ _SHOWS = {
 _LIMITS = {
     "claim": "It does not show that this run was trained after it, nor that there are no other claims.",
     "anchor": "It does not show that no other claims were stamped, nor who did the training.",
-    "head": "It does not show that the rest was trained soon after.",
+    "head": "It does not show since when (a finished run's heads can be stamped one by one), nor that the rest was trained soon. "
+    "It ranks nothing: an early state is cheap.",
     "seal": "It does not show when the training took place, nor whose the model is: whoever has a proof can have it stamped.",
 }
 
 
 class AttestationCheck:
     name = "attestation"
-    meaning = "The keys that the verifier named, or as many of them as asked for, signed this very proof."
+    meaning = (
+        "The keys that the verifier named, or as many of them as asked for, signed this very proof; no stamped log head says what is "
+        "false of it."
+    )
     limits = (
         "A signature says who stands for the proof, not that it is true, and not whose the model is. A timestamp says that something "
         "existed by then, by the word of an authority that the verifier named."
@@ -50,6 +57,11 @@ class AttestationCheck:
         }
         if attested.unregistered:
             found["not_registered"] = attested.unregistered
+        if attested.gaps:
+            found["gaps"] = list(attested.gaps[:_SHOWN])
+        if attested.false:
+            more = f" (and {len(attested.false) - 1} more)" if len(attested.false) > 1 else ""
+            return result(self, "fail", f"{attested.false[0]}{more}", false=list(attested.false[:_SHOWN]), **found)
         if not wanted:
             if not attested.signed:
                 aside = f"; {attested.ignored[0]}" if attested.ignored else ""
@@ -79,9 +91,37 @@ def signers(attested: Attested, trusted: tuple[str, ...], owners: list[str]) -> 
         for key in item.keys:
             kinds.setdefault(key, set()).add(item.kind)
     return [
-        Signer(key=key, owner=key in owners, trusted=key in trusted, signed=sorted(signed))
+        Signer(
+            key=key,
+            owner=not {key, *attested.replaced.get(key, ())}.isdisjoint(owners),
+            trusted=key in trusted,
+            signed=sorted(signed),
+            replaces=sorted(attested.replaced.get(key, ())),
+        )
         for key, signed in sorted(kinds.items())
     ]
+
+
+def stretches(evidence: Evidence, *, replayed: bool) -> list[Stretch]:
+    """By when which part of the run had been trained, and what the uniform draws guarantee of each part by itself."""
+    draws, trivial = evidence.challenge.segments, evidence.survey.trivial
+
+    def told(given: Dated) -> Stretch:
+        working = [
+            s.index for s in evidence.proof.segments if given.start < s.stop <= given.stop and not trivial[s.index]
+        ]
+        drawn = sum(bool({"uniform", "all"} & set(draws.get(index, ()))) for index in working)
+        forged = guarantee.forgeable_segments(len(working), drawn) / len(working) if replayed and working else None
+        return Stretch(
+            start=given.start, stop=given.stop, earliest=_moment(given.earliest), latest=_moment(given.latest),
+            stamps=given.stamps, segments=len(working), drawn=drawn, forged_fraction=forged,
+        )  # fmt: skip
+
+    return [told(given) for given in evidence.attested.stretches]
+
+
+def _moment(time: datetime.datetime | None) -> str | None:
+    return None if time is None else time.isoformat().replace("+00:00", "Z")
 
 
 def timeline(attested: Attested, anchor: str | None) -> list[Moment]:
@@ -99,8 +139,8 @@ def timeline(attested: Attested, anchor: str | None) -> list[Moment]:
             stamps=stamp.about,
             authority=stamp.authority,
             trusted=not stamp.refused,
-            earliest=stamp.earliest.isoformat().replace("+00:00", "Z"),
-            latest=stamp.latest.isoformat().replace("+00:00", "Z"),
+            earliest=_moment(stamp.earliest) or "",
+            latest=_moment(stamp.latest) or "",
             shows="" if stamp.refused else _SHOWS[kind],
             limits=stamp.refused or _LIMITS[kind],
         )
