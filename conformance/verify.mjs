@@ -9,7 +9,7 @@ import path from "node:path";
 
 import { gather, violation } from "./verifier/attestations.mjs";
 import { brief, need, read, Refusal } from "./verifier/basics.mjs";
-import { checkSigned } from "./verifier/cases.mjs";
+import { checkHeads, checkSigned } from "./verifier/cases.mjs";
 import { checkOpening, load } from "./verifier/opening.mjs";
 import { checkProof } from "./verifier/proof.mjs";
 import { pemKey } from "./verifier/statements.mjs";
@@ -48,6 +48,7 @@ function opening({ folder, keys, challenge }) {
 function proof({ folder, keys, threshold, roots }) {
   const found = checkProof(folder);
   const beside = gather(found, roots);
+  checkHeads(beside);
   if (keys.length) checkSigned(beside, keys, threshold);
   const raw = [...found.index.values()].filter((line) => line.codec === "raw").length;
   const signers = [...beside.signed.values()].filter((item) => item.kind === "seal").flatMap((item) => item.keys);

@@ -104,7 +104,11 @@ def _signed(path: Path, given: Given) -> str:
 def _stamped(path: Path, given: Given) -> str:
     found = _gathered(path, given)
     refused = [stamp.refused for stamp in found.stamps if stamp.kind == given.values["statement"]]
-    return "" if "" in refused else f"nothing stamps it: {'; '.join([*refused, *found.ignored])}"
+    return "" if "" in refused else f"nothing stamps it: {'; '.join([*refused, *found.false, *found.ignored])}"
+
+
+def _heads(path: Path, given: Given) -> str:
+    return "; ".join(_gathered(path, given).false)
 
 
 def _registered(path: Path, given: Given) -> str:
@@ -144,6 +148,6 @@ def _opening(path: Path, given: Given) -> str:
 
 
 JUDGES: dict[str, Callable[[Path, Given], str]] = {
-    "canonical": _canonical, "key": _key, "proof": _proof, "signed": _signed, "stamped": _stamped, "registered": _registered,
+    "canonical": _canonical, "key": _key, "proof": _proof, "signed": _signed, "stamped": _stamped, "heads": _heads, "registered": _registered,
     "timestamp": _timestamp, "verdict": _verdict, "samples": _samples, "opening": _opening,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 import claims
 import contents
 import documents
+import heads
 import logs
 import openings
 import samples
@@ -25,7 +26,7 @@ HOME = Path(__file__).parents[1] / "v2"
 
 def make() -> Suite:
     suite = Suite()
-    for part in (values, documents, logs, contents, signed, stamps, claims, samples, openings):
+    for part in (values, documents, logs, contents, signed, stamps, claims, samples, openings, heads):
         part.cases(suite)
     return suite
 

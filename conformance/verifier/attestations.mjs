@@ -2,8 +2,8 @@
 
 import { brief, digest, hash, need } from "./basics.mjs";
 import { claim as claimForm } from "./documents.mjs";
-import { canonical } from "./json.mjs";
-import { envelope, made, signedBy, statement } from "./statements.mjs";
+import { canonical, document, isObject } from "./json.mjs";
+import { envelope, made, publicKey, signedBy, statement, told } from "./statements.mjs";
 import { distrust, token } from "./tokens.mjs";
 
 const SKEW = 5 * 60 * 1000; // between clocks of two authorities, beyond what each says of its own
@@ -23,9 +23,11 @@ function fits(proof, { kind, predicate, signers, payload }) {
     const subject = { claim: hash(canonical(header.claim)).toString("hex") };
     return made("claim", subject, { claim: header.claim, claimDigest: randomness.claim }, signers).equals(payload);
   }
+  if (kind === "recovery") return fitsClaim(header, predicate, signers, payload);
   if (kind === "head") {
     if (!proof.heads.has(predicate.head)) return false;
     const fields = { head: predicate.head, steps: proof.heads.get(predicate.head) };
+    if (isDigest(predicate.previous)) fields.previous = predicate.previous;
     return made("head", { "header.json": proof.headerFile }, fields, signers).equals(payload);
   }
   const fields = {
@@ -37,15 +39,120 @@ function fits(proof, { kind, predicate, signers, payload }) {
   return kind === "seal" && made("seal", { "header.json": proof.headerFile, "log.jsonl": proof.logFile }, fields, signers).equals(payload);
 }
 
+const isDigest = (value) => typeof value === "string" && /^sha256:[0-9a-f]{64}$/.test(value);
+
+/** Whether a statement of recovery is about the claim of this proof, by the one key that the claim names for it. */
+function fitsClaim({ claim, randomness }, predicate, signers, payload) {
+  const next = successor(predicate);
+  if (claim === null || next === null || !isDigest(predicate.owner)) return false;
+  if (signers.length !== 1 || signers[0].digest !== claim.recovery) return false;
+  const fields = { claimDigest: randomness.claim, owner: predicate.owner, successor: told(next) };
+  return made("recovery", { successor: hash(next.encoded).toString("hex") }, fields, signers).equals(payload);
+}
+
+/** The key that takes another one's place; null where there is none that may sign. */
+function successor(predicate) {
+  try {
+    return publicKey(Buffer.from(predicate.successor.publicKey, "base64"), "the successor's key");
+  } catch {
+    return null;
+  }
+}
+
+/** By key, those in whose place the claim's recovery key put it, one after the other. */
+function replacements({ header }, signed, recoveries) {
+  const { recovery, owners, threshold } = header.claim ?? {};
+  const by = (keys) => (Array.isArray(owners) ? keys.filter((key) => owners.includes(key)).length : 0);
+  const owned = [...signed.values()].some(({ kind, keys }) => kind === "claim" && by(keys) >= Math.max(1, threshold));
+  const direct = new Map();
+  for (const [name, { next, owner }] of owned ? recoveries : []) {
+    if (signed.get(name).keys.includes(recovery)) direct.set(next, [...(direct.get(next) ?? []), owner]);
+  }
+  const found = new Map();
+  for (const key of direct.keys()) {
+    const reached = new Set();
+    for (const waiting = [key]; waiting.length; ) {
+      const more = (direct.get(waiting.pop()) ?? []).filter((one) => !reached.has(one));
+      for (const one of more) reached.add(one);
+      waiting.push(...more);
+    }
+    if (owners.some((owner) => reached.has(owner))) found.set(key, [...reached].filter((one) => one !== key));
+  }
+  return found;
+}
+
+/** How many of `keys` signed the seal, by themselves or by a successor; no key stands for two. */
+export function counted({ signed, replaced }, keys) {
+  const signers = new Set([...signed.values()].filter((item) => item.kind === "seal").flatMap((item) => item.keys));
+  const stands = new Map([...signers].map((key) => [key, [key, ...(replaced.get(key) ?? [])].filter((one) => keys.includes(one))]));
+  const taken = new Map();
+  const place = (signer, tried) =>
+    stands.get(signer).some((key) => {
+      if (tried.has(key)) return false;
+      tried.add(key);
+      if (taken.has(key) && !place(taken.get(key), tried)) return false;
+      taken.set(key, signer);
+      return true;
+    });
+  return [...signers].filter((signer) => place(signer, new Set())).length;
+}
+
+/** What the heads say of this very run that does not hold, as {rule, message}. */
+function falsehoods(heads, stamps, names, tokens, signed) {
+  const found = [];
+  const below = (name) => names.get(tokens.has(name) ? tokens.get(name).token.stamped : (heads.get(name)?.previous ?? "")) ?? null;
+  for (const [name, { steps, previous }] of heads) {
+    if (previous === null) continue;
+    const before = names.get(previous);
+    if (before === undefined || !tokens.has(before)) {
+      found.push({ rule: "head.chain", message: `${name} contains a timestamp that is not here` });
+      continue;
+    }
+    const about = chain(tokens.get(before).token, names, tokens).at(-1);
+    const claimed = tokens.get(before).file.kind === "claim" && signed.get(about)?.kind === "claim";
+    if (!claimed && !(heads.get(about)?.steps < steps)) found.push({ rule: "head.chain", message: `${name} follows a timestamp that is neither on an earlier head nor on the claim` });
+  }
+  const dated = new Map(stamps.filter((stamp) => !stamp.refused).map((stamp) => [stamp.file, stamp.token]));
+  for (const stamp of stamps) {
+    if (stamp.refused || stamp.kind !== "head") continue;
+    for (let name = below(stamp.file); name !== null; name = below(name)) {
+      if (!dated.has(name) || stamp.token.latest + SKEW >= dated.get(name).earliest) continue;
+      found.push({ rule: "head.order", message: `${stamp.file} says a time before that of ${name}, which it contains` });
+      break;
+    }
+  }
+  return found;
+}
+
+/** A list of gaps, which counts for nothing. */
+function gaps({ form, raw, name }) {
+  const say = (condition) => need(condition, "gaps", `${name} is no list of at most 1,000 gaps (pol/gaps/v1)`);
+  say(form === "json");
+  const value = document(raw, name);
+  const count = (number) => Number.isSafeInteger(number);
+  say(isObject(value) && Object.keys(value).length === 2 && value.schema === "pol/gaps/v1" && Array.isArray(value.gaps) && value.gaps.length <= 1000);
+  for (const gap of value.gaps) {
+    say(isObject(gap) && Object.keys(gap).sort().join() === "after,since,tries,until,why");
+    say(count(gap.after) && gap.after >= 0 && count(gap.tries) && gap.tries >= 0 && (gap.until === null || count(gap.until)));
+    say(typeof gap.since === "string" && [...gap.since].length <= 200 && typeof gap.why === "string" && [...gap.why].length <= 201);
+  }
+}
+
 /**
  * What counts: signed (file name → {kind, keys}) and stamps, each with `refused` (empty where an authority of `named` vouches for it).
- * ignored: what counts for nothing, as {rule, message}.
+ * ignored: what counts for nothing, as {rule, message}. wrong: what is false of this very run, and held against it. replaced: by key,
+ * those in whose place it was put.
  */
 export function gather(proof, named) {
   const signed = new Map();
   const tokens = new Map();
-  const ignored = [];
+  const ignored = [], wrong = [];
+  const heads = new Map(), recoveries = new Map();
   for (const file of [...proof.attestations.values()].sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    if (file.kind === "gaps") {
+      gaps(file);
+      continue;
+    }
     if (file.form === "tsr") {
       tokens.set(file.name, { file, token: token(file.raw, file.name) });
       continue;
@@ -54,9 +161,18 @@ export function gather(proof, named) {
     const found = statement(opened === null ? file.raw : opened.payload, opened === null ? file.name : `the payload of ${file.name}`);
     need(found.kind === file.kind, "statement.type", `${file.name} holds a statement of the kind ${found.kind}`);
     const keys = opened === null ? [] : signedBy(opened, found.signers);
-    if (!fits(proof, found)) ignored.push({ rule: "statement", message: `${file.name} is about something else, or says something else` });
+    if (!fits(proof, found)) {
+      const refusal = { rule: "statement", message: `${file.name} is about something else, or says something else` };
+      ignored.push(refusal);
+      if (found.kind === "head" && canonical(found.subject).equals(canonical([{ name: "header.json", digest: { sha256: proof.headerFile } }]))) wrong.push({ ...refusal, rule: "head.false" });
+    }
     else if (opened !== null && keys.length === 0) ignored.push({ rule: "signature", message: `${file.name} has no signature that is good for a key which it names` });
-    else signed.set(file.name, { kind: file.kind, keys });
+    else {
+      signed.set(file.name, { kind: file.kind, keys });
+      const { head, previous, owner } = found.predicate;
+      if (file.kind === "head") heads.set(file.name, { steps: proof.heads.get(head), previous: isDigest(previous) ? previous.slice(7) : null });
+      if (file.kind === "recovery") recoveries.set(file.name, { next: successor(found.predicate).digest, owner });
+    }
   }
   const names = new Map([...proof.attestations.values()].map((file) => [file.sha256, file.name]));
   const stamps = [];
@@ -66,6 +182,7 @@ export function gather(proof, named) {
     if (about === undefined || about.kind !== file.kind) ignored.push({ rule: "stamp", message: `${file.name} stamps something else than a statement about this proof that is here` });
     else stamps.push({ file: file.name, kind: file.kind, about: below.at(-1), below, token: found, refused: distrust(found, named), rule: "token.chain" });
   }
+  wrong.push(...falsehoods(heads, stamps, names, tokens, signed));
   const { anchored, reason } = registered(proof, { signed, stamps });
   if (anchored.size) {
     const begun = Math.max(...stamps.filter((stamp) => anchored.has(stamp.file)).map((stamp) => stamp.token.earliest));
@@ -75,7 +192,7 @@ export function gather(proof, named) {
       stamp.rule = "stamp.order";
     }
   }
-  return { signed, stamps, ignored, unregistered: reason };
+  return { signed, stamps, ignored, wrong, replaced: replacements(proof, signed, recoveries), unregistered: reason };
 }
 
 /** Names of the files below a token: tokens, then a statement; the last one is empty where it is not here. */

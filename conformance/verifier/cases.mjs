@@ -4,7 +4,7 @@ import fs from "node:fs";
 import path from "node:path";
 
 import { agree, hash, read, Refusal } from "./basics.mjs";
-import { gather, violation } from "./attestations.mjs";
+import { counted, gather, violation } from "./attestations.mjs";
 import { document } from "./json.mjs";
 import { checkOpening, load } from "./opening.mjs";
 import { checkProof, openProof } from "./proof.mjs";
@@ -42,11 +42,15 @@ function missing(fallback, ...reasons) {
   throw new Refusal(rule, message, 1);
 }
 
+/** Nothing that is said of this very run is false. */
+export function checkHeads({ wrong }) {
+  if (wrong.length) throw new Refusal(wrong[0].rule, wrong[0].message, 1);
+}
+
 /** Enough of the keys signed the seal. */
 export function checkSigned(found, keys, threshold) {
-  const signers = new Set([...found.signed.values()].filter((item) => item.kind === "seal").flatMap((item) => item.keys));
-  const counted = keys.filter((key) => signers.has(key)).length;
-  if (counted < threshold) missing({ rule: "signature", message: `${counted} of the ${threshold} keys that are asked for signed the proof` }, found.ignored);
+  const signers = counted(found, keys);
+  if (signers < threshold) missing({ rule: "signature", message: `${signers} of the ${threshold} keys that are asked for signed the proof` }, found.ignored);
 }
 
 const JUDGES = {
@@ -61,6 +65,7 @@ const JUDGES = {
     const refused = stamps.map(({ rule, refused: message }) => ({ rule, message }));
     missing({ rule: "stamp", message: "nothing stamps it" }, refused, found.ignored);
   },
+  heads: (folder, { roots }) => checkHeads(gather(openProof(folder), roots)),
   registered(folder, { roots }) {
     const proof = openProof(folder);
     const found = gather(proof, roots);

@@ -255,6 +255,7 @@ export function claim(value) {
   const { owners, threshold } = value;
   const fits = new Set(owners).size === owners.length && owners.length <= 64 && threshold <= owners.length && threshold >= Math.min(1, owners.length);
   need(fits, "claim", "the claim names owners twice, too many, or a threshold that they cannot reach");
-  need(value.recovery === null, "reserved", "the claim fixes a recovery key, which is reserved");
+  const spare = value.recovery === null || (owners.length > 0 && owners.length < 64 && !owners.includes(value.recovery));
+  need(spare, "claim", "the claim names a recovery key that is an owner's, or one without owners");
   return value;
 }

@@ -10,7 +10,7 @@ import { close, displacement, parts, state, stateDigest, tensors } from "./tenso
 const MAX = { header: 64 << 20, seal: 4096, log: 4 * 2 ** 30, line: 1 << 20, block: 2 ** 30, attestation: 2 << 20, attested: 16 << 20 };
 const FILES = ["header.json", "log.jsonl", "blocks.bin", "index.jsonl", "seal.json"];
 const FOLDERS = ["objects", "attestations"];
-export const ATTESTATION = /^(claim|head|seal)-([0-9a-f]{16})\.(dsse\.json|json|tsr)$/;
+export const ATTESTATION = /^(claim|head|seal|recovery|gaps)-([0-9a-f]{16})\.(dsse\.json|json|tsr)$/;
 
 /** Header, log, root, index, attestations and the list of files: checked, and in memory. Blocks and states are not read yet. */
 export function openProof(folder) {

@@ -7,7 +7,7 @@ import { canonical, document, isObject, parse } from "./json.mjs";
 
 export const PAYLOAD_TYPE = "application/vnd.in-toto+json";
 const STATEMENT = "https://in-toto.io/Statement/v1";
-const KINDS = ["claim", "head", "seal", "verdict", "answers", "opening"];
+const KINDS = ["claim", "head", "seal", "recovery", "verdict", "answers", "opening"];
 const TYPES = new Map(KINDS.map((kind) => [`urn:proof-of-learning:training:${kind}:v1`, kind]));
 const MAX_ENVELOPE = 2 << 20, MAX_SIGNATURES = 16, MAX_SIGNERS = 64;
 
@@ -100,8 +100,11 @@ export function statement(payload, what) {
     need(encoded !== null, "statement", `${what} names a signer without a public key`);
     return publicKey(encoded, `${what}: the key of a signer`);
   });
-  return { kind, predicate: value.predicate, signers: keys, payload };
+  return { kind, subject: value.subject ?? null, predicate: value.predicate, signers: keys, payload };
 }
+
+/** A key as a statement has it. */
+export const told = (key) => ({ digest: key.digest, publicKey: key.encoded.toString("base64") });
 
 /** The bytes of a statement with these subjects {name: SHA-256} and fields, signed by these keys. */
 export function made(kind, subjects, fields, keys) {
@@ -110,7 +113,7 @@ export function made(kind, subjects, fields, keys) {
     _type: STATEMENT,
     subject: Object.entries(subjects).map(([name, sha256]) => ({ name, digest: { sha256 } })),
     predicateType: `urn:proof-of-learning:training:${kind}:v1`,
-    predicate: { ...fields, signers: signers.map((key) => ({ digest: key.digest, publicKey: key.encoded.toString("base64") })) },
+    predicate: { ...fields, signers: signers.map(told) },
   });
 }
 

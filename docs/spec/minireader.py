@@ -114,7 +114,7 @@ def check(folder: Path) -> str:
     """The root of the proof in ``folder``; ValueError (KeyError, TypeError) for one that contradicts itself."""
     need({path.name for path in folder.iterdir()} - {"attestations"} == FILES, "a file is missing or unexpected")
     for path in folder.glob("attestations/*"):  # [17]
-        fits = re.fullmatch(r"(claim|head|seal)-([0-9a-f]{16})\.(dsse\.json|json|tsr)", path.name)
+        fits = re.fullmatch(r"(claim|head|seal|recovery|gaps)-([0-9a-f]{16})\.(dsse\.json|json|tsr)", path.name)
         need(
             fits is not None and sha256(path.read_bytes())[7:23] == fits[2], "an attestation is not what its name says"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def owned(world: World, tiny: TaskReference, tmp_path_factory: pytest.TempPathFa
     sign(claim, world.key)
     with authorities.serving(world.first.reply) as url:
         timestamp(claim, [url])
-    prove(tiny, run, registration=claim)
+        prove(tiny, run, registration=claim, stamp_every=2, tsa=[url])
     return Owned(run, signatures.load_private(folder / "spare.pem"), folder / "new.pem")
 
 
@@ -75,6 +76,17 @@ def holds(verdict: Verdict) -> bool:
     """Whether the trusted key counts."""
     assert (verdict.check("attestation").status == "pass") == (verdict.verdict != "invalid")
     return verdict.verdict != "invalid"
+
+
+def test_the_heads_of_a_registered_run_begin_at_the_token_on_its_claim(owned: Owned, world: World) -> None:
+    first = min(
+        (json.loads(path.read_bytes())["predicate"] for path in named(owned.proof, "head-*.json")),
+        key=lambda head: int(head["steps"]),
+    )
+    token = only(owned.proof, "claim-*.tsr").read_bytes()
+    assert first["previous"] == f"sha256:{hashlib.sha256(token).hexdigest()}"
+    verdict = judged(owned.proof, trusted_tsa=[world.first.roots])
+    assert (verdict.assurance, [s.stop for s in verdict.stretches]) == ("registered", [24])
 
 
 # ---- revoked keys ---------------------------------------------------------------------------------------------------
