@@ -51,6 +51,7 @@ MAX_ARGUMENTS = 1000  # arguments, and settings
 MAX_INPUTS = 10_000  # files that are read before the first step
 MAX_PARTS = 1000  # of a state
 MAX_EVENT = 1 << 14  # bytes of a line of the log that records an event
+MAX_ROUND = 1 << 14  # bytes of a file with a round of a public beacon, or with what its network is
 MAX_OWNERS = 64  # keys that a claim names
 MAX_THREADS = 4096  # of a numeric environment: what the largest machines have
 

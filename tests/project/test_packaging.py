@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "proof_of_learning"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WITH_REPORT = {"report/svg.py", "report/figures.py", "report/noise.py"}  # what is imported only to draw
+OF_EXTRAS = {"attestation/beacon.py": "beacon"}
 # What these packages are built of, or called by in a program.
-WITHIN = {"markupsafe": "jinja2", "click": "typer", "rfc3161_client": "rfc3161-client"}
+WITHIN = {"markupsafe": "jinja2", "click": "typer", "rfc3161_client": "rfc3161-client", "py_ecc": "py-ecc"}
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -44,6 +45,8 @@ def test_what_is_imported_is_declared(path: Path) -> None:
     declared = names(PROJECT["dependencies"])
     if path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in WITH_REPORT:
         declared |= names(PROJECT["optional-dependencies"]["report"])
+    if path.is_relative_to(PACKAGE) and (extra := OF_EXTRAS.get(str(path.relative_to(PACKAGE)))):
+        declared |= names(PROJECT["optional-dependencies"][extra])
     if path.parent in (PACKAGE / "integrations", PACKAGE / "distributed"):  # each has an extra that its name ends with
         declared |= names(PROJECT["optional-dependencies"].get(path.stem.rpartition("_")[2], []))
     assert {WITHIN.get(name, name) for name in foreign(path)} <= declared

@@ -34,6 +34,15 @@ def verify(
     nonce: Annotated[
         str | None, typer.Option(help="Challenge in hex, to repeat a verdict; with it no proof is valid by default.")
     ] = None,
+    beacon: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw from public randomness: the JSON of a drand round (quicknet), the first after the seal was stamped."
+        ),
+    ] = None,
+    beacon_chain: Annotated[
+        Path | None, typer.Option("--beacon-chain", help="The network of that round, if it is another: its /info.")
+    ] = None,
     accept_nonce: Annotated[
         bool, typer.Option("--accept-nonce", help="A proof may be valid although the nonce was handed in.")
     ] = False,
@@ -133,6 +142,8 @@ def verify(
 
     `pol verify run.pol --task task.py:task --trusted-key key.pub.pem --trusted-tsa roots.pem --revoked revoked.toml`
 
+    `pol verify run.pol --task task.py:task --trusted-tsa roots.pem --beacon round.json`
+
     `pol verify opening --task task.py:task --challenge second.json --data-root sha256:… --docket docket.json`
 
     `pol verify run.pol --sealed --data digits-data`
@@ -159,7 +170,8 @@ def verify(
         from proof_of_learning.verifier.options import Options
 
         choices: Choices = {
-            "top_q": top_q, "random": random, "everything": everything, "nonce": nonce, "accept_nonce": accept_nonce,
+            "top_q": top_q, "random": random, "everything": everything, "nonce": nonce, "beacon": beacon, "beacon_chain": beacon_chain,
+            "accept_nonce": accept_nonce,
             "accept_order": accept_order, "accept_uniform": accept_uniform, "accept_stopped": accept_stopped,
             "allow_calibrated": allow_calibrated, "reproduce": reproduce, "require": require, "registration": registration,
             "model": model, "approve_fixed": approve_fixed or (), "laws": initial_law or (), "trusted_keys": trusted_key or (),
@@ -172,10 +184,11 @@ def verify(
             if is_opening(proof):
                 from proof_of_learning.disputes.verifying import Terms, verify_opening
 
-                if reference is None or sealed or random is not None or everything or nonce is not None or top_q != 1:
+                drawn = (random, nonce, beacon) != (None, None, None) or everything or top_q != 1
+                if reference is None or sealed or drawn:
                     raise UsageError(
                         "an opening is verified against a task (--task), not sealed, and what was drawn stands in its challenge: "
-                        "--random, --all, --top-q and --nonce have no meaning"
+                        "--random, --all, --top-q, --nonce and --beacon have no meaning"
                     )
                 terms = Terms(challenge, data_root, docket, accept_budget)
                 verdict = verify_opening(

@@ -49,8 +49,7 @@ KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64}
 class ProofWriter:
     """Appends to one proof. A context manager; holds the directory against a second writer.
 
-    ``segments`` is the number of complete segments, ``steps`` how many steps they hold, ``state`` the last stored state, ``head`` the
-    digest of the log's last line, which all others are chained to.
+    ``segments``: complete ones; ``steps``: how many they hold; ``state``: the last stored; ``head``: digest of the log's last line.
     ``keep_every``: of the states between the first and the last, only every so many-th is kept; the newest stays until the next is.
     """
 

@@ -112,7 +112,7 @@ def _after_valid(verdict: Verdict) -> list[str]:
         steps.append(
             "Where much depends on it, verify on a machine like the recorded one, where replays give the same bits."
         )
-    if verdict.nonce.origin == "self-chosen":
+    if verdict.nonce.origin == "self-chosen" and verdict.nonce.round is None:
         steps.append(_RULES["drawn_nonce"])
     return [*steps, REPEAT]
 

@@ -32,7 +32,9 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     headline.append(f"  {_plain(verdict.reason, console, _MAX_REASON)}", style="default")
     console.print(headline, overflow="fold")
     console.print(_details(verdict, console))
-    if verdict.nonce.origin == "self-chosen":
+    if verdict.nonce.round is not None:
+        console.print(_plain(words.public(verdict.nonce), console))
+    elif verdict.nonce.origin == "self-chosen":
         console.print(Text.assemble(("Self-chosen nonce. ", "bold yellow"), _plain(words.SELF_CHOSEN, console)))
     for line in verdict.warnings:
         console.print(
@@ -132,7 +134,7 @@ def _promises(verdict: Verdict) -> list[str]:
     missed = max(verdict.guarantee.miss_probability, verdict.guarantee.progress_miss_probability)
     lines = [promise.text for promise in found if not promise.share]
     if kept:
-        lines.append(f"With a probability of at least {text.percent(1 - missed)} a forgery is hit that makes more than")
+        lines.append(f"With a probability of at least {text.likely(missed)} a forgery is hit that makes more than")
         lines += [f"- {text.percent(promise.share)} {promise.brief}" for promise in kept]
     return [*lines, *([unjudged] if (unjudged := words.unjudged(verdict)) else [])]
 

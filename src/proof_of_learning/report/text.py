@@ -83,6 +83,12 @@ def percent(share: float | None) -> str:
     return f"{value:.2g} %" if abs(value) >= 0.001 else "<0.001 %"
 
 
+def likely(missed: float) -> str:
+    """The probability of hitting what is missed with ``missed``, with as many nines as it takes not to call it certain."""
+    nines = 0 if missed <= 0 else max(0, math.ceil(-math.log10(missed)) - 2)
+    return f"{100 * (1 - missed):.{nines}f} %"
+
+
 def seconds(value: float | None) -> str:
     """``<0.1 s``, ``0.8 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if value is None or not math.isfinite(value):

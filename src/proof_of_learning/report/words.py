@@ -6,8 +6,8 @@ import math
 from typing import NamedTuple
 
 from proof_of_learning.report.text import ARITHMETIC as ARITHMETIC
-from proof_of_learning.report.text import number, percent, plural
-from proof_of_learning.verifier.verdict import Decision, Moment, Status, Verdict
+from proof_of_learning.report.text import likely, number, percent, plural
+from proof_of_learning.verifier.verdict import Decision, Moment, Nonce, Status, Verdict
 
 DECISION: dict[Decision, str] = {
     "valid": "The training that this proof records could be reproduced wherever it was challenged.",
@@ -38,6 +38,20 @@ SELF_CHOSEN = (
 DRAWN = (
     "The verifier drew it after it had the proof's root, so the prover could not know which segments would be replayed."
 )
+
+
+def public(nonce: Nonce) -> str:
+    """What it means that the nonce is a round of public randomness."""
+    given = nonce.round
+    assert given is not None
+    which = f"round {given.round:,} of the public randomness of network {given.chain[:16]}…, out at {given.moment}"
+    if nonce.origin == "beacon":
+        return (
+            f"It follows from {which}: the first after the root had been stamped, which nobody could know before, "
+            "nor choose. Whoever has the proof and that round draws the same segments."
+        )
+    return f"It follows from {which}, which counts as handed in: {nonce.why}."
+
 
 _WHY = {
     "first": "first",
@@ -168,7 +182,7 @@ def _promise(about: str, share: float | None, missed: float, draws: int, brief: 
         return Promise(about, 0.0, brief, f"No share {what} could be forged unseen: every segment was challenged.")
     text = (
         f"Had more than {percent(share)} {what} been forged, a forged segment would have been among the {draws:,} drawn {how}, "
-        f"with a probability of at least {percent(1 - missed)}."
+        f"with a probability of at least {likely(missed)}."
     )
     return Promise(about, share, brief, text)
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 MISS_PROBABILITY = 0.01
+MISSED_IN_PUBLIC = 1e-9  # where the draw is public: a prover can seal and stamp again until one suits
 FORGED_FRACTION = 0.10  # of the segments, what the default number of uniform draws is chosen for
 
 Weights = npt.NDArray[np.float64]

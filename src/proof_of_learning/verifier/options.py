@@ -13,10 +13,12 @@ from proof_of_learning.attestation.revocation import Revoked, load_revoked
 from proof_of_learning.errors import UsageError
 from proof_of_learning.registration import Registration
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT
+from proof_of_learning.verifier.guarantee import MISS_PROBABILITY, MISSED_IN_PUBLIC
 from proof_of_learning.verifier.initialization.named import named_laws
 from proof_of_learning.verifier.policy import Policy, load_policy
 
 if TYPE_CHECKING:
+    from proof_of_learning.attestation.beacon import Beacon
     from proof_of_learning.attestation.timestamps import Authorities
     from proof_of_learning.verifier.verdict import Nonce
 
@@ -32,6 +34,9 @@ class Draw:
     everything: replay every segment.
     nonce: hex; by default 32 bytes drawn when the root is known. drawn: one that was drawn when the roots of several proofs were
     known, by whoever has them verified together.
+    beacon: a round of public randomness that the nonce follows from, so that whoever trusts no verifier can draw the same segments.
+    miss: the probability with which a forgery of the stated size may be missed: 1 %, and with a beacon 1e-9, for a prover can
+    seal and stamp again until a round suits.
     """
 
     top_q: int = 1
@@ -39,6 +44,11 @@ class Draw:
     everything: bool = False
     nonce: str | None = None
     drawn: Nonce | None = None
+    beacon: Beacon | None = None
+
+    @property
+    def miss(self) -> float:
+        return MISS_PROBABILITY if self.beacon is None else MISSED_IN_PUBLIC
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,8 @@ class Choices(TypedDict, total=False):
     random: int | None
     everything: bool
     nonce: str | None
+    beacon: Place | None
+    beacon_chain: Place | None
     allow_calibrated: bool
     require: str | None
     reproduce: bool
@@ -152,8 +164,9 @@ class Options:
         if unknown:
             raise TypeError(f"verify() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         draw = Draw(
-            choices.get("top_q", 1), choices.get("random"), choices.get("everything", False), choices.get("nonce")
-        )
+            choices.get("top_q", 1), choices.get("random"), choices.get("everything", False), choices.get("nonce"),
+            beacon=_beacon(choices),
+        )  # fmt: skip
         if draw.top_q < 0 or (draw.random is not None and draw.random < 0):
             raise UsageError("the numbers of segments to replay cannot be negative")
         require = choices.get("require")
@@ -180,6 +193,19 @@ class Options:
         """What a link of the chain behind a proof is verified with: its own nonce, and no claims but whom to believe about time."""
         believed = Claims(authorities=self.claims.authorities, revoked=self.claims.revoked)
         return replace(self, draw=replace(self.draw, nonce=None, drawn=None), claims=believed)
+
+
+def _beacon(choices: Choices) -> Beacon | None:
+    path, chain = choices.get("beacon"), choices.get("beacon_chain")
+    if path is None:
+        if chain is not None:
+            raise UsageError("--beacon-chain says which network a round is of; name the round, too (--beacon)")
+        return None
+    if choices.get("nonce") is not None:
+        raise UsageError("--nonce and --beacon both say what is drawn; leave out one")
+    from proof_of_learning.attestation.beacon import load_beacon
+
+    return load_beacon(path, chain)
 
 
 def _claims(choices: Choices, rules: Policy | None) -> Claims:

@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,11 @@ from proof_of_learning.verifier.dynamics import IDENTITY_LIMIT
 from proof_of_learning.verifier.options import Draw
 from proof_of_learning.verifier.progress import MAIN, SINGLE, importance
 from proof_of_learning.verifier.survey import Survey
-from proof_of_learning.verifier.verdict import Guarantee, Nonce
+from proof_of_learning.verifier.verdict import Guarantee, Nonce, Round
+
+if TYPE_CHECKING:
+    from proof_of_learning.attestation.attested import Attested
+    from proof_of_learning.attestation.beacon import Beacon
 
 NONCE_BYTES = 32
 WINDOWS = 10  # parts of the run of which each has its own largest segments
@@ -47,6 +52,26 @@ def make_nonce(value: str | None) -> Nonce:
     except ValueError:
         raise UsageError(f"the nonce {value[:40]!r} is not an even number of hex digits") from None
     return Nonce(value=value.lower(), origin="self-chosen")
+
+
+def public_nonce(beacon: Beacon, attested: Attested) -> Nonce:
+    """What follows from a round of public randomness: it counts as drawn if it is the first one after the root was there.
+
+    When the root was there is what the earliest timestamp on the seal says, of an authority that the verifier named. A later round, of
+    which anybody could choose one, counts as handed in.
+    """
+    told = Round(beacon.chain.hash, beacon.round, beacon.moment.isoformat())
+    stamped = [stamp.latest for stamp in attested.stamps if stamp.kind == "seal" and not stamp.refused]
+    if not stamped:
+        why = "no timestamp on the seal that you believe (--trusted-tsa) shows that the root was there before the round"
+        return Nonce(beacon.nonce, "self-chosen", told, why)
+    due = beacon.due(min(stamped))
+    if beacon.round != due:
+        why = (
+            f"the round that counts is {due}, the first after the seal's earliest timestamp, and this is {beacon.round}"
+        )
+        return Nonce(beacon.nonce, "self-chosen", told, why)
+    return Nonce(beacon.nonce, "beacon", told)
 
 
 def challenge(steps: int, interval: int, root: str, found: Survey, nonce: Nonce, draw: Draw) -> Challenge:
@@ -85,8 +110,8 @@ def challenge(steps: int, interval: int, root: str, found: Survey, nonce: Nonce,
         for index in range(count):
             add(index, "all")
     elif draw.random is None:
-        uniform = guarantee.uniform_draws_needed(len(real))
-        weighted = guarantee.progress_draws_needed(weight, min(1.0, 1.0 / total)) if total else 0
+        uniform = guarantee.uniform_draws_needed(len(real), miss=draw.miss)
+        weighted = guarantee.progress_draws_needed(weight, min(1.0, 1.0 / total), draw.miss) if total else 0
     else:
         uniform, weighted = min(-(-draw.random // 2), len(real)), min(draw.random // 2, int((weight > 0).sum()))
     if found.missing:
@@ -102,28 +127,33 @@ def challenge(steps: int, interval: int, root: str, found: Survey, nonce: Nonce,
             add(index, "progress")
         # They count for no guarantee, but a state can be falsified in a segment of rate 0 as in any other.
         still = np.flatnonzero(found.trivial).tolist()
-        few = guarantee.uniform_draws_needed(len(still)) if draw.random is None else min(uniform, len(still))
+        few = (
+            guarantee.uniform_draws_needed(len(still), miss=draw.miss)
+            if draw.random is None
+            else min(uniform, len(still))
+        )
         for index in guarantee.draw_uniform(still, few, keys[2]):
             add(index, "trivial")
-    promise = _promise(found, weight, len(real), uniform, weighted, draw.everything)
+    promise = _promise(found, weight, len(real), uniform, weighted, draw)
     return Challenge(dict(sorted(chosen.items())), promise, nonce, notes)
 
 
 def _promise(
-    found: Survey, weight: npt.NDArray[np.float64], real: int, uniform: int, weighted: int, everything: bool
+    found: Survey, weight: npt.NDArray[np.float64], real: int, uniform: int, weighted: int, draw: Draw
 ) -> Guarantee:
     """What the draws guarantee, each kind by itself.
 
     A forgery with a share x of a measure has a share of at least x / (missed · Σ weights) of the weights, and the largest of those
     that escapes is known exactly.
     """
-    forged = guarantee.forgeable_segments(real, uniform) / real if real else None
+    everything, miss = draw.everything, draw.miss
+    forged = guarantee.forgeable_segments(real, uniform, miss) / real if real else None
     names = {measure.name for measure in found.measures}
     over_weights = "weights" in names and not found.restless
     if everything:
         scale = 0.0
     elif weight.any():
-        scale = float(weight.sum()) * guarantee.unexplained_progress(weight, weighted)
+        scale = float(weight.sum()) * guarantee.unexplained_progress(weight, weighted, miss)
     else:
         scale = math.nan
 
@@ -140,6 +170,9 @@ def _promise(
         excursion_fraction=share(SINGLE, bool(names)),
         uniform_draws=uniform,
         progress_draws=weighted,
+        miss_probability=miss,
+        progress_miss_probability=miss,
+        function_miss_probability=miss,
     )
 
 

@@ -133,9 +133,24 @@ class Guarantee(_Value, frozen=True):
         return [name for name, fraction in kinds.items() if fraction is None]
 
 
+class Round(_Value, frozen=True):
+    """A round of public randomness: of which network (its hash), and when it was out."""
+
+    chain: str
+    round: int
+    moment: str
+
+
 class Nonce(_Value, frozen=True):
+    """What the draws follow from: ``drawn`` by the verifier, public (``beacon``) after the root was stamped, or handed in.
+
+    ``round``: that of the beacon. ``why``: why a round counts for no more than a nonce that was handed in.
+    """
+
     value: str
-    origin: Literal["drawn", "self-chosen"]
+    origin: Literal["drawn", "self-chosen", "beacon"]
+    round: Round | None = None
+    why: str = ""
 
 
 class WorkerShare(_Value, frozen=True):

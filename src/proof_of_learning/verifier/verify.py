@@ -36,7 +36,7 @@ from proof_of_learning.verifier.evidence import Answers, Disclosed, Evidence, re
 from proof_of_learning.verifier.expected import planned_steps
 from proof_of_learning.verifier.initialization.start import second_start
 from proof_of_learning.verifier.options import Choices, Options
-from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, survey_seed
+from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, public_nonce, survey_seed
 from proof_of_learning.verifier.survey import Looking, Survey, survey
 from proof_of_learning.verifier.verdict import CheckResult, Guarantee, Nonce, Verdict
 
@@ -82,7 +82,9 @@ def verify(
             if refusal is not None:
                 return refusal
             clock.lap("attestations")
-            if options.draw.nonce is None and options.draw.drawn is None:
+            if options.draw.beacon is not None:
+                nonce = public_nonce(options.draw.beacon, attested)
+            elif options.draw.nonce is None and options.draw.drawn is None:
                 nonce = make_nonce(None)  # drawn when the root is known
             parent = None if task is None else parent_of(proof, links)
             found, replayer, answers = surveyed(

@@ -96,12 +96,17 @@ def _told(rules: list[Rule]) -> dict[str, str]:
 def _defaults(evidence: Evidence) -> Iterator[Rule]:
     """The rules that hold without a policy too, each unless its exception was granted."""
     if not evidence.options.claims.accept_nonce:
+        nonce = evidence.challenge.nonce
+        origins = {"drawn": "one that was drawn", "beacon": "one that was public only after the root was stamped"}
         yield Rule(
             "drawn_nonce", "a nonce that the verifier draws once the root is known",
-            "one that was drawn" if evidence.challenge.nonce.origin == "drawn"
-            else "one that was handed in, which a prover who knew it could have sealed for again and again",
-            kept=evidence.challenge.nonce.origin == "drawn", of_proof=False,
-            remedy="leave out --nonce, or accept it (--accept-nonce; in a policy, trust.chosen_nonce = true)",
+            origins.get(nonce.origin) or (
+                f"a public round that counts as handed in: {nonce.why}" if nonce.round is not None
+                else "one that was handed in, which a prover who knew it could have sealed for again and again"
+            ),
+            kept=nonce.origin in origins, of_proof=False,
+            remedy="name the round that counts (--beacon)" if nonce.round is not None
+            else "leave out --nonce, or accept it (--accept-nonce; in a policy, trust.chosen_nonce = true)",
         )  # fmt: skip
 
     missing, thinned = evidence.challenge.guarantee.missing, evidence.survey.missing > 0

@@ -1,0 +1,144 @@
+"""A public source of randomness: nobody knew its value before its moment, and anybody can check it afterwards, without asking anyone.
+
+Rounds of drand (the League of Entropy's ``quicknet``, scheme ``bls-unchained-g1-rfc9380``): round r is out at
+``genesis + (r - 1) * period``, and its value is the network's BLS signature on SHA-256(r), which nobody can choose. The signature
+is checked against a pinned key (draft-irtf-cfrg-bls-signature; hashing to the curve is RFC 9380), with py_ecc.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from proof_of_learning import canonical
+from proof_of_learning.attestation.attested import SKEW
+from proof_of_learning.errors import UsageError
+from proof_of_learning.limits import MAX_ROUND
+
+_TAG = b"BLS_SIG_BLS12381G1_XMD:SHA-256_SSWU_RO_NUL_"
+_SCHEME = "bls-unchained-g1-rfc9380"
+T = TypeVar("T")
+
+
+class Chain(msgspec.Struct, frozen=True):
+    """A network, as its ``/info`` tells it: hex key (in G2, 96 bytes), seconds between rounds, the moment of the first one (Unix)."""
+
+    public_key: str
+    period: int
+    genesis_time: int
+    hash: str
+    scheme: str = msgspec.field(default=_SCHEME, name="schemeID")
+
+
+class _Round(msgspec.Struct, frozen=True):
+    round: int
+    signature: str
+
+
+QUICKNET = Chain(
+    public_key="83cf0f2896adee7eb8b5f01fcad3912212c437e0073e911fb90022d3e760183c8c4b450b6a0a6c3ac6a5776a2d1064510d1fec758c921cc22b0e17e63aaf4bcb"
+    "5ed66304de9cf809bd274ca73bab4af5a6e9c76a4bc09e76eae8991ef5ece45a",
+    period=3,
+    genesis_time=1692803367,
+    hash="52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba94600c84e971",
+)
+
+
+@dataclass(frozen=True)
+class Beacon:
+    """A round whose signature holds. ``nonce``: hex, of its value and its chain; ``moment``: nobody knew it before."""
+
+    chain: Chain
+    round: int
+    moment: datetime.datetime
+    nonce: str
+
+    def due(self, since: datetime.datetime) -> int:
+        """The first round of this network that is out more than :data:`SKEW` after ``since``."""
+        beyond = (since + SKEW).timestamp() - self.chain.genesis_time
+        return max(1, math.floor(beyond / self.chain.period) + 2)
+
+
+def load_beacon(path: str | os.PathLike[str], chain: str | os.PathLike[str] | None = None) -> Beacon:
+    """The round in a JSON file (``round``, ``signature``), as the network hands it out.
+
+    chain: the network's ``/info``, for another one than quicknet. Raises UsageError for what is no round, or not that network's.
+    """
+    network = QUICKNET if chain is None else _read(chain, "--beacon-chain", Chain)
+    given = _read(path, "--beacon", _Round)
+    what = f"--beacon {path}"
+    if network.scheme != _SCHEME:
+        raise UsageError(f"--beacon-chain {chain}: scheme {network.scheme[:40]!r} is not known; only {_SCHEME} is")
+    if not (1 <= given.round < 1 << 48 and 1 <= network.period < 1 << 24 and 0 <= network.genesis_time < 1 << 40):
+        raise UsageError(f"{what}: there is no round {given.round}")
+    key = _bytes(network.public_key, 96, f"--beacon-chain {chain}: its public_key")
+    signature = _bytes(given.signature, 48, f"{what}: its signature")
+    identity = _bytes(network.hash, 32, f"--beacon-chain {chain}: its hash")
+    if not _holds(key, hashlib.sha256(given.round.to_bytes(8, "big")).digest(), signature):
+        raise UsageError(
+            f"{what}: the signature is not that of round {given.round} by the network {network.hash[:16]}…"
+        )
+    try:
+        moment = datetime.datetime.fromtimestamp(
+            network.genesis_time + (given.round - 1) * network.period, datetime.UTC
+        )
+    except (ValueError, OverflowError):
+        raise UsageError(f"{what}: there is no round {given.round}") from None
+    nonce = canonical.sha256(b"pol/v1/beacon\0", identity, given.round.to_bytes(8, "big"), signature).removeprefix(
+        "sha256:"
+    )
+    return Beacon(network, given.round, moment, nonce)
+
+
+def _read(path: str | os.PathLike[str], option: str, kind: type[T]) -> T:
+    what = f"{option} {path}"
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read(MAX_ROUND + 1)
+    except OSError as error:
+        raise UsageError(f"{what}: {error.strerror or error}") from None
+    if len(raw) > MAX_ROUND:
+        raise UsageError(f"{what}: more than {MAX_ROUND:,} bytes")
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what}: {canonical.brief(str(error))}") from None
+
+
+def _bytes(text: str, size: int, what: str) -> bytes:
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if len(found) != size:
+        raise UsageError(f"{what} is not {size} bytes in hex digits")
+    return found
+
+
+def _holds(key: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether e(G2, signature) = e(key, H(message)), both points being on their curves and in the right subgroups."""
+    try:
+        from py_ecc.bls.hash_to_curve import hash_to_G1
+        from py_ecc.bls.point_compression import decompress_G1, decompress_G2
+        from py_ecc.optimized_bls12_381 import FQ12, G2, curve_order, final_exponentiate, is_inf, multiply, neg, pairing
+    except ImportError:
+        raise UsageError(
+            "a beacon is checked with py_ecc; install it: pip install 'proof-of-learning[beacon]'"
+        ) from None
+    try:
+        known = decompress_G2((int.from_bytes(key[:48], "big"), int.from_bytes(key[48:], "big")))
+        signed = decompress_G1(int.from_bytes(signature, "big"))
+    except ValueError:
+        return False
+    for each in (known, signed):
+        if is_inf(each) or not is_inf(multiply(each, curve_order)):
+            return False
+    hashed = hash_to_G1(message, _TAG, hashlib.sha256)
+    product = pairing(G2, signed, final_exponentiate=False) * pairing(known, neg(hashed), final_exponentiate=False)
+    return bool(final_exponentiate(product) == FQ12.one())
