@@ -6,15 +6,14 @@ import hashlib
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from py_ecc.bls.hash_to_curve import hash_to_G1
-from py_ecc.bls.point_compression import compress_G1, compress_G2
-from py_ecc.optimized_bls12_381 import G2, Z1, multiply
 
 from proof_of_learning import TaskReference, verify
 from proof_of_learning.attestation import beacon
@@ -24,6 +23,13 @@ from proof_of_learning.report import words
 from proof_of_learning.verifier import guarantee
 from support_attestation import World, gathered, named
 from support_cli import one_line, pol
+
+DEPTH = sys.getrecursionlimit()
+from py_ecc.bls.hash_to_curve import hash_to_G1  # noqa: E402
+from py_ecc.bls.point_compression import compress_G1, compress_G2  # noqa: E402
+from py_ecc.optimized_bls12_381 import G2, Z1, multiply  # noqa: E402
+
+sys.setrecursionlimit(DEPTH)  # which py_ecc raises when it is imported
 
 SECRET, GENESIS, PERIOD = 20_231_107, 1_600_000_000, 3
 # What the network quicknet published.
@@ -120,6 +126,17 @@ def test_what_is_no_network_is_refused(
     other = written(tmp_path / "info.json", {**json.loads(network.read_text()), **change})
     with pytest.raises(UsageError, match=words):
         beacon.load_beacon(round_file(7), other)
+
+
+def test_a_check_leaves_the_depth_of_recursion_alone(tmp_path: Path) -> None:
+    """py_ecc raises it, and a nested document would then end the process."""
+    made = written(tmp_path / "r.json", {"round": 1000, "signature": PUBLISHED[1000]})
+    code = (
+        "import sys; before = sys.getrecursionlimit()\n"
+        "from proof_of_learning.attestation.beacon import load_beacon\n"
+        f"load_beacon({str(made)!r}); assert sys.getrecursionlimit() == before"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_file_without_end_is_refused_early(tmp_path: Path) -> None:

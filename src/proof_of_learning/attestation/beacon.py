@@ -11,6 +11,9 @@ import datetime
 import hashlib
 import math
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -121,16 +124,36 @@ def _bytes(text: str, size: int, what: str) -> bytes:
     return found
 
 
+@contextmanager
+def _depth_kept() -> Iterator[None]:
+    """py_ecc lets Python recurse a hundred times deeper once imported, and whatever reads nested input would run out of stack."""
+    depth = sys.getrecursionlimit()
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(depth)
+
+
 def _holds(key: bytes, message: bytes, signature: bytes) -> bool:
     """Whether e(G2, signature) = e(key, H(message)), both points being on their curves and in the right subgroups."""
-    try:
-        from py_ecc.bls.hash_to_curve import hash_to_G1
-        from py_ecc.bls.point_compression import decompress_G1, decompress_G2
-        from py_ecc.optimized_bls12_381 import FQ12, G2, curve_order, final_exponentiate, is_inf, multiply, neg, pairing
-    except ImportError:
-        raise UsageError(
-            "a beacon is checked with py_ecc; install it: pip install 'proof-of-learning[beacon]'"
-        ) from None
+    with _depth_kept():
+        try:
+            from py_ecc.bls.hash_to_curve import hash_to_G1
+            from py_ecc.bls.point_compression import decompress_G1, decompress_G2
+            from py_ecc.optimized_bls12_381 import (
+                FQ12,
+                G2,
+                curve_order,
+                final_exponentiate,
+                is_inf,
+                multiply,
+                neg,
+                pairing,
+            )
+        except ImportError:
+            raise UsageError(
+                "a beacon is checked with py_ecc; install it: pip install 'proof-of-learning[beacon]'"
+            ) from None
     try:
         known = decompress_G2((int.from_bytes(key[:48], "big"), int.from_bytes(key[48:], "big")))
         signed = decompress_G1(int.from_bytes(signature, "big"))
