@@ -22,6 +22,7 @@ from proof_of_learning.verifier.verdict import (
     CheckResult,
     Cost,
     Guarantee,
+    Nonce,
     SegmentResult,
     Thresholds,
     Trajectory,
