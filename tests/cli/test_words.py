@@ -14,6 +14,7 @@ import proof_of_learning as pol
 from proof_of_learning import TaskReference
 from proof_of_learning.cli.main import COMMANDS, app
 from proof_of_learning.data import salts
+from support_cli import one_line
 from support_cli import pol as command
 
 
@@ -88,3 +89,12 @@ def test_what_is_recorded_of_each_step_is_named(tiny_proof: Path) -> None:
         said == ["loss", "learning rates"]
         and "per step       loss, learning rates" in command("inspect", tiny_proof).stdout
     )
+
+
+def test_a_folder_that_is_no_proof_and_a_script_that_is_a_task_are_said_to_be_so(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text("def task(): ...\n")
+    for words in (("check",), ("inspect",), ("verify",), ("diff", tmp_path)):
+        said = one_line(command(*words, tmp_path), 2)
+        assert f"{tmp_path} holds no header.json; a proof is the directory that `pol prove -o` wrote" in said
+    said = one_line(command("prove", tmp_path / "task.py", "-o", tmp_path / "run.pol"), 2)
+    assert "holds no pol.Run" in said and "a task is named with its function, FILE.py:FUNCTION" in said

@@ -22,6 +22,7 @@ from proof_of_learning.verifier.verdict import (
     CheckResult,
     Cost,
     Guarantee,
+    Nonce,
     SegmentResult,
     Thresholds,
     Trajectory,
@@ -396,6 +397,15 @@ def test_a_promise_that_could_not_be_made_is_said_and_not_left_out() -> None:
         promises["What the model computes"].share is None and "No promise" in promises["What the model computes"].text
     )
     assert promises["Its weights"].share is None
+
+
+def test_whoever_verifies_an_opening_is_told_nothing_that_openings_do_not_have() -> None:
+    opening = CheckResult(name="opening", status="pass", summary="")
+    rule = CheckResult(name="policy", status="inconclusive", summary="", evidence={"broken": ["drawn_nonce"]})
+    for results in ([opening], [opening, rule]):
+        handed_in = Nonce(value=digest(6)[7:], origin="self-chosen")
+        steps = " ".join(advice.next_steps(verdict_of(trajectory(20), [], results, nonce=handed_in)))
+        assert "your own copy of the second challenge (`--challenge`)" in steps and "--nonce" not in steps
 
 
 def test_where_every_segment_was_replayed_nothing_is_said_of_draws() -> None:

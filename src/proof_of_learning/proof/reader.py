@@ -69,8 +69,9 @@ class Proof:
     def open(cls, path: str | os.PathLike[str]) -> Proof:
         """Open and check header, log, root, index and the list of files. Raises FormatError or IntegrityError."""
         folder = Path(path)
-        if not folder.is_dir():
-            what = "is not a directory" if folder.exists() else "does not exist"
+        if not (folder.is_dir() and os.path.lexists(folder / format.HEADER_FILE)):
+            what = f"holds no {format.HEADER_FILE}" if folder.is_dir() else "is not a directory"
+            what = what if folder.exists() else "does not exist"
             raise FormatError(f"{folder} {what}; a proof is the directory that `pol prove -o` wrote")
         raw = bytes(files.read_bounded(folder / format.HEADER_FILE, limits.MAX_HEADER))
         header = parse.parse_header(raw)

@@ -19,6 +19,12 @@ REPEAT = (
     "`--nonce`, and `--accept-nonce`."
 )
 
+KEEP_OPENING = (
+    "Keep the opening, your challenges (and the docket), this report and the JSON verdict (`--json`). Whoever has them can verify the "
+    "opening again; that the nonce was drawn, they know by your copy of the challenge alone."
+)
+OWN_CHALLENGE = "Verify again with your own copy of the second challenge (`--challenge`): by it alone you know that what was opened was drawn."
+
 _FAILED = {
     "structure": "The bytes at hand are not the ones that were sealed, or no proof that could have been recorded. Copy the proof "
     "again and compare its root with the one that the prover made known; if it fails again, it was damaged or altered.",
@@ -113,8 +119,17 @@ def _after_valid(verdict: Verdict) -> list[str]:
             "Where much depends on it, verify on a machine like the recorded one, where replays give the same bits."
         )
     if verdict.nonce.origin == "self-chosen" and verdict.nonce.round is None:
-        steps.append(_RULES["drawn_nonce"])
-    return [*steps, REPEAT]
+        steps.append(OWN_CHALLENGE if _opened(verdict) else _RULES["drawn_nonce"])
+    return [*steps, _keep(verdict)]
+
+
+def _opened(verdict: Verdict) -> bool:
+    """Whether it is on an opening, whose draw stands in a challenge."""
+    return any(check.name == "opening" for check in verdict.checks)
+
+
+def _keep(verdict: Verdict) -> str:
+    return KEEP_OPENING if _opened(verdict) else REPEAT
 
 
 def _after_invalid(verdict: Verdict) -> list[str]:
@@ -122,7 +137,7 @@ def _after_invalid(verdict: Verdict) -> list[str]:
     steps = [_FAILED.get(name, _REJECT) for name in failed]
     if any(name not in _FAILED for name in failed):
         steps.append(AGAIN)
-    return [*steps, REPEAT] if verdict.nonce.value and verdict.segments else steps
+    return [*steps, _keep(verdict)] if verdict.nonce.value and verdict.segments else steps
 
 
 def _after_inconclusive(verdict: Verdict) -> list[str]:
@@ -142,7 +157,8 @@ def _missing(check: CheckResult, verdict: Verdict) -> list[str]:
         broken = check.evidence.get("broken")
         names = [name for name in broken if isinstance(name, str)] if isinstance(broken, list) else []
         other = "Your policy asks for more than this verification gave. Draw more segments: `--random`, or `--all`."
-        return [_RULES.get(name, other) for name in names]
+        rules = {**_RULES, "drawn_nonce": OWN_CHALLENGE} if _opened(verdict) else _RULES
+        return [rules.get(name, other) for name in names]
     if check.name == "data":
         return _data(check)
     if check.name == "trajectory":

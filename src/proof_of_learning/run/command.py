@@ -88,7 +88,7 @@ def prove_script(
             recording.abandon()
     if not made:
         raise TaskError(
-            f"{os.path.basename(path)} holds no pol.Run that watches its loop, so there is nothing to record"
+            f"{os.path.basename(path)} holds no pol.Run that watches its loop, so there is nothing to record{script.OR_TASK}"
         )
     recording = made[0]
     if recording.failed:

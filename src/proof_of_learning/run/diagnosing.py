@@ -81,7 +81,7 @@ def look(
                 recording.abandon()
     if not made:
         raise TaskError(
-            f"{os.path.basename(path)} holds no pol.Run that watches its loop, so there is nothing to look at"
+            f"{os.path.basename(path)} holds no pol.Run that watches its loop, so there is nothing to look at{script.OR_TASK}"
         )
     if whole:  # it is ended at close()
         found.add(

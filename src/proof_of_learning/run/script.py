@@ -18,6 +18,8 @@ from proof_of_learning.task import task_code
 if TYPE_CHECKING:
     from proof_of_learning.run.clock import Clock
 
+OR_TASK = " (a task is named with its function, FILE.py:FUNCTION)"
+
 
 def execute(path: str | os.PathLike[str], arguments: Iterable[str] = ()) -> None:
     """Run a script as ``python PATH ARGUMENTS`` would: as ``__main__``, with its folder first on the search path."""

@@ -59,7 +59,7 @@ class _Server:
             _execute(self._opened)
             error: PolError = TaskError(
                 "the script ended before it took a step" if ACTIVE.begun
-                else "the script holds no pol.Run that watches its loop"
+                else f"the script holds no pol.Run that watches its loop{script.OR_TASK}"
             ) if not self._asked else StrayedError("the script ended before the recorded steps did")  # fmt: skip
         except PolError as raised:
             error = raised
