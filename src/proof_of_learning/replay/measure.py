@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.proof.format import Displacement
+from proof_of_learning.replay import vectors
+from proof_of_learning.replay.vectors import PIECE
+from proof_of_learning.training.layout import Layout
 from proof_of_learning.training.names import WEIGHTS, family_of, kind_of
 from proof_of_learning.training.state import State, decode_tree
 
-_PIECE = 1 << 18  # elements
 METRICS = ("l1", "l2", "linf", "cos")
 _OF_LOSSES = {"progress": "losses", "scheduler": "best"}  # by family of parts, a scalar that is made of losses
 LOSS_NOISE = 1e-3  # by which losses may differ on another machine, of their size
@@ -142,7 +144,7 @@ class _Sums:
 
 def measured(tensor: Tensor) -> bool:
     """Whether a tensor is measured (floating point with at least one dimension) rather than required to be equal."""
-    return tensor.ndim > 0 and (tensor.is_floating_point() or tensor.is_complex())
+    return vectors.measured(tensor.dtype, tensor.shape)
 
 
 def compare(a: State, b: State) -> Comparison:
@@ -270,23 +272,102 @@ def displacement(before: State, after: State) -> Displacement:
     Of a buffer, what was infinite and became finite does not count: a running minimum starts at infinity, and no length tells how
     far it came.
     """
+    lengths = _flat_lengths(before, after)
+    pairs = {} if lengths is not None else _pairs(before, after)
+    lengths = {kind: _together(found) for kind, found in pairs.items()} if lengths is None else lengths
+    squares = {kind: length**2 for kind, length in lengths.items()}
+    for kind, square in squares.items():
+        if not math.isfinite(square) and kind.endswith("/buffers"):
+            pairs = pairs or _pairs(before, after)
+            begun = [(torch.where(a.isinf() & b.isfinite(), b, a), b) for a, b in pairs[kind]]
+            squares[kind] = _together(begun) ** 2
+    return Displacement(math.sqrt(sum(squares.values())), math.sqrt(squares.get(WEIGHTS, 0.0)))
+
+
+def _pairs(before: State, after: State) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """What is measured in both, by kind of state."""
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, left in before.tensors.items():
         right = after.tensors.get(name)
         if right is None or left.shape != right.shape or left.dtype != right.dtype or not measured(left):
             continue
         pairs.setdefault(kind_of(name), []).append((left, right))
-    squares = {kind: _together(found) ** 2 for kind, found in pairs.items()}
-    for kind, square in squares.items():
-        if not math.isfinite(square) and kind.endswith("/buffers"):
-            begun = [(torch.where(a.isinf() & b.isfinite(), b, a), b) for a, b in pairs[kind]]
-            squares[kind] = _together(begun) ** 2
-    return Displacement(math.sqrt(sum(squares.values())), math.sqrt(squares.get(WEIGHTS, 0.0)))
+    return pairs
+
+
+def _flat_lengths(before: State, after: State) -> dict[str, float] | None:
+    """By kind of state, how far two states are apart that are laid out alike; None for others."""
+    if before.flat is None or after.flat is None or before.flat.layout is not after.flat.layout:
+        return None
+    lengths = {}
+    for kind, parts in vectors.pieces(before.flat.layout).items():
+        found = [piece.of(before.flat) if piece.runs else None for piece in parts]
+        lengths[kind] = _apart(parts, found, before.tensors, after)
+    return lengths
+
+
+def _apart(
+    parts: Sequence[vectors.Piece], found: Sequence[Tensor | None], tensors: Mapping[str, Tensor], state: State
+) -> float:
+    """:func:`_together` of what was ``found`` for some pieces of one state (``tensors``) and of the same pieces of another."""
+    assert state.flat is not None
+    lengths = list[float]()
+    for piece, vector in zip(parts, found, strict=True):
+        length = math.nan if vector is None else _norm(vector - piece.of(state.flat))
+        one_by_one = (_distance(tensors[name], state.tensors[name]) for name in piece.names)
+        lengths.extend([length] if math.isfinite(length) else one_by_one)
+    return math.sqrt(sum(length**2 for length in lengths))
 
 
 def weight_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """l2 distance of two sets of weights with the same names."""
     return _together([(a[name], b[name]) for name in a if measured(a[name])])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state's weights in memory of their own, to measure others against. ``layout``: that of the state, where it has one."""
+
+    tensors: dict[str, Tensor]
+    layout: Layout | None
+    _vectors: Sequence[Tensor | None]
+
+    @classmethod
+    def of(cls, state: State) -> Weights:
+        there, flat = weights(state), state.flat
+        if flat is None:
+            return cls(copied(there), None, ())
+        own, found = dict[str, Tensor](), list[Tensor | None]()
+        for piece in vectors.pieces(flat.layout).get(WEIGHTS, ()):
+            found.append(vector := piece.of(flat).clone() if piece.runs else None)
+            if vector is not None and all(run.dtype == vector.dtype for run in piece.runs):
+                own |= flat.layout.cut(piece.names, vector)
+        own |= copied({name: tensor for name, tensor in there.items() if name not in own})
+        return cls({name: own[name] for name in there}, flat.layout, found)
+
+    def distance(self, state: State) -> float:
+        """l2 distance of a state's weights; not a number where they are others, or there are none."""
+        if self.layout is not None and state.flat is not None and state.flat.layout is self.layout:
+            parts = vectors.pieces(self.layout).get(WEIGHTS, ())
+            return _apart(parts, self._vectors, self.tensors, state) if self.tensors else math.nan
+        here = weights(state)
+        return weight_distance(self.tensors, here) if self.tensors and alike(self.tensors, here) else math.nan
+
+
+def alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two sets of tensors have the same names, in the same order, with the same shapes and dtypes."""
+    return list(a) == list(b) and all(a[n].shape == b[n].shape and a[n].dtype == b[n].dtype for n in a)
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values in one block of memory: what was read from a file shares the memory of all that was read with it."""
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    block, start, copies = torch.empty(size + 16 * len(tensors), dtype=torch.uint8), 0, dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        room = block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        copies[name] = room.copy_(tensor)
+        start += -(-tensor.nbytes // 16) * 16
+    return copies
 
 
 def estimate_d_ref(initial: dict[str, Tensor], final: dict[str, Tensor]) -> Distance:
@@ -327,8 +408,8 @@ def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Two tensors of one shape and dtype in corresponding pieces that fit the cache, in a type whose differences are exact
     to the last digit: float32, or float64 as it is."""
     a, b = _real(a).flatten(), _real(b).flatten()
-    for start in range(0, len(a), _PIECE):
-        left, right = a[start : start + _PIECE], b[start : start + _PIECE]
+    for start in range(0, len(a), PIECE):
+        left, right = a[start : start + PIECE], b[start : start + PIECE]
         if left.dtype not in (torch.float32, torch.float64):
             left, right = left.to(torch.float32), right.to(torch.float32)
         yield left, right
@@ -359,10 +440,10 @@ def _together(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
         lengths.extend([length] if math.isfinite(length) else [_distance(*pair) for pair in waiting])
 
     for left, right in pairs:
-        if left.numel() >= _PIECE or left.is_complex() or left.dtype == torch.float64:
+        if left.numel() >= PIECE or left.is_complex() or left.dtype == torch.float64:
             lengths.append(_distance(left, right))
             continue
-        if size + left.numel() > _PIECE:
+        if size + left.numel() > PIECE:
             measure()
             waiting, size = [], 0
         waiting.append((left, right))

@@ -7,7 +7,7 @@ jump into weights that only honest steps seem to move.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.training import randomness
+from proof_of_learning.training.layout import Flat, Layout
 from proof_of_learning.training.names import CARRYING, family_of, kind_of, split_entry
 from proof_of_learning.training.state import State, decode_tree
 from proof_of_learning.verifier.dynamics import CLASSES, Course, Family, Rule, read_rule
@@ -67,6 +68,9 @@ class Sampler:
         self._most = COORDINATES
         self._explained: set[str] = set()
         self._room = MAX_VALUES
+        self._layout: Layout | None = None
+        self._together: tuple[Tensor, list[tuple[Values, int, int]]] | None = None
+        self._rest: Sequence[str] = ()
         self.seen = 0
 
     def add(self, position: int, state: State) -> None:
@@ -77,9 +81,10 @@ class Sampler:
             self._most = max(FEWEST, min(COORDINATES, MAX_VALUES // (self._states * max(1, SPARE * kept))))
             self._room = max(MAX_VALUES, SPARE * kept * self._most * self._states)
         self.seen += 1
-        for name, tensor in state.tensors.items():
-            if _followed(name, tensor):
-                self._take(position, name, tensor)
+        rest = state.tensors.keys() if state.flat is None else self._take_small(position, state.flat)
+        for name in rest:
+            if _followed(name, state.tensors[name]):
+                self._take(position, name, state.tensors[name])
         for part, groups in _groups(state).items():
             self._groups.setdefault(part, [None] * self._states)[position] = groups
 
@@ -101,6 +106,33 @@ class Sampler:
         flat, places = tensor.reshape(-1), self._at(tensor.numel())
         chosen = flat if places is None else flat.index_select(0, places)
         self._values[name][position] = chosen.to(torch.float64).numpy()
+
+    def _take_small(self, position: int, flat: Flat) -> Sequence[str]:
+        """Take float32 at once from the block that it lies in, where such a state was seen before; the other tensors' names."""
+        if flat.layout is not self._layout:
+            self._layout, self._together, self._rest = flat.layout, None, tuple(flat.layout.shapes)
+        if self._together is None:
+            names = flat.layout.filled.get(torch.float32, ())
+            if names and all(self._shapes.get(name) == flat.layout.shapes[name] for name in names):
+                self._gather(flat.layout, names)
+        if self._together is not None:
+            places, parts = self._together
+            chosen = flat.blocks[torch.float32].index_select(0, places).numpy()
+            for values, start, stop in parts:
+                values[position] = chosen[start:stop]
+        return self._rest
+
+    def _gather(self, layout: Layout, names: Sequence[str]) -> None:
+        """Where all coordinates of float32 tensors lie in their block, and in whose values each of them goes."""
+        at, parts, start = list[Tensor](), list[tuple[Values, int, int]](), 0
+        for name in names:
+            place, values = layout.places[name], self._values[name]
+            within = self._at(place.stop - place.start)
+            at.append(torch.arange(place.start, place.stop) if within is None else within + place.start)
+            parts.append((values, start, start + len(at[-1])))
+            start += len(at[-1])
+        self._together = torch.cat(at), parts
+        self._rest = tuple(name for name in layout.shapes if layout.places[name].dtype != torch.float32)
 
     def _at(self, elements: int) -> Tensor | None:
         """The coordinates of a tensor of so many elements; None for all of them."""

@@ -15,10 +15,11 @@ from torch import Tensor
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, IntegrityError, PolError
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.measure import Distance, displacement, estimate_d_ref, weight_distance, weights
+from proof_of_learning.replay.measure import Distance, Weights, alike, displacement, estimate_d_ref
 from proof_of_learning.replay.process import OnWork, idle
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.training.layout import Layout
 from proof_of_learning.training.state import State, decode_tree, settings
 from proof_of_learning.verifier.dynamics import (
     identity,
@@ -131,8 +132,8 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
     missing = sum(not proof.has_state(digest) for digest in digests)
     final = proof.state(digests[-1]) if proof.has_state(digests[-1]) else None
     final_model = None if final is None else final.part("model").digest()
-    target = None if final is None else _copied(weights(final))
-    parameters = 0 if target is None else sum(t.numel() for t in target.values())
+    target = None if final is None else Weights.of(final)
+    parameters = 0 if target is None else sum(t.numel() for t in target.tensors.values())
     prober, blind = (
         None,
         "no task was named" if looking is None else "the first or the last state is missing from the proof",
@@ -145,12 +146,13 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
         prober, blind = look(proof, looking.replayer, looking.described, looking.seed, first, final, resting, on_look)
         del first
     del final  # of the final state only the weights are needed from here on
-    origin = before = None
+    origin: Weights | None = None
+    before: State | None = None
     to_go = math.nan
     held: list[bytes | None] = []
     scalers: list[Any] = []
     relaid: list[int] = []
-    layout: dict[str, Any] = {}
+    layout: Laid | None = None
     scalars = Scalars()
     for position, digest in enumerate(digests):
         state: State | None = proof.state(digest) if proof.has_state(digest) else None
@@ -158,14 +160,13 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
         scalers.append(None if state is None else _scaler(state))
         scalars.add(position, state, _steps(proof, position))
         if state is not None:
-            laid = {name: (tensor.dtype, tensor.shape) for name, tensor in state.tensors.items()}
-            if position and laid != layout:
+            laid = _laid(state)
+            if position and not _same(laid, layout):
                 relaid.append(position - 1)
             layout = laid
-            here = weights(state)
-            origin = _copied(here) if position == 0 else origin
-            distance[position] = weight_distance(origin, here) if origin and _alike(origin, here) else math.nan
-            left = weight_distance(here, target) ** 2 if target and _alike(here, target) else math.nan
+            origin = Weights.of(state) if position == 0 else origin
+            distance[position] = math.nan if origin is None else origin.distance(state)
+            left = math.nan if target is None else target.distance(state) ** 2
             if position < count:
                 inert[position] = inertia(state, peaks)
             if position > 0 and before is not None:
@@ -187,7 +188,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
         on_segment(position, count)
     del before
     stored = sum(item.bytes for item in proof.index.values())
-    d_ref = estimate_d_ref(origin, target) if origin and target and _alike(origin, target) else None
+    d_ref = None if origin is None or target is None else _d_ref(origin.tensors, target.tensors)
     trained = (
         {} if sampler is None or looking is None else sampler.trained(looking.described.members, rules, by_part, bounds)
     )
@@ -215,6 +216,31 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
         blind="" if function is not None else blind, missing=missing, parameters=parameters, bytes=stored,
         final_model=final_model, d_ref=d_ref, scalars=scalars, unreplayed=steps.unreplayed,
     )  # fmt: skip
+
+
+def _d_ref(origin: dict[str, Tensor], target: dict[str, Tensor]) -> Distance | None:
+    return estimate_d_ref(origin, target) if origin and alike(origin, target) else None
+
+
+Laid = Layout | dict[str, tuple[torch.dtype, torch.Size]]
+
+
+def _laid(state: State) -> Laid:
+    """Names, dtypes and shapes of a state's tensors."""
+    if state.flat is not None:
+        return state.flat.layout
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in state.tensors.items()}
+
+
+def _same(a: Laid, b: Laid | None) -> bool:
+    """Whether two states have the same tensors, in whatever order."""
+    return a is b or _described(a) == _described(b)
+
+
+def _described(laid: Laid | None) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    if isinstance(laid, Layout):
+        return {name: (laid.places[name].dtype, shape) for name, shape in laid.shapes.items()}
+    return laid or {}
 
 
 def _looked(prober: Prober, position: int, state: State) -> tuple[Prober | None, str]:
@@ -291,17 +317,6 @@ def _steps(proof: Proof, position: int) -> int:
     return proof.segments[position - 1].stop - proof.segments[position - 1].start if position else 0
 
 
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same values in one block of memory: what was read from a file shares the memory of all that was read with it."""
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    block, start, copies = torch.empty(size + 16 * len(tensors), dtype=torch.uint8), 0, dict[str, Tensor]()
-    for name, tensor in tensors.items():
-        room = block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        copies[name] = room.copy_(tensor)
-        start += -(-tensor.nbytes // 16) * 16
-    return copies
-
-
 @dataclass(frozen=True)
 class _Steps:
     """What the blocks say: rates [steps, groups], which segments are trivial, a sampled loss curve, where the loss jumps most, and
@@ -345,10 +360,6 @@ def _columns(proof: Proof) -> _Steps:
     jumps = sorted({i for jump in np.argsort(-rises, kind="stable")[:JUMPS].tolist() for i in (jump, jump + 1)})
     table = np.concatenate(rates) if rates else np.zeros((0, 0))
     return _Steps(table, trivial, loss, jumps, "".join(told))
-
-
-def _alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return list(a) == list(b) and all(a[n].shape == b[n].shape and a[n].dtype == b[n].dtype for n in a)
 
 
 def _close(claimed: float, found: float) -> bool:
