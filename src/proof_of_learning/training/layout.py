@@ -44,6 +44,13 @@ class Layout:
             filled.setdefault(dtype, []).append(name)
         return cls({name: shape for name, (_, shape) in described.items()}, places, filled, sizes)
 
+    def alike(self, other: Layout) -> bool:
+        """Whether states of the other have the same tensors by name, dtype and shape, in whatever order."""
+        return self is other or (
+            self.shapes == other.shapes
+            and all(place.dtype == other.places[name].dtype for name, place in self.places.items())
+        )
+
     def tensors(self, blocks: Mapping[torch.dtype, Tensor]) -> dict[str, Tensor]:
         """The tensors by name, as views into ``blocks``."""
         return {name: blocks[dtype].as_strided(*view) for name, (dtype, view) in self._views.items()}

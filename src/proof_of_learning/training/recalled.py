@@ -41,7 +41,7 @@ def tree_of(text: bytes, tensors: tuple[str, ...], what: str) -> Node:
         found = _assembled(text, True, ()) if len(text) <= KEPT * MOST else None
     except FormatError:
         found = None  # the slow way says what is wrong
-    if found is None or tuple(sorted(found.names)) != tensors or not sound(found.node):
+    if found is None or tuple(sorted(found.names)) != tensors:
         node = canonical.decode(text, dict[str, Any], what)
         check_tree(node, tensors)
         return node
@@ -76,12 +76,16 @@ def _assembled(text: bytes, parts: bool, path: tuple[str, ...]) -> _Tree | None:
 
 
 def _value(raw: bytes, path: tuple[str, ...]) -> _Tree | None:
-    """One value, checked; None where it may be nested too deeply to stand below others."""
+    """One value, checked; None where it may be nested too deeply to stand below others, or is not what is expected there."""
     brackets = raw.count(b"[") + raw.count(b"{")
     if brackets > MAX_DEPTH - _ABOVE and not 0 < canonical.depth(raw) <= MAX_DEPTH - _ABOVE:
         return None
-    node = canonical.decode(raw, Any, "a part of a state's tree")
-    return _Tree(node, tuple(tree_tensors(node, path)))
+    node: Node = canonical.decode(raw, Any, "a part of a state's tree")
+    names = tree_tensors(node, path)
+    within = node
+    for key in reversed(path):
+        within = {"d": [[f"s:{key}", within]]}
+    return _Tree(node, tuple(names)) if sound(within) else None
 
 
 _known = functools.lru_cache(KEPT)(_value)

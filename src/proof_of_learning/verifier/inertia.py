@@ -121,10 +121,9 @@ def _move(entry: _Entry, group: _Entry) -> Tensor:
     steps = float(entry["step"]) + 1.0
     # The largest second moment so far does not shrink.
     square, shrunk = (entry["max_exp_avg_sq"], 1.0) if "max_exp_avg_sq" in entry else (entry["exp_avg_sq"], beta2)
-    spread = square.double() * shrunk / (1.0 - beta2**steps)
-    move: Tensor = entry["exp_avg"].double() * beta1 / (1.0 - beta1**steps)
-    move = move / (spread.sqrt() + float(group.get("eps", 0.0)))
-    return move
+    spread = square.to(torch.float64, copy=True).mul_(shrunk).div_(1.0 - beta2**steps).sqrt_()
+    move: Tensor = entry["exp_avg"].to(torch.float64, copy=True).mul_(beta1).div_(1.0 - beta1**steps)
+    return move.div_(spread.add_(float(group.get("eps", 0.0))))
 
 
 def _small(value: Any) -> bool:
