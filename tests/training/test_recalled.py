@@ -14,7 +14,8 @@ from torch import nn
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs import get_codec, raw
 from proof_of_learning.replay import measure, vectors
-from proof_of_learning.replay.measure import Weights, displacement, weight_distance, weights
+from proof_of_learning.replay.held import Weights
+from proof_of_learning.replay.measure import displacement, weight_distance, weights
 from proof_of_learning.training import recalled
 from proof_of_learning.training.joining import joined
 from proof_of_learning.training.state import State, capture

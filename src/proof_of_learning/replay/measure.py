@@ -18,7 +18,6 @@ from torch import Tensor
 from proof_of_learning.proof.format import Displacement
 from proof_of_learning.replay import vectors
 from proof_of_learning.replay.vectors import PIECE
-from proof_of_learning.training.layout import Layout
 from proof_of_learning.training.names import WEIGHTS, family_of, kind_of
 from proof_of_learning.training.state import State, decode_tree
 
@@ -111,6 +110,29 @@ class _Sums:
         for left, right in _pieces(a, b):
             self._add(left, right)
 
+    def add_all(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """:meth:`add` of each, to the bit. All are float32, not empty, and no larger than a piece."""
+        if not pairs:
+            return
+        a, b = ([pair[side] for pair in pairs] for side in (0, 1))
+        apart = torch._foreach_sub(a, b)
+        lengths: list[Sequence[Tensor]] = [
+            torch._foreach_norm(tensors, dtype=torch.float64) for tensors in (apart, a, b)
+        ]
+        torch._foreach_abs_(apart)
+        lengths.append([sizes.sum(dtype=torch.float64) for sizes in apart])
+        lengths.append([largest.double() for largest in torch._foreach_norm(apart, math.inf)])
+        table = torch.stack([torch.stack(list(row)) for row in lengths]).T.tolist()
+        for pair, (length, of_a, of_b, l1, largest) in zip(pairs, table, strict=True):
+            if not length + of_a + of_b < LONGEST:  # also where one is not a number
+                self.add(*pair)
+                continue
+            self.l1 += l1
+            self.squares += length**2
+            self.linf = max(self.linf, largest)
+            self.squares_a += of_a**2
+            self.squares_b += of_b**2
+
     def _add(self, a: Tensor, b: Tensor) -> None:
         difference = a - b
         length = _norm(difference)
@@ -150,20 +172,45 @@ def measured(tensor: Tensor) -> bool:
 def compare(a: State, b: State) -> Comparison:
     """Distances from ``a`` to ``b``; states that differ in structure are reported as unequal there."""
     unequal = [] if a.tree == b.tree or _scalars_near(_plain(a), _plain(b)) else ["(structure or scalars)"]
-    sums: dict[str, _Sums] = {}
     for name, left in a.tensors.items():
         right = b.tensors.get(name)
-        if right is None or left.shape != right.shape or left.dtype != right.dtype:
+        fits = right is not None and left.shape == right.shape and left.dtype == right.dtype
+        if not fits or (not measured(left) and a.tensor_digest(name) != b.tensor_digest(name)):
             unequal.append(name)
-        elif not measured(left):
-            if a.tensor_digest(name) != b.tensor_digest(name):
-                unequal.append(name)
-        else:
-            sums.setdefault(kind_of(name), _Sums()).add(left, right)
+    sums = _sums(a, b)
+    return Comparison(_overall(sums), {kind: s.distance() for kind, s in sorted(sums.items())}, unequal)
+
+
+def distance(a: State, b: State) -> Distance:
+    """The overall distance from ``a`` to ``b`` alone, as :func:`compare` gives it."""
+    return _overall(_sums(a, b))
+
+
+def _overall(sums: Mapping[str, _Sums]) -> Distance:
     overall = _Sums()
     for part in sums.values():
         overall.merge(part)
-    return Comparison(overall.distance(), {kind: s.distance() for kind, s in sorted(sums.items())}, unequal)
+    return overall.distance()
+
+
+def _sums(a: State, b: State) -> dict[str, _Sums]:
+    """By kind of state, the sums over what is measured in both: for small tensors, many of them by one operation."""
+    sums: dict[str, _Sums] = {}
+    for kind, pairs in _pairs(a, b).items():
+        found, waiting, size = sums.setdefault(kind, _Sums()), list[tuple[Tensor, Tensor]](), 0
+        for left, right in pairs:
+            if left.dtype != torch.float32 or not 0 < left.numel() <= PIECE:
+                found.add_all(waiting)
+                found.add(left, right)
+                waiting, size = [], 0
+                continue
+            if size + left.numel() > PIECE:
+                found.add_all(waiting)
+                waiting, size = [], 0
+            waiting.append((left, right))
+            size += left.numel()
+        found.add_all(waiting)
+    return sums
 
 
 def relative_errors(a: State, b: State) -> dict[str, float]:
@@ -302,11 +349,11 @@ def _flat_lengths(before: State, after: State) -> dict[str, float] | None:
     lengths = {}
     for kind, parts in vectors.pieces(before.flat.layout).items():
         found = [piece.of(before.flat) if piece.runs else None for piece in parts]
-        lengths[kind] = _apart(parts, found, before.tensors, after)
+        lengths[kind] = apart(parts, found, before.tensors, after)
     return lengths
 
 
-def _apart(
+def apart(
     parts: Sequence[vectors.Piece], found: Sequence[Tensor | None], tensors: Mapping[str, Tensor], state: State
 ) -> float:
     """:func:`_together` of what was ``found`` for some pieces of one state (``tensors``) and of the same pieces of another."""
@@ -322,52 +369,6 @@ def _apart(
 def weight_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """l2 distance of two sets of weights with the same names."""
     return _together([(a[name], b[name]) for name in a if measured(a[name])])
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A state's weights in memory of their own, to measure others against. ``layout``: that of the state, where it has one."""
-
-    tensors: dict[str, Tensor]
-    layout: Layout | None
-    _vectors: Sequence[Tensor | None]
-
-    @classmethod
-    def of(cls, state: State) -> Weights:
-        there, flat = weights(state), state.flat
-        if flat is None:
-            return cls(copied(there), None, ())
-        own, found = dict[str, Tensor](), list[Tensor | None]()
-        for piece in vectors.pieces(flat.layout).get(WEIGHTS, ()):
-            found.append(vector := piece.of(flat).clone() if piece.runs else None)
-            if vector is not None and all(run.dtype == vector.dtype for run in piece.runs):
-                own |= flat.layout.cut(piece.names, vector)
-        own |= copied({name: tensor for name, tensor in there.items() if name not in own})
-        return cls({name: own[name] for name in there}, flat.layout, found)
-
-    def distance(self, state: State) -> float:
-        """l2 distance of a state's weights; not a number where they are others, or there are none."""
-        if self.layout is not None and state.flat is not None and state.flat.layout is self.layout:
-            parts = vectors.pieces(self.layout).get(WEIGHTS, ())
-            return _apart(parts, self._vectors, self.tensors, state) if self.tensors else math.nan
-        here = weights(state)
-        return weight_distance(self.tensors, here) if self.tensors and alike(self.tensors, here) else math.nan
-
-
-def alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Whether two sets of tensors have the same names, in the same order, with the same shapes and dtypes."""
-    return list(a) == list(b) and all(a[n].shape == b[n].shape and a[n].dtype == b[n].dtype for n in a)
-
-
-def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same values in one block of memory: what was read from a file shares the memory of all that was read with it."""
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    block, start, copies = torch.empty(size + 16 * len(tensors), dtype=torch.uint8), 0, dict[str, Tensor]()
-    for name, tensor in tensors.items():
-        room = block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        copies[name] = room.copy_(tensor)
-        start += -(-tensor.nbytes // 16) * 16
-    return copies
 
 
 def estimate_d_ref(initial: dict[str, Tensor], final: dict[str, Tensor]) -> Distance:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from proof_of_learning.proof.format import Displacement
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.measure import Weights, displacement
+from proof_of_learning.replay.held import Weights
+from proof_of_learning.replay.measure import displacement
 from proof_of_learning.training.joining import layout_of
 from proof_of_learning.training.layout import Layout
 from proof_of_learning.training.names import family_of

@@ -16,7 +16,8 @@ from torch import Tensor
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, IntegrityError, PolError
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.measure import Distance, Weights, alike, estimate_d_ref
+from proof_of_learning.replay.held import Weights, alike
+from proof_of_learning.replay.measure import Distance, estimate_d_ref
 from proof_of_learning.replay.process import OnWork, idle
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.replay.replayer import Replayer
