@@ -41,7 +41,7 @@ def encode_plain(value: Any) -> bytes:
 
 def decode(raw: bytes, type_: type[T], what: str) -> T:
     """Parse ``raw`` as ``type_``; anything not canonical is a FormatError naming ``what``."""
-    if _depth(raw) > MAX_DEPTH:
+    if depth(raw) > MAX_DEPTH:
         raise FormatError(f"{what} is nested deeper than {MAX_DEPTH} levels")
     try:
         value: T = _decoder(type_).decode(raw)  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ _SIXTEEN = b"0" * 16
 _LONG = re.compile(rb"(?<![.0-9])[0-9]{16}")
 
 
-def _depth(raw: bytes) -> int:
+def depth(raw: bytes) -> int:
     """A bound on the nesting depth of what may be JSON: the depth itself where it may be above MAX_DEPTH, of which at most one more
     is counted."""
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:  # also where those in strings count

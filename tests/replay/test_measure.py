@@ -270,7 +270,7 @@ def test_what_is_made_of_losses_may_differ_as_losses_do_between_machines() -> No
 
 def one_by_one(pairs: list[tuple[Tensor, Tensor]]) -> float:
     """The rule of lengths as it was first written: small differences laid end to end in memory, one at a time."""
-    piece, lengths, waiting, size = measure._PIECE, list[float](), list[tuple[Tensor, Tensor]](), 0
+    piece, lengths, waiting, size = measure.PIECE, list[float](), list[tuple[Tensor, Tensor]](), 0
 
     def flush() -> None:
         room, end = torch.empty(size, dtype=torch.float32), 0

@@ -25,7 +25,7 @@ from proof_of_learning.cli.main import app
 from proof_of_learning.errors import TaskError, UsageError
 from proof_of_learning.numeric.portable import engine
 from proof_of_learning.numeric.portable.native import build
-from proof_of_learning.replay import sandbox
+from proof_of_learning.replay import process, sandbox
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.report.html import render_html
 from proof_of_learning.report.terminal import print_verdict
@@ -342,3 +342,29 @@ def test_symbolic_links_lead_to_what_they_mean(bubblewrap: str, tmp_path: Path) 
     confined = Sandbox(bubblewrap, read=(tmp_path / "link",))
     code = f"print(*(open(p).read() for p in ({str(tmp_path / 'link/task.py')!r}, {str(tmp_path / 'real/task.py')!r})))"
     assert run(confined, code) == "x = 1 x = 1"
+
+
+@pytest.mark.parametrize("confined", [False, True])
+def test_a_worker_takes_its_memory_in_large_pages(
+    confined: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where the C library can tell it so, and see that there are any; unless the user has told it something else."""
+    started: list[dict[str, str]] = []
+
+    def popen(*arguments: object, env: dict[str, str], **more: object) -> None:
+        started.append(env)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    box = Sandbox("/usr/bin/bwrap", (tmp_path,)) if confined else None
+    for own in ("", "glibc.malloc.hugetlb=0"):
+        if own:
+            monkeypatch.setenv("GLIBC_TUNABLES", own)
+        with pytest.raises(FileNotFoundError):
+            process.WorkerProcess(None, sandbox=box)
+    first, second = (env["GLIBC_TUNABLES"] for env in started)
+    assert "glibc.malloc.hugetlb=1" in first and second == "glibc.malloc.hugetlb=0"
+    pages = "/sys/kernel/mm/transparent_hugepage"
+    if box is not None and os.path.exists(pages):
+        assert pages in box.command(["python"])

@@ -149,6 +149,19 @@ class Proof:
             raise IntegrityError(f"the state {digest[:23]}… has other parts than {format.HEADER_FILE} says")
         return state
 
+    def weight(self, digest: str) -> int:
+        """What a state that was read took of the room that there is for what is decoded."""
+        return self._memory.taken.get(digest, 0)
+
+    def weighed(self, digest: str, weight: int) -> bool:
+        """Take note of what a state took that another process read; False, and nothing changed, where there is no room for it."""
+        given = self._memory.take(digest)
+        if weight > given.left:
+            return False
+        given.left -= weight
+        self._memory.took(digest, given)
+        return True
+
     @property
     def stored_bytes(self) -> int:
         """How many bytes all objects have together."""
@@ -214,6 +227,8 @@ def load_state(
 
     FormatError where it holds more than ``memory`` has room for.
     """
+    from proof_of_learning.training.joining import joined
+
     memory = memory or Memory.of(index)
     chain = [index[digest]]
     while chain[-1].base is not None and chain[-1].state not in memory.last:
@@ -234,6 +249,7 @@ def load_state(
         state = get_codec(stored.codec).decode(raw, state if stored.base is not None else None, room)
         memory.took(stored.state, room)
     assert state is not None
+    state = joined(state)
     if state.digest() != digest:
         raise IntegrityError(f"object {index[digest].object[7:19]}… holds another state than {digest[:23]}…")
     if index[digest].codec != RAW:  # which takes no differences

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.proof.format import Displacement
+from proof_of_learning.replay import vectors
+from proof_of_learning.replay.vectors import PIECE
 from proof_of_learning.training.names import WEIGHTS, family_of, kind_of
 from proof_of_learning.training.state import State, decode_tree
 
-_PIECE = 1 << 18  # elements
 METRICS = ("l1", "l2", "linf", "cos")
 _OF_LOSSES = {"progress": "losses", "scheduler": "best"}  # by family of parts, a scalar that is made of losses
 LOSS_NOISE = 1e-3  # by which losses may differ on another machine, of their size
@@ -109,6 +110,29 @@ class _Sums:
         for left, right in _pieces(a, b):
             self._add(left, right)
 
+    def add_all(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """:meth:`add` of each, to the bit. All are float32, not empty, and no larger than a piece."""
+        if not pairs:
+            return
+        a, b = ([pair[side] for pair in pairs] for side in (0, 1))
+        apart = torch._foreach_sub(a, b)
+        lengths: list[Sequence[Tensor]] = [
+            torch._foreach_norm(tensors, dtype=torch.float64) for tensors in (apart, a, b)
+        ]
+        torch._foreach_abs_(apart)
+        lengths.append([sizes.sum(dtype=torch.float64) for sizes in apart])
+        lengths.append([largest.double() for largest in torch._foreach_norm(apart, math.inf)])
+        table = torch.stack([torch.stack(list(row)) for row in lengths]).T.tolist()
+        for pair, (length, of_a, of_b, l1, largest) in zip(pairs, table, strict=True):
+            if not length + of_a + of_b < LONGEST:  # also where one is not a number
+                self.add(*pair)
+                continue
+            self.l1 += l1
+            self.squares += length**2
+            self.linf = max(self.linf, largest)
+            self.squares_a += of_a**2
+            self.squares_b += of_b**2
+
     def _add(self, a: Tensor, b: Tensor) -> None:
         difference = a - b
         length = _norm(difference)
@@ -142,26 +166,51 @@ class _Sums:
 
 def measured(tensor: Tensor) -> bool:
     """Whether a tensor is measured (floating point with at least one dimension) rather than required to be equal."""
-    return tensor.ndim > 0 and (tensor.is_floating_point() or tensor.is_complex())
+    return vectors.measured(tensor.dtype, tensor.shape)
 
 
 def compare(a: State, b: State) -> Comparison:
     """Distances from ``a`` to ``b``; states that differ in structure are reported as unequal there."""
     unequal = [] if a.tree == b.tree or _scalars_near(_plain(a), _plain(b)) else ["(structure or scalars)"]
-    sums: dict[str, _Sums] = {}
     for name, left in a.tensors.items():
         right = b.tensors.get(name)
-        if right is None or left.shape != right.shape or left.dtype != right.dtype:
+        fits = right is not None and left.shape == right.shape and left.dtype == right.dtype
+        if not fits or (not measured(left) and a.tensor_digest(name) != b.tensor_digest(name)):
             unequal.append(name)
-        elif not measured(left):
-            if a.tensor_digest(name) != b.tensor_digest(name):
-                unequal.append(name)
-        else:
-            sums.setdefault(kind_of(name), _Sums()).add(left, right)
+    sums = _sums(a, b)
+    return Comparison(_overall(sums), {kind: s.distance() for kind, s in sorted(sums.items())}, unequal)
+
+
+def distance(a: State, b: State) -> Distance:
+    """The overall distance from ``a`` to ``b`` alone, as :func:`compare` gives it."""
+    return _overall(_sums(a, b))
+
+
+def _overall(sums: Mapping[str, _Sums]) -> Distance:
     overall = _Sums()
     for part in sums.values():
         overall.merge(part)
-    return Comparison(overall.distance(), {kind: s.distance() for kind, s in sorted(sums.items())}, unequal)
+    return overall.distance()
+
+
+def _sums(a: State, b: State) -> dict[str, _Sums]:
+    """By kind of state, the sums over what is measured in both: for small tensors, many of them by one operation."""
+    sums: dict[str, _Sums] = {}
+    for kind, pairs in _pairs(a, b).items():
+        found, waiting, size = sums.setdefault(kind, _Sums()), list[tuple[Tensor, Tensor]](), 0
+        for left, right in pairs:
+            if left.dtype != torch.float32 or not 0 < left.numel() <= PIECE:
+                found.add_all(waiting)
+                found.add(left, right)
+                waiting, size = [], 0
+                continue
+            if size + left.numel() > PIECE:
+                found.add_all(waiting)
+                waiting, size = [], 0
+            waiting.append((left, right))
+            size += left.numel()
+        found.add_all(waiting)
+    return sums
 
 
 def relative_errors(a: State, b: State) -> dict[str, float]:
@@ -270,18 +319,51 @@ def displacement(before: State, after: State) -> Displacement:
     Of a buffer, what was infinite and became finite does not count: a running minimum starts at infinity, and no length tells how
     far it came.
     """
+    lengths = _flat_lengths(before, after)
+    pairs = {} if lengths is not None else _pairs(before, after)
+    lengths = {kind: _together(found) for kind, found in pairs.items()} if lengths is None else lengths
+    squares = {kind: length**2 for kind, length in lengths.items()}
+    for kind, square in squares.items():
+        if not math.isfinite(square) and kind.endswith("/buffers"):
+            pairs = pairs or _pairs(before, after)
+            begun = [(torch.where(a.isinf() & b.isfinite(), b, a), b) for a, b in pairs[kind]]
+            squares[kind] = _together(begun) ** 2
+    return Displacement(math.sqrt(sum(squares.values())), math.sqrt(squares.get(WEIGHTS, 0.0)))
+
+
+def _pairs(before: State, after: State) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """What is measured in both, by kind of state."""
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, left in before.tensors.items():
         right = after.tensors.get(name)
         if right is None or left.shape != right.shape or left.dtype != right.dtype or not measured(left):
             continue
         pairs.setdefault(kind_of(name), []).append((left, right))
-    squares = {kind: _together(found) ** 2 for kind, found in pairs.items()}
-    for kind, square in squares.items():
-        if not math.isfinite(square) and kind.endswith("/buffers"):
-            begun = [(torch.where(a.isinf() & b.isfinite(), b, a), b) for a, b in pairs[kind]]
-            squares[kind] = _together(begun) ** 2
-    return Displacement(math.sqrt(sum(squares.values())), math.sqrt(squares.get(WEIGHTS, 0.0)))
+    return pairs
+
+
+def _flat_lengths(before: State, after: State) -> dict[str, float] | None:
+    """By kind of state, how far two states are apart that are laid out alike; None for others."""
+    if before.flat is None or after.flat is None or before.flat.layout is not after.flat.layout:
+        return None
+    lengths = {}
+    for kind, parts in vectors.pieces(before.flat.layout).items():
+        found = [piece.of(before.flat) if piece.runs else None for piece in parts]
+        lengths[kind] = apart(parts, found, before.tensors, after)
+    return lengths
+
+
+def apart(
+    parts: Sequence[vectors.Piece], found: Sequence[Tensor | None], tensors: Mapping[str, Tensor], state: State
+) -> float:
+    """:func:`_together` of what was ``found`` for some pieces of one state (``tensors``) and of the same pieces of another."""
+    assert state.flat is not None
+    lengths = list[float]()
+    for piece, vector in zip(parts, found, strict=True):
+        length = math.nan if vector is None else _norm(vector - piece.of(state.flat))
+        one_by_one = (_distance(tensors[name], state.tensors[name]) for name in piece.names)
+        lengths.extend([length] if math.isfinite(length) else one_by_one)
+    return math.sqrt(sum(length**2 for length in lengths))
 
 
 def weight_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -327,8 +409,8 @@ def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Two tensors of one shape and dtype in corresponding pieces that fit the cache, in a type whose differences are exact
     to the last digit: float32, or float64 as it is."""
     a, b = _real(a).flatten(), _real(b).flatten()
-    for start in range(0, len(a), _PIECE):
-        left, right = a[start : start + _PIECE], b[start : start + _PIECE]
+    for start in range(0, len(a), PIECE):
+        left, right = a[start : start + PIECE], b[start : start + PIECE]
         if left.dtype not in (torch.float32, torch.float64):
             left, right = left.to(torch.float32), right.to(torch.float32)
         yield left, right
@@ -359,10 +441,10 @@ def _together(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
         lengths.extend([length] if math.isfinite(length) else [_distance(*pair) for pair in waiting])
 
     for left, right in pairs:
-        if left.numel() >= _PIECE or left.is_complex() or left.dtype == torch.float64:
+        if left.numel() >= PIECE or left.is_complex() or left.dtype == torch.float64:
             lengths.append(_distance(left, right))
             continue
-        if size + left.numel() > _PIECE:
+        if size + left.numel() > PIECE:
             measure()
             waiting, size = [], 0
         waiting.append((left, right))

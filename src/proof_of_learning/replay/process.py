@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 600.0
 START_TIMEOUT = 120.0  # for Python and PyTorch to start, before any of the task's code
 OnWork = Callable[[int, int], None]
+# Each segment is replayed by a fresh child, whose first step takes all its memory anew: page by page, that takes as long as half of a
+# small step. So memory comes in large pages where the system has them, and what is freed is kept. Other C libraries do not read this.
+LARGE_PAGES = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
+}
 
 
 def idle(done: int, total: int) -> None:
@@ -117,7 +122,7 @@ class WorkerProcess:
         command = [sys.executable, "-m", "proof_of_learning.replay.worker"]
         # Of what is written outside of a sandbox nothing is left.
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
-        variables = {**variables, "TMPDIR": self._scratch.name}
+        variables = {**LARGE_PAGES, **variables, "TMPDIR": self._scratch.name}
         if sandbox is not None:
             command = sandbox.command(command, gpu=environment is not None and environment.device.type == "cuda")
             variables = sandbox.variables(variables)

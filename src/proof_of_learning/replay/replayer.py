@@ -37,7 +37,7 @@ from proof_of_learning.replay.doubt import DoubtedPool, recorded
 from proof_of_learning.replay.early import as_recorded
 from proof_of_learning.replay.job import job
 from proof_of_learning.replay.lanes import Stream
-from proof_of_learning.replay.measure import compare, detail, nudged, relative_errors, weights
+from proof_of_learning.replay.measure import compare, detail, distance, nudged, relative_errors, weights
 from proof_of_learning.replay.pool import LocalPool, MakePool, Pool
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, OnWork, idle
 from proof_of_learning.replay.requests import PER_SEGMENT, AnyCheckAnswer, AnyCheckRequest
@@ -312,14 +312,14 @@ class Replayer:
         comparison = displacement = details = None
         if request.steps is not None:
             ended = arrived
-            displacement = compare(before, arrived).overall
+            displacement = distance(before, arrived)
         else:
             ended = self._proof.continued(request.index, arrived, before)
             if arrived.digest() == segment.arrived and ended.digest() == segment.state:
-                displacement = compare(before, ended).overall
+                displacement = distance(before, ended)
             elif self._proof.has_state(segment.state):
                 recorded = self._state(segment.state)
-                displacement = compare(before, recorded).overall
+                displacement = distance(before, recorded)
                 wanted = recorded if ended is arrived else self._proof.codec.nearest(arrived, recorded, before)
                 if arrived.digest() != segment.arrived:
                     comparison = compare(arrived, wanted)

@@ -39,12 +39,14 @@ _FILESYSTEMS = ("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 _SETTINGS = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")
 _PROCESSORS = "/sys/devices/system"  # libraries look up cores and caches here, and may choose their code by them
+_PAGES = "/sys/kernel/mm/transparent_hugepage"  # where the C library looks whether there are large pages
 _GPUS = ("/dev/nvidia*", "/dev/dxg")
 # Folders that hold far more than a task: one that lies directly in them gets its Python files alone.
 _WIDE = ("/", "/etc", "/home", "/root", "/run", "/srv", "/tmp", "/var", "/var/tmp")
 
 _VARIABLES = frozenset((
-    "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "POL_DATA", "POL_PORTABLE_ENGINE", "PYTHONHASHSEED", "PYTHONPATH", "TZ",
+    "GLIBC_TUNABLES", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "POL_DATA", "POL_PORTABLE_ENGINE", "PYTHONHASHSEED",
+    "PYTHONPATH", "TZ",
 ))  # fmt: skip
 _PREFIXES = (
     "ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "GOMP_", "KMP_", "LC_", "MKL_", "NPY_", "NVIDIA_", "OMP_", "ONEDNN_",
@@ -114,7 +116,7 @@ class Sandbox:
         places = [
             *system,
             *_SETTINGS,
-            "/sys" if gpu else _PROCESSORS,
+            *(("/sys",) if gpu else (_PROCESSORS, _PAGES)),
             *filter(None, libraries),
             *_configured_libraries(),
         ]

@@ -66,7 +66,14 @@ def raw_words(seed: int, count: int) -> npt.NDArray[np.uint64]:
 
 def permutation(seed: int, n: int) -> npt.NDArray[np.int64]:
     """A permutation of ``range(n)``: the stable argsort of ``n`` Philox words, the same on every platform."""
-    return np.argsort(raw_words(seed, n), kind="stable").astype(np.int64, copy=False)
+    words, bits = raw_words(seed, n), np.uint64(n.bit_length())
+    # To sort takes a fifth of the time of an argsort. So each word gives its lowest bits for its place; where the others order the
+    # words already, these have no say.
+    mixed = np.sort((words >> bits << bits) | np.arange(n, dtype=np.uint64))
+    high = mixed >> bits
+    if bool((high[1:] == high[:-1]).any()):
+        return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+    return (mixed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
 
 
 def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:

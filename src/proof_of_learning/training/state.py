@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, TaskError
+from proof_of_learning.training.layout import Flat, Layout
 from proof_of_learning.training.names import KNOWN, escaped, family_of, joined
 from proof_of_learning.training.parts import SETTINGS, adapter_of, captured, restored
 
@@ -32,6 +33,7 @@ Node = Any  # canonical JSON; see encode_tree
 
 _LARGE = 1 << 22  # bytes; below it, handing over costs more than hashing
 _HASHERS = 8
+_LAYOUTS = 8  # that are remembered
 _TENSOR = b"pol/v1/tensor\0"
 _STATE = b"pol/v1/state\0"
 
@@ -48,13 +50,17 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class State:
-    """A captured state. ``tensors`` are contiguous, on the CPU, and shared with nobody, unless the state is ``live``."""
+    """A captured state. ``tensors`` are contiguous, on the CPU, and shared with nobody, unless the state is ``live``.
+
+    ``flat``: the blocks that they lie in end to end, where they do.
+    """
 
     tree: Node
     tensors: dict[str, Tensor]
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     live: bool = False
     _views: dict[str, memoryview] = field(default_factory=dict, repr=False, compare=False)
+    flat: Flat | None = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         """The same tensors in memory of their own; views are of nobody else's."""
@@ -69,10 +75,23 @@ class State:
     def manifest(self) -> Node:
         """What the digest is taken over: ``{"tree": …, "tensors": {name: [dtype, shape, sha256]}}``."""
         self._hash_large()
+        if self.flat is not None:
+            self._hash_small()
+            known = _known(self.flat.layout).items()
+            return {"tree": self.tree, "tensors": {n: [*told, self._digests[n]] for n, (_, told) in known}}
         described = {
             name: [DTYPE_NAMES[t.dtype], list(t.shape), self.tensor_digest(name)] for name, t in self.tensors.items()
         }
         return {"tree": self.tree, "tensors": described}
+
+    def _hash_small(self) -> None:
+        """Hash what was not hashed yet, with what all states of this layout have in common made once."""
+        assert self.flat is not None
+        for name, (begun, _) in _known(self.flat.layout).items():
+            if name not in self._digests:
+                hasher = begun.copy()
+                hasher.update(self.bytes_of(name))
+                self._digests[name] = hasher.hexdigest()
 
     def _hash_large(self) -> None:
         """Hash the large tensors side by side: SHA-256 leaves Python's lock for them."""
@@ -129,6 +148,16 @@ class State:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@functools.lru_cache(_LAYOUTS)
+def _known(layout: Layout) -> dict[str, tuple[Any, tuple[str, list[int]]]]:
+    """By name, the hash of what a tensor's digest begins with, and what a manifest says of it."""
+    described = {name: (layout.places[name].dtype, shape) for name, shape in layout.shapes.items()}
+    return {
+        name: (hashlib.sha256(_described(dtype, shape)), (DTYPE_NAMES[dtype], list(shape)))
+        for name, (dtype, shape) in described.items()
+    }
 
 
 @functools.lru_cache(KNOWN)
@@ -223,10 +252,11 @@ def decode_tree(node: Node, tensors: Mapping[str, Tensor]) -> Any:
     raise FormatError(f"a state's tree holds the unknown tag {tag!r}")
 
 
-def tree_tensors(node: Node) -> list[str]:
-    """The tensor names that a tree refers to; raises FormatError for a tree that :func:`encode_tree` does not write."""
+def tree_tensors(node: Node, path: Iterable[str] = ()) -> list[str]:
+    """The tensor names that a tree, or what stands in it at ``path``, refers to; FormatError for what :func:`encode_tree` does not
+    write."""
     found: list[str] = []
-    _walk(node, [], found)
+    _walk(node, list(path), found)
     return found
 
 
@@ -234,11 +264,18 @@ def check_tree(tree: Node, tensors: Iterable[str]) -> None:
     """Whether a tree is one of a state with these tensors. Raises FormatError for what :func:`capture` does not write."""
     if set(tree) != {"d"} or sorted(tree_tensors(tree)) != sorted(tensors):
         raise FormatError("a state's tree does not name its tensors")
-    for key, part in tree["d"]:
-        if family_of(key[2:]) == "optimizer" and any(
-            isinstance(item, dict) and "t" in item for item in _positions(part)
-        ):
-            raise FormatError("a parameter group of a state has a tensor where a parameter's position is expected")
+    if not sound(tree):
+        raise FormatError("a parameter group of a state has a tensor where a parameter's position is expected")
+
+
+def sound(tree: Node) -> bool:
+    """Whether no parameter group has a tensor where a parameter's position is expected."""
+    return not any(
+        isinstance(item, dict) and "t" in item
+        for key, part in tree["d"]
+        if family_of(key[2:]) == "optimizer"
+        for item in _positions(part)
+    )
 
 
 def _positions(part: Node) -> Iterator[Node]:
@@ -272,7 +309,7 @@ def _walk(node: Node, parts: list[str], found: list[str]) -> None:
         elif tag in ("d", "c"):
             pairs = _pairs(body)
             keys = [key for key, _ in pairs]
-            if keys != sorted(set(keys)) or not all(map(_is_key, keys)):
+            if keys != sorted(set(keys)) or not all(map(is_key, keys)):
                 raise FormatError(f"a state's tree has unordered or malformed keys at {_place(parts)}")
             for key, below in pairs:
                 parts.append(escaped(key[2:]))
@@ -304,7 +341,8 @@ def _key(key: Any, path: str) -> str:
     return f"s:{key}" if isinstance(key, str) else f"i:{key}"
 
 
-def _is_key(key: str) -> bool:
+def is_key(key: str) -> bool:
+    """Whether a mapping's key is written as :func:`encode_tree` does."""
     return key.startswith("s:") or (key.startswith("i:") and str(int(key[2:])) == key[2:])
 
 

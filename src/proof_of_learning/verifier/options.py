@@ -102,7 +102,7 @@ class Runtime:
     keep_going: run all checks even after a failure. timeout: seconds without a sign of life after which a hanging task is given up.
     sandbox: ``"auto"`` confines the task's code where bubblewrap works and warns elsewhere, ``"require"`` raises UsageError
     there, ``"off"`` confines nothing. allow_read: further files and folders that confined code may read.
-    workers: how many processes take steps at once; the verdict does not depend on it.
+    workers: how many processes take steps, and before read states, at once; the verdict does not depend on it.
     double_check: nobody vouches for the workers of the pool that is handed in, and this share of what they replay is replayed here
         again, beside all that does not agree with the record; None where they are one's own.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.training import randomness
+from proof_of_learning.training.joining import layout_of
+from proof_of_learning.training.layout import Layout
 from proof_of_learning.training.names import CARRYING, family_of, kind_of, split_entry
 from proof_of_learning.training.state import State, decode_tree
 from proof_of_learning.verifier.dynamics import CLASSES, Course, Family, Rule, read_rule
@@ -54,6 +56,24 @@ class Memory:
     dimensions: int = 2
 
 
+class Picked(NamedTuple):
+    """What a state holds where is looked, tensor after tensor: of those in float32, and of those of any other floating-point dtype."""
+
+    narrow: npt.NDArray[np.float32]
+    wide: Array
+
+
+_Part = tuple[str, int, int]  # a tensor's name, and its values in what was picked: from, and up to
+
+
+class _Looked(NamedTuple):
+    """Which tensors of a layout are looked at, as in :class:`Picked`, and ``places`` of the first ones in their block."""
+
+    narrow: tuple[_Part, ...]
+    wide: tuple[_Part, ...]
+    places: Tensor
+
+
 class Sampler:
     """Collects, state by state. ``states``: how many there will be; ``seed``: what the coordinates follow from."""
 
@@ -67,40 +87,99 @@ class Sampler:
         self._most = COORDINATES
         self._explained: set[str] = set()
         self._room = MAX_VALUES
+        self._last: tuple[Layout, _Looked] | None = None
+        self._placed: Layout | None = None  # the layout whose tensors all have room
+        self._begun = False
         self.seen = 0
 
     def add(self, position: int, state: State) -> None:
         """Take note of the state at ``position``. Raises FormatError where later states hold far more tensors than the first."""
-        if not self.seen:
-            kept = sum(_followed(name, tensor) for name, tensor in state.tensors.items())
-            # What the optimizer keeps appears with the first step.
-            self._most = max(FEWEST, min(COORDINATES, MAX_VALUES // (self._states * max(1, SPARE * kept))))
-            self._room = max(MAX_VALUES, SPARE * kept * self._most * self._states)
+        self.begin(state)
+        self.put(position, layout_of(state), self.pick(state), state)
+
+    def begin(self, first: State) -> None:
+        """How many coordinates are looked at follows from the first state; of every other this says nothing."""
+        if self._begun:
+            return
+        kept = sum(tensor.is_floating_point() for tensor in first.tensors.values())
+        # What the optimizer keeps appears with the first step.
+        self._most = max(FEWEST, min(COORDINATES, MAX_VALUES // (self._states * max(1, SPARE * kept))))
+        self._room = max(MAX_VALUES, SPARE * kept * self._most * self._states)
+        self._begun = True
+
+    def pick(self, state: State) -> Picked:
+        """What a state holds at the coordinates; nothing here changes."""
+        layout = layout_of(state)
+        looked = self._looked(layout)
+        narrow, wide = np.zeros(0, np.float32), np.zeros(0, np.float64)
+        if looked.narrow and state.flat is not None:
+            narrow = state.flat.blocks[torch.float32].index_select(0, looked.places).numpy()
+        elif looked.narrow:
+            narrow = np.concatenate([self._chosen(state.tensors[name]).numpy() for name, *_ in looked.narrow])
+        if looked.wide:
+            values = [self._chosen(state.tensors[name]).to(torch.float64).numpy() for name, *_ in looked.wide]
+            wide = np.concatenate(values)
+        return Picked(narrow, wide)
+
+    def _chosen(self, tensor: Tensor) -> Tensor:
+        flat, places = tensor.reshape(-1), self._at(tensor.numel())
+        return flat if places is None else flat.index_select(0, places)
+
+    def put(self, position: int, layout: Layout, picked: Picked, state: State) -> None:
+        """Keep what was picked from the state at ``position``, which is laid out so. ``state`` may lack all tensors but those in
+        parameter groups."""
         self.seen += 1
-        for name, tensor in state.tensors.items():
-            if _followed(name, tensor):
-                self._take(position, name, tensor)
+        looked = self._looked(layout)
+        if layout is not self._placed:
+            for name in layout.shapes:
+                if layout.places[name].dtype.is_floating_point:
+                    self._place(position, name, layout)
+            self._placed = layout
+        for found, items in ((picked.narrow, looked.narrow), (picked.wide, looked.wide)):
+            for name, start, stop in items:
+                there = self._shapes[name] == layout.shapes[name]
+                # One of another shape is as far from all others as can be.
+                self._values[name][position] = found[start:stop] if there else np.inf
         for part, groups in _groups(state).items():
             self._groups.setdefault(part, [None] * self._states)[position] = groups
 
-    def _take(self, position: int, name: str, tensor: Tensor) -> None:
-        if name not in self._values:
-            columns = 1 if tensor.ndim == 0 else min(tensor.numel(), self._most)
-            wide = tensor.dtype == torch.float64
-            # A tensor that appears anywhere takes room for every state: zeros that compress to nothing would fill the memory.
-            self._room -= columns * self._states * (2 if wide else 1)
-            if self._room < 0:
-                raise FormatError(
-                    f"the state after segment {position - 1} holds more tensors than can be followed; the first state has fewer"
-                )
-            self._values[name] = np.full((self._states, columns), np.nan, dtype=np.float64 if wide else np.float32)
-            self._shapes[name], self._dtypes[name] = tensor.shape, tensor.dtype
-        if tensor.shape != self._shapes[name]:
-            self._values[name][position] = np.inf  # as far from all others as can be
+    def _place(self, position: int, name: str, layout: Layout) -> None:
+        """Room for a tensor that no state had before."""
+        if name in self._values:
             return
-        flat, places = tensor.reshape(-1), self._at(tensor.numel())
-        chosen = flat if places is None else flat.index_select(0, places)
-        self._values[name][position] = chosen.to(torch.float64).numpy()
+        shape, dtype = layout.shapes[name], layout.places[name].dtype
+        columns = 1 if not shape else min(shape.numel(), self._most)
+        wide = dtype == torch.float64
+        # A tensor that appears anywhere takes room for every state: zeros that compress to nothing would fill the memory.
+        self._room -= columns * self._states * (2 if wide else 1)
+        if self._room < 0:
+            raise FormatError(
+                f"the state after segment {position - 1} holds more tensors than can be followed; the first state has fewer"
+            )
+        self._values[name] = np.full((self._states, columns), np.nan, dtype=np.float64 if wide else np.float32)
+        self._shapes[name], self._dtypes[name] = shape, dtype
+
+    def _looked(self, layout: Layout) -> _Looked:
+        """Where is looked in states of a layout; made once for those that follow one another."""
+        if self._last is None or self._last[0] is not layout:
+            self._last = layout, self._look(layout)
+        return self._last[1]
+
+    def _look(self, layout: Layout) -> _Looked:
+        narrow, wide, at = list[_Part](), list[_Part](), list[Tensor]()
+        ends = {True: 0, False: 0}
+        for name, shape in layout.shapes.items():
+            place = layout.places[name]
+            if not place.dtype.is_floating_point:
+                continue
+            within = self._at(shape.numel())
+            few = place.dtype == torch.float32
+            begin = ends[few]
+            ends[few] += shape.numel() if within is None else len(within)
+            (narrow if few else wide).append((name, begin, ends[few]))
+            if few:
+                at.append(torch.arange(place.start, place.stop) if within is None else within + place.start)
+        return _Looked(tuple(narrow), tuple(wide), torch.cat(at) if at else torch.empty(0, dtype=torch.int64))
 
     def _at(self, elements: int) -> Tensor | None:
         """The coordinates of a tensor of so many elements; None for all of them."""
@@ -218,10 +297,6 @@ def families(described: Described) -> dict[str, Family | None]:
         if part in found and isinstance(optimizer, dict):
             found[part] = CLASSES.get(str(optimizer.get("class")))
     return found
-
-
-def _followed(name: str, tensor: Tensor) -> bool:
-    return tensor.is_floating_point()
 
 
 def _settled(values: Values) -> Values:

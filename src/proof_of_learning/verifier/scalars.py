@@ -21,6 +21,7 @@ from proof_of_learning.training.names import escaped, family_of
 from proof_of_learning.training.state import DTYPE_NAMES, State
 
 Value = int | float | str
+_Leaf = tuple[str, Value | None, str]  # of a tree: its path, and its value or the tensor that holds it
 MAX_PATHS, MAX_RATES, MAX_KEPT = 4096, 8, 32
 LONGEST = 300  # characters of a name
 RARE_SHARE = 0.01  # a change is rare if it is seen in no more than this share of the segments, or in one
@@ -67,14 +68,16 @@ class Scalars:
     unsound: tuple[int, str] | None = None
     _paths: dict[str, _Path] = field(default_factory=dict)
     _held: int = -1
+    _known: dict[str, tuple[Any, list[_Leaf]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # of the last state
 
     def add(self, position: int, state: State | None, steps: int) -> None:
         """The state after ``position`` segments, the last of them of so many steps; None where its bytes are missing."""
         if state is None:
             return
         follows, self._held = self._held == position - 1 and position > 0, position
-        for path, value in _numbers(state):
-            path = _short(path)
+        for path, value in self._numbers(state):
             if self.unsound is None and position > 0 and path in SCALER:
                 self.unsound = None if _sound(path, value) else (position, f"{path} is {value!r}")
             known = self._paths.get(path)
@@ -91,6 +94,38 @@ class Scalars:
                 self.broken.setdefault(position - 1, path)
             if path not in SCALER:
                 known.see(_change(before, value, steps), position - 1)
+
+    def _numbers(self, state: State) -> Iterator[tuple[str, Value]]:
+        """Every number by its path; texts and truth values by digest, for they can change as well. Weights are not among them.
+
+        So are the names that a custom part has (one that comes or goes is no change of a number), and which modules are evaluating.
+        """
+        before, self._known = self._known, {}
+        for key, node in state.tree["d"]:
+            name = key[2:]
+            left_out = _ELSEWHERE.get(family_of(name), ())
+            if name == "progress" and isinstance(node, dict):
+                evaluating = [item for item in node.get("d", []) if item[0] == "s:evaluating"]
+                yield "progress/evaluating", _digest(evaluating)
+            if left_out is None:
+                continue
+            if not left_out:
+                yield _short(f"{escaped(name)}/(names)"), _digest(_names(node))
+            if left_out and isinstance(node, dict):
+                items = [item for item in node.get("d", []) if item[0] not in left_out]
+            elif isinstance(node, dict) and set(node) == {"d"}:
+                items = node["d"]
+            else:
+                yield from _values(self._leaves(node, escaped(name), before), state.tensors)
+                continue
+            for entry, below in items:
+                yield from _values(self._leaves(below, f"{escaped(name)}/{escaped(entry[2:])}", before), state.tensors)
+
+    def _leaves(self, node: Any, path: str, before: Mapping[str, tuple[Any, list[_Leaf]]]) -> list[_Leaf]:
+        """What :func:`_walk` finds; where the state before had the very same node, what was found there."""
+        known = before.get(path)
+        self._known[path] = known if known is not None and known[0] is node else (node, list(_walk(node, path)))
+        return self._known[path][1]
 
     def rare(self, most: int) -> dict[int, str]:
         """Up to ``most`` segments in which a number changed (or did not) in a way that its history hardly knows, rarest first."""
@@ -136,23 +171,19 @@ def _sound(path: str, value: Value) -> bool:
     return value >= 0 if path.endswith("_growth_tracker") else math.isfinite(value) and value > 0
 
 
-def _numbers(state: State) -> Iterator[tuple[str, Value]]:
-    """Every number by its path; texts and truth values by digest, for they can change as well. Weights are not among them.
-
-    So are the names that a custom part has (one that comes or goes is no change of a number), and which modules are evaluating.
-    """
-    for key, node in state.tree["d"]:
-        name = key[2:]
-        left_out = _ELSEWHERE.get(family_of(name), ())
-        if name == "progress" and isinstance(node, dict):
-            yield "progress/evaluating", _digest([item for item in node.get("d", []) if item[0] == "s:evaluating"])
-        if left_out is None:
+def _values(leaves: Iterable[_Leaf], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Value]]:
+    """The numbers that are said, and those in tensors of one element."""
+    for path, value, name in leaves:
+        if value is not None:
+            yield path, value
             continue
-        if not left_out:
-            yield f"{escaped(name)}/(names)", _digest(_names(node))
-        if left_out and isinstance(node, dict):
-            node = {"d": [item for item in node.get("d", []) if item[0] not in left_out]}
-        yield from _walk(node, escaped(name), state.tensors)
+        tensor = tensors.get(name)
+        if tensor is None or tensor.numel() != 1:
+            continue
+        if tensor.dtype.is_complex or DTYPE_NAMES.get(tensor.dtype, "").startswith("float8"):
+            continue
+        number = tensor.item()
+        yield path, number if isinstance(number, float) else int(number)
 
 
 def _names(node: Any) -> Any:
@@ -169,27 +200,21 @@ def _digest(value: Any) -> str:
     return canonical.sha256(repr(value).encode(errors="surrogatepass"))[7:23]
 
 
-def _walk(node: Any, path: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Value]]:
+def _walk(node: Any, path: str) -> Iterator[_Leaf]:
     if not isinstance(node, dict):
-        yield path, _digest(node)
+        yield _short(path), _digest(node), ""
         return
     ((tag, body),) = node.items()
     if tag == "t":
-        tensor = tensors.get(body)
-        if tensor is None or tensor.numel() != 1:
-            return
-        name = DTYPE_NAMES.get(tensor.dtype, "")
-        if not tensor.dtype.is_complex and not name.startswith("float8"):
-            value = tensor.item()
-            yield path, value if isinstance(value, float) else int(value)
+        yield _short(path), None, body
     elif tag == "i":
         # Digits cost time that grows with their square: what is longer than any counter is a text.
-        yield path, int(body) if len(body) < 24 else canonical.sha256(body.encode())[7:23]
+        yield _short(path), int(body) if len(body) < 24 else canonical.sha256(body.encode())[7:23], ""
     elif tag == "f":
-        yield path, float.fromhex(body)
+        yield _short(path), float.fromhex(body), ""
     elif tag in ("l", "u"):
         for position, item in enumerate(body):
-            yield from _walk(item, f"{path}/{position}", tensors)
+            yield from _walk(item, f"{path}/{position}")
     else:
         for key, item in body:
-            yield from _walk(item, f"{path}/{escaped(key[2:])}", tensors)
+            yield from _walk(item, f"{path}/{escaped(key[2:])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ from torch import Tensor
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, IntegrityError, PolError
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.replay.measure import Distance, displacement, estimate_d_ref, weight_distance, weights
+from proof_of_learning.replay.held import Weights, alike
+from proof_of_learning.replay.measure import Distance, estimate_d_ref
 from proof_of_learning.replay.process import OnWork, idle
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.training.state import State, decode_tree, settings
+from proof_of_learning.training.layout import Layout
+from proof_of_learning.training.state import State, decode_tree
+from proof_of_learning.verifier.abreast import abreast
 from proof_of_learning.verifier.dynamics import (
     identity,
     idle_segments,
@@ -31,8 +35,8 @@ from proof_of_learning.verifier.dynamics import (
 )
 from proof_of_learning.verifier.dynamics import moved as changed
 from proof_of_learning.verifier.function import Function, Prober, look
-from proof_of_learning.verifier.inertia import inertia
 from proof_of_learning.verifier.progress import Measure, weight_measures
+from proof_of_learning.verifier.readings import Reader
 from proof_of_learning.verifier.rest import Resting, unruled
 from proof_of_learning.verifier.sampling import Sampler, Trained, families
 from proof_of_learning.verifier.scalars import Scalars
@@ -103,22 +107,30 @@ class Looking:
     other: Callable[[int], State | None] = lambda number: None
 
 
-def survey(proof: Proof, looking: Looking | None = None, on_segment: OnWork = idle, on_look: OnWork = idle) -> Survey:
+def survey(
+    proof: Proof,
+    looking: Looking | None = None,
+    on_segment: OnWork = idle,
+    on_look: OnWork = idle,
+    *,
+    processes: int = 1,
+) -> Survey:
     """Check every state and block and measure the trajectory. Raises FormatError or IntegrityError at the first fault.
 
+    processes: how many read states at once; what they find does not depend on it.
     on_segment, on_look: told how many states were read, and of how many the outputs were looked at, of how many.
 
-    In one thread: sums come out alike everywhere.
+    In one thread each: sums come out alike everywhere.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _survey(proof, looking, on_segment, on_look)
+        return _survey(proof, looking, on_segment, on_look, processes)
     finally:
         torch.set_num_threads(threads)
 
 
-def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: OnWork) -> Survey:
+def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: OnWork, processes: int) -> Survey:
     count = len(proof.segments)
     moved, moved_weights, progress = (np.full(count, np.nan) for _ in range(3))
     inert, distance = np.full(count, np.nan), np.full(count + 1, np.nan)
@@ -131,8 +143,8 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
     missing = sum(not proof.has_state(digest) for digest in digests)
     final = proof.state(digests[-1]) if proof.has_state(digests[-1]) else None
     final_model = None if final is None else final.part("model").digest()
-    target = None if final is None else _copied(weights(final))
-    parameters = 0 if target is None else sum(t.numel() for t in target.values())
+    target = None if final is None else Weights.of(final)
+    parameters = 0 if target is None else sum(t.numel() for t in target.tensors.values())
     prober, blind = (
         None,
         "no task was named" if looking is None else "the first or the last state is missing from the proof",
@@ -140,37 +152,35 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
     sampler = None if looking is None or missing else Sampler(count + 1, looking.seed)
     strange = [] if sampler is None or looking is None else unruled(looking.described.members, rules, by_part)
     resting = Resting(sampler, strange, bounds) if sampler is not None and strange else None
-    if looking is not None and final is not None and proof.has_state(digests[0]):
-        first = proof.state(digests[0])
+    first = proof.state(digests[0]) if proof.has_state(digests[0]) else None
+    if looking is not None and final is not None and first is not None:
         prober, blind = look(proof, looking.replayer, looking.described, looking.seed, first, final, resting, on_look)
-        del first
     del final  # of the final state only the weights are needed from here on
-    origin = before = None
+    origin = Weights.of(first) if first is not None else None
+    if first is not None and sampler is not None:
+        sampler.begin(first)
+    reader = Reader(proof, digests, origin, target, peaks, sampler, frozenset() if prober is None else prober.grid)
+    readings = itertools.chain([reader.measured(0, first, None)], abreast(reader, first, processes))
+    del first
     to_go = math.nan
     held: list[bytes | None] = []
     scalers: list[Any] = []
     relaid: list[int] = []
-    layout: dict[str, Any] = {}
+    layout: Layout | None = None
     scalars = Scalars()
-    for position, digest in enumerate(digests):
-        state: State | None = proof.state(digest) if proof.has_state(digest) else None
-        held.append(None if state is None else settings(state))
+    for read in readings:
+        position, state = read.position, read.state
+        held.append(read.settings)
         scalers.append(None if state is None else _scaler(state))
         scalars.add(position, state, _steps(proof, position))
-        if state is not None:
-            laid = {name: (tensor.dtype, tensor.shape) for name, tensor in state.tensors.items()}
-            if position and laid != layout:
+        if state is not None and read.layout is not None:
+            if position and (layout is None or not read.layout.alike(layout)):
                 relaid.append(position - 1)
-            layout = laid
-            here = weights(state)
-            origin = _copied(here) if position == 0 else origin
-            distance[position] = weight_distance(origin, here) if origin and _alike(origin, here) else math.nan
-            left = weight_distance(here, target) ** 2 if target and _alike(here, target) else math.nan
-            if position < count:
-                inert[position] = inertia(state, peaks)
-            if position > 0 and before is not None:
-                claim = proof.segments[position - 1].displacement
-                found = displacement(before, state)
+            layout = read.layout
+            distance[position], inert[position : position + 1] = read.distance, read.inertia
+            left = read.left**2
+            if read.moved is not None:
+                claim, found = proof.segments[position - 1].displacement, read.moved
                 if not (_close(claim.state, found.state) and _close(claim.weights, found.weights)):
                     raise IntegrityError(
                         f"segment {position - 1} claims a displacement of {claim.state:.6g} (weights {claim.weights:.6g}); "
@@ -179,15 +189,13 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
                 moved[position - 1], moved_weights[position - 1] = found.state, found.weights
                 progress[position - 1] = to_go - left
             to_go = left
-            if sampler is not None:
-                sampler.add(position, state)
+            if sampler is not None and read.picked is not None:
+                sampler.put(position, read.layout, read.picked, state)
             if prober is not None:
                 prober, blind = _looked(prober, position, state)
-        before = state
         on_segment(position, count)
-    del before
     stored = sum(item.bytes for item in proof.index.values())
-    d_ref = estimate_d_ref(origin, target) if origin and target and _alike(origin, target) else None
+    d_ref = None if origin is None or target is None else _d_ref(origin.tensors, target.tensors)
     trained = (
         {} if sampler is None or looking is None else sampler.trained(looking.described.members, rules, by_part, bounds)
     )
@@ -215,6 +223,10 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
         blind="" if function is not None else blind, missing=missing, parameters=parameters, bytes=stored,
         final_model=final_model, d_ref=d_ref, scalars=scalars, unreplayed=steps.unreplayed,
     )  # fmt: skip
+
+
+def _d_ref(origin: dict[str, Tensor], target: dict[str, Tensor]) -> Distance | None:
+    return estimate_d_ref(origin, target) if origin and alike(origin, target) else None
 
 
 def _looked(prober: Prober, position: int, state: State) -> tuple[Prober | None, str]:
@@ -291,17 +303,6 @@ def _steps(proof: Proof, position: int) -> int:
     return proof.segments[position - 1].stop - proof.segments[position - 1].start if position else 0
 
 
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same values in one block of memory: what was read from a file shares the memory of all that was read with it."""
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    block, start, copies = torch.empty(size + 16 * len(tensors), dtype=torch.uint8), 0, dict[str, Tensor]()
-    for name, tensor in tensors.items():
-        room = block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        copies[name] = room.copy_(tensor)
-        start += -(-tensor.nbytes // 16) * 16
-    return copies
-
-
 @dataclass(frozen=True)
 class _Steps:
     """What the blocks say: rates [steps, groups], which segments are trivial, a sampled loss curve, where the loss jumps most, and
@@ -345,10 +346,6 @@ def _columns(proof: Proof) -> _Steps:
     jumps = sorted({i for jump in np.argsort(-rises, kind="stable")[:JUMPS].tolist() for i in (jump, jump + 1)})
     table = np.concatenate(rates) if rates else np.zeros((0, 0))
     return _Steps(table, trivial, loss, jumps, "".join(told))
-
-
-def _alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return list(a) == list(b) and all(a[n].shape == b[n].shape and a[n].dtype == b[n].dtype for n in a)
 
 
 def _close(claimed: float, found: float) -> bool:

@@ -229,6 +229,7 @@ def surveyed(
         proof, looking,
         lambda done, total: progress("reading the proof", done, total),
         lambda done, total: progress("looking at what the states compute", done, total),
+        processes=options.runtime.workers,
     )  # fmt: skip
     clock.lap("survey")
     return found, replayer, answers
