@@ -50,6 +50,7 @@ MAX_INPUTS = 10_000  # files that are read before the first step
 MAX_PARTS = 1000  # of a state
 MAX_EVENT = 1 << 14  # bytes of a line of the log that records an event
 MAX_OWNERS = 64  # keys that a claim names
+MAX_RANKS = 8  # processes that train together: who verifies runs as many at once
 MAX_THREADS = 4096  # of a numeric environment: what the largest machines have
 
 # ---- states -----------------------------------------------------------------------------------------------------

@@ -179,9 +179,11 @@ class Proof:
                 raw = files.read_at(descriptor, segment.block.bytes, self._offsets[segment.index], what)
                 if canonical.sha256(raw) != segment.block.digest:
                     raise IntegrityError(f"{what} is not the one in the log")
-                columns = Columns.decode(raw, segment.stop - segment.start, what)
+                columns = Columns.decode(raw, segment.stop - segment.start, what, self.header.ranks)
                 if (columns.indices is not None) != recorded or (columns.rng is not None) != recorded:
                     raise IntegrityError(f"{what} does not fit {self.header.randomness.mode} randomness")
+                if any(share.indices is None or share.rng is None or share.loop is None for share in columns.ranks):
+                    raise IntegrityError(f"{what} lacks what a further process drew")
                 if (columns.loop is not None) != (self.header.program.kind == "script"):
                     raise IntegrityError(f"{what} does not fit a {self.header.program.kind}'s steps")
                 if columns.metrics and self.header.version < 2:
