@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from proof_of_learning.errors import TrainingError
-from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.blocks import Columns, Share
 from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.replay.measure import displacement
@@ -24,7 +24,7 @@ from proof_of_learning.training.state import State
 @dataclass
 class Rows:
     """The steps since the last checkpoint: losses and rates; batches and generators where they are recorded; of a script, what
-    happened in each step (``loop``).
+    happened in each step (``loop``). ``ranks``: of further processes, what they drew.
     """
 
     losses: list[torch.Tensor] = field(default_factory=list)
@@ -32,6 +32,7 @@ class Rows:
     indices: list[Indices] = field(default_factory=list)
     rng: list[RngSnapshot] = field(default_factory=list)
     loop: list[Indices] = field(default_factory=list)
+    ranks: list[Rows] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -45,6 +46,7 @@ class Rows:
             self.indices if observed else None,
             self.rng if observed else None,
             loop=self.loop or None,
+            ranks=tuple(Share(rows.indices, rows.rng, rows.loop) for rows in self.ranks),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from proof_of_learning.errors import RecordingError, TaskError, UsageError
 from proof_of_learning.proof.format import Header
 from proof_of_learning.replay import fork
-from proof_of_learning.run import script, shadow
+from proof_of_learning.run import ranks, script, shadow
 from proof_of_learning.run.clock import Walk
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.origin import Origin
@@ -53,7 +53,8 @@ def prove_script(
     Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
     """
     keyed, resuming = seed is not None or registration is not None, interrupted(Path(out))
-    refuse_used(Path(out), keyed)
+    if not ranks.place().rank:
+        refuse_used(Path(out), keyed)
     made: list[Recording] = []
     folder, origin = os.getcwd(), Origin.of(seed, registration, resuming)
     if origin is not None and origin.claim is not None and interval is None:
