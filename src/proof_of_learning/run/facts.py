@@ -91,7 +91,9 @@ class Facts:
         return list(of_kind(self.parts, "module"))
 
     def capture(self) -> states.State:
-        return states.capture(self.parts, live=True)
+        """The state; of a further one of several processes, what is its own."""
+        state = states.capture(self.parts, live=True)
+        return state if self.ranks == 1 else ranks.told(self.parts, state)[0]
 
 
 def facts(given: Given, source: Source) -> Facts:

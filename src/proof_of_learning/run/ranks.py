@@ -26,6 +26,7 @@ from proof_of_learning.training.state import State
 BACKEND = "gloo"
 BUCKETS = "buckets"  # the part that says in which buckets gradients are added up
 ALIKE = (BUCKETS,)  # further parts that all processes hold alike
+_TIES = ("reducer", "logger", "process_group")  # of a module with its process group
 REMEDY = f"processes are recorded that train by DistributedDataParallel over {BACKEND}"
 
 
@@ -56,7 +57,6 @@ class Buckets:
 
     def __init__(self, modules: Mapping[str, Any]) -> None:
         self._modules = dict(modules)
-        self._first = {name: _buckets(module) for name, module in modules.items()}
 
     def state_dict(self) -> dict[str, list[list[int]]]:
         found = {}
@@ -72,7 +72,9 @@ class Buckets:
             order = [index for bucket in values[name] for index in bucket]
             if any(type(index) is not int for index in order) or sorted(order) != list(range(len(_trained(module)))):
                 raise FormatError("the buckets of a state do not hold each parameter once")
-            if values[name] != self._first[name]:
+            if _buckets(module) != values[name]:
+                renew(module)
+            if _buckets(module) != values[name]:
                 _rearrange(module, order)
             if _buckets(module) != values[name]:
                 raise FormatError("the buckets of a state are none that the script's module makes")
@@ -169,7 +171,9 @@ def _backend() -> str:
 
 
 def told(parts: Mapping[str, Any], state: State) -> tuple[State, dict[str, str]]:
-    """What this process says of its state: process 0 all of it, the others what is their own; and what all must hold alike."""
+    """What this process says of its state: process 0 all of it, the others what is their own; and digests of what all must hold
+    alike.
+    """
     common, own = divided(state, kinds_of(parts), ALIKE)
     return state if not place().rank else own, manifest(common)
 
@@ -198,6 +202,13 @@ def _buckets(module: Any) -> list[list[int]]:
         [position[id(parameter)] for parameter in bucket.parameters()]
         for bucket in module.reducer._get_zeros_like_grad_buckets()
     ]
+
+
+def renew(module: Any) -> None:
+    """Give the module a fresh reducer, in the process group that there is now."""
+    for name in _TIES:
+        module.__dict__.pop(name, None)
+    module.__setstate__(module.__dict__)
 
 
 def _rearrange(module: Any, order: list[int]) -> None:
@@ -255,7 +266,7 @@ class Local:
         if not dist.is_initialized():
             return
         for module in _wrappers(given):
-            for name in ("reducer", "logger", "process_group"):
+            for name in _TIES:
                 module.__dict__.pop(name, None)
         dist.destroy_process_group()
         gc.collect()
@@ -267,7 +278,7 @@ class Local:
         self.name = name
         self._join()
         for module in _wrappers(given):
-            module.__setstate__(module.__dict__)
+            renew(module)
 
 
 def _wrappers(given: Mapping[str, Any]) -> Iterator[Any]:
