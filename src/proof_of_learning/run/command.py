@@ -53,8 +53,7 @@ def prove_script(
     Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
     """
     keyed, resuming = seed is not None or registration is not None, interrupted(Path(out))
-    if not ranks.place().rank:
-        refuse_used(Path(out), keyed)
+    refuse_used(Path(out), keyed)
     made: list[Recording] = []
     folder, origin = os.getcwd(), Origin.of(seed, registration, resuming)
     if origin is not None and origin.claim is not None and interval is None:
@@ -75,6 +74,12 @@ def prove_script(
         )
     try:
         script.watched(path, arguments, start, "; nothing was sealed")
+    except TaskError as error:
+        if ranks.place().size > 1 and ranks.lost(str(error)):
+            raise RecordingError(
+                "the script lost another of its processes, which ended or did not answer; nothing was sealed"
+            ) from error
+        raise
     finally:
         for recording in made:
             recording.abandon()

@@ -21,12 +21,11 @@ from proof_of_learning.errors import FormatError, PolError, StrayedError, TaskEr
 from proof_of_learning.limits import MAX_RANKS
 from proof_of_learning.replay import fork, protocol
 from proof_of_learning.run.events import course
-from proof_of_learning.run.ranks import Local, Place
+from proof_of_learning.run.ranks import Local, Place, lost
 from proof_of_learning.training.ranks import mean, of_all, of_rank
 from proof_of_learning.training.state import State
 
 GRACE = 10.0  # seconds for the others, once one has failed: they may wait for it for ever
-_LOST = ("gloo", "closed by peer", "reset by peer", "Connection refused", "Timed out")  # of who lost another process
 Serve = Callable[[Local, BinaryIO, BinaryIO], None]
 Reply = tuple[protocol.AnyAnswer, Sequence[State]]
 
@@ -66,19 +65,19 @@ class Conductor:
                 request, states = protocol.receive(requests, protocol.AnyRequest)  # type: ignore[arg-type, var-annotated]
             except EOFError:
                 os._exit(0)
-            lost = False
+            hung = False
             try:
                 told = [self._share(request, states, rank) for rank in range(len(self._streams))]
                 del states
                 for stream, (its, given) in zip(self._streams, told, strict=True):
                     protocol.send(stream, its, given)
                 del told
-                replies, lost = self._gather(pulse)
+                replies, hung = self._gather(pulse)
                 answer = together(replies)
             except PolError as error:
                 answer = protocol.Failed(type(error).__name__, str(error)), ()
             protocol.send(answers, *answer)
-            if lost:
+            if hung:
                 os._exit(0)  # one of them may never answer; a new worker is started
 
     def _share(
@@ -124,15 +123,15 @@ class Conductor:
                     found[key.data] = answer, states
                     if isinstance(answer, protocol.Failed):
                         end = time.monotonic() + GRACE
-        lost = any(isinstance(answer, protocol.Failed) and "ended unexpectedly" in answer.message for answer, _ in found.values())
-        return [reply for _, reply in sorted(found.items())], lost
+        gone = any(isinstance(answer, protocol.Failed) and "ended unexpectedly" in answer.message for answer, _ in found.values())
+        return [reply for _, reply in sorted(found.items())], gone
 
 
 def together(replies: Sequence[Reply]) -> Reply:
     """One answer of those of all processes, in order. Raises PolError where they part."""
     failures = [answer for answer, _ in replies if isinstance(answer, protocol.Failed)]
     if failures:  # that another process was lost is no cause
-        causes = [failed for failed in failures if not any(sign in failed.message for sign in _LOST)]
+        causes = [failed for failed in failures if not lost(failed.message)]
         return (causes or failures)[0], ()
     answers = [answer for answer, _ in replies]
     first, states = answers[0], replies[0][1]

@@ -27,6 +27,7 @@ BACKEND = "gloo"
 BUCKETS = "buckets"  # the part that says in which buckets gradients are added up
 ALIKE = (BUCKETS,)  # further parts that all processes hold alike
 _TIES = ("reducer", "logger", "process_group")  # of a module with its process group
+_LOST = ("gloo", "closed by peer", "reset by peer", "Connection refused", "Timed out")
 REMEDY = f"processes are recorded that train by DistributedDataParallel over {BACKEND}"
 
 
@@ -46,6 +47,11 @@ def place() -> Place:
     if not all(value.isdigit() for value in said.values()) or int(said["WORLD_SIZE"]) <= 1:
         return Place()
     return Place(int(said["RANK"]), int(said["WORLD_SIZE"]))
+
+
+def lost(message: str) -> bool:
+    """Whether an error says no more than that another process has gone."""
+    return any(sign in message for sign in _LOST)
 
 
 class Buckets:

@@ -45,7 +45,8 @@ UNKNOWN_LENGTH = 10  # the interval where nobody knows how many steps there will
 
 def say(message: str) -> None:
     """One line for whoever trains."""
-    print(f"pol: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"pol: {' '.join(message.split())}\n")  # at once: several processes may write there
+    sys.stderr.flush()
 
 
 class Recording(Clock):
@@ -412,7 +413,7 @@ def alone(given: Given) -> Recording:
     recording = Recording(given, given.out, sys.argv[1:], None)
 
     def ended() -> None:
-        if not (recording.failed or recording.root):
+        if not (recording.failed or recording.root) and not ranks.place().rank:
             say(unfinished(recording))
         recording.abandon()
 
