@@ -71,7 +71,9 @@ def prove(
     ] = None,
     ranks: Annotated[
         int | None,
-        typer.Option(help="Of a script: run it in so many processes that train together, as torchrun does on one machine."),
+        typer.Option(
+            help="Of a script: run it in so many processes that train together, as torchrun does on one machine."
+        ),
     ] = None,
     arguments: Annotated[list[str] | None, typer.Argument(help="Of a script: its own arguments, behind `--`.")] = None,
 ) -> None:
@@ -197,7 +199,9 @@ def _launch(ranks: int, task: str) -> None:
     from proof_of_learning.task import is_script
 
     if not is_script(task):
-        raise UsageError("--ranks is for scripts, which make a process group of their own; a task trains in one process")
+        raise UsageError(
+            "--ranks is for scripts, which make a process group of their own; a task trains in one process"
+        )
     status, killed = launch(ranks, [sys.executable, "-m", "proof_of_learning", *_without("--ranks", sys.argv[1:])])
     if killed:
         raise RecordingError(killed)

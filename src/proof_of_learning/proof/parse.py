@@ -162,7 +162,10 @@ def _check_ranks(header: Header, need: Callable[[bool, str], None]) -> None:
     )
     for name, match in own.items():
         kind = header.parts[name]
-        need(header.parts.get(match[1]) == kind and kind in _OWN, f"no process has a part {canonical.brief(name)!r} of its own")
+        need(
+            header.parts.get(match[1]) == kind and kind in _OWN,
+            f"no process has a part {canonical.brief(name)!r} of its own",
+        )
     bases = {match[1] for match in own.values()}
     wanted = {f"{base}@{rank}" for base in bases for rank in range(1, header.ranks)}
     need(set(own) == wanted, "its processes have other parts of their own than each other")

@@ -73,6 +73,9 @@ class Conductor:
                     protocol.send(stream, its, given)
                 del told
                 replies, hung = self._gather(pulse)
+                for stream, (reply, _) in zip(self._streams, replies, strict=False):
+                    if not hung and not isinstance(reply, protocol.Failed):
+                        protocol.write_all(stream, b"\0")  # it may end
                 answer = together(replies)
             except PolError as error:
                 answer = protocol.Failed(type(error).__name__, str(error)), ()
@@ -123,7 +126,10 @@ class Conductor:
                     found[key.data] = answer, states
                     if isinstance(answer, protocol.Failed):
                         end = time.monotonic() + GRACE
-        gone = any(isinstance(answer, protocol.Failed) and "ended unexpectedly" in answer.message for answer, _ in found.values())
+        gone = any(
+            isinstance(answer, protocol.Failed) and "ended unexpectedly" in answer.message
+            for answer, _ in found.values()
+        )
         return [reply for _, reply in sorted(found.items())], gone
 
 
@@ -141,7 +147,9 @@ def together(replies: Sequence[Reply]) -> Reply:
         return _described(answers), ()
     if isinstance(first, protocol.Committed):
         if any(answer != first for answer in answers):
-            raise TaskError("the script's processes load other data than each other; each has to load the same data set")
+            raise TaskError(
+                "the script's processes load other data than each other; each has to load the same data set"
+            )
         return first, ()
     if isinstance(first, protocol.Started):
         return _started(replies)
@@ -156,7 +164,8 @@ def _described(answers: Sequence[Any]) -> protocol.Described:
         if (its.digest, its.samples, its.place) != (first.digest, first.samples, first.place):
             raise TaskError(f"process {rank} of the script builds another model, optimizer or loader than process 0")
     own = [f"{name}@{rank}" for rank in range(1, len(answers)) for name in first.modules]
-    return msgspec.structs.replace(first, modules=[*first.modules, *own])
+    described: protocol.Described = msgspec.structs.replace(first, modules=[*first.modules, *own])
+    return described
 
 
 def _started(replies: Sequence[Reply]) -> Reply:
@@ -167,7 +176,9 @@ def _started(replies: Sequence[Reply]) -> Reply:
         for tensor in its.tensors:  # type: ignore[union-attr]
             part, _, rest = tensor.name.partition("/")
             tensors.append(msgspec.structs.replace(tensor, name=f"{part}@{rank}/{rest}"))
-    return protocol.Started(tensors), [of_all(s[0], s[1:]) for s in zip(*(states for _, states in replies), strict=True)]
+    return protocol.Started(tensors), [
+        of_all(s[0], s[1:]) for s in zip(*(states for _, states in replies), strict=True)
+    ]
 
 
 def _taken(replies: Sequence[Reply]) -> Reply:

@@ -73,7 +73,8 @@ class Facts:
         others = {
             name: part
             for name, part in self.parts.items()
-            if name not in (MODEL, PLACE, GENERATORS, ranks.BUCKETS) and not any(name in found for found in named.values())
+            if name not in (MODEL, PLACE, GENERATORS, ranks.BUCKETS)
+            and not any(name in found for found in named.values())
         }
         content = describe_parts(self.parts[MODEL], named["optimizer"], named["scheduler"], others, {"__main__"})
         step = {

@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 import torch
-import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 
 from proof_of_learning.canonical import brief
 from proof_of_learning.errors import RecordingError, UsageError
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Header
 from proof_of_learning.recording.checkpoint import Rows
+from proof_of_learning.replay import protocol
 from proof_of_learning.run.events import course
 from proof_of_learning.run.ranks import ALIKE, Place, kinds_of, told
 from proof_of_learning.training.batches import Indices
@@ -52,28 +53,26 @@ class Drawn(msgspec.Struct, frozen=True):
     stop: int
     losses: list[float]
     rates: list[list[float]]
-    indices: list[bytes]
-    generators: list[dict[str, bytes]]
-    loop: list[bytes]
+    share: protocol.Share
     alike: dict[str, str]
     own: bytes
 
     @classmethod
     def of(cls, stop: int, rows: Rows, alike: dict[str, str], own: State) -> Drawn:
         losses = torch.stack(rows.losses).double().tolist() if rows.losses else []
-        return cls(
-            stop, losses, rows.rates, [np.ascontiguousarray(row, dtype="<i8").tobytes() for row in rows.indices],
-            [{name: state.tobytes() for name, state in snapshot.states.items()} for snapshot in rows.rng],
-            [np.ascontiguousarray(row, dtype="<i8").tobytes() for row in rows.loop], alike, b"".join(map(bytes, RawCodec().encode(own, None).chunks())),
-        )  # fmt: skip
+        share = protocol.Share(
+            *protocol.recorded_steps(rows.indices, rows.rng), protocol.recorded_loop(rows.loop, len(rows)) or []
+        )
+        written = b"".join(map(bytes, RawCodec().encode(own, None).chunks()))
+        return cls(stop, losses, rows.rates, share, alike, written)
 
     def rows(self) -> Rows:
         return Rows(
             [torch.tensor(loss, dtype=torch.float64) for loss in self.losses],
             self.rates,
-            [np.frombuffer(raw, dtype="<i8") for raw in self.indices],
-            [RngSnapshot({n: np.frombuffer(s, dtype=np.uint8) for n, s in states.items()}) for states in self.generators],
-            [np.frombuffer(raw, dtype="<i8") for raw in self.loop],
+            [np.frombuffer(raw, dtype="<i8") for raw in self.share.indices],
+            [protocol.snapshot(states) for states in self.share.generators],
+            [np.frombuffer(raw, dtype="<i8") for raw in self.share.loop],
         )
 
     def state(self) -> State:
@@ -89,7 +88,7 @@ class Board:
 
     def __init__(self, here: Place) -> None:
         self.here, self.told = here, False  # whether this process has given up
-        self._store = dist.PrefixStore("pol", dist.distributed_c10d._get_default_store())
+        self._store = c10d.PrefixStore("pol", c10d._get_default_store())
 
     def put(self, name: str, message: msgspec.Struct) -> None:
         self._set(f"{self.here.rank}/{name}", msgspec.msgpack.encode(message))
@@ -135,7 +134,7 @@ class Board:
 
     def _set(self, name: str, value: bytes) -> None:
         with _reaching():
-            self._store.set(name, value)
+            self._store.set(name, value)  # type: ignore[arg-type]
 
     def _get(self, name: str, used: bool = False) -> bytes:
         with _reaching():
@@ -171,10 +170,16 @@ class Gathering:
         for rank in self._others:
             its = board.take(rank, "claimed", Claimed, "to its first batch")
             for name, what in (
-                ("data", "trains on other data than process 0; each has to load the same data set, and a sampler shares it out"),
+                (
+                    "data",
+                    "trains on other data than process 0; each has to load the same data set, and a sampler shares it out",
+                ),
                 ("task", "builds another model, optimizer or loader than process 0"),
                 ("interval", "has another interval than process 0"),
-                ("environment", "computes in another numeric environment than process 0 (threads, libraries, processor)"),
+                (
+                    "environment",
+                    "computes in another numeric environment than process 0 (threads, libraries, processor)",
+                ),
             ):
                 if getattr(its, name) != getattr(mine, name):
                     raise UsageError(f"process {rank} {what}")
@@ -195,16 +200,20 @@ class Gathering:
         return of_all(state, [its.state() for its in drawn]), all_rows
 
     def _compare(self, rank: int, its: Drawn, alike: Mapping[str, str], rows: Rows, stop: int) -> None:
-        odd = next((name for name in sorted({*alike, *its.alike}) if name and alike.get(name) != its.alike.get(name)), None)
+        if its.rates != rows.rates:
+            raise RecordingError(f"before step {stop} process {rank} trained at another learning rate than process 0")
+        if [course(np.frombuffer(raw, dtype="<i8")) for raw in its.share.loop] != [course(row) for row in rows.loop]:
+            raise RecordingError(
+                f"before step {stop} process {rank} took other batches of its loader than process 0; {_REMEDY}"
+            )
+        odd = next(
+            (name for name in sorted({*alike, *its.alike}) if name and alike.get(name) != its.alike.get(name)), None
+        )
         if odd is not None or its.alike != alike:
             what = odd or "settings of an optimizer or scheduler"
             raise RecordingError(
                 f"after step {stop} process {rank} has another {what} than process 0; what is trained by all has to be the same in all"
             )
-        if its.rates != rows.rates:
-            raise RecordingError(f"before step {stop} process {rank} trained at another learning rate than process 0")
-        if [course(np.frombuffer(raw, dtype="<i8")) for raw in its.loop] != [course(row) for row in rows.loop]:
-            raise RecordingError(f"before step {stop} process {rank} took other batches of its loader than process 0; {_REMEDY}")
 
     def seal(self, steps: int) -> None:
         """All processes are to be at their end."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch import nn
 
 from proof_of_learning.errors import FormatError, TaskError, UsageError
@@ -27,6 +29,7 @@ BACKEND = "gloo"
 BUCKETS = "buckets"  # the part that says in which buckets gradients are added up
 ALIKE = (BUCKETS,)  # further parts that all processes hold alike
 _TIES = ("reducer", "logger", "process_group")  # of a module with its process group
+_POLL = 0.002  # seconds between two looks at whether the others are there
 _LOST = ("gloo", "closed by peer", "reset by peer", "Connection refused", "Timed out")
 REMEDY = f"processes are recorded that train by DistributedDataParallel over {BACKEND}"
 
@@ -119,7 +122,7 @@ def _check(parts: Mapping[str, Any], wrappers: Mapping[str, Any], here: Place) -
         )
     if here.size > MAX_RANKS:
         raise UsageError(f"the script trains in {here.size} processes; at most {MAX_RANKS} can be recorded")
-    if dist.distributed_c10d._world.pg_map.keys() - {dist.group.WORLD}:
+    if c10d._world.pg_map.keys() - {dist.group.WORLD}:
         raise UsageError(
             "the script makes process groups beside the one of all processes (new_group), which a replay does not make again; "
             "use the one of all"
@@ -131,7 +134,9 @@ def _check(parts: Mapping[str, Any], wrappers: Mapping[str, Any], here: Place) -
         kinds_ = [kind.__name__ for kind in type(part).__mro__]
         for unknown in ("FullyShardedDataParallel", "FSDPModule", "ZeroRedundancyOptimizer"):
             if unknown in kinds_:
-                raise UsageError(f"the part {name!r} is sharded by {unknown}, so that no process has all of it; {REMEDY}")
+                raise UsageError(
+                    f"the part {name!r} is sharded by {unknown}, so that no process has all of it; {REMEDY}"
+                )
         if isinstance(part, nn.Module) and any(type(p).__name__ == "DTensor" for p in part.parameters()):
             raise UsageError(f"the part {name!r} is sharded (DTensor), so that no process has all of it; {REMEDY}")
     trained = {id(p) for optimizer in of_kind(parts, "optimizer").values() for p in parameters_of(optimizer)}
@@ -239,6 +244,7 @@ class Local:
         self._here, self._folder = here, folder
         self.name = "setup"  # of the next group: where its processes meet
         self._make: Any = None
+        self._store: Any = None
         self._options: dict[str, Any] = {}
 
     def enter(self) -> None:
@@ -260,12 +266,19 @@ class Local:
             self._options = {} if timeout is None else {"timeout": timeout}
             self._join()
 
-        for module in (dist, dist.distributed_c10d):
+        for module in (dist, c10d):
             module.init_process_group = init_process_group  # type: ignore[attr-defined]
 
     def _join(self) -> None:
-        store = dist.FileStore(os.path.join(self._folder, self.name), self._here.size)
-        self._make(BACKEND, store=store, rank=self._here.rank, world_size=self._here.size, **self._options)
+        self._store = c10d.FileStore(os.path.join(self._folder, self.name), self._here.size)
+        self._make(BACKEND, store=self._store, rank=self._here.rank, world_size=self._here.size, **self._options)
+        self._meet("joined")
+
+    def _meet(self, where: str) -> None:
+        """Wait for the others: who ends a connection that another one still makes or reads from would break it."""
+        self._store.add(where, 1)
+        while self._store.add(where, 0) < self._here.size:
+            time.sleep(_POLL)
 
     def leave(self, given: Mapping[str, Any]) -> None:
         """Leave the group, so that this process can be forked."""
@@ -274,6 +287,7 @@ class Local:
         for module in _wrappers(given):
             for name in _TIES:
                 module.__dict__.pop(name, None)
+        self._meet("leaving")
         dist.destroy_process_group()
         gc.collect()
 

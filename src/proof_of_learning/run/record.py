@@ -24,8 +24,8 @@ from proof_of_learning.replay.pool import Job
 from proof_of_learning.run import counting, events, inputs, ranks, script
 from proof_of_learning.run.clock import Clock, Walk, jumped
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
-from proof_of_learning.run.gathering import Board, Following, Gathering, OtherGaveUpError
 from proof_of_learning.run.facts import Facts, device_of, facts, script_path
+from proof_of_learning.run.gathering import Board, Following, Gathering, OtherGaveUpError
 from proof_of_learning.run.loaders import Drawn, Named, Planned, generators, moved
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.origin import Origin
@@ -306,7 +306,9 @@ class Recording(Clock):
         peers = None
         if found.ranks > 1:
             if self.adapted:
-                raise UsageError("a framework trains in several processes, and one can be recorded; write the loop yourself")
+                raise UsageError(
+                    "a framework trains in several processes, and one can be recorded; write the loop yourself"
+                )
             self._board = Board(ranks.place())
             if self._board.here.rank:
                 return Following(self._board, header, found.parts, environment)

@@ -19,8 +19,8 @@ from proof_of_learning.run import script, seeds, shadow
 from proof_of_learning.run.conducting import Conductor
 from proof_of_learning.run.facts import facts
 from proof_of_learning.run.jobs import job_for
-from proof_of_learning.run.ranks import Local
 from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.ranks import Local
 from proof_of_learning.run.replay import Job, Replaying
 from proof_of_learning.task import task_code
 from proof_of_learning.training import environment as environments
@@ -129,6 +129,8 @@ class _Server:
 
     def _answer(self, answer: protocol.AnyAnswer, states: Sequence[State]) -> NoReturn:
         protocol.send(self._answers, answer, states)
+        if self._local is not None and not isinstance(answer, protocol.Failed):
+            self._requests.read(1)  # once all have answered: until then another one may need this process
         os._exit(0)
 
 

@@ -89,7 +89,10 @@ def of_rank(state: State, rank: int) -> State:
 
 def manifest(state: State) -> dict[str, str]:
     """Digests of each tensor, and of what else there is under the name ``""``: what two processes compare."""
-    return {"": canonical.sha256(canonical.encode_plain(state.tree)), **{n: state.tensor_digest(n) for n in state.tensors}}
+    return {
+        "": canonical.sha256(canonical.encode_plain(state.tree)),
+        **{n: state.tensor_digest(n) for n in state.tensors},
+    }
 
 
 def mean(losses: Sequence[float]) -> float:

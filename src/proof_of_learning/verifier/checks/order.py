@@ -106,9 +106,7 @@ class OrderCheck:
             )  # fmt: skip
         options = msgspec.json.decode(described.description)["step"]
         ranks = evidence.proof.header.ranks
-        rule = _Rule(
-            described.samples, described.batch * ranks, described.steps_per_epoch, options["drop_last"], ranks
-        )
+        rule = _Rule(described.samples, described.batch * ranks, described.steps_per_epoch, options["drop_last"], ranks)
         if (strays := self._strays(evidence, answers, described)) is not None:
             return strays
         loop, use = Loop(evidence.proof, options["counted"]), _Use(rule)
@@ -199,8 +197,8 @@ class OrderCheck:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What the task says of its batches: number of ``samples``, samples of a step, steps of an epoch; ``ranks``: how many processes take
-    a step together.
+    """What the task says of its batches: number of ``samples``, samples of a step, steps of an epoch. ``ranks``: how many processes
+    take a step together.
     """
 
     samples: int
