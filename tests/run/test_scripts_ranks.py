@@ -159,7 +159,10 @@ PARTED = {
     "unequal batches": (
         {"setup": "from contextlib import ExitStack; stack = ExitStack(); stack.enter_context(model.join())"}, "is in join()",
     ),
-    "a hook": ({"setup": "from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as h; model.register_comm_hook(None, h.fp16_compress_hook)"}, "has a communication hook",
+    "a hook": (
+        {"setup": "from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as hooks; "
+                  "model.register_comm_hook(None, hooks.fp16_compress_hook)"},
+        "has a communication hook",
     ),
     "sharded": (
         {"setup": "from torch.distributed.optim import ZeroRedundancyOptimizer as Z; "

@@ -41,7 +41,8 @@ class Job:
 
     ``arguments``: those that a script was recorded with, for a verifier who names no others;
     ``derived``: whether its randomness follows from the key; ``ranks``: how many processes of it train together.
-    ``arithmetic``: what the task computes in. ``samples``, ``opened``: how many samples there are, and those that were opened, in the place of the task's data.
+    ``arithmetic``: what the task computes in. ``samples``, ``opened``: how many samples there are, and those that were opened, in the
+    place of the task's data.
     ``sealed``: it is replayed as a sealed program, made of the task, or ``program`` where this is one.
     """
 

@@ -270,7 +270,9 @@ class Local:
             module.init_process_group = init_process_group  # type: ignore[attr-defined]
 
     def _join(self) -> None:
-        self._store = c10d.FileStore(os.path.join(self._folder, self.name), self._here.size)
+        self._store = dist.FileStore(  # type: ignore[attr-defined]
+            os.path.join(self._folder, self.name), self._here.size
+        )
         self._make(BACKEND, store=self._store, rank=self._here.rank, world_size=self._here.size, **self._options)
         self._meet("joined")
 
