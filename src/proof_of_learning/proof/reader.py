@@ -146,6 +146,13 @@ class Proof:
         state = load_state(self.path, self.index, digest, whole=not surveyed, memory=self._memory)
         if self.header.parts and set(state.parts()) != set(self.header.parts):
             raise IntegrityError(f"the state {digest[:23]}… has other parts than {format.HEADER_FILE} says")
+        if self.header.ranks > 1:
+            from proof_of_learning.training.ranks import check_own
+
+            nodes = dict(state.tree["d"])
+            for key, node in nodes.items():
+                if (base := key.rpartition("@")[0]) in nodes:
+                    check_own(key[2:], node, nodes[base])
         return state
 
     @property

@@ -73,6 +73,7 @@ def of_rank(state: State, rank: int) -> State:
             name, of_own = own.pop(key[2:])
             old, new = escaped(name), escaped(key[2:])
             tensors |= {_moved(n, old, new): state.tensors[n] for n in tree_tensors({"d": [[f"s:{name}", of_own]]})}
+            check_own(key[2:], of_own, node)
             of_own = _renamed(of_own, old, new)
             entries = {item[0] for item in node.get("d", ())} if isinstance(node, dict) else set()
             if "s:parameters" in entries:  # a module: the parameters are process 0's
@@ -85,6 +86,14 @@ def of_rank(state: State, rank: int) -> State:
     for name in tree_tensors(tree):
         tensors.setdefault(name, state.tensors[name])
     return State(tree, tensors, live=state.live)
+
+
+def check_own(name: str, own: Node, first: Node) -> None:
+    """Whether a further process's part is one that it may have of its own beside process 0's. Raises FormatError."""
+    entries = {item[0] for item in first.get("d", ())} if isinstance(first, dict) else set()
+    held = own.get("d") if isinstance(own, dict) else None
+    if "s:parameters" in entries and (held is None or not {item[0][2:] for item in held} <= set(_OWN)):
+        raise FormatError(f"a process has parameters of its own in its part {name[:40]!r}")
 
 
 def manifest(state: State) -> dict[str, str]:

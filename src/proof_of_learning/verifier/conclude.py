@@ -108,6 +108,7 @@ def conclude(
             program=proof.header.program.reference,
             arguments=proof.header.program.arguments,
             settings=proof.header.program.settings,
+            ranks=proof.header.ranks,
         ),
         checks=checks,
         segments=segments,

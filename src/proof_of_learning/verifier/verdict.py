@@ -66,7 +66,8 @@ class SegmentResult(_Value, frozen=True):
 
 class ProofSummary(_Value, frozen=True):
     """``planned``: how many steps were to be taken, None where nobody knew. ``program``, ``arguments`` and ``settings`` are what the
-    prover says was run: part of the conditions, for a verifier replays with their own."""
+    prover says was run: part of the conditions, for a verifier replays with their own. ``ranks``: in how many processes that train
+    together."""
 
     root: str
     steps: int
@@ -80,6 +81,7 @@ class ProofSummary(_Value, frozen=True):
     program: str | None = None
     arguments: list[str] = []
     settings: dict[str, str | int | float | bool | None] = {}
+    ranks: int = 1
 
 
 class Conditions(_Value, frozen=True):
