@@ -70,12 +70,14 @@ def script(
     return folder / "train.py"
 
 
-def record(path: Path, out: Path, ranks: int, *, interval: int = 3) -> list[subprocess.CompletedProcess[str]]:
+def record(
+    path: Path, out: Path, ranks: int, *, interval: int = 3, rehearse: bool = False
+) -> list[subprocess.CompletedProcess[str]]:
     """``pol prove`` as a launcher starts it, once for each process; what they said, in order of rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**variables(), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {**variables(rehearse), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     nursery._parent(shared)  # before threads ask for it
 
     def one(rank: int) -> subprocess.CompletedProcess[str]:
@@ -182,6 +184,14 @@ def test_what_processes_do_not_have_in_common_is_said_and_nothing_is_sealed(what
     assert not (tmp_path / "run.pol" / "seal.json").exists()
 
 
+def test_what_no_process_has_as_a_part_is_found_by_the_rehearsal(tmp_path: Path) -> None:
+    drift = script(tmp_path, setup="count = 0", begin="count += rank; a = a * (1 + 0.01 * count)")
+    done = record(drift, tmp_path / "run.pol", 2, interval=5, rehearse=True)
+    assert [one.returncode for one in done] == [2, 2], done
+    assert "a replay of steps 15 to 16 from their recorded state alone arrives elsewhere" in done[0].stderr, done
+    assert not (tmp_path / "run.pol" / "seal.json").exists()
+
+
 def test_recording_several_processes_changes_no_loss(tmp_path: Path) -> None:
     """The loop once without a Run, and once more with one, from the same seeds."""
     path = script(tmp_path)
@@ -225,9 +235,14 @@ def test_the_example_trains_alike_under_a_launcher_and_with_ranks(tmp_path: Path
         "--ranks",
         "2",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables(), cwd=tmp_path, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=variables(rehearse=True), cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert plain.stdout and done.stdout.startswith(plain.stdout)
+    verify = [sys.executable, "-m", "proof_of_learning", "verify", "run.pol", "--task", str(SCRIPTS / "ddp.py")]
+    done = subprocess.run(verify, capture_output=True, text=True, env=variables(), cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_process_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from proof_of_learning.errors import TrainingError
 from proof_of_learning.proof.blocks import Columns, Share
 from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.proof.writer import ProofWriter
+from proof_of_learning.replay import protocol
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.training.batches import Indices
 from proof_of_learning.training.environment import Environment
@@ -36,6 +37,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.losses)
+
+    def share(self) -> protocol.Share:
+        """What was drawn, as a worker is told it."""
+        return protocol.Share(
+            *protocol.recorded_steps(self.indices, self.rng), protocol.recorded_loop(self.loop, len(self)) or []
+        )
 
     def columns(self, losses: npt.NDArray[np.float64], *, observed: bool) -> Columns:
         """As they lie in a proof; ``losses`` are the same losses, read. ``observed``: batches and generators are written down."""

@@ -362,9 +362,9 @@ class Recorder:
             assert before is not None
             rows = self._rows
             start = self.steps_done - len(rows)
-            self._rehearsal.checkpoint(
-                Hop(start, before, self.steps_done, arrived, rows.losses, rows.indices, rows.rng, rows.loop)
-            )
+            drawn = rows.losses, rows.indices, rows.rng, rows.loop
+            ranks = [its.share() for its in rows.ranks]
+            self._rehearsal.checkpoint(Hop(start, before, self.steps_done, arrived, *drawn, ranks=ranks))
         encoded = self._writer.encode(arrived, self.steps_done)
         state, digest = arrived, None
         if encoded is not None:

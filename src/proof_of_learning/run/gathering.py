@@ -31,6 +31,7 @@ from proof_of_learning.training.ranks import divided, manifest, mean, of_all
 from proof_of_learning.training.state import State, capture
 
 PATIENCE = 120.0  # seconds in which the others come to the same place
+SEALING = 10 * PATIENCE  # in which process 0 rehearses the last segment, and seals
 ENDED = "ended"
 _POLLS = (0.001, 0.05)  # seconds between looks at the store: at first, and at most
 _REMEDY = "every process has to take the same steps, and to make pol.Run and close it"
@@ -60,11 +61,8 @@ class Drawn(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, stop: int, rows: Rows, alike: dict[str, str], own: State) -> Drawn:
         losses = torch.stack(rows.losses).double().tolist() if rows.losses else []
-        share = protocol.Share(
-            *protocol.recorded_steps(rows.indices, rows.rng), protocol.recorded_loop(rows.loop, len(rows)) or []
-        )
         written = b"".join(map(bytes, RawCodec().encode(own, None).chunks()))
-        return cls(stop, losses, rows.rates, share, alike, written)
+        return cls(stop, losses, rows.rates, rows.share(), alike, written)
 
     def rows(self) -> Rows:
         return Rows(
@@ -100,7 +98,7 @@ class Board:
 
     def root(self) -> str:
         """What process 0 sealed."""
-        self._await(0, "root", "to the proof's seal")
+        self._await(0, "root", "to the proof's seal", SEALING)
         root = self._get("0/root").decode()
         self._set(f"{self.here.rank}/heard", b"")
         return root
@@ -120,15 +118,15 @@ class Board:
         """Why another process gave up; nothing where none did."""
         return self._get("failed").decode() if self._holds("failed") else ""
 
-    def _await(self, rank: int, name: str, where: str) -> None:
-        end, pause = time.monotonic() + PATIENCE, _POLLS[0]
+    def _await(self, rank: int, name: str, where: str, patience: float = PATIENCE) -> None:
+        end, pause = time.monotonic() + patience, _POLLS[0]
         while not self._holds(f"{rank}/{name}"):
             if why := self.failed():
                 raise OtherGaveUpError(why)
             if name != ENDED and self._holds(f"{rank}/{ENDED}") and not self._holds(f"{rank}/{name}"):
                 raise RecordingError(f"process {rank} called run.close() and did not come {where}; {_REMEDY}")
             if time.monotonic() > end:
-                raise RecordingError(f"process {rank} did not come {where} within {PATIENCE:.0f} seconds; {_REMEDY}")
+                raise RecordingError(f"process {rank} did not come {where} within {patience:.0f} seconds; {_REMEDY}")
             time.sleep(pause)
             pause = min(2 * pause, _POLLS[1])
 

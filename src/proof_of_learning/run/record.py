@@ -30,7 +30,7 @@ from proof_of_learning.run.loaders import Drawn, Named, Planned, generators, mov
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.origin import Origin
 from proof_of_learning.run.parts import PLACE
-from proof_of_learning.run.rehearsing import ScriptRehearsal
+from proof_of_learning.run.rehearsing import RanksRehearsal, ScriptRehearsal
 from proof_of_learning.run.resuming import Stood, find, interrupted, note
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.task import TaskReference, default_interval
@@ -313,7 +313,7 @@ class Recording(Clock):
             if self._board.here.rank:
                 return Following(self._board, header, found.parts, environment)
             peers = Gathering(self._board, header, found.parts, environment)
-        rehearsal = None if peers is not None else self._rehearsal(header, found, environment)
+        rehearsal = self._rehearsal(header, found, environment)
         return Recorder(self._path, header, found.parts, environment, rehearsal=rehearsal, peers=peers)
 
     def described(self, walk: Walk) -> tuple[Header, Facts, Environment]:
@@ -324,12 +324,13 @@ class Recording(Clock):
     def _rehearsal(self, header: Header, found: Facts, environment: Environment) -> ScriptRehearsal | None:
         if not self._rehearse or script_path() is None:
             return None
-        return ScriptRehearsal(self._job(header), environment, header, found.parts, self._folder)
+        kind = ScriptRehearsal if found.ranks == 1 else RanksRehearsal
+        return kind(self._job(header), environment, header, found.parts, self._folder)
 
     def _job(self, header: Header) -> Job:
         """What a process that replays this run is told."""
         reference = TaskReference(os.path.join(self._folder, script_path() or ""), arguments=tuple(self._arguments))
-        return Job(reference, header.randomness.key, 0, derived=self._origin is not None)
+        return Job(reference, header.randomness.key, 0, derived=self._origin is not None, ranks=header.ranks)
 
     def _header(self, found: Facts) -> Header:
         with randomness.preserved():

@@ -73,7 +73,7 @@ def of_rank(state: State, rank: int) -> State:
             name, of_own = own.pop(key[2:])
             old, new = escaped(name), escaped(key[2:])
             tensors |= {_moved(n, old, new): state.tensors[n] for n in tree_tensors({"d": [[f"s:{name}", of_own]]})}
-            check_own(key[2:], of_own, node)
+            check_own(name, of_own, node)
             of_own = _renamed(of_own, old, new)
             entries = {item[0] for item in node.get("d", ())} if isinstance(node, dict) else set()
             if "s:parameters" in entries:  # a module: the parameters are process 0's
