@@ -60,6 +60,7 @@ def joint(three: list[dict[str, Any]]) -> State:
     return of_all(capture(three[0]), [own for _, own in taken[1:]])
 
 
+@pytest.mark.quick
 def test_a_state_of_several_processes_gives_back_that_of_each(three: list[dict[str, Any]]) -> None:
     state = joint(three)
     check_tree(state.tree, state.tensors)

@@ -101,7 +101,6 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return path, folder / "run.pol"
 
 
-@pytest.mark.quick
 def test_three_processes_are_one_proof_and_every_segment_of_it_is_replayed_exactly(honest: tuple[Path, Path]) -> None:
     path, proof = honest
     found = verdict(proof, path, everything=True)
@@ -137,7 +136,10 @@ FORGERIES = {
 }
 
 
-@pytest.mark.parametrize("what", FORGERIES)
+SLOW = pytest.mark.slow  # like others, in what they ask of a run
+
+
+@pytest.mark.parametrize("what", [pytest.param(what, marks=SLOW if "jump" in what else ()) for what in FORGERIES])
 def test_a_forgery_by_one_of_several_processes_is_invalid(what: str, tmp_path: Path) -> None:
     honest = script(tmp_path)
     forged = script(tmp_path / "other", **FORGERIES[what])
@@ -174,7 +176,10 @@ PARTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", PARTED)
+LIKE = ("another rate", "unequal batches", "a hook", "sharded")
+
+
+@pytest.mark.parametrize("what", [pytest.param(what, marks=SLOW if what in LIKE else ()) for what in PARTED])
 def test_what_processes_do_not_have_in_common_is_said_and_nothing_is_sealed(what: str, tmp_path: Path) -> None:
     places, says = PARTED[what]
     done = record(script(tmp_path, **places), tmp_path / "run.pol", 2, interval=2)
@@ -184,6 +189,7 @@ def test_what_processes_do_not_have_in_common_is_said_and_nothing_is_sealed(what
     assert not (tmp_path / "run.pol" / "seal.json").exists()
 
 
+@pytest.mark.slow
 def test_what_no_process_has_as_a_part_is_found_by_the_rehearsal(tmp_path: Path) -> None:
     drift = script(tmp_path, setup="count = 0", begin="count += rank; a = a * (1 + 0.01 * count)")
     done = record(drift, tmp_path / "run.pol", 2, interval=5, rehearse=True)
