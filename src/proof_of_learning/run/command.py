@@ -75,6 +75,8 @@ def prove_script(
     try:
         script.watched(path, arguments, start, "; nothing was sealed")
     except TaskError as error:
+        if ranks.place().size == 1 and "rendezvous" in str(error):
+            raise TaskError(f"{error}; start a script of several processes with --ranks N, or by torchrun") from error
         if ranks.place().size > 1 and ranks.lost(str(error)):
             raise RecordingError(
                 "the script lost another of its processes, which ended or did not answer; nothing was sealed"
