@@ -130,11 +130,21 @@ def check(folder: Path) -> str:
     planned = training["steps"] if version == 1 else training["planned"]
     if version > 1:  # [15]
         neutral = [
-            header["ranks"],
             header["arithmetic"],
             header["program"]["kind"] in ("task", "script"),
         ]
-        need(neutral == [1, "native", True], "what is only reserved yet")
+        need(neutral == ["native", True], "what is only reserved yet")
+        ranks = header["ranks"]
+        alone = header["program"]["kind"] == "script" and header["randomness"]["mode"] == "recorded"
+        need(1 <= ranks <= 8 and (ranks == 1 or alone), "another number of processes")
+        own = {name: name.rpartition("@") for name in header["parts"] if re.fullmatch(r"(?s).*@[0-9]+", name)}
+        bases = {base for base, _, _ in own.values()}
+        need(set(own) == {f"{base}@{rank}" for base in bases for rank in range(1, ranks)}, "parts of other processes")
+        kinds_ = [(header["parts"][name], header["parts"].get(base)) for name, (base, _, _) in own.items()]
+        need(
+            all(its == of and of in ("module", "stateful") for its, of in kinds_),
+            "a part that no process has of its own",
+        )
         program = task["description"].get("program")
         held = None if program is None else sha256(b"pol/v1/program\0", canonical(program))
         need(header["program"]["sealed"] == held, "the sealed program has another digest")
@@ -176,6 +186,11 @@ def check(folder: Path) -> str:
         need(sha256(raw["blocks.bin"][offset : offset + size]) == digest, f"block {segment['index']} is another one")
         columns, metadata = tensors(raw["blocks.bin"][offset : offset + size])
         need(columns["loss"][:2] == ["float64", [segment["stop"] - segment["start"]]] and not metadata, "wrong columns")
+        for rank in range(1, 1 if version == 1 else header["ranks"]):
+            wanted = {f"rank/{rank}/{name}" for name in ("lengths", "indices", "loop", "loop/lengths")}
+            need(wanted <= set(columns), f"process {rank} did not say what it drew")
+        further = {name.split("/")[1] for name in columns if name.startswith("rank/")}
+        need(further == {str(rank) for rank in range(1, header.get("ranks", 1))}, "columns of other processes")
         offset += size
     need(offset == len(raw["blocks.bin"]), "blocks.bin has another size")
 
@@ -198,6 +213,9 @@ def check(folder: Path) -> str:
         tree = document(metadata["pol"].encode(), "a state's tree")
         need(state_digest(tree, held) == line["state"], "an object holds another state")
         need(version == 1 or {item[0][2:] for item in tree["d"]} == set(header["parts"]), "a state has other parts")
+        for key, node in tree["d"]:
+            if version > 1 and "@" in key and header["parts"][key[2:]] == "module":
+                need({item[0] for item in node["d"]} <= {"s:buffers", "s:extra"}, "a process has other weights")
         if line["state"] == states[-1]:
             part = {"d": [item for item in tree["d"] if item[0] == "s:model"]}
             model = {name: value for name, value in held.items() if name.startswith("model/")}

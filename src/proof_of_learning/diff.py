@@ -144,10 +144,13 @@ def _rows(proof: Proof) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
 def _row(columns: Columns, at: int) -> dict[str, np.ndarray[Any, Any]]:
     row: dict[str, np.ndarray[Any, Any]] = {"loss": columns.loss[at], "learning rates": columns.rates[at]}
     if columns.indices is not None:
-        row["batch"] = columns.indices[at]
+        row["batch"] = np.concatenate(
+            [columns.indices[at], *(s.indices[at] for s in columns.ranks if s.indices is not None)]
+        )
     if columns.rng is not None:
-        states = columns.rng[at].states
-        row["generators"] = np.concatenate([np.frombuffer(states[name].tobytes(), np.uint8) for name in sorted(states)])
+        snapshots = [columns.rng[at], *(share.rng[at] for share in columns.ranks if share.rng is not None)]
+        states = [(s.states[name].tobytes()) for s in snapshots for name in sorted(s.states)]
+        row["generators"] = np.concatenate([np.frombuffer(raw, np.uint8) for raw in states])
     return row
 
 

@@ -53,6 +53,7 @@ MAX_PARTS = 1000  # of a state
 MAX_EVENT = 1 << 14  # bytes of a line of the log that records an event
 MAX_ROUND = 1 << 14  # bytes of a file with a round of a public beacon, or with what its network is
 MAX_OWNERS = 64  # keys that a claim names
+MAX_RANKS = 8  # processes that train together: who verifies runs as many at once
 MAX_THREADS = 4096  # of a numeric environment: what the largest machines have
 
 # ---- states -----------------------------------------------------------------------------------------------------

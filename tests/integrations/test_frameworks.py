@@ -127,7 +127,10 @@ def test_what_cannot_be_followed_is_refused_by_name(
     assert says in last and "Traceback" not in done.stderr
 
 
-LAUNCHED = [({"WORLD_SIZE": "2", "RANK": "0"}, "a launcher of 2 processes"), ({}, "a process group of 1 process")]
+LAUNCHED = [
+    ({"WORLD_SIZE": "2", "RANK": "0"}, "a launcher started 2 processes, and the script makes no process group"),
+    ({}, "a process group of 1 process"),
+]
 
 
 @pytest.mark.parametrize(("variables", "says"), LAUNCHED, ids=["torchrun", "a process group"])

@@ -269,3 +269,22 @@ def test_what_is_logged_is_said_to_be_no_part_of_the_proof(tmp_path: Path) -> No
     path = script(tmp_path, epochs=1, step="run.log(loss=loss.item())")
     done = record(path, tmp_path / "run.pol")
     assert done.returncode == 0 and done.stderr.count("run.log(loss) is no part of the proof") == 1, done.stderr
+
+
+def test_networks_are_shown_as_many_samples_wherever_an_update_of_several_batches_stands(tmp_path: Path) -> None:
+    """A loop that steps at every second number is amid an update where a replay begins, and at an update's end for the next state."""
+    path = script(tmp_path, epochs=8)
+    text = (
+        path.read_text()
+        .replace("[:640]", "[:48]")
+        .replace("(640, 64)", "(48, 64)")
+        .replace("batch_size=32", "batch_size=8")
+    )
+    for line in ("optimizer.step()", "optimizer.zero_grad()"):
+        assert line in text
+        text = text.replace(line, f"if number % 2: {line}")
+    path.write_text(text)
+    assert record(path, tmp_path / "run.pol").returncode == 0
+    found = verdict(tmp_path / "run.pol", path)
+    learning = next(check for check in found.checks if check.name == "learning")
+    assert learning.status == "pass", learning.summary

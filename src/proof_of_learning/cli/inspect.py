@@ -155,6 +155,7 @@ def _show(content: dict[str, Any]) -> None:
         "program": program["reference"] or "not named",
         "settings": ", ".join(f"{name}={value}" for name, value in program["settings"].items()) or "none",
         "arguments": " ".join(program["arguments"]) or "none",
+        **({"processes": f"{content['ranks']}, which trained together"} if content["ranks"] > 1 else {}),
         "training": f"{_length(training)}, {training['steps_per_epoch']:,} an epoch; "
         f"{training['segments']:,} segments of {training['interval']}",
         "randomness": f"{content['randomness']['mode']}, {source}",

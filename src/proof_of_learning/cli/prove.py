@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from proof_of_learning.cli import common, options
-from proof_of_learning.errors import UsageError
+from proof_of_learning.errors import RecordingError, UsageError
 
 if TYPE_CHECKING:
     from proof_of_learning.recording.stamping import Stamping
@@ -81,6 +83,12 @@ def prove(
     json: Annotated[
         str | None, typer.Option("--json", help="Write a summary as JSON to this file (`-`: standard output).")
     ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a script: run it in so many processes that train together, as torchrun does on one machine."
+        ),
+    ] = None,
     arguments: Annotated[list[str] | None, typer.Argument(help="Of a script: its own arguments, behind `--`.")] = None,
 ) -> None:
     """Train a task and record a proof; go on where a killed run stopped (of a script, where it is under a key).
@@ -93,6 +101,8 @@ def prove(
 
     `pol prove train.py -o run.pol --seed 7 -- --lr 0.1`
 
+    `pol prove train.py -o run.pol --ranks 2 -- --lr 0.1`
+
     `pol prove examples/digits.py:task -o run.pol --seal-program --arithmetic portable`
 
     `pol prove examples/digits.py:task -o run.pol --stamp-every 100 --tsa https://freetsa.org/tsr`
@@ -100,6 +110,8 @@ def prove(
     common.use_data(data)
     common.writable("--save-model", save_model)
     common.writable("--json", json)
+    if ranks is not None:
+        return _launch(ranks, task)
     common.pinned(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
@@ -189,6 +201,10 @@ def _script(
             registration=registration,
             stamping=stamping,
         )
+    except RecordingError:
+        if os.environ.get("RANK", "0") != "0":  # process 0 says how it ended
+            raise typer.Exit(RecordingError.exit_status) from None
+        raise
     except KeyboardInterrupt:
         keyed = seed is not None or registration is not None
         raise KeyboardInterrupt(
@@ -202,7 +218,33 @@ def _script(
         "segments": -(-recorded.steps // recorded.interval), "evaluation": None,
         "stamped": recorded.stamped,
     }  # fmt: skip
-    _told(out, summary, json)
+    if os.environ.get("RANK", "0") == "0":
+        _told(out, summary, json)
+
+
+def _launch(ranks: int, task: str) -> None:
+    """This very command, in several processes."""
+    from proof_of_learning.run.launching import launch
+    from proof_of_learning.task import is_script
+
+    if not is_script(task):
+        raise UsageError(
+            "--ranks is for scripts, which make a process group of their own; a task trains in one process"
+        )
+    status, killed = launch(ranks, [sys.executable, "-m", "proof_of_learning", *_without("--ranks", sys.argv[1:])])
+    if killed:
+        raise RecordingError(killed)
+    if status:
+        raise typer.Exit(status)
+
+
+def _without(option: str, arguments: list[str]) -> list[str]:
+    """The command's arguments without an option and its value."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [a for a in arguments[:end] if not a.startswith(f"{option}=")]
+    while option in kept:
+        del kept[kept.index(option) : kept.index(option) + 2]
+    return kept + arguments[end:]
 
 
 def _save(model: object, path: Path) -> None:

@@ -28,11 +28,39 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one process drew in each step: ``indices`` and ``rng`` where recorded; ``loop``: what happened in a script's step, as
+    integers (:mod:`run.events`).
+    """
+
+    indices: list[npt.NDArray[np.int64]] | None = None
+    rng: list[RngSnapshot] | None = None
+    loop: list[npt.NDArray[np.int64]] | None = None
+
+    def arrays(self, prefix: str = "") -> dict[str, npt.NDArray[np.generic]]:
+        """As they lie in a block; generator states once for each distinct value (they rarely change between steps)."""
+        found: dict[str, npt.NDArray[np.generic]] = {}
+        if self.indices is not None:
+            found[f"{prefix}indices"] = np.concatenate([np.empty(0, np.int64), *self.indices])
+            found[f"{prefix}lengths"] = np.array([len(row) for row in self.indices], np.int64)
+        if self.loop is not None:
+            found[f"{prefix}loop"] = np.concatenate([np.empty(0, np.int64), *self.loop])
+            found[f"{prefix}loop/lengths"] = np.array([len(row) for row in self.loop], np.int64)
+        for name in self.rng[0].states if self.rng else ():
+            rows, distinct = [], dict[bytes, int]()
+            for snapshot in self.rng or ():
+                rows.append(distinct.setdefault(snapshot.states[name].tobytes(), len(distinct)))
+            found[f"{prefix}rng/{name}"] = np.stack([np.frombuffer(raw, np.uint8) for raw in distinct])
+            found[f"{prefix}rng/{name}/row"] = np.array(rows, np.int64)
+        return found
+
+
+@dataclass(frozen=True)
 class Columns:
     """One row per step: ``loss`` float64 [k], ``rates`` float64 [k, groups]; ``indices`` and ``rng`` only where recorded.
 
     ``metrics`` by name, where there are any.
-    ``loop``: what happened in a script's step, as integers (:mod:`run.events`).
+    ``loop``: what happened in a script's step, as integers (:mod:`run.events`). ``ranks``: what further processes drew, from 1 on.
     """
 
     loss: npt.NDArray[np.float64]
@@ -41,34 +69,25 @@ class Columns:
     rng: list[RngSnapshot] | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
     loop: list[npt.NDArray[np.int64]] | None = None
+    ranks: tuple[Share, ...] = ()
 
     def __len__(self) -> int:
         return len(self.loss)
 
     def encode(self) -> bytes:
-        """A safetensors file; generator states are stored once for each distinct value (they rarely change between steps)."""
+        """A safetensors file."""
         arrays: dict[str, npt.NDArray[np.generic]] = {"loss": self.loss, "rates": self.rates}
-        if self.indices is not None:
-            arrays["indices"] = np.concatenate([np.empty(0, np.int64), *self.indices])
-            arrays["lengths"] = np.array([len(row) for row in self.indices], np.int64)
-        if self.loop is not None:
-            arrays["loop"] = np.concatenate([np.empty(0, np.int64), *self.loop])
-            arrays["loop/lengths"] = np.array([len(row) for row in self.loop], np.int64)
-        if self.rng is not None:
-            for name in self.rng[0].states if self.rng else ():
-                rows, distinct = [], dict[bytes, int]()
-                for snapshot in self.rng:
-                    rows.append(distinct.setdefault(snapshot.states[name].tobytes(), len(distinct)))
-                arrays[f"rng/{name}"] = np.stack([np.frombuffer(raw, np.uint8) for raw in distinct])
-                arrays[f"rng/{name}/row"] = np.array(rows, np.int64)
+        arrays |= Share(self.indices, self.rng, self.loop).arrays()
+        for rank, share in enumerate(self.ranks, 1):
+            arrays |= share.arrays(f"rank/{rank}/")
         for name, metric in self.metrics.items():
             arrays[f"{_METRIC}{name}"], arrays[f"{_METRIC}{name}{_STEP}"] = metric.values, metric.steps
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         return b"".join(bytes(piece) for piece in encode_tensors(tensors))
 
     @classmethod
-    def decode(cls, raw: bytearray, steps: int, what: str) -> Columns:
-        """Parse a block of ``steps`` rows; FormatError naming ``what`` for anything else."""
+    def decode(cls, raw: bytearray, steps: int, what: str, ranks: int = 1) -> Columns:
+        """Parse a block of ``steps`` rows of so many processes; FormatError naming ``what`` for anything else."""
         tensors, metadata = decode_tensors(raw)
 
         def need(condition: bool, message: str) -> None:
@@ -90,7 +109,6 @@ class Columns:
         need(not metadata, "it carries metadata")
         loss = column("loss", np.float64, (steps,))
         rates = column("rates", np.float64, (steps, -1))
-        rng = None
 
         def ragged(name: str, lengths: str) -> list[npt.NDArray[np.int64]] | None:
             if lengths not in arrays:
@@ -101,20 +119,25 @@ class Columns:
             need(min(sizes, default=0) >= 0 and sum(sizes) == len(flat), f"{lengths} and {name} disagree")
             return np.split(flat, np.cumsum(sizes)[:-1]) if steps else []
 
-        indices, loop = ragged("indices", "lengths"), ragged("loop", "loop/lengths")
-        names = [name[4:-4] for name in list(arrays) if name.startswith("rng/") and name.endswith("/row")]
-        if names:
-            states: list[dict[str, npt.NDArray[np.uint8]]] = [{} for _ in range(steps)]
-            for name in names:
-                rows = column(f"rng/{name}/row", np.int64, (steps,))
-                table = column(f"rng/{name}", np.uint8, (-1, -1))
-                need(
-                    all(0 <= row < len(table) for row in rows.tolist()),
-                    f"the rows of generator {brief(name)!r} are out of range",
-                )
-                for step, row in enumerate(rows.tolist()):
-                    states[step][name] = table[row]
-            rng = [RngSnapshot(state) for state in states]
+        def share(prefix: str) -> Share:
+            head, rng = f"{prefix}rng/", None
+            names = [n[len(head) : -4] for n in list(arrays) if n.startswith(head) and n.endswith("/row")]
+            if names:
+                states: list[dict[str, npt.NDArray[np.uint8]]] = [{} for _ in range(steps)]
+                for name in names:
+                    rows = column(f"{head}{name}/row", np.int64, (steps,))
+                    table = column(f"{head}{name}", np.uint8, (-1, -1))
+                    need(
+                        all(0 <= row < len(table) for row in rows.tolist()),
+                        f"the rows of generator {brief(name)!r} are out of range",
+                    )
+                    for step, row in enumerate(rows.tolist()):
+                        states[step][name] = table[row]
+                rng = [RngSnapshot(state) for state in states]
+            indices = ragged(f"{prefix}indices", f"{prefix}lengths")
+            return Share(indices, rng, ragged(f"{prefix}loop", f"{prefix}loop/lengths"))
+
+        own, *others = (share(f"rank/{rank}/" if rank else "") for rank in range(ranks))
         metrics = dict[str, Metric]()
         for name in [n[len(_METRIC) : -len(_STEP)] for n in arrays if n.startswith(_METRIC) and n.endswith(_STEP)]:
             places = column(f"{_METRIC}{name}{_STEP}", np.int64, (-1,))
@@ -126,4 +149,4 @@ class Columns:
             )
             metrics[name] = Metric(values, places)  # type: ignore[arg-type]
         need(not arrays, f"it has unexpected columns: {brief(', '.join(sorted(arrays)))}")
-        return cls(loss, rates, indices, rng, metrics, loop)  # type: ignore[arg-type]
+        return cls(loss, rates, own.indices, own.rng, metrics, own.loop, tuple(others))  # type: ignore[arg-type]

@@ -131,6 +131,7 @@ class Header(_Document, frozen=True):
     """``header.json``: everything that is claimed before the first step.
 
     parts: the parts of a state, each with the kind of its adapter; empty where a proof of version 1 does not say.
+    ranks: how many processes trained together; what process r from 1 on has of its own are parts ``NAME@r``.
     """
 
     format: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from proof_of_learning.limits import (
     MAX_INTERVAL,
     MAX_NAME,
     MAX_PARTS,
+    MAX_RANKS,
     MAX_STEPS,
     MAX_TEXT,
 )
@@ -23,7 +25,8 @@ from proof_of_learning.numeric.portable import ARITHMETICS
 from proof_of_learning.proof import format, version1
 from proof_of_learning.proof.format import HEADER_FILE, Event, Group, Header, Line, Program, Reload, check_digest
 
-_RANK = re.compile(r".*@[0-9]+")
+_RANK = re.compile(r"(.*)@([0-9]+)", re.DOTALL)
+_OWN = ("module", "stateful")  # kinds of parts of which each process may have its own
 
 
 class _Which(msgspec.Struct, frozen=True):
@@ -116,8 +119,7 @@ def check(header: Header) -> None:
     if header.version > 1:
         kinds = (header.parts.get("model"), header.parts.get("progress"))
         need(kinds == ("module", "progress"), "its states have no model, or do not say at which step they stand")
-    need(not any(map(_RANK.fullmatch, header.parts)), "a part is named as another process's, but there is one")
-    need(header.ranks == 1, f"{header.ranks} processes took part, and this version knows proofs of one")
+    _check_ranks(header, need)
     need(
         header.arithmetic in ARITHMETICS,
         f"its arithmetic is {canonical.brief(header.arithmetic)!r}; this version knows {' and '.join(map(repr, ARITHMETICS))}",
@@ -144,6 +146,29 @@ def named(name: str) -> bool:
 
 def _short(name: str) -> bool:
     return 1 <= len(name) <= MAX_NAME and name.isprintable()
+
+
+def _check_ranks(header: Header, need: Callable[[bool, str], None]) -> None:
+    """Each process from 1 on has the same parts of its own, and only a script's run has several processes."""
+    own = {name: match for name in header.parts if (match := _RANK.fullmatch(name))}
+    need(
+        1 <= header.ranks <= MAX_RANKS,
+        f"{header.ranks} processes took part, and this version knows proofs of 1 to {MAX_RANKS}",
+    )
+    need(header.ranks > 1 or not own, "a part is named as another process's, but there is one")
+    need(
+        header.ranks == 1 or (header.program.kind == "script" and header.randomness.mode == "recorded"),
+        "several processes took part, which only a script's run has whose randomness is recorded",
+    )
+    for name, match in own.items():
+        kind = header.parts[name]
+        need(
+            header.parts.get(match[1]) == kind and kind in _OWN,
+            f"no process has a part {canonical.brief(name)!r} of its own",
+        )
+    bases = {match[1] for match in own.values()}
+    wanted = {f"{base}@{rank}" for base in bases for rank in range(1, header.ranks)}
+    need(set(own) == wanted, "its processes have other parts of their own than each other")
 
 
 def _check_program(program: Program) -> None:

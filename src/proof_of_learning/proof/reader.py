@@ -147,6 +147,13 @@ class Proof:
         state = load_state(self.path, self.index, digest, whole=not surveyed, memory=self._memory)
         if self.header.parts and set(state.parts()) != set(self.header.parts):
             raise IntegrityError(f"the state {digest[:23]}… has other parts than {format.HEADER_FILE} says")
+        if self.header.ranks > 1:
+            from proof_of_learning.training.ranks import check_own
+
+            nodes = dict(state.tree["d"])
+            for key, node in nodes.items():
+                if (base := key.rpartition("@")[0]) in nodes:
+                    check_own(key[2:], node, nodes[base])
         return state
 
     def weight(self, digest: str) -> int:
@@ -193,9 +200,11 @@ class Proof:
                 raw = files.read_at(descriptor, segment.block.bytes, self._offsets[segment.index], what)
                 if canonical.sha256(raw) != segment.block.digest:
                     raise IntegrityError(f"{what} is not the one in the log")
-                columns = Columns.decode(raw, segment.stop - segment.start, what)
+                columns = Columns.decode(raw, segment.stop - segment.start, what, self.header.ranks)
                 if (columns.indices is not None) != recorded or (columns.rng is not None) != recorded:
                     raise IntegrityError(f"{what} does not fit {self.header.randomness.mode} randomness")
+                if any(share.indices is None or share.rng is None or share.loop is None for share in columns.ranks):
+                    raise IntegrityError(f"{what} lacks what a further process drew")
                 if (columns.loop is not None) != (self.header.program.kind == "script"):
                     raise IntegrityError(f"{what} does not fit a {self.header.program.kind}'s steps")
                 if columns.metrics and self.header.version < 2:

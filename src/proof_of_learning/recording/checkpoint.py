@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 
 from proof_of_learning.errors import TrainingError
-from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.blocks import Columns, Share
 from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.proof.writer import ProofWriter
+from proof_of_learning.replay import protocol
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.training.batches import Indices
 from proof_of_learning.training.environment import Environment
@@ -24,7 +25,7 @@ from proof_of_learning.training.state import State
 @dataclass
 class Rows:
     """The steps since the last checkpoint: losses and rates; batches and generators where they are recorded; of a script, what
-    happened in each step (``loop``).
+    happened in each step (``loop``). ``ranks``: of further processes, what they drew.
     """
 
     losses: list[torch.Tensor] = field(default_factory=list)
@@ -32,9 +33,16 @@ class Rows:
     indices: list[Indices] = field(default_factory=list)
     rng: list[RngSnapshot] = field(default_factory=list)
     loop: list[Indices] = field(default_factory=list)
+    ranks: list[Rows] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.losses)
+
+    def share(self) -> protocol.Share:
+        """What was drawn, as a worker is told it."""
+        return protocol.Share(
+            *protocol.recorded_steps(self.indices, self.rng), protocol.recorded_loop(self.loop, len(self)) or []
+        )
 
     def columns(self, losses: npt.NDArray[np.float64], *, observed: bool) -> Columns:
         """As they lie in a proof; ``losses`` are the same losses, read. ``observed``: batches and generators are written down."""
@@ -45,6 +53,7 @@ class Rows:
             self.indices if observed else None,
             self.rng if observed else None,
             loop=self.loop or None,
+            ranks=tuple(Share(rows.indices, rows.rng, rows.loop) for rows in self.ranks),
         )
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -64,6 +64,17 @@ class _Pending:
     losses: list[torch.Tensor] = field(default_factory=list)
 
 
+class Peers(Protocol):
+    """Further processes that train together with this one, which writes the proof of all.
+
+    ``join``: the state of all of them, and their steps since the last checkpoint, at the one after ``stop`` steps; ``seal``: whether
+    all have ended after so many. Both raise PolError where the processes part.
+    """
+
+    def join(self, state: State, rows: Rows, stop: int) -> tuple[State, Rows]: ...
+    def seal(self, steps: int) -> None: ...
+
+
 class Recorder:
     """Takes a checkpoint every ``interval`` steps and writes one log entry for each segment.
 
@@ -82,11 +93,12 @@ class Recorder:
         asynchronous: bool = False,
         rehearsal: Rehearsal | None = None,
         stamping: Stamping | None = None,
+        peers: Peers | None = None,
     ) -> None:
         """``keep_every``: thin while recording; see :class:`ProofWriter`. ``asynchronous``: the loop waits for a copy of the state
         alone; measuring, hashing, encoding and writing happen beside it, one checkpoint at a time. ``rehearsal``: what replays
         short stretches of the run while it goes on. ``stamping``: how the log's head is stamped meanwhile; ``stamped``: what came of
-        it, once the recording is closed.
+        it, once the recording is closed. ``peers``: the other processes of several that train together.
         """
         if keep_every is not None and keep_every < 1:
             raise UsageError(f"every how many states one is kept must be at least 1, not {keep_every}")
@@ -96,7 +108,7 @@ class Recorder:
         self._behind = Behind() if asynchronous else None
         self._groups = {name: settle_groups(optimizer) for name, optimizer in optimizers(self.parts).items()}
         self._spare: State | None = None  # memory for the next copy
-        self._rehearsal = rehearsal
+        self._rehearsal, self._peers = rehearsal, peers
         self.stamped: Stamped | None = None
         self._following: Following | None = None
         self.complete = (self.path / format.SEAL_FILE).exists()
@@ -115,7 +127,7 @@ class Recorder:
             if self._writer.state is not None:
                 restore(self.parts, self._writer.state)
             else:
-                self._writer.start(self._capture())
+                self._writer.start(self._gathered(0))
         except BaseException:
             self._writer.close()
             raise
@@ -214,6 +226,8 @@ class Recorder:
             )
         if len(self._rows):  # a run whose end nobody knew, between two checkpoints
             self._checkpoint(None)
+        if self._peers is not None:
+            self._peers.seal(self.steps_done)
         if self._rehearsal is not None:
             self._rehearsal.finish()
         if self._behind is not None:
@@ -349,18 +363,25 @@ class Recorder:
         with task_code("capturing the state"):
             return capture(self.parts, live=True)  # written before the loop goes on
 
+    def _gathered(self, stop: int) -> State:
+        """The state after so many steps; of several processes, that of all, whose steps then are the rows."""
+        state = self._capture()
+        if self._peers is not None:
+            state, self._rows = self._peers.join(state, self._rows, stop)
+        return state
+
     def _checkpoint(self, evaluation: Mapping[str, float] | None) -> None:
         if self._behind is not None:
             self._behind.join()
-        arrived = self._capture()
+        arrived = self._gathered(self.steps_done)
         if self._rehearsal is not None:
             before = self._writer.state
             assert before is not None
             rows = self._rows
             start = self.steps_done - len(rows)
-            self._rehearsal.checkpoint(
-                Hop(start, before, self.steps_done, arrived, rows.losses, rows.indices, rows.rng, rows.loop)
-            )
+            drawn = rows.losses, rows.indices, rows.rng, rows.loop
+            ranks = [its.share() for its in rows.ranks]
+            self._rehearsal.checkpoint(Hop(start, before, self.steps_done, arrived, *drawn, ranks=ranks))
         encoded = self._writer.encode(arrived, self.steps_done)
         state, digest = arrived, None
         if encoded is not None:

@@ -31,7 +31,7 @@ class Hop:
     """Steps ``start`` up to ``stop``: the states before and after, the losses; batches and generators where they are recorded.
 
     ``loop``: of a script, what happened in its steps; ``closed``: whether it called ``close()`` behind the last of them (None: not
-    known).
+    known). ``ranks``: what further processes drew that train together with this one.
     """
 
     start: int
@@ -43,6 +43,7 @@ class Hop:
     rng: list[RngSnapshot] = field(default_factory=list)
     loop: list[Indices] = field(default_factory=list)
     closed: bool | None = None
+    ranks: list[protocol.Share] = field(default_factory=list)
 
     def add(self, loss: Tensor, indices: Indices | None, rng: RngSnapshot | None, loop: Indices | None) -> None:
         """Take note of the next step."""
@@ -57,7 +58,7 @@ class Hop:
         loop = [words.astype("<i8").tobytes() for words in self.loop] or None
         if not self.rng:
             return protocol.Take(self.start, self.stop, loop=loop)
-        return protocol.Take(self.start, self.stop, *protocol.recorded_steps(self.indices, self.rng), loop)
+        return protocol.Take(self.start, self.stop, *protocol.recorded_steps(self.indices, self.rng), loop, self.ranks)
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class ProcessPlayer:
             opening = protocol.Open(
                 reference.target, dict(reference.settings), self._job.key, self._job.seed, self._environment,
                 list(reference.arguments or self._job.arguments), self._job.derived, self._job.arithmetic,
+                ranks=self._job.ranks,
             )  # fmt: skip
             self._asked(opening, [] if self._job.base is None else [self._job.base])
             self._open = True

@@ -33,6 +33,7 @@ def job(proof: Proof, task: Task | TaskReference, start: Path | None, opened: Sa
         arguments=arguments, arithmetic=proof.header.arithmetic, samples=None if opened is None else proof.header.data.samples,
         opened=None if opened is None else opened.state(), sealed=sealed, program=program,
         derived=proof.header.program.kind == "script" and proof.header.randomness.mode == "derived",
+        ranks=proof.header.ranks,
     )  # fmt: skip
 
 

@@ -40,8 +40,9 @@ class Job:
     """What workers are told of the run: the task, the key, the seed, and the weights that it starts from.
 
     ``arguments``: those that a script was recorded with, for a verifier who names no others;
-    ``derived``: whether its randomness follows from the key. ``arithmetic``: what the
-    task computes in. ``samples``, ``opened``: how many samples there are, and those that were opened, in the place of the task's data.
+    ``derived``: whether its randomness follows from the key; ``ranks``: how many processes of it train together.
+    ``arithmetic``: what the task computes in. ``samples``, ``opened``: how many samples there are, and those that were opened, in the
+    place of the task's data.
     ``sealed``: it is replayed as a sealed program, made of the task, or ``program`` where this is one.
     """
 
@@ -56,6 +57,7 @@ class Job:
     sealed: bool = False
     program: bytes = b""
     derived: bool = False
+    ranks: int = 1
 
     @property
     def reference(self) -> TaskReference | None:
@@ -289,6 +291,7 @@ class WorkerPool:
             samples=self._job.samples,
             sealed=self._job.sealed,
             program=self._job.program,
+            ranks=self._job.ranks,
         )
         opened, _ = worker.ask(request, [state for state in (self._job.base, self._job.opened) if state is not None])
         if not isinstance(opened, protocol.Opened):

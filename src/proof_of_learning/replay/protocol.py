@@ -45,7 +45,7 @@ class Open(Request, frozen=True, tag="open"):
     """Build the task and take on the numeric environment. First of all requests. ``arguments``: of a script.
     ``derived``: of a script, whether its randomness follows from the key. ``arithmetic``: what the task computes in.
     ``sealed``: the task is replayed as a sealed program, which is made of it; or is ``program`` itself, where this is the document of
-    one, over the samples in a folder (``settings``: ``data``).
+    one, over the samples in a folder (``settings``: ``data``). ``ranks``: of a script, how many processes train together.
 
     Behind it, where the run starts from another proof's final weights: these (a state with the part ``model``). Last, where
     ``samples`` is a number: those that were opened of so many (:mod:`data.opened`), which stand for the task's own data set.
@@ -62,6 +62,7 @@ class Open(Request, frozen=True, tag="open"):
     samples: int | None = None
     sealed: bool = False
     program: bytes = b""
+    ranks: int = 1
 
 
 class Opened(Answer, frozen=True, tag="opened"):
@@ -167,11 +168,20 @@ class RatesGiven(Answer, frozen=True, tag="rates"):
     settings: list[bytes]
 
 
+class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a further one of several processes drew in each step; see :class:`Take`."""
+
+    indices: list[bytes]
+    generators: list[dict[str, bytes]]
+    loop: list[bytes]
+
+
 class Take(Request, frozen=True, tag="take"):
     """Take the steps from ``start`` up to ``stop``. Behind it: the state that they start from.
 
     ``indices``, ``generators``: of each step, where they do not follow from the key: the samples (int64, little-endian) and the
     recorded states of the generators by name. ``loop``: what else happened in a script's steps (:mod:`run.events`).
+    ``ranks``: the same of further processes, from 1 on.
     """
 
     start: int
@@ -179,6 +189,7 @@ class Take(Request, frozen=True, tag="take"):
     indices: list[bytes] | None = None
     generators: list[dict[str, bytes]] | None = None
     loop: list[bytes] | None = None
+    ranks: list[Share] = []
 
 
 class Taken(Answer, frozen=True, tag="taken"):
@@ -186,6 +197,7 @@ class Taken(Answer, frozen=True, tag="taken"):
 
     ``closed``: of a script, whether it closed its run at the end of these steps, rather than ask for the next batch;
     ``asked``: where that one was asked for (phase, epoch, walk, position in the walk).
+    ``alike``: of one of several processes, a digest of what all of them must hold alike; it does not leave the worker.
     """
 
     losses: list[float]
@@ -193,6 +205,7 @@ class Taken(Answer, frozen=True, tag="taken"):
     seconds: float
     closed: bool | None = None
     asked: list[int] = []
+    alike: str = ""
 
 
 class Evaluate(Request, frozen=True, tag="evaluate"):
@@ -309,6 +322,11 @@ def recorded_steps(
         [np.ascontiguousarray(chosen, dtype="<i8").tobytes() for chosen in indices],
         [{name: state.tobytes() for name, state in snapshot.states.items()} for snapshot in generators],
     )
+
+
+def recorded_loop(loop: Sequence[np.ndarray] | None, steps: int) -> list[bytes] | None:
+    """What happened in the first ``steps`` steps of a script's, in the same way; None where there are no such events."""
+    return None if loop is None else [np.ascontiguousarray(row, dtype="<i8").tobytes() for row in loop[:steps]]
 
 
 def snapshot(states: dict[str, bytes]) -> RngSnapshot:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -364,13 +363,16 @@ class Replayer:
         """Replay (the first ``count`` steps of) a segment from ``before``."""
         stop = segment.stop if count is None else min(segment.stop, segment.start + count)
         indices = generators = loop = None
+        ranks = list[protocol.Share]()
         if self._proof.header.own_loop:
             columns, steps = self._proof.columns(segment.index), stop - segment.start
             if columns.indices is not None and columns.rng is not None:
                 indices, generators = protocol.recorded_steps(columns.indices[:steps], columns.rng[:steps])
-            if columns.loop is not None:
-                loop = [np.ascontiguousarray(row, dtype="<i8").tobytes() for row in columns.loop[:steps]]
-        request = protocol.Take(segment.start, stop, indices, generators, loop)
+            loop = protocol.recorded_loop(columns.loop, steps)
+            for share in columns.ranks:
+                drawn = protocol.recorded_steps((share.indices or [])[:steps], (share.rng or [])[:steps])
+                ranks.append(protocol.Share(*drawn, protocol.recorded_loop(share.loop, steps) or []))
+        request = protocol.Take(segment.start, stop, indices, generators, loop, ranks)
         taken, (state,) = where.ask(request, protocol.Taken, [before])
         if len(taken.losses) != stop - segment.start or len(taken.rates) != stop - segment.start:
             raise WorkerError("the replay worker took another number of steps than it was told")

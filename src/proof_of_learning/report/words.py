@@ -300,7 +300,8 @@ def program(verdict: Verdict) -> str:
     """What the prover says was run, with arguments and settings; empty where it does not say."""
     proof = verdict.proof
     settings = [f"{name}={value}" for name, value in proof.settings.items()]
-    return " ".join([*([proof.program] if proof.program else []), *proof.arguments, *settings])
+    together = [f"(in {proof.ranks} processes)"] if proof.ranks > 1 else []
+    return " ".join([*([proof.program] if proof.program else []), *proof.arguments, *settings, *together])
 
 
 def signers(verdict: Verdict) -> list[tuple[str, str]]:

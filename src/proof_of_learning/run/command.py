@@ -14,7 +14,7 @@ from proof_of_learning.recording.header import script_program
 from proof_of_learning.recording.stamping import Stamped, Stamping
 from proof_of_learning.registration import refuse_other
 from proof_of_learning.replay import fork
-from proof_of_learning.run import script, shadow
+from proof_of_learning.run import ranks, script, shadow
 from proof_of_learning.run.clock import Walk
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.origin import Origin
@@ -83,6 +83,14 @@ def prove_script(
         )
     try:
         script.watched(path, arguments, start, "; nothing was sealed")
+    except TaskError as error:
+        if ranks.place().size == 1 and "rendezvous" in str(error):
+            raise TaskError(f"{error}; start a script of several processes with --ranks N, or by torchrun") from error
+        if ranks.place().size > 1 and ranks.lost(str(error)):
+            raise RecordingError(
+                "the script lost another of its processes, which ended or did not answer; nothing was sealed"
+            ) from error
+        raise
     finally:
         for recording in made:
             recording.abandon()

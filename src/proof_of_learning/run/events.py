@@ -46,6 +46,11 @@ class Event:
     state: bytes = b""
 
 
+def course(words: Words) -> list[tuple[int, tuple[int, int, int], int]]:
+    """Of a step, what all processes have in common that train together: where the clock gave a batch, and where it was exhausted."""
+    return [(event.code, event.place, event.position) for event in decode(words) if event.code in (BATCH, END)]
+
+
 def encode(events: list[Event]) -> Words:
     """The events of one step."""
     words: list[int] = []

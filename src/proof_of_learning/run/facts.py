@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import UsageError
 from proof_of_learning.replay.probe import integers
-from proof_of_learning.run import script
+from proof_of_learning.run import ranks, script
 from proof_of_learning.run.loaders import Loaded, Named, Source
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import GENERATORS, MODEL, PLACE, Generators, arrange
@@ -55,7 +54,8 @@ class Several:
 @dataclass(frozen=True)
 class Facts:
     """``batch``: samples of a batch; 0 where it is not known before. ``walk``: batches of a walk. ``counted``: whether the loop draws
-    its own samples. ``shuffle``: whether the loader takes them in another than the data set's own order.
+    its own samples. ``shuffle``: whether the loader takes them in another than the data set's own order. ``ranks``: how many
+    processes train together; data and batches are those of each.
     """
 
     parts: dict[str, Any]
@@ -65,6 +65,7 @@ class Facts:
     counted: bool
     drop_last: bool = False
     shuffle: bool = False
+    ranks: int = 1
 
     def describe(self) -> Description:
         """The description of the script's objects as they are now."""
@@ -72,12 +73,13 @@ class Facts:
         others = {
             name: part
             for name, part in self.parts.items()
-            if name not in (MODEL, PLACE, GENERATORS) and not any(name in found for found in named.values())
+            if name not in (MODEL, PLACE, GENERATORS, ranks.BUCKETS)
+            and not any(name in found for found in named.values())
         }
         content = describe_parts(self.parts[MODEL], named["optimizer"], named["scheduler"], others, {"__main__"})
         step = {
             "script": True, "counted": self.counted, "batch_size": self.batch, "drop_last": self.drop_last,
-            "shuffle": self.shuffle,
+            "shuffle": self.shuffle, **({"ranks": self.ranks} if self.ranks > 1 else {}),
         }  # fmt: skip
         return Description({**content, "step": step}, script.of_script())
 
@@ -90,42 +92,38 @@ class Facts:
         return list(of_kind(self.parts, "module"))
 
     def capture(self) -> states.State:
-        return states.capture(self.parts, live=True)
-
-
-def refuse_several() -> None:
-    """Raise UsageError in one of several processes that train together: each would record a proof that one process cannot replay."""
-    group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    launched = int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("WORLD_SIZE", "1").isdigit() else 1
-    if group or launched > 1:
-        count = torch.distributed.get_world_size() if group else launched
-        how = "a process group of" if group else "a launcher of"
-        raise UsageError(
-            f"the script trains in {how} {count} process{'es' if count != 1 else ''}, and a run of one process can be recorded; "
-            "start it without torchrun and init_process_group"
-        )
+        """The state; of a further one of several processes, what is its own."""
+        state = states.capture(self.parts, live=True)
+        return state if self.ranks == 1 else ranks.told(self.parts, state)[0]
 
 
 def facts(given: Given, source: Source) -> Facts:
     """What is known when the first step begins. Raises UsageError where something is missing."""
-    refuse_several()
-    parts = arrange(given.parts)
+    unwrapped, wrappers = ranks.apart(given.parts)
+    size = ranks.place().size
+    if size > 1 and ACTIVE.seeds is not None:
+        raise UsageError(
+            "the randomness of several processes is recorded, and follows from no key yet; record without --seed and --registration"
+        )
+    parts = arrange(unwrapped)
+    if wrappers:  # restored first: to arrange buckets takes a backward pass
+        parts = {ranks.BUCKETS: ranks.Buckets(wrappers), **parts}
     if isinstance(source, Loaded):
         data = given.data if given.data is not None else source.data
-        return Facts(parts, _dataset(data), source.batch_size, len(source), False, source.drops, source.shuffles)
+        return Facts(parts, _dataset(data), source.batch_size, len(source), False, source.drops, source.shuffles, size)
     if given.data is None and isinstance(source, Named):
         raise UsageError(
             "run.begin knows no loader, so say which data set its indices are of: pol.Run(data=train_set, …)"
         )
     if isinstance(source, Named):
-        return Facts(parts, _dataset(given.data), 0, 0, False, shuffle=True)
+        return Facts(parts, _dataset(given.data), 0, 0, False, shuffle=True, ranks=size)
     if given.data is None:
         raise UsageError(
             "run.steps knows no loader, so say what the script draws its samples from: pol.Run(data=tokens, …), a tensor, an array "
             "or several of them"
         )
     flowing = {} if ACTIVE.seeds is not None else {GENERATORS: Generators()}
-    return Facts({**parts, **flowing}, _dataset(given.data), 0, len(source), True)
+    return Facts({**parts, **flowing}, _dataset(given.data), 0, len(source), True, ranks=size)
 
 
 def _dataset(data: Any) -> Dataset:

@@ -45,6 +45,9 @@ class Probing:
         self._chunks: list[list[int]] = []
         self._tokens = False  # whether the data of a loop that makes its own batches are labels or tokens
         self._given = 0  # batches, of the state under way
+        # Until the first update: a loop with several batches to an update stands somewhere between two, and all states have to be
+        # shown as many batches.
+        self._aligning = False
         self._parts: dict[str, Any] = {}
         self._exit, self._watch = ExitStack(), ExitStack()
         self._from = states[0]  # the state that steps are taken from
@@ -61,6 +64,12 @@ class Probing:
             self._begin(walk)
             if not self._request.samples:
                 self._coast_only()
+            self._from, self._aligning = self._states[0], True
+            self._restore()
+        elif self._aligning and not self._seen.updated and self._given <= PATIENCE * len(self._chunks):
+            pass
+        elif self._aligning:
+            self._aligning = False
             self._state()
         elif self._seen.updated or self._given > PATIENCE * len(self._chunks):
             self._losses.append(float(self._seen.loss))

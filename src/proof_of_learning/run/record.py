@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +22,16 @@ from proof_of_learning.recording.recorder import Recorder
 from proof_of_learning.recording.stamping import Stamped, Stamping
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.run import counting, events, inputs, script
+from proof_of_learning.run import counting, events, inputs, ranks, script
 from proof_of_learning.run.clock import Clock, Walk, jumped
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
-from proof_of_learning.run.facts import Facts, device_of, facts, refuse_several, script_path
+from proof_of_learning.run.facts import Facts, device_of, facts, script_path
+from proof_of_learning.run.gathering import Board, Following, Gathering, OtherGaveUpError
 from proof_of_learning.run.loaders import Drawn, Named, Planned, generators, moved
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.origin import Origin
 from proof_of_learning.run.parts import PLACE
-from proof_of_learning.run.rehearsing import ScriptRehearsal
+from proof_of_learning.run.rehearsing import RanksRehearsal, ScriptRehearsal
 from proof_of_learning.run.resuming import Stood, find, interrupted, note
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.task import TaskReference, default_interval
@@ -45,7 +46,8 @@ UNKNOWN_LENGTH = 10  # the interval where nobody knows how many steps there will
 
 def say(message: str) -> None:
     """One line for whoever trains."""
-    print(f"pol: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"pol: {' '.join(message.split())}\n")  # at once: several processes may write there
+    sys.stderr.flush()
 
 
 class Recording(Clock):
@@ -74,7 +76,8 @@ class Recording(Clock):
         self._given, self._path, self._arguments = given, Path(path), arguments
         self._interval = interval if interval is not None else given.interval
         self._rehearse, self._folder = beside.wanted(rehearse), folder or os.getcwd()
-        self._recorder: Recorder | None = None
+        self._recorder: Recorder | Following | None = None
+        self._board: Board | None = None  # where several processes meet
         self._seen: Seen | None = None
         self._events: list[Event] | None = None  # of the step under way
         self._indices: list[int] = []
@@ -85,8 +88,8 @@ class Recording(Clock):
         self.steps = 0
         self._exit = ExitStack()
         self._resumes = False
-        self._guard(refuse_several)
-        self._guard(lambda: refuse_used(self._path, origin is not None))
+        if not ranks.place().rank:  # who writes
+            self._guard(lambda: refuse_used(self._path, origin is not None))
         # Of an interrupted recording: where the loop is to go on, until it does; and whether the first step there has not begun yet.
         self._stood: Stood | None = None
         self._resumes = origin is not None and interrupted(self._path)
@@ -144,6 +147,8 @@ class Recording(Clock):
             walk.iterator = islice(walk.source.open(), walk.position, None)
 
     def clocked(self, walk: Walk) -> Any:
+        if self.failed:
+            self._give_up(self.failed)
         if self._stood is not None:
             self._jump(walk, self._stood)
         if walk.iterator is None:
@@ -230,12 +235,14 @@ class Recording(Clock):
 
     def abandon(self) -> None:
         """The script has ended, however: nothing is left running. What was sealed stays sealed."""
+        if not (self.root or self.failed):
+            self._give_up(unfinished(self))
         self._exit.close()
 
     @property
     def stamped(self) -> Stamped | None:
         """What came of stamping the log's head, once the proof is sealed."""
-        return None if self._recorder is None else self._recorder.stamped
+        return self._recorder.stamped if isinstance(self._recorder, Recorder) else None
 
     @property
     def interval(self) -> int:
@@ -256,11 +263,29 @@ class Recording(Clock):
             if self._recorder is not None:
                 self._recorder.__exit__(type(error), error, None)
             self._exit.close()
+            said = isinstance(error, OtherGaveUpError) or self._give_up(self.failed)
             # Under a claim nobody wants the training without the proof.
             claimed = self._origin is not None and self._origin.claim is not None
             if self._given.strict or self._resumes or (claimed and self.steps == 0):
                 raise
-            say(f"{error}. Training goes on without a proof")
+            if not said:
+                say(f"{self._whose()}{error}. Training goes on without a proof")
+
+    def _give_up(self, why: str) -> bool:
+        """Tell the other processes, once there is a group of them; whether one of them had given up before, and said why."""
+        with suppress(PolError):
+            if self._board is None and ranks.grouped() and ranks.place().size > 1:
+                self._board = Board(ranks.place())
+            if self._board is not None and not self._board.told:
+                before = bool(self._board.failed())
+                self._board.give_up(why)
+                return before
+        return False
+
+    def _whose(self) -> str:
+        """Which of several processes speaks."""
+        here = ranks.place()
+        return f"process {here.rank}: " if here.size > 1 else ""
 
     def _refuse_more(self) -> None:
         raise RecordingError(
@@ -280,19 +305,29 @@ class Recording(Clock):
         if self._origin is not None:
             header = self._origin.begin(header, environment, self._resumes)
         self._seen, self._flowing = Seen(found.parts), found.counted
-        self._recorder = Recorder(
-            self._path,
-            header,
-            found.parts,
-            environment,
-            rehearsal=self._rehearsal(header, found, environment),
-            stamping=self._stamping,
-        )
+        self._recorder = self._recording(header, found, environment)
         self._exit.enter_context(self._recorder)
         self.steps, self._resumes = self._recorder.steps_done, False
         if self._origin is not None:
             self._origin.attach(self._path)
         self._exit.enter_context(watching(lambda: self._seen))
+
+    def _recording(self, header: Header, found: Facts, environment: Environment) -> Recorder | Following:
+        """Who takes down the steps: of several processes one writes, and the others tell it theirs."""
+        peers = None
+        if found.ranks > 1:
+            if self.adapted:
+                raise UsageError(
+                    "a framework trains in several processes, and one can be recorded; write the loop yourself"
+                )
+            self._board = Board(ranks.place())
+            if self._board.here.rank:
+                return Following(self._board, header, found.parts, environment)
+            peers = Gathering(self._board, header, found.parts, environment)
+        rehearsal = self._rehearsal(header, found, environment)
+        return Recorder(
+            self._path, header, found.parts, environment, rehearsal=rehearsal, peers=peers, stamping=self._stamping
+        )  # fmt: skip
 
     def described(self, walk: Walk) -> tuple[Header, Facts, Environment]:
         """What is claimed when the first batch is asked for, with what it is of."""
@@ -302,12 +337,13 @@ class Recording(Clock):
     def _rehearsal(self, header: Header, found: Facts, environment: Environment) -> ScriptRehearsal | None:
         if not self._rehearse or script_path() is None:
             return None
-        return ScriptRehearsal(self._job(header), environment, header, found.parts, self._folder)
+        kind = ScriptRehearsal if found.ranks == 1 else RanksRehearsal
+        return kind(self._job(header), environment, header, found.parts, self._folder)
 
     def _job(self, header: Header) -> Job:
         """What a process that replays this run is told."""
         reference = TaskReference(os.path.join(self._folder, script_path() or ""), arguments=tuple(self._arguments))
-        return Job(reference, header.randomness.key, 0, derived=self._origin is not None)
+        return Job(reference, header.randomness.key, 0, derived=self._origin is not None, ranks=header.ranks)
 
     def _header(self, found: Facts) -> Header:
         with randomness.preserved():
@@ -341,7 +377,8 @@ class Recording(Clock):
             codec=CodecClaim(codec.name, codec.version, in_loop=False),
             program=script_program(script_path() or "script", self._arguments),
             inputs=inputs.of_script(self._given),
-            parts=kinds_of(found.parts),
+            parts=ranks.parts_of_all(found.parts) if found.ranks > 1 else kinds_of(found.parts),
+            ranks=found.ranks,
         )
         parse.check(header)
         return header
@@ -364,6 +401,8 @@ class Recording(Clock):
         if self._events is not None:
             self._finish()
         self.root = self._recorder.close()
+        if self._board is not None and not self._board.here.rank:
+            self._board.sealed(self.root)
         if self._origin is not None:
             self._origin.finish(self._recorder.header, self.root)
 
@@ -390,8 +429,9 @@ def alone(given: Given) -> Recording:
     recording = Recording(given, given.out, sys.argv[1:], None)
 
     def ended() -> None:
-        if not (recording.failed or recording.root):
+        if not (recording.failed or recording.root) and not ranks.place().rank:
             say(unfinished(recording))
+        recording.abandon()
 
     atexit.register(ended)
     return recording

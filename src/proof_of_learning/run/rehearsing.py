@@ -6,6 +6,7 @@ else.
 
 from __future__ import annotations
 
+import copy
 import re
 import types
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import capture
 
+_NOTES = ("_has_rebuilt_buckets", "_lazy_init_ran")
 _VARIABLE = re.compile(r"variable '(\w+)'")
 
 
@@ -117,6 +119,53 @@ class ScriptRehearsal(Rehearsal):
         raise TaskError(
             f"{finding.line()} (no proof of it would be valid, so none is sealed; --no-rehearsal records all the same)"
         )
+
+
+class RanksRehearsal(ScriptRehearsal):
+    """Of several processes: what all hold is known at checkpoints alone, so the first segment is replayed, and the last one."""
+
+    def begin(self, step: int) -> None:
+        self._first = self._taken = step
+        self._held = self._look()
+        self._whole: Hop | None = None  # the last segment that ended
+        self._launch()
+
+    def before(self, step: int) -> None:
+        """Nothing: no process knows what the others hold."""
+
+    def after(
+        self,
+        step: int,
+        loss: Tensor,
+        indices: Indices | None = None,
+        rng: RngSnapshot | None = None,
+        loop: Indices | None = None,
+    ) -> None:
+        self._taken = step + 1
+        self.check()
+
+    def checkpoint(self, segment: Hop) -> None:
+        assert segment.after is not None
+        if 3 * segment.after.nbytes > self._pace.room:
+            return
+        last = self._whole
+        before = copy.deepcopy(segment.before) if last is None or last.after is None else last.after
+        self._whole = replace(segment, before=before, after=segment.after.settled())
+        if last is None:
+            self._hops = [self._whole]
+            self._submit()
+
+    def _look(self) -> dict[str, holdings.Held]:
+        """Without what DistributedDataParallel notes of itself, which is made anew."""
+        return {place: held for place, held in super()._look().items() if not place.endswith(_NOTES)}
+
+    def finish(self) -> None:
+        self._settle()
+        if self._whole is not None:
+            self._launch()
+            self._hops = [replace(self._whole, closed=True)]
+            self._submit()
+            self._settle()
 
 
 def explained(evidence: Evidence, changes: list[holdings.Change]) -> list[Finding]:

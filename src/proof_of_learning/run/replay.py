@@ -8,9 +8,10 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import torch
 
+from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, PolError, StrayedError, WorkerError
 from proof_of_learning.replay import protocol
-from proof_of_learning.run import counting, events
+from proof_of_learning.run import counting, events, ranks
 from proof_of_learning.run.clock import Clock, Walk, jumped
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, END, OVER, Event
 from proof_of_learning.run.facts import facts
@@ -122,6 +123,7 @@ class Taking:
         self._rates: list[list[float]] = []
         self._parts: dict[str, Any] = {}
         self._watch: Any = None
+        self._ranks = 1
         self._flowing = False  # generators are a part of the state, and set nowhere else
 
     # ---- requests ------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ class Taking:
 
     def _begin(self, walk: Walk) -> None:
         found = facts(self._clock.given, walk.source)
-        self._parts, self._flowing = found.parts, found.counted
+        self._parts, self._flowing, self._ranks = found.parts, found.counted, found.ranks
         restore(self._parts, self._start)
         if self._parts[PLACE].step != self._request.start:
             raise FormatError(
@@ -222,9 +224,12 @@ class Taking:
     def _finish(self, asked: list[int] | None) -> None:
         """``asked``: where the next batch was asked for; None at ``close()``."""
         with task_code("capturing the state"):
-            state = capture(self._parts, live=True)
+            state, alike = capture(self._parts, live=True), ""
+            if self._ranks > 1:
+                state, common = ranks.told(self._parts, state)
+                alike = canonical.sha256(canonical.encode_plain(common))
         losses = torch.stack(self._losses).cpu().tolist()
-        self._answer(protocol.Taken(losses, self._rates, 0.0, asked is None, asked or []), (state,))
+        self._answer(protocol.Taken(losses, self._rates, 0.0, asked is None, asked or [], alike), (state,))
 
     def _hand(self, walk: Walk, event: Event) -> Any:
         """The recorded batch, with the generators as they were when it was handed over."""

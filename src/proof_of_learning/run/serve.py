@@ -16,9 +16,11 @@ import torch
 from proof_of_learning.errors import PolError, StrayedError, TaskError
 from proof_of_learning.replay import fork, protocol
 from proof_of_learning.run import script, seeds, shadow
+from proof_of_learning.run.conducting import Conductor
 from proof_of_learning.run.facts import facts
 from proof_of_learning.run.jobs import job_for
 from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.ranks import Local
 from proof_of_learning.run.replay import Job, Replaying
 from proof_of_learning.task import task_code
 from proof_of_learning.training import environment as environments
@@ -36,19 +38,46 @@ def serve(request: protocol.Open, requests: BinaryIO, answers: BinaryIO, pulse: 
             device = "cuda"
     here = environments.current(device)
     children = device == "cpu" and fork.possible(here.threads)
-    server = _Server(request, requests, answers, pulse, children)
-    protocol.send(answers, protocol.Opened(here, children))
-    server.run()
+    opened = protocol.Opened(here, children)
+    if request.ranks == 1:
+        server = _Server(request, requests, answers, pulse, children)
+        protocol.send(answers, opened)
+        server.run()
+    else:
+        # Processes are told of no pace of their own: each says by itself that it is alive.
+        conductor = Conductor(
+            request.ranks, lambda local, asks, tells: _one_of_several(request, asks, tells, children, local)
+        )
+        protocol.send(answers, opened)
+        conductor.run(requests, answers, pulse)
+
+
+def _one_of_several(
+    request: protocol.Open, requests: BinaryIO, answers: BinaryIO, children: bool, local: Local
+) -> None:
+    def pulse(done: int, total: int) -> None:
+        protocol.send(answers, protocol.Working(done, total))
+
+    local.enter()
+    _Server(request, requests, answers, pulse, children, local).run()
 
 
 class _Server:
     def __init__(
-        self, opened: protocol.Open, requests: BinaryIO, answers: BinaryIO, pulse: Pulse, children: bool
+        self,
+        opened: protocol.Open,
+        requests: BinaryIO,
+        answers: BinaryIO,
+        pulse: Pulse,
+        children: bool,
+        local: Local | None = None,
     ) -> None:
+        """``local``: the process group, of one of several processes."""
         self._opened, self._requests, self._answers, self._children = opened, requests, answers, children
         self.pulse = pulse
+        self._local, self._number = local, 0  # of the request under way
         self._asked = False  # whether this process is to answer a request
-        self._others = _Others(lambda key: _start(opened, key))
+        self._others = _Others(lambda key: _start(opened, key, local))
 
     def run(self) -> None:
         if self._opened.derived:
@@ -83,18 +112,25 @@ class _Server:
 
     def _wait(self, clock: Replaying) -> Job:
         """The parent stays here; a child returns with its job."""
+        if self._local is not None:
+            self._local.leave(clock.given.parts)
         while True:
             try:
                 request, states = protocol.receive(self._requests, protocol.AnyRequest)  # type: ignore[arg-type, var-annotated]
             except EOFError:
                 os._exit(0)
+            self._number += 1
             if not self._children or fork.child():
                 self._asked = True
+                if self._local is not None:
+                    self._local.rejoin(clock.given.parts, f"request-{self._number}")
                 return job_for(clock, request, states, self._answer, self)
             del request, states
 
     def _answer(self, answer: protocol.AnyAnswer, states: Sequence[State]) -> NoReturn:
         protocol.send(self._answers, answer, states)
+        if self._local is not None and not isinstance(answer, protocol.Failed):
+            self._requests.read(1)  # once all have answered: until then another one may need this process
         os._exit(0)
 
 
@@ -103,7 +139,7 @@ def _execute(opened: protocol.Open) -> None:
         script.execute(opened.task, opened.arguments)
 
 
-def _start(opened: protocol.Open, key: str) -> State:
+def _start(opened: protocol.Open, key: str, local: Local | None) -> State:
     """In a child: the script's state before its first step, with every seed mapped through ``key``."""
 
     class Found(BaseException):
@@ -124,6 +160,8 @@ def _start(opened: protocol.Open, key: str) -> State:
             raise TaskError("the script called close() before its first step")
 
     clocks: list[Replaying] = []
+    if local is not None:
+        local.name = f"setup-{key}"
 
     def run(given: Given) -> Replaying:
         clocks.append(Replaying(given, lambda clock: Stopping()))

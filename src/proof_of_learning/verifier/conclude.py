@@ -109,6 +109,7 @@ def conclude(
             arguments=proof.header.program.arguments,
             settings=proof.header.program.settings,
             arithmetic=proof.header.arithmetic,
+            ranks=proof.header.ranks,
         ),
         checks=checks,
         segments=segments,

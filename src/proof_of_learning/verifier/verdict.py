@@ -67,7 +67,7 @@ class SegmentResult(_Value, frozen=True):
 class ProofSummary(_Value, frozen=True):
     """``planned``: how many steps were to be taken, None where nobody knew. ``program``, ``arguments`` and ``settings`` are what the
     prover says was run: part of the conditions, for a verifier replays with their own. ``arithmetic``: what steps are computed in,
-    None where the proof was not read that far."""
+    None where the proof was not read that far. ``ranks``: in how many processes that train together."""
 
     root: str
     steps: int
@@ -82,6 +82,7 @@ class ProofSummary(_Value, frozen=True):
     arguments: list[str] = []
     settings: dict[str, str | int | float | bool | None] = {}
     arithmetic: str | None = None
+    ranks: int = 1
 
 
 class Conditions(_Value, frozen=True):

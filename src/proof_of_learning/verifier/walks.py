@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.blocks import Share
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.recording.header import without_folders
 from proof_of_learning.replay.protocol import Described
@@ -23,7 +24,9 @@ MAX_TURNS = 8  # ways in which walks follow each other, each of which is replaye
 
 @dataclass(frozen=True)
 class Batch:
-    """``fresh``: the first of a walk. ``samples``: how many; ``indices``: which, where that is recorded."""
+    """``fresh``: the first of a walk. ``samples``: how many; ``indices``: which, where that is recorded. Of several processes, all
+    that they take at that place of their walks.
+    """
 
     step: int
     fresh: bool
@@ -61,6 +64,7 @@ class Loop:
             recorded = columns.indices or [_NONE] * len(columns.loop)
             for offset, (row, indices) in enumerate(zip(columns.loop, recorded, strict=True)):
                 step, taken = segment.start + offset, 0
+                further = [self._further(share, offset, row, step) for share in columns.ranks]
                 for event in events.decode(row):
                     self.beside += event.code in (BESIDE, OVER)
                     self.moved += event.code in (BEFORE, AFTER)
@@ -80,9 +84,28 @@ class Loop:
                     self.walks += fresh
                     chosen = indices[taken : taken + event.samples]
                     taken += event.samples
-                    yield Batch(step, fresh, event.position, event.samples, chosen)
+                    if further:
+                        chosen = np.concatenate([chosen, *(next(batches, _NONE) for batches in further)])
+                    samples = len(chosen) if further else event.samples
+                    yield Batch(step, fresh, event.position, samples, chosen)
                 if columns.indices is not None and taken != len(indices):
                     self._strange(f"step {step:,} names samples that no batch takes")
+
+    def _further(self, share: Share, offset: int, row: events.Words, step: int) -> Iterator[npt.NDArray[np.int64]]:
+        """The samples of each batch that a further process took in a step."""
+        assert share.loop is not None and share.indices is not None
+        its, taken, found = share.loop[offset], 0, []
+        if events.course(its) != events.course(row):
+            self._strange(f"in step {step:,} a process takes other batches of its loader than process 0")
+        for event in events.decode(its):
+            self.beside += event.code in (BESIDE, OVER)
+            self.moved += event.code in (BEFORE, AFTER)
+            if event.code == BATCH:
+                found.append(share.indices[offset][taken : taken + event.samples])
+                taken += event.samples
+        if taken != len(share.indices[offset]):
+            self._strange(f"step {step:,} names samples that no batch takes")
+        return iter(found)
 
     def _turn(self, before: tuple[int, int, int], after: tuple[int, int, int], batches: int, segment: int) -> None:
         same = before[0] == after[0]

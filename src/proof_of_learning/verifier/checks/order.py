@@ -106,7 +106,8 @@ class OrderCheck:
                 "was stopped early",
             )  # fmt: skip
         options = msgspec.json.decode(described.description)["step"]
-        rule = _Rule(described.samples, described.batch, described.steps_per_epoch, options["drop_last"])
+        ranks = evidence.proof.header.ranks
+        rule = _Rule(described.samples, described.batch * ranks, described.steps_per_epoch, options["drop_last"], ranks)
         if (strays := self._strays(evidence, answers, described)) is not None:
             return strays
         loop, use = Loop(evidence.proof, options["counted"]), _Use(rule)
@@ -116,7 +117,7 @@ class OrderCheck:
                 odd = odd or f"step {batch.step:,} names samples outside the data set of {rule.samples:,}"
                 continue
             if not loop.counted and (
-                not batch.samples or (rule.batch and batch.samples not in (rule.batch, rule.last))
+                not batch.samples or (rule.batch and not rule.allows(batch.samples, batch.position))
             ):
                 odd = (
                     odd
@@ -197,12 +198,24 @@ class OrderCheck:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What the task says of its batches: number of ``samples``, samples of a step, steps of an epoch."""
+    """What the task says of its batches: number of ``samples``, samples of a step, steps of an epoch. ``ranks``: how many processes
+    take a step together.
+    """
 
     samples: int
     batch: int
     steps_per_epoch: int
     drop_last: bool
+    ranks: int = 1
+
+    def allows(self, samples: int, position: int) -> bool:
+        """Whether a step of a script can take so many there; how several processes share a last one out is their sampler's affair,
+        and a replay takes it from them.
+        """
+        if self.ranks == 1:
+            return samples in (self.batch, self.last)
+        short = position == self.steps_per_epoch - 1 and not self.drop_last
+        return samples == self.batch or (short and samples < self.batch)
 
     @property
     def last(self) -> int:
@@ -258,7 +271,9 @@ class _Use:
             return f"the task takes the data in its own order (shuffle=False) and step {self.moved:,} does not"
         if self.most_uses > MAX_USES:
             return f"a sample comes {self.most_uses:,} times in one epoch"
-        if not repeated <= MAX_REPEATED_SHARE * taken:
+        # So that each process has as many, a sampler repeats at most one sample for each of the others.
+        padded = (self.rule.ranks - 1) * len(self.repeats)
+        if not repeated <= MAX_REPEATED_SHARE * taken + padded:
             return f"{repeated:,} of {taken:,} samples taken had come before in the same epoch"
         unused = int((self.counts == 0).sum())
         if shuffled and not unused <= self._plausibly_unused() + repeated:
