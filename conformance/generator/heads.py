@@ -10,7 +10,7 @@ from claims import finished, head, registered
 from drafts import Draft, draft
 from signed import FIRST, OTHER, OWNER, SECOND, STRANGER, attached, seal, small
 from suite import ZERO, Suite
-from tokens import Authority, Private, at, envelope, public, token
+from tokens import Authority, Private, at, ec_key, envelope, public, token
 
 from proof_of_learning.attestation import statements
 from proof_of_learning.attestation.gaps import Gap, encode
@@ -218,4 +218,12 @@ def _recoveries(suite: Suite) -> None:
         files(STRANGER, signers=[]),
         "no signature",
         "No owner signed the claim that names the recovery key.",
+    )
+    third, two = ec_key("recovery"), [owner, public(SECOND).digest]
+    given = files(STRANGER, by=third, signers=[SECOND], owners=two, recovery=public(third).digest)
+    bad(
+        "given-away",
+        given,
+        "too few",
+        "Another owner's claim names the key that is replaced, and its holder did not sign that.",
     )

@@ -59,7 +59,7 @@ function successor(predicate) {
   }
 }
 
-/** By key, those in whose place the claim's recovery key put it, one after the other. */
+/** By key, the owners in whose place the claim's recovery key put it, by way of others too. */
 function replacements({ header }, signed, recoveries) {
   const { recovery, owners, threshold } = header.claim ?? {};
   const by = (keys) => (Array.isArray(owners) ? keys.filter((key) => owners.includes(key)).length : 0);
@@ -68,6 +68,8 @@ function replacements({ header }, signed, recoveries) {
   for (const [name, { next, owner }] of owned ? recoveries : []) {
     if (signed.get(name).keys.includes(recovery)) direct.set(next, [...(direct.get(next) ?? []), owner]);
   }
+  // Owners who did not sign the claim themselves never named the recovery key.
+  const named = new Set([...signed.values()].filter(({ kind }) => kind === "claim").flatMap(({ keys }) => keys).filter((key) => owners?.includes(key)));
   const found = new Map();
   for (const key of direct.keys()) {
     const reached = new Set();
@@ -76,7 +78,8 @@ function replacements({ header }, signed, recoveries) {
       for (const one of more) reached.add(one);
       waiting.push(...more);
     }
-    if (owners.some((owner) => reached.has(owner))) found.set(key, [...reached].filter((one) => one !== key));
+    const stands = [...reached].filter((one) => one !== key && named.has(one));
+    if (stands.length) found.set(key, stands);
   }
   return found;
 }

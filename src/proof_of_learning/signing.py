@@ -64,8 +64,9 @@ def timestamp(
 ) -> list[tuple[Path, Path]]:
     """Have the proof in the directory ``path``, or a claim, dated by the authorities at ``urls``, in turn.
 
-    Each stamps what the one before made, so that the last token dates all of it. Of a proof every signed statement is stamped, or,
-    where nobody signed, the statement alone. Returns pairs (token, what it stamps); of a claim these lie in it, and there are none.
+    Each stamps what the one before made, so that the last token dates all of it. Of a proof every signed seal is stamped, or, where
+    nobody signed, the statement alone; and what a recovery key signed. Returns pairs (token, what it stamps); of a claim these lie in
+    it, and there are none.
     Raises AuthorityError where one does not answer; the tokens of those before it are kept.
     """
     if not urls:
@@ -82,18 +83,19 @@ def timestamp(
     made: list[tuple[Path, Path]] = []
     with files.exclusive(place):
         facts = gathering.sealed(proof)
-        wanted = [file for file in _files(proof) if file.kind == _SEAL and file.form != TOKEN]
-        wanted = [file for file in wanted if _is_seal(file, facts)]
+        found = _files(proof)
+        wanted = [file for file in found if file.kind == _SEAL and file.form != TOKEN and _is_seal(file, facts)]
         if not wanted:
             raw = statements.seal(facts, [])
             wanted = [File(attach(place, f"{_SEAL}-.{STATEMENT}", raw), _SEAL, STATEMENT, raw)]
+        wanted += [file for file in found if file.kind == _RECOVERY and file.form == ENVELOPE]
         for statement in wanted:
             below = _newest(statement, _files(Proof.open(place)))
             for url in urls:
                 token = authority.stamp(below.raw, url, authorities, timeout)
-                name = attach(place, f"{_SEAL}-.{TOKEN}", token.raw)
+                name = attach(place, f"{statement.kind}-.{TOKEN}", token.raw)
                 made.append((place / format.ATTESTATIONS / name, place / format.ATTESTATIONS / below.name))
-                below = File(name, _SEAL, TOKEN, token.raw)
+                below = File(name, statement.kind, TOKEN, token.raw)
     return made
 
 

@@ -15,12 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 import support_authority as authorities
+import support_scripts
+from conftest import nursery
 from proof_of_learning import Proof, TaskReference, Verdict, prove
 from proof_of_learning.attestation import gaps, gathering, heads, statements
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.proof.format import ATTESTATIONS
 from proof_of_learning.recording import stamper
+from proof_of_learning.report.html import render_html
 from support_attestation import World, chained, gathered, judged, named, only, put
 from support_authority import Authority, openssl
 
@@ -72,8 +75,9 @@ def test_heads_are_stamped_while_training_and_contain_one_another(
     run = tmp_path / "run.pol"
     with authorities.serving(world.first.reply) as one, authorities.serving(world.second.reply) as two:
         made = prove(
-            tiny, run, interval=5, stamp_every=1, tsa=[one, two], trusted_tsa=[world.first.roots, world.second.roots]
-        )
+            tiny, run, interval=5, stamp_every=1, tsa=[one, two], trusted_tsa=[world.first.roots, world.second.roots],
+            progress=patient(run),
+        )  # fmt: skip
     assert made.root == Proof.open(tiny_proof).root  # nothing of it is under the root
     assert (
         made.stamped is not None and made.stamped.steps == 24 and not made.stamped.gaps
@@ -83,6 +87,8 @@ def test_heads_are_stamped_while_training_and_contain_one_another(
     tokens = {f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}": path for path in named(run, "head-*.tsr")}
     assert "previous" not in chain[0] and chain[-1]["steps"] == 24
     assert len({head["previous"] for head in chain[1:]} & set(tokens)) == len(chain) - 1
+    by = [gathering.timestamps.parse(raw.read_bytes(), raw.name).authority for raw in tokens.values()]
+    assert sorted(map(by.count, set(by))) == [2, 3]  # in turn
     bundle = tmp_path / "roots.pem"
     bundle.write_bytes(world.first.roots.read_bytes() + world.second.roots.read_bytes())
     by_stamped = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in named(run, "head-*.json")}
@@ -184,20 +190,48 @@ def test_a_hanging_authority_holds_up_no_step_and_writes_nothing_afterwards(
         after[-1] == 24
         and made.stamped is not None
         and made.stamped.heads == 0
-        and "30 seconds" not in made.stamped.gaps[0]
+        and "no answer within the 0.1 seconds" in made.stamped.gaps[0]
     )
     assert {path.name for path in (run / ATTESTATIONS).iterdir()} == before and not named(run, "head-*")
 
 
-def interrupted(tiny: TaskReference, run: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_recording_is_not_written_to_afterwards(tiny: TaskReference, tmp_path: Path) -> None:
+    run, asked, answer = tmp_path / "run.pol", threading.Event(), threading.Event()
+
+    def hang(request: bytes) -> None:
+        asked.set()
+        answer.wait()
+
+    def interrupt(doing: str, done: int, total: int) -> None:
+        if doing == "training" and done > 5 and asked.wait(30):
+            raise KeyboardInterrupt
+
+    with authorities.serving(hang) as url:
+        with pytest.raises(KeyboardInterrupt):
+            prove(tiny, run, interval=5, stamp_every=1, tsa=[url], progress=interrupt)
+        answer.set()
+        for thread in threading.enumerate():
+            if thread.name == "pol-stamper":
+                thread.join()
+    assert not named(run, "*")
+
+
+def patient(run: Path) -> Callable[[str, int, int], None]:
+    """A training that waits for each head to be stamped, as long ones need not."""
+
+    def wait(doing: str, done: int, total: int) -> None:
+        while doing == "training" and len(named(run, "head-*.tsr")) < done // 5:
+            threading.Event().wait(0.01)
+
+    return wait
+
+
+def interrupted(tiny: TaskReference, run: Path, url: str) -> None:
     """A recording that is stopped after 12 of its steps, once two heads were stamped."""
 
     def interrupt(doing: str, done: int, total: int) -> None:
-        if doing != "training":
-            return
-        while len(named(run, "head-*.tsr")) < done // 5:
-            threading.Event().wait(0.01)
-        if done == 12:
+        patient(run)(doing, done, total)
+        if doing == "training" and done == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -205,11 +239,11 @@ def interrupted(tiny: TaskReference, run: Path, url: str, monkeypatch: pytest.Mo
 
 
 def test_an_interrupted_run_goes_on_with_its_chain(
-    world: World, tiny: TaskReference, tiny_proof: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tiny: TaskReference, tiny_proof: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run.pol"
     with authorities.serving(world.first.reply) as url:
-        interrupted(tiny, run, url, monkeypatch)
+        interrupted(tiny, run, url)
         kept = order(run)
         assert [head["steps"] for head in kept] == [5, 10]
         # A head of steps that came out otherwise than they did the second time, as they may where order and noise are not derived.
@@ -225,6 +259,7 @@ def test_an_interrupted_run_goes_on_with_its_chain(
     assert made.root == Proof.open(tiny_proof).root
     chain = order(run)
     assert chain[:2] == kept and chain[-1]["steps"] == 24 and strange not in chain
+    assert [head["steps"] for head in chain if "previous" not in head] == [5]
     assert made.stamped is not None and made.stamped.heads == len(chain) == len(named(run, "head-*.tsr"))
     assert "1 stamped heads were removed" in made.stamped.gaps[-1]
     assert seen(run, world).verdict != "invalid"
@@ -387,6 +422,7 @@ def test_what_is_no_list_of_gaps_is_refused(run: Path) -> None:
     gap = gaps.Gap(after=0, since="2026-01-01T00:00:00Z", tries=1, why="x")
     for like, raw in (
         ("gaps-.json", b"{}"),
+        ("gaps-.json", gaps.encode([gap]).replace(b"gaps/v1", b"gaps/v9")),
         ("gaps-.tsr", gaps.encode([gap])),
         ("gaps-.json", gaps.encode([gap]).replace(b'"tries":1', b'"tries":-1')),
         ("gaps-.json", gaps.encode([gap]).replace(b'"x"', b'"' + b"x" * 1000 + b'"')),
@@ -426,3 +462,59 @@ def test_the_command_stamps_and_says_so(world: World, tiny: TaskReference, tmp_p
         heads.of_log(run)[order(run)[0]["head"]] == 24
         and statements.TYPES["head"].encode() in only(run, "head-*.json").read_bytes()
     )
+
+
+def test_a_script_is_stamped_while_it_trains(world: World, tmp_path: Path) -> None:
+    path, run = support_scripts.script(tmp_path, epochs=1), tmp_path / "run.pol"
+    with authorities.serving(world.first.reply) as url:
+        made = nursery.run(
+            ("prove", path, "-o", run, "-k", 4, "--stamp-every", 2, "--tsa", url), support_scripts.variables(), tmp_path
+        )
+    assert made.returncode == 0, made.stderr.decode()
+    chain = order(run)
+    assert chain[-1]["steps"] == 20 and f"stamped {len(chain)} head" in made.stdout.decode()
+    assert [s.stop for s in seen(run, world).stretches] == [20]
+
+
+def test_inspect_and_the_report_say_by_when_the_run_had_come_how_far(
+    headed: Path, world: World, tmp_path: Path
+) -> None:
+    put(
+        headed,
+        "gaps-.json",
+        gaps.encode([gaps.Gap(after=20, since="2026-05-04T17:00:00Z", tries=2, why="it was <down>")]),
+    )
+    shown = CliRunner().invoke(app, ["inspect", str(headed), "--json", "-"])
+    stamped = json.loads(shown.output)["stamped"]
+    assert (stamped["heads"], stamped["false"]) == (4, [])
+    assert [(s["stop"], s["by"]) for s in stamped["stretches"]][:2] == [
+        (5, "2026-05-04T13:00:01Z"),
+        (10, "2026-05-04T14:00:01Z"),
+    ]
+    said = " ".join(CliRunner().invoke(app, ["inspect", str(headed)]).output.split())
+    assert (
+        "4 heads of the log, by the timestamps' own word" in said
+        and "after step 20, from" in said
+        and "it was <down>" in said
+    )
+    verdict = seen(headed, world)
+    assert Verdict.from_json(verdict.to_json()).stretches == verdict.stretches
+    page = render_html(verdict)
+    assert (
+        "Steps 1 to 5" in page
+        and "taken by 2026-05-04 13:00:01 UTC" in page
+        and "nothing of it was replayed" in page.lower()
+    )
+
+
+def test_draws_guarantee_something_of_each_stretch(headed: Path, tiny: TaskReference, world: World) -> None:
+    verdict = judged(headed, task=tiny, everything=True, trusted_tsa=[world.first.roots])
+    assert verdict.verdict == "valid", verdict.reason
+    assert [(s.stop, s.segments, s.drawn, s.forged_fraction) for s in verdict.stretches] == [
+        (10, 2, 2, 0.0),
+        (20, 2, 2, 0.0),
+        (24, 1, 1, 0.0),
+    ]
+    few = judged(headed, task=tiny, random=2, top_q=0, trusted_tsa=[world.first.roots], accept_uniform=True)
+    assert sum(s.drawn for s in few.stretches) == 1
+    assert {s.forged_fraction for s in few.stretches if not s.drawn} == {1.0}

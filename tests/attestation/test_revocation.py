@@ -143,6 +143,11 @@ def test_a_revoked_authority_dates_what_another_stamped_before(sealed: Path, wor
     assert counting(first, NOW + HOUR) == both  # the second one's tokens contain the first one's
     assert counting(first, NOW - HOUR) == counting(first, None) == {"CN=Second TSA"}
     assert counting(second, NOW + HOUR) == {"CN=First TSA"}  # nothing is on the second one's
+    lists = [
+        revoking(tmp_path, first, NOW + HOUR),
+        revoking(tmp_path, second, None),
+    ]  # nor does one vouch for the other
+    assert not any(m.trusted for m in seen(sealed, world, revoked=lists).timeline)
 
 
 def tokens(run: Path) -> list[timestamps.Token]:
@@ -188,8 +193,13 @@ def test_the_recovery_key_puts_another_in_an_owners_place(
     assert signer.owner and signer.replaces == [world.key.public.digest]
     # Without the owners' signature on the claim nobody has said whose the recovery key is.
     assert not holds(seen(run, world, revoked=[revoking(tmp_path, world.key.public.digest, NOW - HOUR)]))
-    # A recovery key that was stolen: by its own list.
-    assert not holds(seen(run, world, revoked=[revoking(tmp_path, owned.spare.public.digest, NOW + HOUR)]))
+    # A recovery key that was stolen: by its own list, and for what was stamped before.
+    stolen = [revoking(tmp_path, owned.spare.public.digest, datetime.now(UTC) + HOUR)]
+    assert not holds(seen(run, world, revoked=stolen))
+    with authorities.serving(world.second.reply) as url:
+        timestamp(run, [url])
+    assert holds(seen(run, world, revoked=stolen))
+    assert not holds(seen(run, world, revoked=[revoking(tmp_path, owned.spare.public.digest, NOW - HOUR)]))
 
 
 def test_a_successor_is_no_second_owner(run: Path, owned: Owned, world: World) -> None:
@@ -210,6 +220,26 @@ def test_a_successor_is_no_second_owner(run: Path, owned: Owned, world: World) -
     assert not holds(judged(run, trusted_keys=[world.folder / "stranger.pub.pem"]))
 
 
+def test_a_claim_cannot_give_away_a_key_that_did_not_sign_it(world: World, tiny: TaskReference, tmp_path: Path) -> None:
+    """A claim of the stranger's, which names the key that verifiers trust as one more owner, for their recovery key to replace it."""
+    for name in ("spare", "new"):
+        signatures.generate(tmp_path / f"{name}.pem")
+    claim, run, stranger = tmp_path / "claim.json", tmp_path / "run.pol", world.folder / "stranger.pub.pem"
+    new = tmp_path / "new.pub.pem"
+    register(
+        tiny, claim, interval=24, owners=[world.trusted, stranger], threshold=1, recovery=tmp_path / "spare.pub.pem"
+    )
+    sign(claim, world.stranger)
+    prove(tiny, run, registration=claim)
+    sign(run, tmp_path / "new.pem")
+    recover(run, tmp_path / "spare.pem", world.trusted, new)
+    assert not holds(judged(run, trusted_keys=[world.trusted]))
+    # Nor by way of the stranger, whom it may replace.
+    recover(run, tmp_path / "spare.pem", stranger, world.trusted)
+    assert not holds(judged(run, trusted_keys=[world.trusted]))
+    assert holds(judged(run, trusted_keys=[stranger]))
+
+
 def test_nobody_else_recovers(run: Path, owned: Owned, world: World, sealed: Path) -> None:
     new = signatures.load_private(owned.new).public
     claim = Proof.open(run).header.randomness.claim
@@ -227,6 +257,7 @@ def test_nobody_else_recovers(run: Path, owned: Owned, world: World, sealed: Pat
     ):  # fmt: skip
         put(run, "recovery-.dsse.json", signatures.seal(payload, signers))
     assert not holds(seen(run, world))
+    assert not holds(judged(run, trusted_keys=[world.folder / "stranger.pub.pem"]))
     # A statement of another kind is none, nor one that nobody signed.
     payload = statements.recovery(claim, owner, new, [spare.public])
     bare = put(run, "recovery-.json", payload)

@@ -197,7 +197,10 @@ def _believed(
 def _replaced(
     proof: Proof, attested: Attested, recoveries: Mapping[str, statements.Statement]
 ) -> dict[str, frozenset[str]]:
-    """By key, those that it was put in the place of: by the recovery key of a claim that its owners signed."""
+    """By key, the owners that it was put in the place of, by the recovery key of a claim that its owners signed.
+
+    Owners who did not sign the claim themselves never named that key: anybody can write their digests into a claim.
+    """
     claim = proof.header.claim or {}
     recovery, owners = claim.get("recovery"), claim.get("owners")
     if recovery is None or not isinstance(owners, list) or not _owned(attested, owners, claim.get("threshold")):
@@ -207,14 +210,15 @@ def _replaced(
         statement = recoveries.get(item.file)
         if statement is not None and recovery in item.keys and (made := statements.successor(statement)) is not None:
             direct.setdefault(made.digest, set()).add(statement.predicate["owner"])
+    named = {key for item in attested.signed if item.kind == "claim" for key in item.keys} & set(owners)
     found: dict[str, frozenset[str]] = {}
     for key in direct:
         reached, waiting = set[str](), [key]
         while waiting:
             waiting += (more := direct.get(waiting.pop(), set()) - reached)
             reached |= more
-        if reached & set(owners):
-            found[key] = frozenset(reached - {key})
+        if stands_for := (reached & named) - {key}:
+            found[key] = frozenset(stands_for)
     return found
 
 

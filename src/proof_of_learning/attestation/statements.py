@@ -158,7 +158,10 @@ def _statement(
 ) -> bytes:
     keys = sorted(dict.fromkeys(signers), key=lambda key: key.digest)
     told = [{"digest": key.digest, "publicKey": base64.b64encode(key.encoded).decode()} for key in keys]
-    return canonical.encode(
+    encode = (
+        canonical.encode_plain if kind == "head" else canonical.encode
+    )  # of these there are many, and none has a fraction
+    return encode(
         {
             "_type": STATEMENT,
             "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in subject.items()],

@@ -129,7 +129,7 @@ def _parse(raw: bytes, what: str) -> Token:
         raise FormatError("it is not the statement of one authority about a time")
     info = content[1].children()[0].expect(der.OCTETS, "the time").body
     signer = _Signer.of(signers[0])
-    response = rfc3161.decode_timestamp_response(raw)
+    response = _decoded(raw)
     certificates = [x509.load_der_x509_certificate(bytes(item)) for item in response.signed_data.certificates]
     leaf = next((item for item in certificates if signer.names(item)), None)
     if leaf is None:
@@ -141,7 +141,7 @@ def _parse(raw: bytes, what: str) -> Token:
     _time_stamping_only(leaf)
     time = response.tst_info.gen_time
     time = time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time.astimezone(datetime.UTC)
-    about = _accuracy(response.tst_info)
+    about, (owner, key) = _accuracy(response.tst_info), _owner(leaf)
     return Token(
         stamped=bytes(imprint.message).hex(),
         earliest=time - about,
@@ -149,10 +149,8 @@ def _parse(raw: bytes, what: str) -> Token:
         anchor=canonical.sha256(
             b"pol/v2/anchor\0", len(signer.signed).to_bytes(8, "little"), signer.signed, signer.normal(leaf)
         ),
-        authority=canonical.brief(leaf.subject.rfc4514_string()),
-        key=canonical.sha256(
-            leaf.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        ),
+        authority=owner,
+        key=key,
         nonce=response.tst_info.nonce,
         raw=raw,
     )
@@ -165,17 +163,41 @@ def trusted(token: Token, authorities: Authorities) -> str:
     """
     if not authorities:
         return "no authority was named (--trusted-tsa)"
-    roots = [item for item in authorities.certificates if item.issuer == item.subject]
-    between = [item for item in authorities.certificates if item not in roots]
-    if not roots:
+    verifier = _verifier(authorities)
+    if verifier is None:
         return "none of the certificates that were named (--trusted-tsa) is a root"
-    verifier = rfc3161.VerifierBuilder(roots=roots, intermediates=between).build()
     try:
-        verifier.verify(rfc3161.decode_timestamp_response(token.raw), bytes.fromhex(token.stamped))
+        verifier.verify(_decoded(token.raw), bytes.fromhex(token.stamped))
     except Exception as error:  # as above
         told = str(error).rpartition("reason: ")[2].split('"')[1:2] or [str(error)]
         return f"no authority that was named vouches for it at the time that it says ({canonical.brief(told[0])})"
     return ""
+
+
+# A proof may have a hundred tokens of the same authority: what is the same for all is made once.
+@functools.lru_cache(maxsize=8)
+def _verifier(authorities: Authorities) -> rfc3161.Verifier | None:
+    roots = [item for item in authorities.certificates if item.issuer == item.subject]
+    between = [item for item in authorities.certificates if item not in roots]
+    return rfc3161.VerifierBuilder(roots=roots, intermediates=between).build() if roots else None
+
+
+@functools.lru_cache(maxsize=64)
+def _issuer(certificate: x509.Certificate) -> bytes:
+    return certificate.issuer.public_bytes()
+
+
+@functools.lru_cache(maxsize=64)
+def _owner(certificate: x509.Certificate) -> tuple[str, str]:
+    """Whose a certificate is, and the digest of its key."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    key = certificate.public_key().public_bytes(serialization.Encoding.DER, form)
+    return canonical.brief(certificate.subject.rfc4514_string()), canonical.sha256(key)
+
+
+@functools.lru_cache(maxsize=512)
+def _decoded(raw: bytes) -> rfc3161.TimeStampResponse:
+    return rfc3161.decode_timestamp_response(raw)
 
 
 @dataclass(frozen=True)
@@ -210,7 +232,7 @@ class _Signer:
         )  # fmt: skip
 
     def names(self, certificate: x509.Certificate) -> bool:
-        return certificate.issuer.public_bytes() == self.issuer and certificate.serial_number == self.serial
+        return _issuer(certificate) == self.issuer and certificate.serial_number == self.serial
 
     def check(self, info: bytes, leaf: x509.Certificate) -> None:
         """The signature over the attributes, theirs over ``info``, and that they name this very certificate."""

@@ -318,7 +318,7 @@ def signers(verdict: Verdict) -> list[tuple[str, str]]:
     return told
 
 
-_MOMENTS = {"claim": "Claim", "head": "Training under way", "seal": "Finished proof"}
+_MOMENTS = {"claim": "Claim", "head": "Training under way", "seal": "Finished proof", "recovery": "Key replaced"}
 _SHOWN_HEADS = 3  # that count for nothing
 
 

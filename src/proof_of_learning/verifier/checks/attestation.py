@@ -18,12 +18,14 @@ _SHOWS = {
     "anchor": "The claim, signed by its owners, existed by then, and training began later: its randomness follows from this token.",
     "head": "The training had come as far as this statement says by then.",
     "seal": "The finished proof existed by then, the final state with it.",
+    "recovery": "A new key had been put in an owner's place by then.",
 }
 _LIMITS = {
     "claim": "It does not show that this run was trained after it, nor that there are no other claims.",
     "anchor": "It does not show that no other claims were stamped, nor who did the training.",
     "head": "It does not show since when (a finished run's heads can be stamped one by one), nor that the rest was trained soon. "
     "It ranks nothing: an early state is cheap.",
+    "recovery": "It does not show who holds either key.",
     "seal": "It does not show when the training took place, nor whose the model is: whoever has a proof can have it stamped.",
 }
 
@@ -155,6 +157,11 @@ def _below(stamp: Stamp, attested: Attested, anchor: str | None) -> bool:
 
 
 def _dates(attested: Attested) -> str:
+    dated = [stretch for stretch in attested.stretches if stretch.latest is not None]
+    return _finished(attested) + (f"; log heads date {len(dated)} stretches of the run" if len(dated) > 1 else "")
+
+
+def _finished(attested: Attested) -> str:
     good = [stamp for stamp in attested.stamps if not stamp.refused and stamp.kind == "seal"]
     if good:
         first = min(good, key=lambda stamp: stamp.latest)
