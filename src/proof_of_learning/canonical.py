@@ -53,6 +53,19 @@ def decode(raw: bytes, type_: type[T], what: str) -> T:
     return value
 
 
+def lenient(raw: bytes, type_: Any, what: str) -> Any:
+    """Parse JSON that need not be canonical, as ``type_``. Raises FormatError naming ``what``.
+
+    Nesting is bounded here, and not by how deep Python may recurse, which programs and packages raise until the stack is too small.
+    """
+    if depth(raw) > MAX_DEPTH:
+        raise FormatError(f"{what} is not valid: nested deeper than {MAX_DEPTH} levels")
+    try:
+        return msgspec.json.decode(raw, type=type_)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise FormatError(f"{what} is not valid: {brief(error)}") from None
+
+
 def brief(text: object) -> str:
     """Text that may quote hostile input, for a message: one line, of bounded length, without control characters."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text)[:MAX_QUOTED])

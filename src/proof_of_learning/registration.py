@@ -231,10 +231,7 @@ def new_claim(
 def load(path: str | os.PathLike[str]) -> Registration:
     """Read ``claim.json``. Raises FormatError for a malformed one, UsageError for one from the future."""
     raw, what = bytes(files.read_bounded(Path(path), MAX_CLAIM, f"the claim {path}")), f"the claim {path}"
-    try:
-        schema = msgspec.json.decode(raw, type=_Schema, strict=True).schema
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise FormatError(f"{what} is not valid: {canonical.brief(error)}") from error
+    schema = canonical.lenient(raw, _Schema, what).schema
     if schema == SCHEMA_1:
         old = canonical.decode(raw, _Registration1, what)
         registration = Registration(schema, _upgraded(old.claim), old.created, old.runs)

@@ -245,10 +245,7 @@ def _sign_verdict(place: Path, signer: PrivateKey, out: AnyPath | None) -> Path:
 
 def _told(raw: bytes) -> dict[str, Any]:
     """What the statement on a verdict repeats of it. All of the file is bound by its digest."""
-    try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise FormatError("the verdict is not JSON") from None
+    value: Any = canonical.lenient(raw, Any, "the verdict")
     if not isinstance(value, dict) or value.get("schema") != VERDICT:
         raise FormatError(f"the verdict does not have the schema {VERDICT!r}")
 
@@ -271,8 +268,8 @@ def _told(raw: bytes) -> dict[str, Any]:
 def _schema(place: Path) -> str:
     raw = bytes(files.read_bounded(place, max(MAX_VERDICT, MAX_ATTESTATION), str(place)))
     try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        value: Any = canonical.lenient(raw, Any, "it")
+    except FormatError:
         return ""
     found = value.get("schema") if isinstance(value, dict) else None
     return found if isinstance(found, str) else ""

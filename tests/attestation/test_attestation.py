@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -491,3 +492,29 @@ def test_a_public_key_has_one_form(world: World) -> None:
     with pytest.raises(FormatError, match="one form"):
         signatures.decode_public(spki, "it")
     assert signatures.decode_public(world.key.public.encoded, "it") == PublicKey(world.key.public.encoded)
+
+
+def test_nesting_is_bounded_however_deep_python_may_recurse(run: Path) -> None:
+    """Programs and packages raise the limit, until what reads nested input runs out of stack, and the process ends."""
+    deep = b"[" * 200_000
+    envelope = put(run, "seal-.dsse.json", deep)
+    claim, header = run.parent / "claim.json", run.parent / "header.pol"
+    claim.write_bytes(deep)
+    shutil.copytree(run, header)
+    (header / "header.json").write_bytes(deep)
+    code = (
+        "import sys; sys.setrecursionlimit(1_000_000)\n"
+        "from proof_of_learning import Proof, registration, verify\n"
+        "from proof_of_learning.attestation import signatures\n"
+        "from proof_of_learning.errors import FormatError\n"
+        f"for read in (lambda: verify({str(run)!r}), lambda: registration.load({str(claim)!r}), lambda: Proof.open({str(header)!r}),\n"
+        f"             lambda: signatures.open_envelope(open({str(envelope)!r}, 'rb').read(), 'it')):\n"
+        "    try:\n"
+        "        read()\n"
+        "    except FormatError as error:\n"
+        "        assert 'nested deeper' in str(error), error\n"
+        "    else:\n"
+        "        raise SystemExit('read')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, (ended.returncode, ended.stderr)

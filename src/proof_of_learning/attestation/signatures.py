@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from proof_of_learning import canonical, keeping
-from proof_of_learning.canonical import brief
 from proof_of_learning.errors import FormatError, RecordingError, UsageError
 from proof_of_learning.limits import MAX_ATTESTATION, MAX_KEY, MAX_SIGNATURES
 
@@ -248,10 +246,7 @@ def open_envelope(raw: bytes, what: str) -> Envelope:
     """
     if len(raw) > MAX_ATTESTATION:
         raise FormatError(f"{what} has {len(raw):,} bytes; at most {MAX_ATTESTATION:,} are accepted")
-    try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise FormatError(f"{what} is not valid: {brief(error)}") from None
+    value: Any = canonical.lenient(raw, Any, what)
     if not isinstance(value, dict) or value.get("payloadType") != PAYLOAD_TYPE:
         raise FormatError(f"{what} is no DSSE envelope with a payload of type {PAYLOAD_TYPE}")
     given = value.get("signatures")

@@ -147,8 +147,8 @@ def load(path: Path, kind: type[D]) -> D:
 def _named(raw: bytes) -> type | None:
     """Which of the documents a file says that it is; None where it says none."""
     try:
-        head = msgspec.json.decode(raw, type=_Head)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        head = canonical.lenient(raw, _Head, "it")
+    except FormatError:
         return None
     return next((kind for kind in _WORDS if (_schema(kind), _ROUNDS.get(kind)) == (head.schema, head.round)), None)
 

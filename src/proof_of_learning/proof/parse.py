@@ -35,10 +35,7 @@ class _Which(msgspec.Struct, frozen=True):
 
 def parse_header(raw: bytes) -> Header:
     """Decode and validate ``header.json``. Raises FormatError or IntegrityError."""
-    try:
-        which = msgspec.json.decode(raw, type=_Which, strict=True).format
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise FormatError(f"{HEADER_FILE} is not valid: {canonical.brief(error)}") from error
+    which = canonical.lenient(raw, _Which, HEADER_FILE).format
     if which not in format.VERSIONS:
         known = " and ".join(map(repr, format.VERSIONS))
         raise FormatError(f"{HEADER_FILE} has format {which[:64]!r}; this version reads {known}")
