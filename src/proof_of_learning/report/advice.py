@@ -23,7 +23,10 @@ KEEP_OPENING = (
     "Keep the opening, your challenges (and the docket), this report and the JSON verdict (`--json`). Whoever has them can verify the "
     "opening again; that the nonce was drawn, they know by your copy of the challenge alone."
 )
-OWN_CHALLENGE = "Verify again with your own copy of the second challenge (`--challenge`): by it alone you know that what was opened was drawn."
+OWN_CHALLENGE = (
+    "Verify again with your own copy of the second challenge (`--challenge`): by it alone you know that what was opened "
+    "was drawn."
+)
 
 _FAILED = {
     "structure": "The bytes at hand are not the ones that were sealed, or no proof that could have been recorded. Copy the proof "
@@ -44,7 +47,7 @@ _FAILED = {
     "theirs was measured.",
 }  # fmt: skip
 _REJECT = (
-    "Do not accept the model as one that was trained this way: a recorded step is not what the task gives. Ask the prover to "
+    "Do not accept the model as one that was trained this way: what is recorded is not what the task gives. Ask the prover to "
     "explain; where they made an honest mistake (another version of a library, files that changed under way), a proof recorded "
     "anew clears it up."
 )
