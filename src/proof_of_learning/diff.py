@@ -17,7 +17,7 @@ from proof_of_learning.replay import measure
 from proof_of_learning.replay.measure import Distance, TensorError
 
 MOST = 10  # differences, and tensors, that are named
-_FEW = 64  # characters of a value
+_FEW = 71  # characters of a value: a digest is whole
 _ABSENT = "–"
 
 

@@ -79,6 +79,7 @@ def test_without_a_task_nothing_is_run_and_the_verdict_is_open(tiny_proof: Path)
     verdict = json.loads(result.stdout)
     assert (result.exit_code, verdict["verdict"], verdict["cost"]["steps_replayed"]) == (3, "inconclusive", 0)
     assert "no task was named" in verdict["checks"][-1]["summary"]
+    assert "INCONCLUSIVE  no task was named" in pol("verify", tiny_proof).stdout
 
 
 def test_another_task_is_invalid(target: str, tiny_proof: Path) -> None:

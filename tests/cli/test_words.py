@@ -73,7 +73,7 @@ def test_a_proof_says_what_its_arithmetic_means_and_why_its_data_were_not_compar
     salts.generate(tmp_path / "salt")
     run, page, means = tmp_path / "run.pol", tmp_path / "page.html", "gives the same bits on any machine"
     pol.prove(tiny, run, interval=12, arithmetic="portable", salt=tmp_path / "salt", rehearse=False)
-    assert f"portable; A replay {means}" in flat(command("inspect", run).stdout)
+    assert f"portable. A replay {means}" in flat(command("inspect", run).stdout)
     done = command("verify", run, "--task", tiny.target, "--sandbox", "off", "--report", page)
     said, shown = flat(done.stdout), page.read_text()
     assert done.exit_code == 3 and f"portable arithmetic: a replay {means}" in said and f"A replay {means}" in shown

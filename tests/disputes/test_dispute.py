@@ -469,7 +469,7 @@ def test_the_command_writes_a_table_a_report_and_json(quarrel: Quarrel, tmp_path
     assert (
         "✓" not in html and 'class="chip pass"' not in html and 'class="chip fail"' not in html
     )  # no winner, no loser
-    assert "from 0 (independent) to 1 (the same hidden units)" in html
+    assert "Score, 0 to 1" in html and "p is how probable" in html
 
 
 def test_what_cannot_be_used_is_one_line(quarrel: Quarrel, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def _apart(found: Apart) -> str:
         text += f" ({percent(found.relative)} of what the first one's segment moved)"
     if found.tensors:
         text += "\nmost in " + ", ".join(
-            f"{name} ({number(error.error)} of {number(error.span)})"
+            f"{name} (apart by {number(error.error)}, moved by {number(error.span)})"
             for name, error in list(found.tensors.items())[:SHOWN]
         )
     if found.unequal:

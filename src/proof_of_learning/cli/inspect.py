@@ -159,7 +159,7 @@ def _show(content: dict[str, Any]) -> None:
         "training": f"{_length(training)}, {training['steps_per_epoch']:,} an epoch; "
         f"{training['segments']:,} segments of {training['interval']}",
         "randomness": f"{content['randomness']['mode']}, {source}",
-        "arithmetic": f"{content['arithmetic']}; {ARITHMETIC[content['arithmetic']]}",
+        "arithmetic": f"{content['arithmetic']}. {ARITHMETIC[content['arithmetic']]}",
         "per step": ", ".join(content["per_step"]),
         "states": f"{states['held']:,} of {states['of']:,} held, {size(states['bytes'])}, codec {content['codec']['name']}",
         "to verify": f"{cost['uniform_draws']:,} uniform draws replay about {cost['steps']:,} steps ({cost['share']:.1%}); "

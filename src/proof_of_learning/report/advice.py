@@ -47,7 +47,7 @@ _FAILED = {
     "theirs was measured.",
 }  # fmt: skip
 _REJECT = (
-    "Do not accept the model as one that was trained this way: a recorded step is not what the task gives. Ask the prover to "
+    "Do not accept the model as one that was trained this way: what is recorded is not what the task gives. Ask the prover to "
     "explain; where they made an honest mistake (another version of a library, files that changed under way), a proof recorded "
     "anew clears it up."
 )

@@ -109,13 +109,7 @@ class Line(NamedTuple):
 
 
 COLUMNS = ("Proof", "Verdict", "Ends in the model", "Final state dated", "Claim before training", "Grade", "Signed by")
-PAIR_COLUMNS = (
-    "Models",
-    "Starts",
-    "Score, from 0 (independent) to 1 (the same hidden units)",
-    "Order of hidden units: how probable between independent models",
-    "In words",
-)
+PAIR_COLUMNS = ("Models", "Starts", "Score, 0 to 1", "Order of units", "In words")
 
 
 def render_dispute(dispute: Dispute) -> str:

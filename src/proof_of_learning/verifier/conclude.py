@@ -22,6 +22,7 @@ from proof_of_learning.verifier.checks.trajectory import segment_results
 from proof_of_learning.verifier.evidence import Answers, Evidence, result
 from proof_of_learning.verifier.strays import Strays
 from proof_of_learning.verifier.verdict import (
+    NOT_RUN,
     CheckResult,
     Conditions,
     Cost,
@@ -38,8 +39,8 @@ from proof_of_learning.verifier.verdict import (
 
 log = logging.getLogger(__name__)
 
-SKIPPED = "not run: an earlier check failed"
-NO_TASK = "not run: no task was named, so nothing of the proof's was executed"
+SKIPPED = f"{NOT_RUN}an earlier check failed"
+NO_TASK = f"{NOT_RUN}no task was named, so nothing of the proof's was executed"
 
 
 class Clock:

@@ -18,6 +18,9 @@ Decision = Literal["valid", "invalid", "inconclusive"]
 EXIT_STATUS: dict[Decision, int] = {"valid": 0, "invalid": 1, "inconclusive": 3}
 
 
+NOT_RUN = "not run: "
+
+
 class _Value(msgspec.Struct, frozen=True, kw_only=True):
     pass
 
@@ -327,7 +330,9 @@ class Verdict(_Value, frozen=True):
                 return f"{check.name}: {check.summary}"
         for check in self.checks:
             if check.mandatory and check.status != "pass":
-                return f"{check.name}: {check.summary}"
+                # What no check could be run for is no affair of the first one alone.
+                told = check.summary.removeprefix(NOT_RUN)
+                return told if told != check.summary else f"{check.name}: {check.summary}"
         return "every mandatory check passed"
 
     def check(self, name: str) -> CheckResult:
