@@ -188,8 +188,10 @@ def _walk(node: Any, path: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple
     elif tag == "f":
         yield path, float.fromhex(body)
     elif tag in ("l", "u"):
+        above = _short(path)  # once, and not below each of its nodes
         for position, item in enumerate(body):
-            yield from _walk(item, f"{path}/{position}", tensors)
+            yield from _walk(item, f"{above}/{position}", tensors)
     else:
+        above = _short(path)
         for key, item in body:
-            yield from _walk(item, f"{path}/{escaped(key[2:])}", tensors)
+            yield from _walk(item, f"{above}/{escaped(key[2:])}", tensors)
