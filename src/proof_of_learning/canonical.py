@@ -24,19 +24,49 @@ T = TypeVar("T")
 def encode(value: Any) -> bytes:
     """Canonical JSON of plain values (``None``, bool, str, int below 2^53, finite float, list, dict)."""
     try:
-        return rfc8785.dumps(msgspec.to_builtins(value))
-    except (rfc8785.CanonicalizationError, RecursionError, TypeError) as error:
+        return _AS_IT_STANDS.encode(_spelled(msgspec.to_builtins(value)))
+    except (rfc8785.CanonicalizationError, RecursionError, TypeError, UnicodeEncodeError) as error:
         raise FormatError(f"value has no canonical JSON form: {error}") from error
 
 
 def encode_plain(value: Any) -> bytes:
-    """:func:`encode` for values without floats, thirty times faster.
-
-    For ASCII text msgspec's sorted form *is* the canonical one; what is not ASCII, or needs ``\\u`` escapes,
-    takes the slow way. (RFC 8785 sorts keys by UTF-16 units, which differs from UTF-8 outside ASCII.)
-    """
+    """:func:`encode` for values without floats, thirty times faster."""
     raw = _SORTED.encode(value)
-    return raw if raw.isascii() and b"\\u" not in raw else encode(value)
+    return encode(value) if _differs(raw) else raw
+
+
+def _differs(raw: bytes) -> bool:
+    """Whether msgspec may have put keys of ``raw`` in another order than RFC 8785. Strings are written alike by both, but one sorts
+    them by their bytes in UTF-8, the other by UTF-16 units: not the same where a key has characters beyond the first 65,536."""
+    return not raw.isascii() and any(found[1] for found in _BEYOND.finditer(raw))
+
+
+def _spelled(value: Any) -> Any:
+    """Plain values, which are changed, with keys in the order of RFC 8785 and numbers as it writes them."""
+    whole = [value]
+    open_: list[Any] = [whole]
+    while open_:
+        node = open_.pop()
+        if type(node) is dict:
+            if not all(type(key) is str for key in node):
+                raise TypeError("a key is no text")
+            if len(node) > 1:
+                ordered = sorted(node.items(), key=lambda pair: pair[0].encode("utf-16-be"))
+                node.clear()
+                node.update(ordered)
+        for place, item in node.items() if type(node) is dict else enumerate(node):
+            kind = type(item)
+            if kind is dict or kind is list:
+                if item:
+                    open_.append(item)
+            elif kind is tuple:
+                node[place] = list(item)
+                open_.append(node[place])
+            elif kind is float or (kind is int and not -_WHOLE < item < _WHOLE):
+                node[place] = msgspec.Raw(rfc8785.dumps(item))
+            elif kind not in _PLAIN:
+                raise TypeError(f"{kind.__name__} is no plain value")
+    return whole[0]
 
 
 def decode(raw: bytes, type_: type[T], what: str) -> T:
@@ -82,11 +112,11 @@ def _encoded(value: Any, what: str) -> bytes:
 def _plainly(value: Any) -> bytes | None:
     """The canonical form of what was decoded, by the fast encoder; None where the two may spell something differently.
 
-    They spell alike: strings of plain ASCII without escapes by number, and of numbers those without exponent, of fewer than 16 digits
-    before the point, but for negative zero, and for ``.0``, which is left out here. (Nothing that was decoded is not finite.)
+    They spell alike: strings, and of numbers those without exponent, of fewer than 16 digits before the point, but for negative zero,
+    and for ``.0``, which is left out here. (Nothing that was decoded is not finite.)
     """
     raw = _SORTED.encode(value)
-    if not raw.isascii() or b"\\u" in raw:
+    if _differs(raw):
         return None
     escaped = b"\\" in raw
     # Without escaped backslashes and quotes, every second part between quotes is outside of strings.
@@ -119,7 +149,10 @@ def _decoder(type_: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type_, strict=True)
 
 
-_SORTED = msgspec.json.Encoder(order="sorted")
+_WHOLE, _PLAIN = 1 << 53, (str, int, bool, type(None))
+_SORTED, _AS_IT_STANDS = msgspec.json.Encoder(order="sorted"), msgspec.json.Encoder()
+# From such a character to the end of its string, which is a key's where a colon follows; whatever was found is not looked at again.
+_BEYOND = re.compile(rb'[\xf0-\xf4](?:[^"\\]|\\.)*+"(:?)', re.DOTALL)
 # In numbers as the fast encoder writes them, an exponent follows a digit; from 2^53 on, which has 16, integers are refused.
 _AS_DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _SIXTEEN = b"0" * 16

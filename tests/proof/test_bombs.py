@@ -85,23 +85,35 @@ def differences(path: Path) -> Path:
     return write(path, held(*made), made)
 
 
+def under(items: list[Any]) -> dict[str, Any]:
+    """A tree with the parts that the header names, and these in its model."""
+    return {"d": [["s:model", {"d": items}], ["s:progress", {"i": "1"}]]}
+
+
 def padded(path: Path) -> Path:
-    """Noise makes as much room as a proof of this size can have, and zeros fill it."""
+    """Noise makes as much room as a proof of this size can have, and booleans, of which most is made, fill it."""
     noise = np.random.default_rng(0).integers(0, 256, 900_000, dtype=np.uint8)
     room = WEIGHT_ROOM + MAX_EXPANSION * len(noise) - len(noise) - HEADER_WEIGHT * 1000
-    made = whole(tree_of(["a", "b"]), {"a": torch.zeros(room // 4), "b": torch.from_numpy(noise)})
+    tensors = {"model/a": torch.zeros(room, dtype=torch.bool), "model/b": torch.from_numpy(noise)}
+    made = whole(under([["s:a", {"t": "model/a"}], ["s:b", {"t": "model/b"}]]), tensors)
     return write(path, [digest(1), made.state], [made])
 
 
 def names(path: Path) -> Path:
     """A long name above many nodes."""
-    made = whole({"d": [["s:" + "k" * 400_000, {"l": [None] * 100_000}]]}, codec="raw")
-    return write(path, held(made), [made], codec="raw")
+    made = whole(under([["s:" + "k" * 400_000, {"l": [None] * 100_000}]]), codec="raw")
+    return write(path, [digest(1), made.state], [made], codec="raw")
 
 
 def lists(path: Path) -> Path:
     """A header that takes the slow way to be compared with its canonical form."""
-    return write(path, held(), [], description={"x": "\x01", "y": [[]] * 320_000})
+    return write(path, [digest(1), digest(2)], [], description={"x": [1e-7, "\U0001f600"], "y": [[]] * 320_000})
+
+
+def nodes(path: Path) -> Path:
+    """A state's tree that takes it again and again."""
+    made = whole(under([["s:\U0001f600", {"l": [{"l": []}] * 90_000}]]), codec="raw")
+    return write(path, [digest(1), made.state], [made], codec="raw")
 
 
 BOMBS: dict[Callable[[Path], Path], str] = {
@@ -111,9 +123,10 @@ BOMBS: dict[Callable[[Path], Path], str] = {
     many_states: "decompression bomb",
     zeros: "decompression bomb",
     differences: "decompression bomb",
-    padded: "",
-    names: "",
-    lists: "",
+    padded: "all digests correct",
+    names: "all digests correct",
+    lists: "all digests correct",
+    nodes: "all digests correct",
 }
 
 PROGRAM = """

@@ -48,6 +48,28 @@ def test_the_fast_encoder_writes_what_the_canonical_one_writes(value: Any) -> No
     assert canonical.encode_plain(value) == canonical.encode(value)
 
 
+@given(trees(st.none() | st.booleans() | INTEGERS | FLOATS | TEXT, TEXT))
+@example({"\U00010000": 1, "\uffff": [{"\U00010000": -0.0, "\ue000": 1e-7}, ()]})
+@example([{}, [], 2**53 - 1, 1e21])
+def test_canonical_is_what_rfc_8785_says(value: Any) -> None:
+    assert canonical.encode(value) == rfc8785.dumps(msgspec.to_builtins(value))
+
+
+def test_only_numbers_take_the_slow_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree of nodes that took it whole made a small proof cost seconds."""
+    numbers: list[Any] = []
+
+    def slow(value: Any) -> bytes:
+        numbers.append(value)
+        return repr(value).encode()
+
+    monkeypatch.setattr(rfc8785, "dumps", slow)
+    value = {"\U00010000": [{"l": []}] * 10, "\uffff": "\x01", "x": [0.5]}
+    raw = canonical.encode(value)
+    assert canonical.decode(raw, Any, "it") == value
+    assert set(map(type, numbers)) == {float}
+
+
 @given(trees(st.none() | st.booleans() | INTEGERS | SMALL | TEXT, TEXT))
 def test_what_was_encoded_decodes_to_the_same_value(value: Any) -> None:
     raw = canonical.encode(value)
@@ -156,7 +178,9 @@ def test_brackets_inside_strings_are_not_nesting() -> None:
         assert canonical.decode(canonical.encode(other), Any, "it") == other
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**53, object(), {1: float("nan")}, "\ud800"])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), 2**53, object(), {1: float("nan")}, {1: 2}, "\ud800", {"\ud800": 1, "": 2}]
+)
 def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
     with pytest.raises(FormatError):
         canonical.encode(value)

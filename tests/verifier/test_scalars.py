@@ -20,7 +20,7 @@ from proof_of_learning.training.context import StepContext, standard_step
 from proof_of_learning.training.state import State, encode_tree
 from proof_of_learning.training.steps import Session, derived_feed
 from proof_of_learning.verifier import scalars
-from proof_of_learning.verifier.scalars import MAX_KEPT, Scalars
+from proof_of_learning.verifier.scalars import LONGEST, MAX_KEPT, Scalars
 
 
 class Watch:
@@ -182,3 +182,13 @@ def test_a_history_is_bounded_whatever_the_states_hold(monkeypatch: pytest.Monke
     assert len(found._paths) == few and len(found.broken) <= MAX_KEPT
     assert all(len(w) <= MAX_KEPT for p in found._paths.values() for w in p.where.values())
     assert len(found.rare(10)) <= 10
+
+
+def test_a_long_name_is_not_written_out_for_each_node_below_it() -> None:
+    """400,000 characters above 100,000 nodes took half a minute."""
+    below: Any = {"l": [None] * 50}
+    for _ in range(3):
+        below = {"d": [["s:" + "k" * 10_000, below]]}
+    found = [path for path, _ in Scalars()._numbers(State({"d": [["s:own", below]]}, {}))]
+    assert len(set(found)) == len(found) == 51
+    assert all(len(path) < LONGEST + 100 for path in found)

@@ -213,8 +213,10 @@ def _walk(node: Any, path: str) -> Iterator[_Leaf]:
     elif tag == "f":
         yield _short(path), float.fromhex(body), ""
     elif tag in ("l", "u"):
+        above = _short(path)  # once, and not below each of its nodes
         for position, item in enumerate(body):
-            yield from _walk(item, f"{path}/{position}")
+            yield from _walk(item, f"{above}/{position}")
     else:
+        above = _short(path)
         for key, item in body:
-            yield from _walk(item, f"{path}/{escaped(key[2:])}")
+            yield from _walk(item, f"{above}/{escaped(key[2:])}")

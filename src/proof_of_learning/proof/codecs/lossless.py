@@ -84,7 +84,7 @@ def bits_value(entry: Entry, items: Tensor, base: State | None, name: str) -> Te
     if entry.how == DIFFERENCE:
         before = base_tensor(base, entry, name)
         items = packed.unzigzag(items) + packed.map_bits(before)
-    if dtype == torch.bool and not bool(((items == 0) | (items == 1)).all()):
+    if dtype == torch.bool and items.numel() and tuple(map(int, torch.aminmax(items))) not in ((0, 0), (0, 1), (1, 1)):
         raise FormatError(f"the tensor {name[:80]!r} has values that are no booleans")
     return packed.unmap_bits(items, dtype, entry.shape)
 
