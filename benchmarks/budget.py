@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import html
 import itertools
+import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -35,10 +37,12 @@ from proof_of_learning.proof.format import Block, Displacement, Segment
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.recording.header import make_header
-from proof_of_learning.replay.measure import displacement, weight_distance, weights
+from proof_of_learning.replay.held import Weights
+from proof_of_learning.replay.measure import displacement
 from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.state import State, capture, settings
 from proof_of_learning.training.steps import Session
+from proof_of_learning.verifier.inertia import inertia
 from proof_of_learning.verifier.survey import survey
 
 Stages = dict[str, tuple[float, float]]  # seconds, and the limit
@@ -80,8 +84,8 @@ def least(work: Callable[[], object], repetitions: int) -> float:
 
 
 def afresh(state: State) -> State:
-    """The same tensors in a state that remembers nothing of them."""
-    return State(state.tree, state.tensors, live=state.live)
+    """The same tensors in a state that remembers no digest of them."""
+    return State(state.tree, state.tensors, live=state.live, _views=dict(state._views), flat=state.flat)
 
 
 def recording(session: Session, states: list[State], folder: Path, n: int) -> Stages:
@@ -157,6 +161,28 @@ def recorded(path: Path, session: Session, states: list[State], count: int) -> l
     return costs
 
 
+def every_cpu() -> float:
+    """CPU seconds of this process and of its children that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def abreast(run: Benchmark, path: Path, blocks: int) -> None:
+    """The survey by one process and by two, in turn: wall time, and what CPU time says of two idle cores."""
+    walls, costs = dict[int, float](), dict[int, float]()
+    for _ in range(blocks):
+        for processes in (1, 2):
+            proof, used, begun = Proof.open(path), every_cpu(), time.perf_counter()
+            survey(proof, processes=processes)
+            walls[processes] = min(walls.get(processes, math.inf), time.perf_counter() - begun)
+            costs[processes] = min(costs.get(processes, math.inf), every_cpu() - used)
+    run.add("survey, one process over two, wall", walls[1] / walls[2], "times", better="higher", target=1.7)
+    share = 2 * costs[1] / costs[2]
+    run.add(
+        "survey, one process over two, CPU time as if on two idle cores", share, "times", better="higher", target=1.7
+    )
+
+
 def checking(path: Path, n: int) -> tuple[Stages, float, int]:
     """The stages of checking a state; the CPU seconds of the whole survey for each of them, and a state's bytes."""
     proof = Proof.open(path)
@@ -171,10 +197,13 @@ def checking(path: Path, n: int) -> tuple[Stages, float, int]:
     hashed, copy = least(lambda: hashlib.sha256(stored).digest(), n), least(lambda: bytearray(stored), n)
     codec = proof.codec
 
+    origin = Weights.of(first)
+
     def measure() -> None:
         displacement(first, state)
-        weight_distance(weights(first), weights(state))
-        weight_distance(weights(state), weights(first))
+        origin.distance(state)
+        origin.distance(state)
+        inertia(state, [0.01])
         settings(state)
 
     def whole() -> None:
@@ -271,7 +300,7 @@ def main() -> None:
             states.append(capture(session.parts))
         written = recording(session, states, folder, n)
         told(run, "recording", written)
-        costs = recorded(folder / "run.pol", session, states, run.size.of(60, 20, 3))
+        costs = recorded(folder / "run.pol", session, states, run.size.of(400, 200, 3))
         held = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         saved = alternate({"save": lambda: timed(lambda: torch.save(held, folder / "saved.pt"))}, n + 1)["save"]
         run.add(
@@ -283,6 +312,7 @@ def main() -> None:
         read, surveyed, size = checking(folder / "run.pol", n)
         told(run, "checking", read)
         run.add(f"survey of one state of {size / 1e6:.1f} MB, without a task, CPU", surveyed * 1e3, "ms", target=3.0)
+        abreast(run, folder / "run.pol", run.size.of(7, 3, 1))
         begun = starting(run.size.of(5, 2, 1))
         told(run, "starting", begun, "s")
         if run.json != "-":

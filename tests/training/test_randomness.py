@@ -228,3 +228,16 @@ def test_a_changed_byte_never_harms_the_process(name: str, position: int, value:
         except FormatError:
             return
         torch.rand(2000), random.random(), np.random.rand(2000)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 64, 127, 128, 129, 5000])
+def test_a_permutation_is_the_stable_order_of_its_words(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where words are equal, or differ in their lowest bits alone, which hardly any seed gives."""
+    for words in (
+        randomness.raw_words(7, n),
+        randomness.raw_words(7, n) % np.uint64(5),
+        (randomness.raw_words(7, n) % np.uint64(2)) << np.uint64(63),
+    ):
+        monkeypatch.setattr(randomness, "raw_words", lambda seed, count, words=words: words)
+        found = randomness.permutation(7, n)
+        assert found.dtype == np.int64 and found.tolist() == np.argsort(words, kind="stable").tolist()

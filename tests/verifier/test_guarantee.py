@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from proof_of_learning.errors import UsageError
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.verifier import guarantee
+from proof_of_learning.verifier import guarantee, plan
 from proof_of_learning.verifier.options import Draw
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce
 from proof_of_learning.verifier.progress import MAIN, Measure
@@ -392,3 +392,19 @@ def test_a_real_proof_is_surveyed_to_the_same_numbers(tiny_proof: Path) -> None:
     assert not found.trivial.any()
     assert found.inertia[0] == 0  # before the first step there is no momentum
     assert (found.inertia[1:] > 0).all()
+
+
+def test_the_largest_of_each_window_are_found_in_one_pass_as_window_by_window() -> None:
+    """Ties, values that are not numbers, and windows in any order included."""
+    draw = np.random.default_rng(0)
+    for number in range(200):
+        count = int(draw.integers(0, 40))
+        values = draw.choice([np.nan, np.inf, -np.inf, 0.0, 1.0, 2.0, 3.0, -5.0], count)
+        windows = draw.integers(0, 6, count)
+        windows = np.sort(windows) if number % 2 else windows
+        for q in (0, 1, 3):
+            expected: list[int] = []
+            for window in range(6):
+                members = [i for i in range(count) if windows[i] == window and values[i] > -np.inf]
+                expected += sorted(members, key=lambda i: (-values[i], i))[:q]
+            assert plan._top(values, windows, q) == expected

@@ -229,9 +229,9 @@ def window(steps: int) -> int:
 
 def _top(values: npt.NDArray[np.float64], windows: npt.NDArray[np.int64], q: int) -> list[int]:
     """In each window the ``q`` indices with the largest values, of those that are known."""
-    ranked = np.where(np.isnan(values), -np.inf, values)
-    chosen: list[int] = []
-    for window in np.unique(windows):
-        members = np.flatnonzero((windows == window) & (ranked > -np.inf))
-        chosen += [int(i) for i in members[np.argsort(-ranked[members], kind="stable")[:q]]]
+    known = np.flatnonzero(values > -np.inf)  # what is not a number is not larger
+    order = known[np.lexsort((-values[known], windows[known]))]
+    begins = np.flatnonzero(np.diff(windows[order], prepend=-1))  # of each window's, largest first
+    place = np.arange(len(order)) - np.repeat(begins, np.diff(begins, append=len(order)))
+    chosen: list[int] = order[place < q].tolist()
     return chosen

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs import packed, prediction
-from proof_of_learning.proof.codecs.base import Encoded, same_kind
+from proof_of_learning.proof.codecs.base import PIECE, Encoded, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import PREDICTED
 from proof_of_learning.proof.codecs.room import Room
@@ -40,7 +40,7 @@ class LosslessCodec:
                 return bits_items(state.tensors[name], entries[name], base, name)
             assert base is not None
             foretold = prediction.predicted(entries[name], name, state, base)
-            return packed.zigzag(packed.map_bits(state.tensors[name]) - packed.map_bits(foretold))
+            return _differences(state.tensors[name], foretold)
 
         return packed.pack(state.tree, entries, items)
 
@@ -55,8 +55,7 @@ class LosslessCodec:
             base_tensor(base, item, name)
             assert base is not None
             foretold = prediction.predicted(item, name, State(tree, tensors), base)
-            bits = packed.unzigzag(items.pop(name)) + packed.map_bits(foretold)
-            tensors[name] = packed.unmap_bits(bits, torch.float32, item.shape)
+            tensors[name] = _values(items.pop(name), foretold, torch.float32, item.shape)
         return State(tree, {name: tensors[name] for name in entries})
 
     def nearest(self, arrived: State, recorded: State, base: State) -> State:
@@ -69,11 +68,10 @@ def bits_entry(tensor: Tensor, base: State | None, name: str) -> Entry:
 
 
 def bits_items(tensor: Tensor, entry: Entry, base: State | None, name: str) -> Tensor:
-    bits = packed.map_bits(tensor)
     if entry.how == PLAIN:
-        return bits
+        return packed.map_bits(tensor)
     assert base is not None
-    return packed.zigzag(bits - packed.map_bits(base.tensors[name]))
+    return _differences(tensor, base.tensors[name])
 
 
 def bits_value(entry: Entry, items: Tensor, base: State | None, name: str) -> Tensor:
@@ -81,12 +79,33 @@ def bits_value(entry: Entry, items: Tensor, base: State | None, name: str) -> Te
     dtype = DTYPES[entry.dtype]
     if entry.items != dtype.itemsize or entry.scale or entry.by or entry.how not in (PLAIN, DIFFERENCE):
         raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
-    if entry.how == DIFFERENCE:
-        before = base_tensor(base, entry, name)
-        items = packed.unzigzag(items) + packed.map_bits(before)
-    if dtype == torch.bool and items.numel() and tuple(map(int, torch.aminmax(items))) not in ((0, 0), (0, 1), (1, 1)):
+    before = base_tensor(base, entry, name) if entry.how == DIFFERENCE else None
+    if dtype != torch.bool:
+        return _values(items, before, dtype, entry.shape)
+    bits = items if before is None else packed.unzigzag(items) + packed.map_bits(before)
+    if bits.numel() and tuple(map(int, torch.aminmax(bits))) not in ((0, 0), (0, 1), (1, 1)):
         raise FormatError(f"the tensor {name[:80]!r} has values that are no booleans")
-    return packed.unmap_bits(items, dtype, entry.shape)
+    return packed.unmap_bits(bits, dtype, entry.shape)
+
+
+def _differences(tensor: Tensor, before: Tensor) -> Tensor:
+    """What is stored of a tensor that is a difference to another; but for the result, the memory of a piece."""
+    after, before = tensor.reshape(-1), before.reshape(-1)
+    items = torch.empty(len(after), dtype=packed.WIDTHS[after.element_size()])
+    for start in range(0, len(items), PIECE):
+        part = slice(start, start + PIECE)
+        items[part] = packed.zigzag(packed.map_bits(after[part]) - packed.map_bits(before[part]))
+    return items
+
+
+def _values(items: Tensor, before: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    """The inverse, in the memory of ``items``; of values as they are where there is none ``before``."""
+    bits, base = items.reshape(-1), None if before is None else before.reshape(-1)
+    for start in range(0, len(bits), PIECE):
+        part = slice(start, start + PIECE)
+        piece = bits[part] if base is None else packed.unzigzag(bits[part]) + packed.map_bits(base[part])
+        bits[part] = packed.unmap_bits(piece, dtype, [len(piece)]).view(bits.dtype)
+    return bits.view(dtype).reshape(shape)
 
 
 def base_tensor(base: State | None, entry: Entry, name: str) -> Tensor:
