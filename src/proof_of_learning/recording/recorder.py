@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ from proof_of_learning.training.parts import Progress, of_kind, optimizers, rate
 from proof_of_learning.training.randomness import RngSnapshot
 from proof_of_learning.training.state import State, capture, restore
 from proof_of_learning.training.steps import Session
+
+if TYPE_CHECKING:
+    from proof_of_learning.recording.stamper import Stamper
 
 
 @dataclass
@@ -118,7 +121,7 @@ class Recorder:
             self.steps_done = proof.steps
             restore(self.parts, proof.state(proof.segments[-1].state))
             return
-        self._stamper = None if stamping is None else stamping.begin(self.path, header)
+        self._stamper = None if stamping is None else _stamper(self.path, header, stamping)
         if (self.path / format.HEADER_FILE).exists():
             self._writer = ProofWriter.resume(self.path, header, keep_every)
         else:
@@ -421,6 +424,14 @@ class Recorder:
     def _check_same_run(self) -> None:
         if bytes(files.read_bounded(self.path / format.HEADER_FILE, limits.MAX_HEADER)) != self.header.encoded():
             raise RecordingError(f"{self.path} holds the finished proof of another run; choose another path")
+
+
+def _stamper(path: Path, header: Header, stamping: Stamping) -> Stamper:
+    stamping.check(header)
+    # Not at the top of the file: who stamps nothing needs no libraries for it.
+    from proof_of_learning.recording.stamper import Stamper
+
+    return Stamper(path, header, stamping)
 
 
 def _mean(losses: list[torch.Tensor]) -> torch.Tensor:

@@ -13,7 +13,6 @@ from proof_of_learning.proof.format import Header
 
 if TYPE_CHECKING:
     from proof_of_learning.attestation.timestamps import Authorities
-    from proof_of_learning.recording.stamper import Stamper
 
 TIMEOUT = 10.0  # seconds that one authority has for one answer
 NO_ROOM = f"a proof holds at most {MAX_LOG_HEADS} stamped heads of a recording"
@@ -57,13 +56,6 @@ class Stamping:
                 f"--stamp-every {self.every} would stamp {planned // self.every:,} heads of {planned:,} segments, and {NO_ROOM}; "
                 f"take --stamp-every {-(-planned // MAX_LOG_HEADS)} or more"
             )
-
-    def begin(self, folder: Path, header: Header) -> Stamper:
-        """What has the heads of the recording in ``folder`` stamped. Raises UsageError as :meth:`check` does."""
-        self.check(header)
-        from proof_of_learning.recording.stamper import Stamper
-
-        return Stamper(folder, header, self)
 
 
 @dataclass(frozen=True)
