@@ -64,7 +64,7 @@ def test_only_numbers_take_the_slow_library(monkeypatch: pytest.MonkeyPatch) -> 
         return repr(value).encode()
 
     monkeypatch.setattr(rfc8785, "dumps", slow)
-    value = {"\U00010000": [{"l": []}] * 10, "\uffff": "\x01", "x": [0.5]}
+    value: Any = {"\U00010000": [{"l": []}] * 10, "\uffff": "\x01", "x": [0.5]}
     raw = canonical.encode(value)
     assert canonical.decode(raw, Any, "it") == value
     assert set(map(type, numbers)) == {float}
