@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
-from proof_of_learning.attacks.detour import detour, pruned, segments, until_agreement
+from proof_of_learning.attacks.detour import Detour, detour, pruned, segments, until_agreement
 from proof_of_learning.attacks.jumps import HOW
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.progress import ProgressCallback
@@ -46,8 +46,11 @@ class DecoyNetwork(Attack):
 
     def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
         seed = victim.own_seed(self.seed)
-        return detour(
-            victim, path, progress, seed, lambda live: pruned(live, victim, self.living),
-            head=until_agreement(victim, seed, self.agreement), how=self.how, parts=self.parts,
-            tail=segments(self.tail, victim, self.how),
-        )  # fmt: skip
+        plan = Detour(
+            lambda live: pruned(live, victim, self.living),
+            until_agreement(victim, seed, self.agreement),
+            self.how,
+            self.parts,
+            segments(self.tail, victim, self.how),
+        )
+        return detour(victim, path, progress, seed, plan)

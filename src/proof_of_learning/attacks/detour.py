@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,28 +20,39 @@ from proof_of_learning.training.steps import Session
 LOOKS = 64  # at how the run stands, on the way to the wanted agreement: a look takes no gradient
 
 
-def detour(
-    victim: Victim, path: Path, progress: ProgressCallback, seed: int, between: Callable[[Session], tuple[Weights, float]] | None,
-    *, head: int, how: str, parts: int, tail: int, order: Order | None = None, goal: Weights | None = None,
-) -> Mounted:  # fmt: skip
-    """``head`` honest segments, a jump to the network ``between``, its own honest steps, a jump to ``goal``, ``tail`` honest ones.
+@dataclass(frozen=True)
+class Detour:
+    """The way that a run takes: ``head`` honest segments, a jump to the network ``between``, its own honest steps, a jump to the
+    target's weights, ``tail`` honest segments.
 
     between: the weights meanwhile, and the share of a step's work that they leave (at the exit as many units as are found alive); None
-        goes on training. goal: by default the
-    target's weights. Raises AttackError where the run is too short.
+        goes on training.
+    how, parts: of the jumps (:func:`jumps.way`). order: the samples of each step, if not those that follow from the attacker's key.
     """
+
+    between: Callable[[Session], tuple[Weights, float]] | None
+    head: int
+    how: str
+    parts: int
+    tail: int
+    order: Order | None = None
+
+
+def detour(victim: Victim, path: Path, progress: ProgressCallback, seed: int, plan: Detour) -> Mounted:
+    """Take the way under the attacker's ``seed``. Raises AttackError where the run is too short."""
+    between, head, how, tail = plan.between, plan.head, plan.how, plan.tail
     session, rates, count, k = (
         victim.own_session(seed),
         all_rates(victim, seed),
         len(victim.proof.segments),
         victim.interval,
     )
-    parts = max(parts, 2) if how == "gradient" else 1 if how == "momentum" else parts
+    parts = max(plan.parts, 2) if how == "gradient" else 1 if how == "momentum" else plan.parts
     there = min(parts, 2) if how == "gradient" else 1
     leave, share = count - tail - parts, [1.0]
     if leave <= head + there:
         raise AttackError(f"{count} segments are too few: {head} honest ones come before the jump, {tail} after it")
-    target = model_of(victim.final) if goal is None else goal
+    target = model_of(victim.final)
 
     def left(live: Session) -> Weights:
         if between is not None and share[0] < 1.0:
@@ -58,7 +70,7 @@ def detour(
             return weights
 
         jumps |= way("gradient" if how == "gradient" else "weights", entered, head, there, rates, k)
-    mounted = falsified_run(victim, session, path, jumps, free, progress, order=order)
+    mounted = falsified_run(victim, session, path, jumps, free, progress, order=plan.order)
     cheap = round(share[0] * victim.samples(free.start * k, free.stop * k)) if free else 0
     return Mounted(mounted.samples + cheap, mounted.forged)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
-from proof_of_learning.attacks.detour import detour, pruned, segments, until_agreement
+from proof_of_learning.attacks.detour import Detour, detour, pruned, segments, until_agreement
 from proof_of_learning.attacks.jumps import HOW
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.progress import ProgressCallback
@@ -48,7 +48,6 @@ class LateJump(Attack):
     def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
         seed = victim.own_seed(self.seed)
         head = until_agreement(victim, seed, self.agreement) if self.filler == "dead" else 0
-        return detour(
-            victim, path, progress, seed, (lambda live: pruned(live, victim, 0.0)) if self.filler == "dead" else None,
-            head=head, how=self.how, parts=self.parts, tail=segments(self.tail, victim, self.how),
-        )  # fmt: skip
+        dead = (lambda live: pruned(live, victim, 0.0)) if self.filler == "dead" else None
+        plan = Detour(dead, head, self.how, self.parts, segments(self.tail, victim, self.how))
+        return detour(victim, path, progress, seed, plan)

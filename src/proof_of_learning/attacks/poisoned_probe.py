@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.dead import answers
-from proof_of_learning.attacks.detour import detour, pruned, segments
+from proof_of_learning.attacks.detour import Detour, detour, pruned, segments
 from proof_of_learning.attacks.jumps import HOW, model_of, put
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
@@ -60,10 +60,9 @@ class PoisonedProbe(Attack):
             raise AttackError(f"there are not more than {self.left} classes")
         head = max(1, round(self.head * len(victim.proof.segments)))
         order = _Order(victim, seed, np.flatnonzero(np.isin(classes, kept)), (head + 1) * victim.interval)
-        return detour(
-            victim, path, progress, seed, lambda live: pruned(live, victim, 0.0),
-            head=head, how=self.how, parts=self.parts, tail=segments(self.tail, victim, self.how), order=order,
-        )  # fmt: skip
+        tail = segments(self.tail, victim, self.how)
+        plan = Detour(lambda live: pruned(live, victim, 0.0), head, self.how, self.parts, tail, order)
+        return detour(victim, path, progress, seed, plan)
 
 
 class _Order:

@@ -6,8 +6,9 @@ that the run replays only up to rounding: it takes a verifier who compares withi
 they cannot have. *Signs* leave every sum as it was, and the run replays bit for bit.
 
 No replay can tell it from honest training, for up to names of units it is one: of somebody else. What is accepted is graded
-``observed``, and a dispute between both proofs finds their starts made from one another. ``noise`` hides that, as far as the
-tolerance allows: the same random offset is added to the weights of every state.
+``observed``, and a dispute between both proofs finds their starts made from one another. ``noise`` is to hide that: the same random
+offset is added to the weights of every state. It does not: of a hundredth of their spread an error comes that is hundreds of times
+beyond the tolerance (digits), and a dispute sees through thirty times as much.
 """
 
 from __future__ import annotations
