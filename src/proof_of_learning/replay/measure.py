@@ -121,7 +121,7 @@ class _Sums:
         ]
         torch._foreach_abs_(apart)
         lengths.append([sizes.sum(dtype=torch.float64) for sizes in apart])
-        lengths.append([largest.double() for largest in torch._foreach_norm(apart, math.inf)])
+        lengths.append([torch.aminmax(sizes)[1].double() for sizes in apart])  # far faster than a norm of order inf
         table = torch.stack([torch.stack(list(row)) for row in lengths]).T.tolist()
         for pair, (length, of_a, of_b, l1, largest) in zip(pairs, table, strict=True):
             if not length + of_a + of_b < LONGEST:  # also where one is not a number
