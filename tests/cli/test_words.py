@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import typer
 
-import proof_of_learning as pol
-from proof_of_learning import TaskReference
 from proof_of_learning.cli.main import COMMANDS, app
-from proof_of_learning.data import salts
+from proof_of_learning.data.commitment import DataCommitment
+from proof_of_learning.report import render_html, words
+from proof_of_learning.verifier.checks.data import DataCheck
+from proof_of_learning.verifier.evidence import Answers
+from proof_of_learning.verifier.verdict import Conditions
 from support_cli import one_line
 from support_cli import pol as command
+from support_forging import rewrite
+from support_verdicts import digest, trajectory, verdict_of
 
 
 def flat(text: str) -> str:
@@ -40,13 +46,13 @@ def test_the_list_of_commands_says_whole_sentences(monkeypatch: pytest.MonkeyPat
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("words", [("inspect",), ("plan",), ("verify",)])
+@pytest.mark.parametrize("asked", [("inspect",), ("plan",), ("verify",)])
 def test_a_table_in_a_pipe_is_neither_wrapped_nor_padded(
-    words: tuple[str, ...], tiny_proof: Path, monkeypatch: pytest.MonkeyPatch
+    asked: tuple[str, ...], tiny_proof: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However narrow the terminal beside it is."""
     monkeypatch.setenv("COLUMNS", "40")
-    rows = command(*words, tiny_proof).stdout.splitlines()
+    rows = command(*asked, tiny_proof).stdout.splitlines()
     assert [row for row in rows if row != row.rstrip()] == []
     assert max(map(len, rows)) > 80
 
@@ -67,20 +73,25 @@ def test_all_differences_can_be_seen(tiny_proof: Path, digits_proof: Path) -> No
     assert all(f"{each['name']} " in shown for each in every["said"]) and "other difference" not in shown
 
 
-def test_a_proof_says_what_its_arithmetic_means_and_why_its_data_were_not_compared(
-    tiny: TaskReference, tiny_proof: Path, tmp_path: Path
-) -> None:
-    salts.generate(tmp_path / "salt")
+def test_a_proof_says_what_its_arithmetic_means(tiny_proof: Path, tmp_path: Path) -> None:
     run, page, means = tmp_path / "run.pol", tmp_path / "page.html", "gives the same bits on any machine"
-    pol.prove(tiny, run, interval=12, arithmetic="portable", salt=tmp_path / "salt", rehearse=False)
+    rewrite(tiny_proof, run, header=lambda claimed: msgspec.structs.replace(claimed, arithmetic="portable"))
     assert f"portable. A replay {means}" in flat(command("inspect", run).stdout)
-    done = command("verify", run, "--task", tiny.target, "--sandbox", "off", "--report", page)
-    said, shown = flat(done.stdout), page.read_text()
-    assert done.exit_code == 3 and f"portable arithmetic: a replay {means}" in said and f"A replay {means}" in shown
-    assert "not compared: the root is salted" in said and "none named" not in said
-    assert "the root is salted" in shown and "named no data" not in shown
-    for usual in (command("inspect", tiny_proof), command("verify", tiny_proof)):
-        assert "gives the same bits in an environment like the recorded one" in flat(usual.stdout)
+    said = flat(command("verify", run, "--report", page).stdout)
+    assert f"portable arithmetic: a replay {means}" in said and f"A replay {means}" in page.read_text()
+    usual = flat(command("inspect", tiny_proof).stdout)
+    assert "native. A replay gives the same bits in an environment like the recorded one" in usual
+
+
+def test_a_salted_root_is_not_said_to_be_unnamed() -> None:
+    salted: Any = SimpleNamespace(
+        disclosed=None, proof=SimpleNamespace(header=SimpleNamespace(data=DataCommitment(digest(2), 5, True)))
+    )
+    found = DataCheck().judge(salted, Answers())
+    verdict = verdict_of(trajectory(20), [], [found], conditions=Conditions(task=digest(1)))
+    assert found.status == "inconclusive" and "not compared: the root is salted" in words.data(verdict)
+    page = render_html(verdict)
+    assert "Not compared: the root is salted" in page and "named no data" not in page
 
 
 def test_what_is_recorded_of_each_step_is_named(tiny_proof: Path) -> None:
@@ -93,8 +104,8 @@ def test_what_is_recorded_of_each_step_is_named(tiny_proof: Path) -> None:
 
 def test_a_folder_that_is_no_proof_and_a_script_that_is_a_task_are_said_to_be_so(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text("def task(): ...\n")
-    for words in (("check",), ("inspect",), ("verify",), ("diff", tmp_path)):
-        said = one_line(command(*words, tmp_path), 2)
+    for typed in (("check",), ("inspect",), ("verify",), ("diff", tmp_path)):
+        said = one_line(command(*typed, tmp_path), 2)
         assert f"{tmp_path} holds no header.json; a proof is the directory that `pol prove -o` wrote" in said
     said = one_line(command("prove", tmp_path / "task.py", "-o", tmp_path / "run.pol"), 2)
     assert "holds no pol.Run" in said and "a task is named with its function, FILE.py:FUNCTION" in said
