@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from proof_of_learning import Task, canonical
+from proof_of_learning.numeric import environment, randomness
 from proof_of_learning.proof import codecs, format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.files import write_object
@@ -39,8 +40,7 @@ from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.recording.header import make_header
 from proof_of_learning.replay.held import Weights
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.training import environment, randomness
-from proof_of_learning.training.state import State, capture, settings
+from proof_of_learning.state.state import State, capture, settings
 from proof_of_learning.training.steps import Session
 from proof_of_learning.verifier.inertia import inertia
 from proof_of_learning.verifier.survey import survey

@@ -8,7 +8,7 @@ from common import Cost, alternate, benchmark, fashion, middle_half, ratio, time
 
 from proof_of_learning import load_task
 from proof_of_learning.data.commit import commit
-from proof_of_learning.training.state import tensor_bytes
+from proof_of_learning.state.state import tensor_bytes
 
 TARGET = 3.0  # seconds
 

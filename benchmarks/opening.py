@@ -18,8 +18,8 @@ from proof_of_learning.attestation import signatures
 from proof_of_learning.data import salts
 from proof_of_learning.data.commit import leaves, merkle_root
 from proof_of_learning.disputes import answering, challenging, documents, opening, verifying
+from proof_of_learning.numeric.randomness import key_from_seed
 from proof_of_learning.training.batches import DerivedOrder
-from proof_of_learning.training.randomness import key_from_seed
 from proof_of_learning.verifier.options import Options
 
 LEAVES, READING = 1.0, 0.5  # seconds, targets

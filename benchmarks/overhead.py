@@ -18,8 +18,8 @@ from common import Benchmark, Cost, alternate, benchmark, fashion, middle_half, 
 from plain import Loop
 
 from proof_of_learning import Recorder, TaskReference, load_task
+from proof_of_learning.numeric import environment, randomness
 from proof_of_learning.recording.header import make_header
-from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
 TARGETS = {10: 1.03, 469: 1.01}  # by interval

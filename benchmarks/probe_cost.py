@@ -15,9 +15,9 @@ from common import EXAMPLES, Benchmark, benchmark, cpu_seconds, process_tree, ti
 
 import proof_of_learning as pol
 from proof_of_learning import Proof, TaskReference, load_task
+from proof_of_learning.numeric import environment, randomness
 from proof_of_learning.replay.protocol import Describe
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.steps import Session, derived_feed
 from proof_of_learning.verifier import guarantee
 from proof_of_learning.verifier.function import look

@@ -23,13 +23,13 @@ from common import Benchmark, Cost, alternate, benchmark, cpu_seconds, fashion, 
 
 import proof_of_learning as pol
 from proof_of_learning import Proof, TaskReference, Verdict
+from proof_of_learning.numeric import environment as environments
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.lanes import Stream
 from proof_of_learning.replay.pool import Job, WorkerPool
 from proof_of_learning.replay.process import idle
 from proof_of_learning.replay.protocol import Reply
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 NONCE = "00" * 32
 SLOW, HOW_SLOW = 0.05, 2.0  # share of the workers that take so many times as long

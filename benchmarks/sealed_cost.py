@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from proof_of_learning import Task
+from proof_of_learning.numeric import randomness
 from proof_of_learning.program.sealed import task_of
 from proof_of_learning.program.tracing import seal
-from proof_of_learning.training import randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
 TARGET = 1.1

@@ -21,11 +21,11 @@ from common import Benchmark, benchmark, fashion
 
 import proof_of_learning as pol
 from proof_of_learning import Proof, load_task
+from proof_of_learning.numeric.environment import current
 from proof_of_learning.proof import codecs, format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.writer import ProofWriter
-from proof_of_learning.training.environment import current
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 TARGETS = {("sgd", "lossless"): 6.0, ("sgd", "quantised"): 0.5, ("adamw", "quantised"): 0.9}
 EPOCHS = 5  # as the example trains
@@ -136,8 +136,8 @@ def long_log(run: Benchmark, folder: Path, steps: int, interval: int, target: fl
                   {"model/parameters/w": torch.zeros(4)})  # fmt: skip
     short = load_task(fashion(steps=1))
     from proof_of_learning.data.commitment import DataCommitment
+    from proof_of_learning.numeric import randomness
     from proof_of_learning.recording.header import make_header
-    from proof_of_learning.training import randomness
     from proof_of_learning.training.steps import Session
 
     data = DataCommitment(root="sha256:" + "0" * 64, samples=60000, salted=False)

@@ -20,7 +20,7 @@ from common import Benchmark, Cost, alternate, benchmark, cpu_seconds, fashion, 
 
 import proof_of_learning as pol
 from proof_of_learning import Proof, TaskReference, Verdict
-from proof_of_learning.training import environment
+from proof_of_learning.numeric import environment
 
 ORIGINAL = 169.0  # seconds; measured elsewhere for Q = 3 segments at k = 12 of a small CNN, quoted and not rerun
 

@@ -18,8 +18,8 @@ from plain import Loop, deterministic
 
 import proof_of_learning as pol
 from proof_of_learning import Recorder, load_task
+from proof_of_learning.numeric import environment, randomness
 from proof_of_learning.recording.header import make_header
-from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
 SEGMENTS, CODEC = 5000, "quantised"

@@ -36,7 +36,7 @@ from proof_of_learning.distributed.events import Rules
 from proof_of_learning.distributed.rounds import Rounds, Slices, collective
 from proof_of_learning.distributed.workers import Here, Honest, Worker
 from proof_of_learning.errors import PolError
-from proof_of_learning.training import randomness
+from proof_of_learning.numeric import randomness
 
 WORKERS, SLOTS, BATCH, TRAIN, CLIP = 10, 10, 16, 8000, 2.0
 LEVELS = (9, 3, 5, 7, 1)

@@ -16,8 +16,8 @@ import torch
 from cells import EXAMPLES, Cell, Result, compute, parser, part_of, write
 
 from proof_of_learning import load_task
+from proof_of_learning.numeric import randomness
 from proof_of_learning.replay.measure import estimate_d_ref, weight_distance, weights
-from proof_of_learning.training import randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
 TASKS = {"digits": 400, "fashion_mnist": 150, "cifar10_resnet20": 60, "char_transformer": 60}  # steps

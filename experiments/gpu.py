@@ -30,9 +30,9 @@ from common import Cost, alternate, ratio
 from gpu_tasks import cnn, transformer, wide
 
 from proof_of_learning import Recorder, Task
+from proof_of_learning.numeric import environment, randomness
 from proof_of_learning.numeric.portable import selftest
 from proof_of_learning.recording.header import make_header
-from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
 REPLAYED = ("cnn", "resnet20", "transformer", "bf16", "fp16", "compiled")

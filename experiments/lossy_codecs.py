@@ -20,8 +20,8 @@ import variants
 from cells import EXAMPLES, Cell, Result, Size, compute, parser, part_of, write
 
 from proof_of_learning import Task, load_task
+from proof_of_learning.numeric import randomness
 from proof_of_learning.proof.codecs import get_codec
-from proof_of_learning.training import randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
 INTERVAL = 10

@@ -40,7 +40,7 @@ from paper_measures import (
 from paper_page import Findings, write_page
 
 from proof_of_learning import Proof, Task, TaskReference, load_task, prove
-from proof_of_learning.training import environment as environments
+from proof_of_learning.numeric import environment as environments
 
 EPOCHS, PER_EPOCH = 200, 390  # the paper's
 COST_INTERVALS, COST_Q = (1, 10, 39, 78, 390), (1, 2, 4)

@@ -22,12 +22,12 @@ from scipy import stats
 from torch import Tensor, nn
 
 from proof_of_learning import Proof, Task, TaskReference, load_task
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.replay.measure import METRICS, Distance, compare, ratio, weights
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.names import WEIGHTS
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import WEIGHTS
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 from proof_of_learning.verifier.initialization.judge import judge_initialization
 from proof_of_learning.verifier.options import Draw

@@ -20,8 +20,8 @@ from torch.utils.data import TensorDataset
 
 from proof_of_learning import Task, TaskReference, load_task
 from proof_of_learning.data.digits import digits
+from proof_of_learning.numeric import environment, randomness
 from proof_of_learning.numeric.portable import using
-from proof_of_learning.training import environment, randomness
 from proof_of_learning.training.steps import Session, derived_feed
 
 HELD = 360  # digits that are not trained on

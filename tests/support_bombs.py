@@ -14,14 +14,14 @@ from torch import Tensor
 
 from proof_of_learning import canonical
 from proof_of_learning.data.commitment import DataCommitment
+from proof_of_learning.numeric import environment
 from proof_of_learning.proof import format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, Stored, TaskClaim, Training
-from proof_of_learning.training import environment
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 DIGEST = "sha256:" + "0" * 64
 

@@ -19,8 +19,8 @@ from proof_of_learning.attestation import gathering, statements
 from proof_of_learning.data.digits import digits
 from proof_of_learning.proof import format
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.training.names import is_weight, short_name
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import is_weight, short_name
+from proof_of_learning.state.state import State
 from support_attestation import only, put
 from support_authority import Authority
 

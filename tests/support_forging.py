@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from proof_of_learning import canonical
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof import format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Displacement, Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 
 def write(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from proof_of_learning.errors import TaskError
-from proof_of_learning.training.state import DTYPES, State, encode_tree
+from proof_of_learning.state.state import DTYPES, State, encode_tree
 
 RECORDED = [dtype for dtype in DTYPES.values() if dtype != torch.complex128]
 

@@ -29,8 +29,8 @@ from types import SimpleNamespace
 from typing import IO, Any, cast
 
 from proof_of_learning.cli.main import run
+from proof_of_learning.numeric.environment import VARIABLES
 from proof_of_learning.replay import process
-from proof_of_learning.training.environment import VARIABLES
 
 WORKER = [sys.executable, "-m", "proof_of_learning.replay.worker"]
 # What may be read while Python, NumPy and PyTorch are loaded.

@@ -13,7 +13,7 @@ from suite import ZERO, Suite
 
 from proof_of_learning import canonical
 from proof_of_learning.proof.codecs.raw import decode_tensors, encode_tensors
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 
 def cases(suite: Suite) -> None:

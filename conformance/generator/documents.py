@@ -10,7 +10,7 @@ import torch
 from drafts import Draft, draft
 from suite import ZERO, Suite
 
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 Edit = Callable[[Draft], object]
 

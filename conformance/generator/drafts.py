@@ -19,12 +19,12 @@ import torch
 
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import encode_sample, leaf, merkle_root
+from proof_of_learning.numeric import randomness
 from proof_of_learning.proof import format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs.raw import encode_tensors
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State, encode_tree
+from proof_of_learning.state.state import State, encode_tree
 
 Files = dict[str, bytes]
 INTERVAL = 2

@@ -17,7 +17,7 @@ from tokens import (
 
 from proof_of_learning import canonical
 from proof_of_learning.disputes.answers import shapes
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 
 def cases(suite: Suite) -> None:

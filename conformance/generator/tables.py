@@ -24,7 +24,7 @@ from proof_of_learning import canonical
 from proof_of_learning.attestation import statements
 from proof_of_learning.disputes.answers import Cutter, shapes
 from proof_of_learning.disputes.documents import AnswersHead, First, Head, OpeningHead, Second
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.plan import survey_seed
 
 

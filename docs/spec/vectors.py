@@ -14,14 +14,14 @@ import torch
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import commit, encode_sample, merkle_root
 from proof_of_learning.data.commitment import DataCommitment
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Device, Environment, Flags
 from proof_of_learning.proof import format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.registration import Claim
+from proof_of_learning.state.state import State, encode_tree
 from proof_of_learning.task import Description
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Device, Environment, Flags
-from proof_of_learning.training.state import State, encode_tree
 
 SEED = 0x0123456789ABCDEF
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from proof_of_learning.recording.recorder import Indexed, Recorder
     from proof_of_learning.run.clock import Run
     from proof_of_learning.signing import recover, sign, timestamp
+    from proof_of_learning.state.state import State
     from proof_of_learning.task import Task, TaskReference, load_task, sealed_program
     from proof_of_learning.thinning import regenerate, thin
     from proof_of_learning.training.context import StepContext
-    from proof_of_learning.training.state import State
     from proof_of_learning.verifier.verdict import CheckResult, Verdict
     from proof_of_learning.verifier.verify import check, verify
 
@@ -50,7 +50,7 @@ _HOMES = {
     "Recorder": "recording.recorder",
     "Run": "run.clock",
     "Recording": "prover",
-    "State": "training.state",
+    "State": "state.state",
     "StepContext": "training.context",
     "Task": "task",
     "TaskReference": "task",

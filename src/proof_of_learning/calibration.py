@@ -12,6 +12,9 @@ from pathlib import Path
 import msgspec
 
 from proof_of_learning.errors import FormatError, RecordingError, UsageError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import files
 from proof_of_learning.proof.reader import Proof
@@ -19,11 +22,8 @@ from proof_of_learning.prover import prove
 from proof_of_learning.replay.measure import METRICS, Distance, compare, estimate_d_ref, weights
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import Noise, Replay
+from proof_of_learning.state.names import WEIGHTS
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.names import WEIGHTS
 from proof_of_learning.training.steps import Session, derived_feed
 from proof_of_learning.verifier.calibrated import CAP, DELTA, DELTA_INTERVAL, NUDGES, Measured, Tolerance, tolerance
 

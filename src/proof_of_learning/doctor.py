@@ -18,6 +18,9 @@ from torch import Tensor
 
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit
 from proof_of_learning.errors import PolError, TaskError, UsageError, WorkerError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.format import Header
@@ -33,13 +36,10 @@ from proof_of_learning.rehearsal.structure import altered, grown, structure
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.run.diagnosing import look
+from proof_of_learning.state import state as states
+from proof_of_learning.state.schedules import epoch_means
+from proof_of_learning.state.state import State
 from proof_of_learning.task import TaskReference, is_script, load_task, task_code
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training import state as states
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.schedules import epoch_means
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, StepResult, derived_feed
 
 STEPS = 200  # are taken at most where nobody says how many

@@ -13,7 +13,7 @@ from proof_of_learning.errors import FormatError, IntegrityError, UsageError
 from proof_of_learning.proof import files, remote
 from proof_of_learning.proof.codecs.raw import encode_tensors
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.training.names import short_name, split
+from proof_of_learning.state.names import short_name, split
 
 if TYPE_CHECKING:
     from proof_of_learning.attestation.signatures import PrivateKey

@@ -14,6 +14,8 @@ import torch
 
 from proof_of_learning import registration as registrations
 from proof_of_learning.errors import EvaluationWarning, TaskError, TrainingError, UsageError
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs, format, remote
@@ -30,8 +32,6 @@ from proof_of_learning.rehearsal import beside as rehearsals
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.run.command import claimed
 from proof_of_learning.task import Description, Task, TaskReference, is_script, load_task, resumable
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
 from proof_of_learning.training.steps import Session, derived_feed
 
 if TYPE_CHECKING:

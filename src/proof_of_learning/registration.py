@@ -25,6 +25,7 @@ from proof_of_learning import canonical, sources
 from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_ATTESTATIONS, MAX_CLAIM, MAX_OWNERS
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof import files
 from proof_of_learning.proof.format import (
     ARITHMETIC,
@@ -37,7 +38,6 @@ from proof_of_learning.proof.format import (
     Plain,
     check_digest,
 )
-from proof_of_learning.training.environment import Environment
 
 SCHEMA = "pol/claim/v2"
 SCHEMA_1 = "pol/claim/v1"

@@ -17,8 +17,8 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.rewrite import rewrite
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT
 from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Setting, Task, TaskReference
-from proof_of_learning.training.state import State
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from proof_of_learning.attacks import ATTACKS, Forgery, forge_proof
 from proof_of_learning.errors import AttackError, PolError, UsageError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import weight_distance, weights
+from proof_of_learning.state.state import State, decode_tree
 from proof_of_learning.task import Task
 from proof_of_learning.training.batches import DerivedOrder
-from proof_of_learning.training.state import State, decode_tree
 
 SAMPLES, STEPS, INTERVAL, SEGMENTS = 1437, 120, 2, 60
 

@@ -15,9 +15,9 @@ from proof_of_learning.attacks.base import Forgery
 from proof_of_learning.attacks.gamble import Odds, fixed_nonces, missed, odds, surveyed
 from proof_of_learning.attacks.grinding import nearest_seed
 from proof_of_learning.attacks.victim import Victim
+from proof_of_learning.numeric import environment as environments
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.task import Task
-from proof_of_learning.training import environment as environments
 from proof_of_learning.verifier.guarantee import uniform_draws_needed, uniform_miss
 from proof_of_learning.verifier.plan import make_nonce, survey_seed
 

@@ -8,7 +8,7 @@ import torch
 import proof_of_learning as pol
 from proof_of_learning.attacks.rank_matched import accepted, arranged
 from proof_of_learning.replay.measure import weight_distance, weights
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from support_attacks import Target, rejects
 
 

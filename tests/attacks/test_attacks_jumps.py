@@ -18,10 +18,10 @@ from proof_of_learning.attacks.jumps import model_of, put
 from proof_of_learning.attacks.knowing_start import armed
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric import environment as environments
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import weight_distance
 from proof_of_learning.task import Task
-from proof_of_learning.training import environment as environments
 
 STEPS = 120
 

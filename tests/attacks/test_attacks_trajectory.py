@@ -9,8 +9,8 @@ import pytest
 import proof_of_learning as pol
 from proof_of_learning.attacks.inverse_gradient import Solver
 from proof_of_learning.attacks.victim import Victim
+from proof_of_learning.numeric import environment as environments
 from proof_of_learning.replay.measure import weight_distance, weights
-from proof_of_learning.training import environment as environments
 from support_attacks import STEPS, Target, rejects
 
 

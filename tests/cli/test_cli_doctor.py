@@ -14,8 +14,8 @@ import proof_of_learning.doctor as doctors
 import tasks
 from proof_of_learning.rehearsal.hops import Hop
 from proof_of_learning.replay import protocol
+from proof_of_learning.state.state import State
 from proof_of_learning.task import TaskReference
-from proof_of_learning.training.state import State
 from support_cli import one_line, pol
 from support_situations import Lazy
 

@@ -16,8 +16,8 @@ from proof_of_learning import Proof, canonical
 from proof_of_learning.cli.main import app
 from proof_of_learning.diff import Diff, diff
 from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.training.names import is_weight
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import is_weight
+from proof_of_learning.state.state import State
 from support_forging import rewrite
 from support_proofs import INTERVAL, recorded
 

@@ -13,7 +13,7 @@ from proof_of_learning import Proof
 from proof_of_learning.cli import environment as command
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import FormatError
-from proof_of_learning.training.environment import PORTABLE, VARIABLES, Device, Environment
+from proof_of_learning.numeric.environment import PORTABLE, VARIABLES, Device, Environment
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 
 from proof_of_learning import Proof
 from proof_of_learning.proof import format
-from proof_of_learning.training.state import State, encode_tree
+from proof_of_learning.state.state import State, encode_tree
 from support_forging import relog, rewrite
 
 PAINT = "\x1b[2J\x1b[H\x1b[32mVALID\x1b[0m \x9b31m \u202egnorw\u2028\r\nVALID  every check passed\a\x7f"

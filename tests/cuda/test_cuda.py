@@ -14,8 +14,8 @@ import torch
 
 from proof_of_learning import TaskReference, prove
 from proof_of_learning.numeric.portable import selftest
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import capture
+from proof_of_learning.numeric.randomness import RngSnapshot
+from proof_of_learning.state.state import capture
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

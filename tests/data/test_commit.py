@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit, encode_sample, merkle_root
 from proof_of_learning.errors import DataError
-from proof_of_learning.training.state import DTYPES
+from proof_of_learning.state.state import DTYPES
 from support_strategies import bits, tensor_of
 
 

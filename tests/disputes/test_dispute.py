@@ -26,7 +26,7 @@ from proof_of_learning.disputes.models import pair
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.report.dispute import render_dispute, write_dispute
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.options import Options
 from proof_of_learning.verifier.verdict import Nonce, Verdict
 from support_attestation import World

@@ -12,8 +12,8 @@ import support_opening
 from proof_of_learning import TaskReference, prove
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.training.names import is_weight
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import is_weight
+from proof_of_learning.state.state import State
 from support_opening import INTERVAL, STEPS
 
 JUMP = 30

@@ -14,9 +14,9 @@ import proof_of_learning as pol
 from proof_of_learning.distributed import aggregation
 from proof_of_learning.distributed.rounds import Slices, collective, conclude, rounds_of
 from proof_of_learning.errors import TaskError, UsageError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.numeric.portable import using
 from proof_of_learning.prover import describe
-from proof_of_learning.training import randomness
 from proof_of_learning.training.context import StepContext
 from proof_of_learning.training.steps import Session, derived_feed
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from proof_of_learning.errors import NumericEnvironmentError
+from proof_of_learning.numeric import environment
 from proof_of_learning.numeric.portable import PORTABLE, recurrent, using, windows
 from proof_of_learning.numeric.portable.selftest import numbers
-from proof_of_learning.training import environment
 
 aten = torch.ops.aten
 

@@ -21,11 +21,11 @@ from proof_of_learning import TaskReference, prove, register, verify
 from proof_of_learning.doctor import diagnose
 from proof_of_learning.errors import FormatError, TaskError, UsageError
 from proof_of_learning.numeric.denormals import flushes_denormals
+from proof_of_learning.numeric.environment import Environment, current, differences
 from proof_of_learning.numeric.portable import selftest, using
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import replayer
-from proof_of_learning.training.environment import Environment, current, differences
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from support_forging import rewrite
 
 HERE = Path(__file__).parents[1]

@@ -14,6 +14,7 @@ import torch
 import support_sealed
 from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, PolError, TaskError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.program.checking import parse, rehearse
 from proof_of_learning.program.document import Program, plain, tensor_of
 from proof_of_learning.program.operations import INPLACE, OPERATIONS, VIEWS, overload, written
@@ -22,7 +23,6 @@ from proof_of_learning.program.show import LARGE, carried, lines
 from proof_of_learning.program.show import rates as recorded
 from proof_of_learning.program.tracing import PROBED, seal, sizes
 from proof_of_learning.task import Task
-from proof_of_learning.training import randomness
 from proof_of_learning.training.steps import Session, derived_feed
 from proof_of_learning.verifier.function import SAMPLES
 

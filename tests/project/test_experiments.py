@@ -17,9 +17,9 @@ import proof_of_learning as pol
 from proof_of_learning.attacks import ATTACKS, Attack, forge_proof, parameter
 from proof_of_learning.attacks.base import Mounted
 from proof_of_learning.attacks.victim import Victim, graft
+from proof_of_learning.numeric import environment as environments
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 HERE = Path(__file__).parents[1]
 sys.path.insert(0, str(HERE.parent / "experiments"))

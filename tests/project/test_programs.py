@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proof_of_learning.training import environment, randomness
+from proof_of_learning.numeric import environment, randomness
 
 ROOT = Path(__file__).parents[2]
 RUN = {  # every file that can be run: the options that it takes beside the common ones

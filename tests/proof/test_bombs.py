@@ -17,13 +17,13 @@ import torch
 import proof_of_learning as pol
 from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.limits import HEADER_WEIGHT, MAX_EXPANSION, WEIGHT_ROOM
+from proof_of_learning.numeric import environment
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.rewrite import rewrite
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.training import environment
-from proof_of_learning.training.state import State, tree_tensors
+from proof_of_learning.state.state import State, tree_tensors
 from support_bombs import Made, columns, header, named, tightly, whole, write
 from support_proofs import tree_of
 

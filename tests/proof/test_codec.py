@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import get_codec
 from proof_of_learning.proof.codecs.raw import decode_tensors, encode_tensors
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from support_strategies import RECORDED, bits, same, states, tensor_of
 
 CODEC = get_codec("raw")

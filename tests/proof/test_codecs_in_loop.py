@@ -23,7 +23,7 @@ from proof_of_learning.limits import HEADER_WEIGHT, MAX_CHAIN, WEIGHT_ROOM
 from proof_of_learning.proof.codecs import NAMES, get_codec, packed
 from proof_of_learning.proof.format import CodecClaim
 from proof_of_learning.proof.reader import Proof, load_state
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from support_proofs import tree_of
 from support_strategies import same, states
 

@@ -20,6 +20,8 @@ import tasks
 from proof_of_learning import canonical, registration
 from proof_of_learning.attestation import signatures
 from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, UsageError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
 from proof_of_learning.proof import format, parse
 from proof_of_learning.proof.blocks import Columns, Metric
 from proof_of_learning.proof.format import Group, Header, Input, Reload, Training
@@ -28,8 +30,6 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.recording.header import _told, make_header, without_folders
 from proof_of_learning.recording.recorder import Recorder
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
 from proof_of_learning.training.steps import Session, derived_feed
 from support_forging import reindex, relog
 

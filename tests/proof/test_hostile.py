@@ -20,11 +20,11 @@ import tasks
 from proof_of_learning import Proof, TaskReference, canonical
 from proof_of_learning.attacks import forge_proof
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.format import CodecClaim
 from proof_of_learning.replay import early, pool, process, replayer
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State, encode_tree
+from proof_of_learning.state.state import State, encode_tree
 from support_forging import relog, rewrite
 
 BAD = Path(__file__).parents[1] / "support_bad_tasks.py"

@@ -18,7 +18,7 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs import get_codec, packed
 from proof_of_learning.proof.codecs.packed import Entry
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from support_proofs import tree_of
 
 LOSSLESS = get_codec("lossless")

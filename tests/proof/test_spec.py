@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import proof_of_learning as pol
+from proof_of_learning.numeric import randomness
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.training import randomness
 
 SPEC = Path(__file__).parents[2] / "docs" / "spec"
 

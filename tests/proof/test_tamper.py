@@ -22,13 +22,13 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning import Proof, Task, canonical
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.files import read_at, read_bounded
 from proof_of_learning.proof.format import Displacement, Header
+from proof_of_learning.state.state import State
 from proof_of_learning.training.batches import DerivedOrder
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State
 from support_forging import reindex, relog, reseal, rewrite
 from support_proofs import smallest
 

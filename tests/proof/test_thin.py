@@ -33,7 +33,7 @@ from proof_of_learning.proof import format
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.files import exclusive
 from proof_of_learning.proof.writer import ProofWriter
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.expected import planned_steps
 from support_forging import relog, rewrite
 from support_proofs import INTERVAL, SEGMENTS, contents, recorded

@@ -17,8 +17,8 @@ import support_traps
 import tasks
 from proof_of_learning import Task
 from proof_of_learning.errors import FormatError, TaskError
-from proof_of_learning.training.optimizers import own_groups, settle_groups
-from proof_of_learning.training.state import State, added_rates, capture, restore, settings
+from proof_of_learning.state.optimizers import own_groups, settle_groups
+from proof_of_learning.state.state import State, added_rates, capture, restore, settings
 from support_scripts import record, script, verdict
 from support_situations import interrupted, judged
 

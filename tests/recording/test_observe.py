@@ -20,8 +20,8 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning import Indexed, Proof, Recorder, Task
 from proof_of_learning.errors import BusyError, RecordingError, TrainingError, UsageError
-from proof_of_learning.training import randomness
-from proof_of_learning.training.state import capture
+from proof_of_learning.numeric import randomness
+from proof_of_learning.state.state import capture
 from support_replay import replays_alone
 
 EPOCHS, BATCH = 3, 10

@@ -14,8 +14,8 @@ import proof_of_learning as pol
 import support_forging
 import tasks
 from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.state.state import State
 from proof_of_learning.training.context import StepContext, standard_step
-from proof_of_learning.training.state import State
 
 
 def local(tiny: pol.TaskReference, **settings: Any) -> pol.Task:

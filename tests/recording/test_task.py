@@ -15,8 +15,8 @@ import support_bad_tasks
 import tasks
 from proof_of_learning import Task, TaskReference, load_task
 from proof_of_learning.errors import DataError, PolError, TaskError, UsageError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.task import compare, default_interval
-from proof_of_learning.training import randomness
 from proof_of_learning.training.steps import Session
 
 HERE = Path(__file__).parents[1]

@@ -20,15 +20,15 @@ import support_traps
 import tasks
 from proof_of_learning import Task, TaskReference
 from proof_of_learning.errors import RehearsalWarning, TaskError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
 from proof_of_learning.rehearsal import beside, causes, holdings, hops
 from proof_of_learning.rehearsal.beside import Pace, Rehearsal
 from proof_of_learning.rehearsal.structure import altered, structure
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training.optimizers import settle_groups
-from proof_of_learning.training.state import State, capture
+from proof_of_learning.state.optimizers import settle_groups
+from proof_of_learning.state.state import State, capture
 from proof_of_learning.training.steps import Session, derived_feed
 
 HERE = Path(__file__).parents[1]

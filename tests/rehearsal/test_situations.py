@@ -28,8 +28,8 @@ from proof_of_learning.errors import (
     UsageError,
 )
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.state.state import capture, restore, tensor_bytes
 from proof_of_learning.training.batches import to_device
-from proof_of_learning.training.state import capture, restore, tensor_bytes
 from support_proofs import contents
 from support_situations import Lazy, interrupted, judged
 

@@ -15,6 +15,7 @@ import proof_of_learning as pol
 from proof_of_learning import Proof, TaskReference, Verdict
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import UsageError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.replay import doubt, protocol
 from proof_of_learning.replay.pool import Job, LocalPool
@@ -24,8 +25,7 @@ from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.report import words
 from proof_of_learning.report.html import render_html
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.checks.hyperparameters import HyperparametersCheck
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result

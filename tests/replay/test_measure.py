@@ -24,7 +24,7 @@ from proof_of_learning.replay.measure import (
     weight_distance,
     weights,
 )
-from proof_of_learning.training.state import State, encode_tree
+from proof_of_learning.state.state import State, encode_tree
 
 INF, NAN = math.inf, math.nan
 

@@ -14,9 +14,9 @@ import pytest
 import proof_of_learning as pol
 import tasks
 from proof_of_learning import Proof, TaskReference
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.state.state import State
 from support_forging import rewrite
 
 VARIABLE = "NPY_DISABLE_CPU_FEATURES"

@@ -20,13 +20,13 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning import Proof, Task, TaskReference, Verdict, load_task
 from proof_of_learning.errors import PolError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.program.folder import export
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Header
 from proof_of_learning.prover import Recording
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 from support_forging import relog, rewrite
 from support_replay import replays_alone

@@ -21,9 +21,9 @@ from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Coasting, Describe, Glimpse, Probe
 from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task
 from proof_of_learning.training.context import StepContext
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 from proof_of_learning.verifier.survey import Looking, Survey, survey
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, PolError, StrayedError
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof import parse
 from proof_of_learning.proof.blocks import Columns, Share
 from proof_of_learning.proof.format import Header
@@ -22,9 +23,8 @@ from proof_of_learning.run import conducting
 from proof_of_learning.run.events import BATCH, END, Event, encode
 from proof_of_learning.run.parts import arrange
 from proof_of_learning.run.ranks import Buckets, kinds_of, lost
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.ranks import divided, kinds, manifest, of_all, of_rank
-from proof_of_learning.training.state import State, capture, check_tree
+from proof_of_learning.state.ranks import divided, kinds, manifest, of_all, of_rank
+from proof_of_learning.state.state import State, capture, check_tree
 
 
 class Queue:

@@ -10,7 +10,7 @@ import torch
 
 from conftest import nursery
 from proof_of_learning.run.parts import Place
-from proof_of_learning.training.state import State, capture, live_settings
+from proof_of_learning.state.state import State, capture, live_settings
 from proof_of_learning.verifier.changes import unusual
 from proof_of_learning.verifier.scalars import Scalars
 from support_scripts import record, script, variables, verdict

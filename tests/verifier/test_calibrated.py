@@ -25,8 +25,8 @@ from proof_of_learning.replay.measure import (
     nudged,
 )
 from proof_of_learning.replay.requests import Noise, Replay, Replayed
+from proof_of_learning.state.state import State
 from proof_of_learning.task import load_task
-from proof_of_learning.training.state import State
 from proof_of_learning.verifier.calibrated import (
     CAP,
     FLOOR,

@@ -8,7 +8,7 @@ import pytest
 
 from proof_of_learning import Proof, TaskReference, prove, verify
 from proof_of_learning.errors import TaskError, UsageError
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from support_forging import rewrite
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from proof_of_learning.training.state import capture
+from proof_of_learning.state.state import capture
 from proof_of_learning.verifier.inertia import inertia
 from support_dynamics import VARIANTS
 

@@ -21,8 +21,8 @@ import tasks
 from proof_of_learning import Indexed, Recorder, Task
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import UsageError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.replay.origins import origin, rearranged
-from proof_of_learning.training import randomness
 from proof_of_learning.verifier.initialization.dependence import independence
 from proof_of_learning.verifier.initialization.judge import judge_initialization
 from proof_of_learning.verifier.initialization.named import named_laws

@@ -17,7 +17,7 @@ import proof_of_learning as pol
 import tasks
 from proof_of_learning import Indexed, Recorder, Task
 from proof_of_learning.cli.main import app
-from proof_of_learning.training import randomness
+from proof_of_learning.numeric import randomness
 
 SAMPLES, BATCH = tasks.SAMPLES, 10  # 92 samples: nine full steps and one of two
 Rows = list[list[int]]

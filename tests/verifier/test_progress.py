@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from proof_of_learning.training.state import State, encode_tree
+from proof_of_learning.state.state import State, encode_tree
 from proof_of_learning.verifier.dynamics import Course
 from proof_of_learning.verifier.progress import MAIN, SINGLE, Measure, importance, on_grid, shares, weight_measures
 from proof_of_learning.verifier.sampling import COORDINATES, Sampler, Trained

@@ -14,7 +14,7 @@ import tasks
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier import sampling
 from proof_of_learning.verifier.progress import weight_measures
 from proof_of_learning.verifier.sampling import Memory, Sampler

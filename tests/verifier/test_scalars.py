@@ -16,8 +16,8 @@ import proof_of_learning as pol
 import support_forging
 import tasks
 from proof_of_learning import Proof, Task
+from proof_of_learning.state.state import State, encode_tree
 from proof_of_learning.training.context import StepContext, standard_step
-from proof_of_learning.training.state import State, encode_tree
 from proof_of_learning.training.steps import Session, derived_feed
 from proof_of_learning.verifier import scalars
 from proof_of_learning.verifier.scalars import LONGEST, MAX_KEPT, Scalars

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import UsageError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.measure import weight_distance, weights
 from proof_of_learning.task import Setting, Task
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from proof_of_learning.attacks.victim import Victim, between, graft, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.training.names import CARRYING, key_of
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import CARRYING, key_of
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session
 from proof_of_learning.verifier.inertia import inertia
 from proof_of_learning.verifier.plan import window

@@ -29,11 +29,11 @@ from proof_of_learning.attacks.forge import forge_proof, plausible_loss
 from proof_of_learning.attacks.moves import as_claimed, on_the_way, windows
 from proof_of_learning.attacks.victim import Victim, claimed_steps, run, step_snapshot
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.state.state import State
 from proof_of_learning.training.batches import Indices
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import derived_feed
 from proof_of_learning.verifier.inertia import inertia
 

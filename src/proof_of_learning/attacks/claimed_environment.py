@@ -17,8 +17,8 @@ from proof_of_learning.attacks.decoy import Decoy
 from proof_of_learning.attacks.drift import Drift
 from proof_of_learning.attacks.infinitesimal import InfinitesimalUpdate
 from proof_of_learning.attacks.victim import Victim
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training.environment import Environment
 
 CARRIED: dict[str, Attack] = {
     "drift": Drift(),

@@ -23,7 +23,7 @@ from proof_of_learning.proof.codecs import get_codec
 from proof_of_learning.proof.codecs.rounding import RoundingCodec, given_of
 from proof_of_learning.proof.format import CodecClaim
 from proof_of_learning.replay.measure import weights
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 
 @dataclass(init=False, frozen=True)

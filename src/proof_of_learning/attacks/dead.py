@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from proof_of_learning.attacks.jumps import Weights
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
-from proof_of_learning.training import randomness
+from proof_of_learning.numeric import randomness
 from proof_of_learning.training.batches import Feed
 from proof_of_learning.training.steps import Session, evaluating
 

@@ -27,8 +27,8 @@ from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, between, graft, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training.names import is_weight, weight_name
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import is_weight, weight_name
+from proof_of_learning.state.state import State
 
 BUFFER = "/momentum_buffer"
 RENEW = 0.1  # of its size, below which a momentum is put in again

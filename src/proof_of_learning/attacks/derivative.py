@@ -43,10 +43,10 @@ from proof_of_learning.attacks.moves import as_claimed, on_the_way
 from proof_of_learning.attacks.rank_matched import arranged
 from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import measured, weights
-from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session
 
 

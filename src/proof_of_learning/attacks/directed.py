@@ -28,7 +28,7 @@ from proof_of_learning.attacks.forge import forge_proof, plausible_loss
 from proof_of_learning.attacks.moves import as_claimed, on_the_way
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import derived_feed
 
 # From the weights before a step, those after it (to be changed in place), the target's, and the step's number; returns by how

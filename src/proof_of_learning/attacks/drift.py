@@ -23,12 +23,12 @@ from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric.randomness import key_from_seed
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import measured
+from proof_of_learning.state.names import entry_name, weight_name
+from proof_of_learning.state.state import State
 from proof_of_learning.training.batches import DerivedOrder
-from proof_of_learning.training.names import entry_name, weight_name
-from proof_of_learning.training.randomness import key_from_seed
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 from proof_of_learning.verifier.calibrated import FLOOR
 

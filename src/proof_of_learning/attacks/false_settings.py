@@ -29,7 +29,7 @@ from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import weights
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session
 
 NO_MOMENTUM = 1e-200  # not 0, for which SGD skips the dampening; its square, in the inertia, is 0

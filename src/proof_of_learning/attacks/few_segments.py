@@ -26,7 +26,7 @@ from proof_of_learning.attacks.victim import Victim, between, graft, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier import guarantee
 from proof_of_learning.verifier.plan import window
 from proof_of_learning.verifier.survey import survey

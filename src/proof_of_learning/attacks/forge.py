@@ -22,18 +22,18 @@ import torch
 
 from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.recording.header import make_header
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.state.names import WEIGHTS, kind_of, short_name
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task, TaskReference, default_interval, load_task, task_code
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.names import WEIGHTS, kind_of, short_name
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 
 Array = npt.NDArray[np.float64]

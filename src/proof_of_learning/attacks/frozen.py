@@ -26,11 +26,11 @@ from proof_of_learning.attacks.dead import sample_losses
 from proof_of_learning.attacks.jumps import falsified_run
 from proof_of_learning.attacks.rank_matched import accepted, arranged
 from proof_of_learning.attacks.victim import Victim, run
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import measured, weights
-from proof_of_learning.training import randomness
+from proof_of_learning.state.state import State
 from proof_of_learning.training.batches import DerivedOrder, Indices
-from proof_of_learning.training.state import State
 
 WAYS = ("one-sample", "short")
 ATTEMPTS = 4  # seeds that are tried

@@ -36,7 +36,7 @@ from proof_of_learning.attacks.jumps import (
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session
 
 ENTRY = "average"  # the name of the entry that SGD never writes

@@ -22,7 +22,7 @@ from proof_of_learning.attacks.moves import as_claimed, on_the_way, windows
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 
 GROWTH = 3.0  # from one tried rate to the next

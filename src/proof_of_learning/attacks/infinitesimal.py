@@ -26,7 +26,7 @@ from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, between, graft, shrink_rates
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import weight_distance, weights
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 
 @dataclass(init=False, frozen=True)

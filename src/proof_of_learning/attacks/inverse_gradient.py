@@ -33,7 +33,7 @@ from proof_of_learning.attacks.victim import Victim, graft
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import weights
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import derived_feed
 
 DEPTH = 5  # earlier iterates that Anderson's acceleration combines

@@ -23,9 +23,9 @@ from proof_of_learning.attacks.moves import as_claimed
 from proof_of_learning.attacks.victim import Victim, run, step_snapshot
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.state.names import CARRYING, is_weight, short_name
+from proof_of_learning.state.state import State
 from proof_of_learning.training.batches import Order
-from proof_of_learning.training.names import CARRYING, is_weight, short_name
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 
 HOW = ("weights", "gradient", "momentum")

@@ -20,10 +20,10 @@ from proof_of_learning.attacks.moves import own_run
 from proof_of_learning.attacks.task_weapon import brought_along, source
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.state.state import State, overlay
 from proof_of_learning.task import Task
-from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State, overlay
 from proof_of_learning.training.steps import Session
 
 THROUGH = (nn.Flatten, nn.Identity, nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)

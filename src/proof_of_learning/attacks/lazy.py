@@ -33,8 +33,8 @@ from torch import Tensor
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.moves import own_run
 from proof_of_learning.attacks.victim import Victim
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training import randomness
 from proof_of_learning.training.batches import DerivedOrder, Feed
 from proof_of_learning.training.context import StepContext, standard_step
 from proof_of_learning.training.steps import Session

@@ -11,8 +11,8 @@ from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, between, claimed_steps, graft, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 from proof_of_learning.verifier.plan import window
 

@@ -27,7 +27,7 @@ from proof_of_learning.attacks.forge import forge_proof, plausible_loss
 from proof_of_learning.attacks.victim import Victim, graft, run, shrink_rates
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 RATE = {"rate": 0.0, "tiny": 1e-30}
 

@@ -19,8 +19,8 @@ from proof_of_learning.attacks.detour import Detour, detour, pruned, segments
 from proof_of_learning.attacks.jumps import HOW, model_of, put
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training import randomness
 from proof_of_learning.training.batches import DerivedOrder, Indices
 
 

@@ -24,10 +24,10 @@ from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.moves import as_claimed, on_the_way
 from proof_of_learning.attacks.victim import Victim
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import measured, weights
-from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 HALVINGS = 10  # of the interval in which the largest accepted share lies
 

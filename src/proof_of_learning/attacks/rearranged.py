@@ -28,11 +28,11 @@ from proof_of_learning.attacks.moves import sealed_again
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.disputes import units
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.proof.format import Initialization, Randomness
-from proof_of_learning.training import randomness
-from proof_of_learning.training.names import is_weight, role, short_name
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import is_weight, role, short_name
+from proof_of_learning.state.state import State
 
 ALIKE = 1e-3  # of the losses, before and after
 SAMPLES = 32

@@ -42,7 +42,7 @@ from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session
 
 FIRST = 1  # the segment at whose end the explosion is prepared

@@ -22,7 +22,7 @@ from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.coast import coast, of_session
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session
 
 TRIED = 1e-3  # what is put into an entry to see how far it carries

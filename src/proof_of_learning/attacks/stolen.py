@@ -37,10 +37,10 @@ from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.moves import sealed_again
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.proof.format import Initialization, Randomness
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
 
 WAYS = ("other-seed", "other-claim", "observed-claim", "observed", "cut", "copied")
 

@@ -36,8 +36,8 @@ from proof_of_learning.data.commit import commit
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import weight_distance, weights
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 
 

@@ -39,11 +39,11 @@ from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.moves import own_run
 from proof_of_learning.attacks.victim import Victim
 from proof_of_learning.errors import AttackError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
+from proof_of_learning.state.names import weight_name
+from proof_of_learning.state.state import State, overlay
 from proof_of_learning.task import Task, TaskReference
-from proof_of_learning.training import randomness
-from proof_of_learning.training.names import weight_name
-from proof_of_learning.training.state import State, overlay
 from proof_of_learning.training.steps import Session
 
 WEAPONS = ("factory", "loss", "frozen-base", "augmentation")

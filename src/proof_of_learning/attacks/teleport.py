@@ -34,7 +34,7 @@ from proof_of_learning.attacks.forge import forge_proof
 from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session
 
 REACH = 0.25  # of the way that the best place allows with the same momentum: no worse place is used

@@ -11,15 +11,15 @@ from torch import Tensor
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import AttackError, FormatError, IntegrityError
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.state import state as states
+from proof_of_learning.state.names import family_of
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task, compare, task_code
-from proof_of_learning.training import randomness
-from proof_of_learning.training import state as states
 from proof_of_learning.training.batches import Indices, Order
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.names import family_of
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 
 

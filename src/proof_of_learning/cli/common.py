@@ -234,7 +234,7 @@ def pinned(*, portable: bool = False, device: str = "cpu", threads: int | None =
 
     PyTorch's compiler, whose import takes as long as its own, waits until a task asks for it.
     """
-    from proof_of_learning.training import environment
+    from proof_of_learning.numeric import environment
     from proof_of_learning.training.uncompiled import defer_compiler
 
     environment.pin_process(portable=portable, device=device, threads=threads)

@@ -18,14 +18,14 @@ import typer
 from proof_of_learning.cli import common
 
 if TYPE_CHECKING:
+    from proof_of_learning.numeric.environment import Environment
     from proof_of_learning.proof.reader import Proof
-    from proof_of_learning.training.environment import Environment
 
 PATIENCE = 300.0  # seconds for a process that imports torch
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!+_-]{0,63}", re.ASCII)
 _LOOK = """
 import sys, msgspec, torch
-from proof_of_learning.training import environment
+from proof_of_learning.numeric import environment
 wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=environment.Environment)
 environment.apply(wanted, lasting=True)
 gpu = wanted.device.type == "cuda" and torch.cuda.is_available()
@@ -118,7 +118,7 @@ def variables(recorded: Environment) -> str:
     """For a shell: the variables of a process that takes part, and in comments what is set inside it."""
     import msgspec
 
-    from proof_of_learning.training.environment import VARIABLES
+    from proof_of_learning.numeric.environment import VARIABLES
 
     threads = {"OMP_NUM_THREADS": str(recorded.threads), "MKL_NUM_THREADS": str(recorded.threads)}
     wanted = {**recorded.variables, **threads}
@@ -138,7 +138,7 @@ def missing(recorded: Environment, *, own_numpy: bool, portable: bool = False) -
     import msgspec
 
     from proof_of_learning.errors import NumericEnvironmentError
-    from proof_of_learning.training import environment as environments
+    from proof_of_learning.numeric import environment as environments
 
     try:
         done = subprocess.run(

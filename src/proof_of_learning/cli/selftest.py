@@ -32,9 +32,9 @@ def selftest(
     """
     import msgspec
 
+    from proof_of_learning.numeric import environment
     from proof_of_learning.numeric.portable import engine
     from proof_of_learning.numeric.portable import selftest as tests
-    from proof_of_learning.training import environment
 
     common.writable("--json", json)
     environment.require(device)

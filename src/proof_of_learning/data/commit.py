@@ -19,7 +19,7 @@ from torch import Tensor
 
 from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import DataError
-from proof_of_learning.training.state import DTYPE_NAMES, tensor_bytes
+from proof_of_learning.state.state import DTYPE_NAMES, tensor_bytes
 
 _SAMPLE = b"pol/v1/sample\0"
 _LEAF = b"\x00"

@@ -17,7 +17,7 @@ from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.data.salts import SALT_BYTES
 from proof_of_learning.errors import DataError, FormatError, IntegrityError
 from proof_of_learning.limits import MAX_DEPTH, MAX_DIMENSIONS
-from proof_of_learning.training.state import DTYPES, State, tensor_bytes
+from proof_of_learning.state.state import DTYPES, State, tensor_bytes
 
 _SIZE = struct.Struct("<Q")
 _COLUMNS = {"content": torch.uint8, "indices": torch.int64, "lengths": torch.int64}

@@ -23,7 +23,7 @@ from proof_of_learning.proof.rewrite import rewrite
 from proof_of_learning.registration import owners
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.plan import survey_seed
 
 

@@ -31,8 +31,8 @@ from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.registration import owners
 from proof_of_learning.replay import protocol
-from proof_of_learning.training.names import is_weight
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import is_weight
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.plan import survey_seed
 from proof_of_learning.verifier.sampling import coordinates
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from proof_of_learning.disputes.answers import Answers
 from proof_of_learning.errors import FormatError, PolError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.proof.format import Stored
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Coasting, Described, Glimpse
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.dynamics import rates_by_part
 from proof_of_learning.verifier.function import GRADIENTS, Function, Prober
 from proof_of_learning.verifier.progress import weight_measures

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from proof_of_learning.errors import UsageError
-from proof_of_learning.training.names import is_weight, short_name
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import is_weight, short_name
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.checks.endpoint import weight_files
 
 SAMPLE = 1 << 16  # numbers that are looked for

@@ -20,7 +20,7 @@ from proof_of_learning.disputes.models import of_state, pair
 from proof_of_learning.disputes.units import Array
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.initialization.start import second_start
 from proof_of_learning.verifier.verdict import Nonce
 

@@ -36,7 +36,7 @@ from proof_of_learning.registration import owners
 from proof_of_learning.replay.pool import MakePool
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier import replaying
 from proof_of_learning.verifier.chain import open_links, parent_of
 from proof_of_learning.verifier.conclude import Clock, broken, refused

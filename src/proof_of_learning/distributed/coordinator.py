@@ -30,15 +30,15 @@ from proof_of_learning.distributed.messages import Run
 from proof_of_learning.distributed.rounds import Slice, Slices, conclude, flat, samples_digest, trained, weights_digest
 from proof_of_learning.distributed.workers import Answer, Fault, Request, Transport
 from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, TrainingError, UsageError, WorkerError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
 from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import files
 from proof_of_learning.recording.header import make_header
 from proof_of_learning.recording.recorder import Recorder
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task, TaskReference, load_task
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session, feed_epoch_end
 
 log = logging.getLogger(__name__)

@@ -19,11 +19,11 @@ from proof_of_learning.distributed.events import Assignment, Commitment
 from proof_of_learning.distributed.messages import Head, Run
 from proof_of_learning.distributed.rounds import Slices, samples_digest
 from proof_of_learning.errors import FormatError, IntegrityError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
 from proof_of_learning.numeric.portable import using
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.task import Task, TaskReference, load_task
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
 
 
 @dataclass(frozen=True)

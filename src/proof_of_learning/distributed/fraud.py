@@ -16,10 +16,10 @@ from proof_of_learning.attestation.signatures import PublicKey, to_pem
 from proof_of_learning.distributed import messages
 from proof_of_learning.distributed.events import Assignment, Commitment
 from proof_of_learning.distributed.rounds import Slices, samples_digest, weights_digest
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
 from proof_of_learning.proof import files
 from proof_of_learning.task import Task, TaskReference, load_task
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
 
 MAX_START = 1 << 34  # bytes of weights
 

@@ -24,15 +24,15 @@ from typing import Any
 
 from proof_of_learning._version import __version__
 from proof_of_learning.errors import PolError, UsageError, WorkerError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay import sandbox as sandboxes
 from proof_of_learning.replay.early import TAKING
 from proof_of_learning.replay.pool import Job, MakePool, WorkerPool
 from proof_of_learning.replay.process import OnWork, WorkerProcess, idle, raised
 from proof_of_learning.replay.sandbox import Sandbox
+from proof_of_learning.state.state import State
 from proof_of_learning.task import TaskReference
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
 
 LOCAL = "local"
 START = 180.0  # seconds for an actor to be placed and to load

@@ -21,9 +21,9 @@ from proof_of_learning import canonical
 from proof_of_learning.data.commit import commit
 from proof_of_learning.distributed.aggregation import Vector, aggregate, check
 from proof_of_learning.errors import TaskError, UsageError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.numeric.portable import NATIVE, using
 from proof_of_learning.task import Task, task_code
-from proof_of_learning.training import randomness
 from proof_of_learning.training.batches import Indices
 from proof_of_learning.training.steps import Session, derived_feed
 

@@ -18,8 +18,8 @@ from proof_of_learning.distributed.coordinator import Coordinator
 from proof_of_learning.distributed.events import Rules
 from proof_of_learning.distributed.workers import Answer, Fault, Honest, Request
 from proof_of_learning.errors import UsageError
+from proof_of_learning.numeric import environment as environments
 from proof_of_learning.task import TaskReference, load_task
-from proof_of_learning.training import environment as environments
 
 TIMEOUT = 60.0  # seconds that a worker has for an answer
 MAX_ANSWER = 1 << 34

@@ -16,9 +16,9 @@ from proof_of_learning.distributed.events import Assignment, Commitment
 from proof_of_learning.distributed.messages import Run
 from proof_of_learning.distributed.rounds import Slice, Slices, samples_digest, weights_digest
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
 from proof_of_learning.task import Task
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.program.document import FILE, REFERENCE, SCHEMA, Graph, Operation, Program, plain, tensor_of
 from proof_of_learning.program.interpreter import Runner
 from proof_of_learning.program.operations import OPERATIONS, PLACES, VIEWS, overload, written
-from proof_of_learning.training.state import DTYPES
+from proof_of_learning.state.state import DTYPES
 
 PARAMETER, BUFFER, CONSTANT, INPUT, OWN = "p", "b", "c", "i", "%"
 _WRITABLE = {BUFFER, OWN}

@@ -15,7 +15,7 @@ from torch import Tensor
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.format import program_digest
-from proof_of_learning.training.state import DTYPES, tensor_bytes
+from proof_of_learning.state.state import DTYPES, tensor_bytes
 
 SCHEMA = "pol/program/v1"
 FILE = "the sealed program"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from proof_of_learning.canonical import brief
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import FormatError, TaskError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.program.checking import check
 from proof_of_learning.program.document import (
     SCHEMA,
@@ -33,11 +34,10 @@ from proof_of_learning.program.operations import OPERATIONS, PLACES
 from proof_of_learning.program.recording import ADVICE, Constants, place, record
 from proof_of_learning.program.schedules import OPTIMIZERS, RECORDED, SCHEDULES, arguments_of
 from proof_of_learning.program.sealed import SETTINGS, SealedModel, leaves
+from proof_of_learning.state.modules import lazy_tensor, tensors_in
+from proof_of_learning.state.state import DTYPE_NAMES
 from proof_of_learning.task import Task, task_code
-from proof_of_learning.training import randomness
 from proof_of_learning.training.batches import Feed
-from proof_of_learning.training.modules import lazy_tensor, tensors_in
-from proof_of_learning.training.state import DTYPE_NAMES
 
 PROBED = 64  # samples that a verifier looks at outputs with (verifier.function.SAMPLES)
 KEY = randomness.key_from_seed(0)

@@ -11,8 +11,8 @@ import torch
 
 from proof_of_learning.canonical import brief
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.codecs.raw import decode_tensors, encode_tensors
-from proof_of_learning.training.randomness import RngSnapshot
 
 _METRIC, _STEP = "metric/", "/step"
 _DTYPES = (torch.float64, torch.int64, torch.uint8)  # of columns

@@ -26,7 +26,7 @@ from proof_of_learning import canonical
 from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import FormatError
 from proof_of_learning.limits import MAX_STEPS
-from proof_of_learning.training.environment import Environment
+from proof_of_learning.numeric.environment import Environment
 
 VERSION = 2  # the one that is written
 VERSIONS = {f"pol/proof/v{number}": number for number in (1, 2)}

@@ -17,7 +17,7 @@ from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.codecs.room import Balance, Room
 from proof_of_learning.proof.format import Stored
 from proof_of_learning.proof.reader import object_path
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 
 def write_state(

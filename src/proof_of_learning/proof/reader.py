@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, IntegrityError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof import files, format, parse
 from proof_of_learning.proof.codecs import RAW, get_codec, is_exact
 from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.proof.format import End, EnvironmentLine, Event, Header, Line, Seal, Segment, Start, Stored
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training.environment import Environment
 
 if TYPE_CHECKING:  # what needs torch; header, log and index are read without it
     from proof_of_learning.proof.blocks import Columns
     from proof_of_learning.proof.codecs.base import Codec
-    from proof_of_learning.training.state import State
+    from proof_of_learning.state.state import State
 
 
 @dataclass
@@ -148,7 +148,7 @@ class Proof:
         if self.header.parts and set(state.parts()) != set(self.header.parts):
             raise IntegrityError(f"the state {digest[:23]}… has other parts than {format.HEADER_FILE} says")
         if self.header.ranks > 1:
-            from proof_of_learning.training.ranks import check_own
+            from proof_of_learning.state.ranks import check_own
 
             nodes = dict(state.tree["d"])
             for key, node in nodes.items():
@@ -236,7 +236,7 @@ def load_state(
 
     FormatError where it holds more than ``memory`` has room for.
     """
-    from proof_of_learning.training.joining import joined
+    from proof_of_learning.state.joining import joined
 
     memory = memory or Memory.of(index)
     chain = [index[digest]]

@@ -17,7 +17,7 @@ from proof_of_learning.proof.codecs.room import Balance, Room
 from proof_of_learning.proof.format import Stored
 from proof_of_learning.proof.objects import weigh, write_state
 from proof_of_learning.proof.reader import Proof, object_path
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD

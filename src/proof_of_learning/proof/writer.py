@@ -17,6 +17,7 @@ import msgspec
 
 from proof_of_learning import canonical, limits
 from proof_of_learning.errors import FormatError, IntegrityError, RecordingError, UnreadableError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof import files, format, parse
 from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.codecs import get_codec
@@ -35,8 +36,7 @@ from proof_of_learning.proof.format import (
 )
 from proof_of_learning.proof.objects import chained, remove, weigh, write_state
 from proof_of_learning.proof.reader import load_state, object_path, read_log
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 # What decides an unfinished run's numbers; not part of the proof, and gone with the seal.
 _IDENTITY = files.TEMPORARY + "identity"

@@ -11,15 +11,15 @@ import numpy.typing as npt
 import torch
 
 from proof_of_learning.errors import TrainingError
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.blocks import Columns, Share
 from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.state.state import State
 from proof_of_learning.training.batches import Indices
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State
 
 
 @dataclass

@@ -25,8 +25,8 @@ from proof_of_learning.proof.format import (
     TaskClaim,
     Training,
 )
+from proof_of_learning.state.parts import adapter_of, stray_parameters
 from proof_of_learning.task import Task, default_interval
-from proof_of_learning.training.parts import adapter_of, stray_parameters
 from proof_of_learning.training.steps import Session
 
 _EXACT = 2**53  # integers below it have one spelling everywhere

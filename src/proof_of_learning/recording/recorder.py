@@ -28,6 +28,10 @@ from proof_of_learning.errors import (
     TrainingError,
     UsageError,
 )
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof import codecs, files, format
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
@@ -41,15 +45,11 @@ from proof_of_learning.rehearsal.following import Following
 from proof_of_learning.rehearsal.hops import Hop
 from proof_of_learning.rehearsal.structure import regrouped
 from proof_of_learning.replay.pool import Job
+from proof_of_learning.state.optimizers import settle_groups
+from proof_of_learning.state.parts import Progress, of_kind, optimizers, rates
+from proof_of_learning.state.state import State, capture, restore
 from proof_of_learning.task import Task, task_code
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
 from proof_of_learning.training.batches import Indices
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.optimizers import settle_groups
-from proof_of_learning.training.parts import Progress, of_kind, optimizers, rates
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State, capture, restore
 from proof_of_learning.training.steps import Session
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ import msgspec
 from proof_of_learning.data import salts
 from proof_of_learning.data.commit import Dataset, check_deterministic, commit, encode_sample
 from proof_of_learning.errors import DataError, UsageError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import codecs
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.recording.header import make_header, program_of
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task, TaskReference, load_task, task_code
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Session
 
 LOOKS = 16  # samples that are compared where data are loaded twice

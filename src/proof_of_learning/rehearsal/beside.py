@@ -22,6 +22,8 @@ from proof_of_learning import canonical
 from proof_of_learning.behind import Behind
 from proof_of_learning.data.commit import Dataset, encode_sample
 from proof_of_learning.errors import PolError, RecordingWarning, RehearsalWarning, TaskError, WorkerError
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.format import Header
 from proof_of_learning.rehearsal import holdings
 from proof_of_learning.rehearsal.causes import Finding, explain, in_place
@@ -38,12 +40,10 @@ from proof_of_learning.rehearsal.hops import (
 from proof_of_learning.rehearsal.loading import check_described, check_start
 from proof_of_learning.rehearsal.structure import altered, grown, structure, unrepeated
 from proof_of_learning.replay.pool import Job
+from proof_of_learning.state.modules import tensors_in
+from proof_of_learning.state.state import State, capture, tensor_bytes
 from proof_of_learning.task import Task, is_script, load_task
 from proof_of_learning.training.batches import Feed, Indices, Order
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.modules import tensors_in
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State, capture, tensor_bytes
 from proof_of_learning.training.steps import Session
 
 VARIABLE = "POL_REHEARSAL"  # `0` in it turns rehearsals off where nobody asks for one

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any
 
 from proof_of_learning.errors import TaskError
+from proof_of_learning.state.state import decode_settings, live_settings
 from proof_of_learning.task import compare
-from proof_of_learning.training.state import decode_settings, live_settings
 from proof_of_learning.training.steps import Session
 
 _ENDING = "(a verifier replays what the task says; rehearse=False records all the same)"

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from proof_of_learning.canonical import brief
-from proof_of_learning.training.modules import tensors_in
-from proof_of_learning.training.optimizers import OWN
-from proof_of_learning.training.parts import adapter_of, of_kind
+from proof_of_learning.state.modules import tensors_in
+from proof_of_learning.state.optimizers import OWN
+from proof_of_learning.state.parts import adapter_of, of_kind
 
 MAX_THINGS = 20_000  # are looked at
 MAX_DEPTH = 12

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.errors import PolError, StrayedError, TaskError, WorkerError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Job
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, LocalWorker, WorkerProcess
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
 from proof_of_learning.training.batches import Indices
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State
 
 HASH_SEED = "PYTHONHASHSEED"
 

@@ -10,8 +10,8 @@ from proof_of_learning.proof.format import Header
 from proof_of_learning.rehearsal.causes import SORT_CURE, Finding
 from proof_of_learning.rehearsal.hops import Player, other_key
 from proof_of_learning.replay import protocol
+from proof_of_learning.state.state import State
 from proof_of_learning.task import compare
-from proof_of_learning.training.state import State
 
 ALIKE = "weights start alike whatever the run's key is, so that a verifier takes them for pretrained"
 

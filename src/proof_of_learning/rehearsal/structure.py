@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from proof_of_learning.canonical import brief
 from proof_of_learning.rehearsal.causes import Finding
-from proof_of_learning.training.state import Node, State
+from proof_of_learning.state.state import Node, State
 
 Structure = dict[str, tuple[str, list[str]]]
 

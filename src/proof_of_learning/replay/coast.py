@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from proof_of_learning.replay.protocol import Coasting
+from proof_of_learning.state.names import weight_name
+from proof_of_learning.state.parts import optimizers
 from proof_of_learning.task import task_code
-from proof_of_learning.training.names import weight_name
-from proof_of_learning.training.parts import optimizers
 from proof_of_learning.training.steps import Session
 
 BLOCK = 16  # steps after which is looked whether anything moved

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from proof_of_learning.errors import PolError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Carried, Pool
 from proof_of_learning.replay.process import OnWork, idle
 from proof_of_learning.replay.protocol import AnyRequest
 from proof_of_learning.run.events import begins
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 log = logging.getLogger(__name__)
 

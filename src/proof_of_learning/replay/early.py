@@ -14,6 +14,7 @@ import msgspec
 
 from proof_of_learning import limits
 from proof_of_learning.errors import PolError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.numeric.portable import PORTABLE
 from proof_of_learning.proof import files, format, parse
 from proof_of_learning.proof.format import EnvironmentLine, Segment
@@ -21,7 +22,6 @@ from proof_of_learning.proof.reader import read_log
 from proof_of_learning.replay.process import WorkerProcess
 from proof_of_learning.replay.sandbox import Sandbox, isolation
 from proof_of_learning.task import SEALED, TaskReference
-from proof_of_learning.training.environment import Environment
 
 MAX_THREADS = max(64, 4 * (os.cpu_count() or 1))  # are set at most
 MOST = 16  # workers that are started before their number was looked at

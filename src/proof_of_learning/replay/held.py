@@ -11,9 +11,9 @@ from torch import Tensor
 
 from proof_of_learning.replay import vectors
 from proof_of_learning.replay.measure import apart, weight_distance, weights
-from proof_of_learning.training.layout import Layout
-from proof_of_learning.training.names import WEIGHTS
-from proof_of_learning.training.state import State
+from proof_of_learning.state.layout import Layout
+from proof_of_learning.state.names import WEIGHTS
+from proof_of_learning.state.state import State
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from proof_of_learning.data.opened import Samples
 from proof_of_learning.errors import UsageError
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.pool import Job
+from proof_of_learning.state.state import State
 from proof_of_learning.task import SEALED, Task, TaskReference
-from proof_of_learning.training.state import State
 
 
 def job(proof: Proof, task: Task | TaskReference, start: Path | None, opened: Samples | None) -> Job:

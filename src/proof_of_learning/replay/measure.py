@@ -18,8 +18,8 @@ from torch import Tensor
 from proof_of_learning.proof.format import Displacement
 from proof_of_learning.replay import vectors
 from proof_of_learning.replay.vectors import PIECE
-from proof_of_learning.training.names import WEIGHTS, family_of, kind_of
-from proof_of_learning.training.state import State, decode_tree
+from proof_of_learning.state.names import WEIGHTS, family_of, kind_of
+from proof_of_learning.state.state import State, decode_tree
 
 METRICS = ("l1", "l2", "linf", "cos")
 _OF_LOSSES = {"progress": "losses", "scheduler": "best"}  # by family of parts, a scalar that is made of losses

@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from proof_of_learning.errors import UsageError, WorkerError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.early import LOOKING, TAKING, Early
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, AnyWorker, LocalWorker, OnWork, WorkerProcess, idle
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
 from proof_of_learning.replay.sandbox import Sandbox
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task, TaskReference
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
 
 log = logging.getLogger(__name__)
 

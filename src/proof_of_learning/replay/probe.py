@@ -20,13 +20,13 @@ from torch.nn.modules import module as hooks
 
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.replay.coast import at_places, coast, of_session
 from proof_of_learning.replay.protocol import Coasting, Glimpse, Head, Probe, Probed, Rest
+from proof_of_learning.state.modules import tensors_in
+from proof_of_learning.state.state import State, restore
 from proof_of_learning.task import task_code
-from proof_of_learning.training import randomness
 from proof_of_learning.training.batches import Feed
-from proof_of_learning.training.modules import tensors_in
-from proof_of_learning.training.state import State, restore
 from proof_of_learning.training.steps import Session
 
 ROWS, COLUMNS = 64, 128  # of an output that are looked at

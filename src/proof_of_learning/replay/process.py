@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from proof_of_learning import errors
 from proof_of_learning.errors import PolError, TaskError, WorkerError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.replay.sandbox import Sandbox, hint
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training.environment import Environment
 
 if TYPE_CHECKING:
     from proof_of_learning.replay import protocol
     from proof_of_learning.replay.protocol import AnyRequest, Reply
+    from proof_of_learning.state.state import State
     from proof_of_learning.task import Task
-    from proof_of_learning.training.state import State
 
 DEFAULT_TIMEOUT = 600.0
 START_TIMEOUT = 120.0  # for Python and PyTorch to start, before any of the task's code

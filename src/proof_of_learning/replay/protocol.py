@@ -16,13 +16,13 @@ import numpy as np
 
 from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import FormatError, WorkerError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.numeric.portable import NATIVE
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Input
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Setting
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import Metric
 
 MAX_MESSAGE = 256 << 20
@@ -162,7 +162,7 @@ class Rates(Request, frozen=True, tag="rates"):
 
 
 class RatesGiven(Answer, frozen=True, tag="rates"):
-    """``settings``: what the states at the ends of segments hold beside trained values (see ``training.state.settings``)."""
+    """``settings``: what the states at the ends of segments hold beside trained values (see ``state.state.settings``)."""
 
     rates: list[list[float]]
     settings: list[bytes]

@@ -26,6 +26,9 @@ from proof_of_learning.errors import (
     PolError,
     WorkerError,
 )
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment, Flags
 from proof_of_learning.numeric.portable import PORTABLE, engine
 from proof_of_learning.proof import files
 from proof_of_learning.proof.codecs.raw import RawCodec
@@ -42,12 +45,9 @@ from proof_of_learning.replay.process import DEFAULT_TIMEOUT, OnWork, idle
 from proof_of_learning.replay.requests import PER_SEGMENT, AnyCheckAnswer, AnyCheckRequest
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.replay.where import Where
+from proof_of_learning.state.names import CARRYING
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Task, TaskReference
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment, Flags
-from proof_of_learning.training.names import CARRYING
-from proof_of_learning.training.state import State
 
 MAX_ENVIRONMENTS = 64  # of those that a proof names are tried at all
 SETTINGS = ("capability", "threads", "interop_threads", "variables", "flags")  # what a started process can take on

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proof_of_learning.training.layout import Flat, Layout, Place
-from proof_of_learning.training.names import kind_of
+from proof_of_learning.state.layout import Flat, Layout, Place
+from proof_of_learning.state.names import kind_of
 
 PIECE = 1 << 18  # elements
 LAYOUTS = 8  # that are remembered

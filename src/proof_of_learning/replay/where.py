@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from proof_of_learning.errors import WorkerError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.pool import Pool
 from proof_of_learning.replay.process import OnWork
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 A = TypeVar("A", bound=protocol.Answer)
 

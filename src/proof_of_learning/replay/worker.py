@@ -24,16 +24,16 @@ from proof_of_learning import canonical
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.data.opened import OpenedData
 from proof_of_learning.errors import FormatError, PolError, WorkerError
+from proof_of_learning.numeric import environment as environments
 from proof_of_learning.numeric.portable import ARITHMETICS, NATIVE, using
 from proof_of_learning.replay import fork, probe, protocol
 from proof_of_learning.replay.origins import origin
 from proof_of_learning.replay.protocol import AnyRequest, Reply
+from proof_of_learning.state.names import weight_name
+from proof_of_learning.state.parts import of_kind
+from proof_of_learning.state.state import State, live_settings
 from proof_of_learning.task import Task, TaskReference, is_script, load_task, task_code
-from proof_of_learning.training import environment as environments
 from proof_of_learning.training.batches import DerivedOrder, Feed, Order, RecordedOrder
-from proof_of_learning.training.names import weight_name
-from proof_of_learning.training.parts import of_kind
-from proof_of_learning.training.state import State, live_settings
 from proof_of_learning.training.steps import Session
 from proof_of_learning.training.uncompiled import defer_compiler
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proof_of_learning.errors import RecordingError, TaskError, UsageError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof.format import Header
 from proof_of_learning.recording.header import script_program
 from proof_of_learning.recording.stamping import Stamped, Stamping
@@ -22,7 +23,6 @@ from proof_of_learning.run.record import SECOND, Recording, refuse_used, say, un
 from proof_of_learning.run.resuming import interrupted
 from proof_of_learning.run.seeds import map_through
 from proof_of_learning.task import task_code
-from proof_of_learning.training.environment import Environment
 
 
 @dataclass(frozen=True)

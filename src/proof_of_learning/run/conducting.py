@@ -22,8 +22,8 @@ from proof_of_learning.limits import MAX_RANKS
 from proof_of_learning.replay import fork, protocol
 from proof_of_learning.run.events import course
 from proof_of_learning.run.ranks import Local, Place, lost
-from proof_of_learning.training.ranks import mean, of_all, of_rank
-from proof_of_learning.training.state import State
+from proof_of_learning.state.ranks import mean, of_all, of_rank
+from proof_of_learning.state.state import State
 
 GRACE = 10.0  # seconds for the others, once one has failed: they may wait for it for ever
 Serve = Callable[[Local, BinaryIO, BinaryIO], None]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proof_of_learning.errors import PolError, TaskError, WorkerError
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.format import Header
 from proof_of_learning.rehearsal import holdings
@@ -27,7 +28,6 @@ from proof_of_learning.run.facts import Facts
 from proof_of_learning.run.mode import Given
 from proof_of_learning.run.record import Recording
 from proof_of_learning.run.rehearsing import ScriptRehearsal, explained
-from proof_of_learning.training.environment import Environment
 
 STEPS = 200  # are taken at most where nobody says how many
 SECONDS = 20.0  # of training, likewise

@@ -16,9 +16,9 @@ from proof_of_learning.run import ranks, script
 from proof_of_learning.run.loaders import Loaded, Named, Source
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import GENERATORS, MODEL, PLACE, Generators, arrange
+from proof_of_learning.state import state as states
+from proof_of_learning.state.parts import family, of_kind
 from proof_of_learning.task import Description, describe_parts
-from proof_of_learning.training import state as states
-from proof_of_learning.training.parts import family, of_kind
 
 BLOCK = 4096  # elements of a tensor or array that is drawn from, committed to together
 

@@ -18,17 +18,17 @@ import torch.distributed.distributed_c10d as c10d
 
 from proof_of_learning.canonical import brief
 from proof_of_learning.errors import RecordingError, UsageError
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Header
 from proof_of_learning.recording.checkpoint import Rows
 from proof_of_learning.replay import protocol
 from proof_of_learning.run.events import course
 from proof_of_learning.run.ranks import ALIKE, Place, kinds_of, told
+from proof_of_learning.state.ranks import divided, manifest, mean, of_all
+from proof_of_learning.state.state import State, capture
 from proof_of_learning.training.batches import Indices
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.ranks import divided, manifest, mean, of_all
-from proof_of_learning.training.state import State, capture
 
 PATIENCE = 120.0  # seconds in which the others come to the same place
 SEALING = 10 * PATIENCE  # in which process 0 rehearses the last segment, and seals

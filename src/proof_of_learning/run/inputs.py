@@ -20,7 +20,7 @@ from proof_of_learning.errors import UsageError
 from proof_of_learning.limits import MAX_NAME
 from proof_of_learning.proof.format import Input
 from proof_of_learning.run.mode import ACTIVE, Given
-from proof_of_learning.training.modules import tensors_in
+from proof_of_learning.state.modules import tensors_in
 
 MOST = 1000  # files; a script that reads more before its first step reads its data, which are committed to
 PIECE = 1 << 20

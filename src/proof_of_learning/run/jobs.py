@@ -20,9 +20,9 @@ from proof_of_learning.run.facts import Facts, facts
 from proof_of_learning.run.mode import Given
 from proof_of_learning.run.probing import Probing
 from proof_of_learning.run.replay import Answer, Job, Replaying, Taking, Tools
+from proof_of_learning.state.names import weight_name
+from proof_of_learning.state.state import State
 from proof_of_learning.task import task_code
-from proof_of_learning.training.names import weight_name
-from proof_of_learning.training.state import State
 from proof_of_learning.training.steps import groups, members
 
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from proof_of_learning.errors import FormatError, UsageError
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.run.mode import ACTIVE
-from proof_of_learning.training.randomness import RngSnapshot
 
 Drawn = dict[str, bytes]
 _WITHOUT_DRAWS = (default_collate, default_convert)  # no need to look whether they draw

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from proof_of_learning import registration as registrations
 from proof_of_learning.errors import UsageError
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof.attach import attach
 from proof_of_learning.proof.format import Header
 from proof_of_learning.registration import Registration
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
 
 
 @dataclass(frozen=True)

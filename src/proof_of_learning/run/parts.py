@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from proof_of_learning.errors import FormatError, UsageError
-from proof_of_learning.training.optimizers import parameters_of
-from proof_of_learning.training.parts import Progress, adapter_of, of_kind
-from proof_of_learning.training.randomness import RngSnapshot
+from proof_of_learning.numeric.randomness import RngSnapshot
+from proof_of_learning.state.optimizers import parameters_of
+from proof_of_learning.state.parts import Progress, adapter_of, of_kind
 
 MODEL, PLACE, GENERATORS = "model", "progress", "generators"
 

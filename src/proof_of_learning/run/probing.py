@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from proof_of_learning.errors import TaskError, WorkerError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.coast import Driven, at_places, coast
 from proof_of_learning.replay.probe import HEADS, NO_OUTPUT, head, integers, watched
@@ -21,8 +22,7 @@ from proof_of_learning.run.facts import facts
 from proof_of_learning.run.loaders import Named
 from proof_of_learning.run.replay import Answer, Replaying, Tools
 from proof_of_learning.run.watch import Seen, watching
-from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State, capture, restore
+from proof_of_learning.state.state import State, capture, restore
 
 # The place in its walk that the loop believes each step to have: not the first, where loops look at themselves.
 PLACE = 1

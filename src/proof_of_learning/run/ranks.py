@@ -20,10 +20,10 @@ from torch import nn
 
 from proof_of_learning.errors import FormatError, TaskError, UsageError
 from proof_of_learning.limits import MAX_RANKS
-from proof_of_learning.training.optimizers import parameters_of
-from proof_of_learning.training.parts import Kind, adapter_of, of_kind
-from proof_of_learning.training.ranks import divided, kinds, manifest
-from proof_of_learning.training.state import State
+from proof_of_learning.state.optimizers import parameters_of
+from proof_of_learning.state.parts import Kind, adapter_of, of_kind
+from proof_of_learning.state.ranks import divided, kinds, manifest
+from proof_of_learning.state.state import State
 
 BACKEND = "gloo"
 BUCKETS = "buckets"  # the part that says in which buckets gradients are added up

@@ -15,6 +15,10 @@ import numpy as np
 
 from proof_of_learning.data.commit import check_deterministic, commit
 from proof_of_learning.errors import DataError, PolError, RecordingError, UsageError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof import codecs, format, parse
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.recording.header import kinds_of, script_program
@@ -35,10 +39,6 @@ from proof_of_learning.run.rehearsing import RanksRehearsal, ScriptRehearsal
 from proof_of_learning.run.resuming import Stood, find, interrupted, note
 from proof_of_learning.run.watch import Seen, watching
 from proof_of_learning.task import TaskReference, default_interval
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training import randomness
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.randomness import RngSnapshot
 
 SECOND = "a script can record one pol.Run; the second one is not recorded"
 UNKNOWN_LENGTH = 10  # the interval where nobody knows how many steps there will be

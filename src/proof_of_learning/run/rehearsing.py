@@ -16,16 +16,16 @@ from typing import Any
 from torch import Tensor
 
 from proof_of_learning.errors import TaskError
+from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.format import Header
 from proof_of_learning.rehearsal import frames, holdings
 from proof_of_learning.rehearsal.beside import TIMEOUT, Pace, Rehearsal
 from proof_of_learning.rehearsal.causes import SCRIPT, Finding, explain
 from proof_of_learning.rehearsal.hops import Evidence, Hop, Player, ProcessPlayer
 from proof_of_learning.replay.pool import Job
+from proof_of_learning.state.state import capture
 from proof_of_learning.training.batches import Indices
-from proof_of_learning.training.environment import Environment
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import capture
 
 _NOTES = ("_has_rebuilt_buckets", "_lazy_init_ran")
 _VARIABLE = re.compile(r"variable '(\w+)'")

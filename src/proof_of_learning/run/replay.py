@@ -10,6 +10,7 @@ import torch
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, PolError, StrayedError, WorkerError
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.replay import protocol
 from proof_of_learning.run import counting, events, ranks
 from proof_of_learning.run.clock import Clock, Walk, jumped
@@ -19,9 +20,8 @@ from proof_of_learning.run.loaders import Loaded, Named, Planned
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.watch import Seen, watching
+from proof_of_learning.state.state import State, capture, restore
 from proof_of_learning.task import task_code
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.state import State, capture, restore
 
 MOST_EMPTY = 100_000  # walks that a loop is sent through before the one that it should begin with
 Answer = Callable[[protocol.AnyAnswer, Sequence[State]], NoReturn]

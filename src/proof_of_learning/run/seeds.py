@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from proof_of_learning.training import randomness
+from proof_of_learning.numeric import randomness
 
 MASK = 2**64 - 1
 Place = tuple[int, int, int]  # phase, epoch, walk

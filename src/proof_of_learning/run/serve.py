@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NoReturn
 import torch
 
 from proof_of_learning.errors import PolError, StrayedError, TaskError
+from proof_of_learning.numeric import environment as environments
 from proof_of_learning.replay import fork, protocol
 from proof_of_learning.run import script, seeds, shadow
 from proof_of_learning.run.conducting import Conductor
@@ -22,9 +23,8 @@ from proof_of_learning.run.jobs import job_for
 from proof_of_learning.run.mode import ACTIVE, Given
 from proof_of_learning.run.ranks import Local
 from proof_of_learning.run.replay import Job, Replaying
+from proof_of_learning.state.state import State
 from proof_of_learning.task import task_code
-from proof_of_learning.training import environment as environments
-from proof_of_learning.training.state import State
 
 Pulse = Callable[[int, int], None]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from proof_of_learning.training.optimizers import rates_of
-from proof_of_learning.training.parts import family, optimizers
+from proof_of_learning.state.optimizers import rates_of
+from proof_of_learning.state.parts import family, optimizers
 
 
 class Seen:

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from proof_of_learning import canonical, sources
+from proof_of_learning.state.state import DTYPE_NAMES, encode_tree
 from proof_of_learning.task.definition import Task, place_and_name
 from proof_of_learning.task.loading import module_of
-from proof_of_learning.training.state import DTYPE_NAMES, encode_tree
 
 _SOURCES = ("model", "data", "optimizer", "loss", "step", "scheduler", "parts", "augment", "collate", "evaluate")
 
@@ -139,7 +139,7 @@ def compare(expected: Any, found: Any, path: str = "") -> list[str]:
 
 
 def _named(value: Any) -> Any:
-    """The entries of an encoded dict (:func:`training.state.encode_tree`) by their keys, as they are meant."""
+    """The entries of an encoded dict (:func:`state.state.encode_tree`) by their keys, as they are meant."""
     body = value.get("d") if isinstance(value, dict) and len(value) == 1 else None
     if not isinstance(body, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in body):
         return value

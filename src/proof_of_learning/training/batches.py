@@ -14,8 +14,8 @@ from torch.utils.data import TensorDataset, default_collate
 
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.task import Task, task_code
-from proof_of_learning.training import randomness
 
 Indices = npt.NDArray[np.int64]
 

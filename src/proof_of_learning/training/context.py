@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from proof_of_learning.errors import TaskError
-from proof_of_learning.training.optimizers import parameters_of
+from proof_of_learning.state.optimizers import parameters_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,19 +18,20 @@ from torch import Tensor, nn
 from proof_of_learning.canonical import brief
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.numeric.portable import NATIVE, using
+from proof_of_learning.numeric.randomness import RngSnapshot
+from proof_of_learning.state import names
+from proof_of_learning.state import parts as kinds
+from proof_of_learning.state import state as states
+from proof_of_learning.state.modules import BufferSnapshot, lazy_tensor, unshaped
+from proof_of_learning.state.optimizers import own_groups, parameters_of, settle_groups
+from proof_of_learning.state.parts import Progress
+from proof_of_learning.state.schedules import driven_by_metric
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Description, Task, describe, task_code
-from proof_of_learning.training import names, randomness
-from proof_of_learning.training import parts as kinds
-from proof_of_learning.training import state as states
 from proof_of_learning.training.batches import DerivedOrder, Feed, Order
 from proof_of_learning.training.context import StepContext, standard_step
-from proof_of_learning.training.modules import BufferSnapshot, lazy_tensor, unshaped
-from proof_of_learning.training.optimizers import own_groups, parameters_of, settle_groups
-from proof_of_learning.training.parts import Progress
-from proof_of_learning.training.randomness import RngSnapshot
-from proof_of_learning.training.schedules import driven_by_metric
-from proof_of_learning.training.state import State
 
 Metric = Literal["", "loss", "custom"]
 RESERVED_PARTS = ("model", "optimizer", "scheduler", "scaler", "progress")

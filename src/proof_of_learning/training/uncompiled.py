@@ -48,7 +48,9 @@ class _StandIn(ModuleType):
         return disabled
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":  # as `inspect` asks of every module, in the midst of an import perhaps
+        if (
+            name.startswith("__") and name != "__path__"
+        ):  # as `inspect` asks of every module, in the midst of an import perhaps
             raise AttributeError(f"module {_NAME!r} has no attribute {name!r} yet")
         return getattr(_load(self), name)
 

@@ -28,9 +28,9 @@ from proof_of_learning import canonical
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Displacement
 from proof_of_learning.replay import fork
-from proof_of_learning.training.layout import Layout
-from proof_of_learning.training.recalled import tree_of
-from proof_of_learning.training.state import DTYPE_NAMES, DTYPES, State
+from proof_of_learning.state.layout import Layout
+from proof_of_learning.state.recalled import tree_of
+from proof_of_learning.state.state import DTYPE_NAMES, DTYPES, State
 from proof_of_learning.verifier.readings import Reader, Reading, kept
 from proof_of_learning.verifier.sampling import Picked
 

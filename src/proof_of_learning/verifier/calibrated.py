@@ -24,7 +24,7 @@ from functools import cached_property
 
 from proof_of_learning.replay.measure import Comparison, Detail, Distance, TensorError, ratio
 from proof_of_learning.replay.requests import Replayed
-from proof_of_learning.training.names import WEIGHTS, kind_of
+from proof_of_learning.state.names import WEIGHTS, kind_of
 
 CAP = 0.01  # rho, the largest relative error ever accepted: a drift attack needs 9 / rho^2 segments
 FLOOR = 1e-3  # below this no attack gains (9 million segments), while an unusual honest environment may need it

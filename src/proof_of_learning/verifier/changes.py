@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from proof_of_learning.training.state import decode_settings
+from proof_of_learning.state.state import decode_settings
 from proof_of_learning.verifier.scalars import MAX_PATHS, RARE_SHARE, first
 
 FLOOR = 1e-9  # of a change: below it is rounding

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from proof_of_learning.numeric import randomness
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.training import randomness
 from proof_of_learning.verifier import guarantee
 
 

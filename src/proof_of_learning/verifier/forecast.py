@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from proof_of_learning.errors import UsageError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
@@ -25,7 +26,6 @@ from proof_of_learning.replay import sandbox as sandboxes
 from proof_of_learning.replay.pool import LocalPool
 from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.task import Setting, TaskReference
-from proof_of_learning.training import randomness
 from proof_of_learning.verifier import guarantee
 from proof_of_learning.verifier.conclude import Clock
 from proof_of_learning.verifier.expected import planned_steps

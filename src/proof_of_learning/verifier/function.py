@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from proof_of_learning.errors import PolError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.process import OnWork
 from proof_of_learning.replay.process import idle as unwatched
 from proof_of_learning.replay.protocol import Coasting, Described, Glimpse, Head, Probe
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.training import randomness
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.progress import MISSED, Measure, function_measures, on_grid
 from proof_of_learning.verifier.rest import Resting
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
-from proof_of_learning.training.state import State, decode_tree
+from proof_of_learning.state.state import State, decode_tree
 from proof_of_learning.verifier.dynamics import family
 
 _PIECE = 1 << 18  # elements

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import UsageError
-from proof_of_learning.training import randomness
+from proof_of_learning.numeric import randomness
 from proof_of_learning.verifier import guarantee
 from proof_of_learning.verifier.dynamics import IDENTITY_LIMIT
 from proof_of_learning.verifier.options import Draw

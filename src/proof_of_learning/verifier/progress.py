@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from proof_of_learning.training.names import short_name
+from proof_of_learning.state.names import short_name
 from proof_of_learning.verifier.dynamics import coasting
 from proof_of_learning.verifier.sampling import Memory, Trained
 

@@ -14,10 +14,10 @@ from proof_of_learning.proof.format import Displacement
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.held import Weights
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.training.joining import layout_of
-from proof_of_learning.training.layout import Layout
-from proof_of_learning.training.names import family_of
-from proof_of_learning.training.state import State, settings
+from proof_of_learning.state.joining import layout_of
+from proof_of_learning.state.layout import Layout
+from proof_of_learning.state.names import family_of
+from proof_of_learning.state.state import State, settings
 from proof_of_learning.verifier.inertia import inertia
 from proof_of_learning.verifier.sampling import Picked, Sampler
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from proof_of_learning.errors import PolError
 from proof_of_learning.replay.protocol import Coasting, Rest
-from proof_of_learning.training.names import split_entry
+from proof_of_learning.state.names import split_entry
 from proof_of_learning.verifier.dynamics import Family, idle_by_rest
 from proof_of_learning.verifier.progress import Measure, function_measures, places_measures
 from proof_of_learning.verifier.sampling import Sampler, Trained

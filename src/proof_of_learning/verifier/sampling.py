@@ -18,12 +18,12 @@ from torch import Tensor
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.replay.protocol import Described
-from proof_of_learning.training import randomness
-from proof_of_learning.training.joining import layout_of
-from proof_of_learning.training.layout import Layout
-from proof_of_learning.training.names import CARRYING, family_of, kind_of, split_entry
-from proof_of_learning.training.state import State, decode_tree
+from proof_of_learning.state.joining import layout_of
+from proof_of_learning.state.layout import Layout
+from proof_of_learning.state.names import CARRYING, family_of, kind_of, split_entry
+from proof_of_learning.state.state import State, decode_tree
 from proof_of_learning.verifier.dynamics import CLASSES, Course, Family, Rule, read_rule
 
 COORDINATES = 512  # of each tensor at most

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from proof_of_learning import canonical
-from proof_of_learning.training.names import escaped, family_of
-from proof_of_learning.training.state import DTYPE_NAMES, State
+from proof_of_learning.state.names import escaped, family_of
+from proof_of_learning.state.state import DTYPE_NAMES, State
 
 Value = int | float | str
 _Leaf = tuple[str, Value | None, str]  # of a tree: its path, and its value or the tensor that holds it

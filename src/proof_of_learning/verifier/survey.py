@@ -21,8 +21,8 @@ from proof_of_learning.replay.measure import Distance, estimate_d_ref
 from proof_of_learning.replay.process import OnWork, idle
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.replay.replayer import Replayer
-from proof_of_learning.training.layout import Layout
-from proof_of_learning.training.state import State, decode_tree
+from proof_of_learning.state.layout import Layout
+from proof_of_learning.state.state import State, decode_tree
 from proof_of_learning.verifier.abreast import abreast
 from proof_of_learning.verifier.dynamics import (
     identity,

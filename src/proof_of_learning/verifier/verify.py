@@ -24,8 +24,8 @@ from proof_of_learning.replay.pool import MakePool
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.sandbox import Isolation
+from proof_of_learning.state.state import State
 from proof_of_learning.task import Setting, Task, TaskReference
-from proof_of_learning.training.state import State
 from proof_of_learning.verifier import replaying
 from proof_of_learning.verifier.asking import ask, excused, renew
 from proof_of_learning.verifier.chain import Link, follow, open_links, parent_of

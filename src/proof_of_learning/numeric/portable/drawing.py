@@ -1,7 +1,7 @@
 """Random numbers: from a counter-based generator in integers, keyed by the next word of the generator that was asked.
 
 PyTorch's CPU generator is an integer machine whose words are the same everywhere; what it makes of them by floating point is not. So
-each operation takes one word from it (63 bits) as the key of Philox4x64 (training/randomness.py), whose words belong to the
+each operation takes one word from it (63 bits) as the key of Philox4x64 (numeric/randomness.py), whose words belong to the
 numbers in order. What seeds, saves and restores generators stays as it is.
 """
 
@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from proof_of_learning.numeric.portable import functions
 from proof_of_learning.numeric.portable.elementwise import divide
 from proof_of_learning.numeric.portable.table import RefusedError, portable, single
-from proof_of_learning.training.randomness import permutation, raw_words
+from proof_of_learning.numeric.randomness import permutation, raw_words
 
 aten = torch.ops.aten
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proof_of_learning.numeric.portable import PORTABLE, using
-from proof_of_learning.training.randomness import preserved, raw_words
+from proof_of_learning.numeric.randomness import preserved, raw_words
 
 PUBLISHED = "selftest.json"
 Case = Callable[[], Any]

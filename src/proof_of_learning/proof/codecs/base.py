@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs.room import Room
-from proof_of_learning.training.state import State
+from proof_of_learning.state.state import State
 
 PIECE = 1 << 17  # elements that are worked on at a time: what lies beside them fits the cache as well
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, Scales, extremes, unsigned
-from proof_of_learning.training.names import role
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import role
+from proof_of_learning.state.state import State
 
 TOP = 15  # the largest value lies in [2^14, 2^15)
 

@@ -18,7 +18,7 @@ from proof_of_learning.proof.codecs.base import PIECE, Encoded, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import PREDICTED
 from proof_of_learning.proof.codecs.room import Room
-from proof_of_learning.training.state import DTYPES, State
+from proof_of_learning.state.state import DTYPES, State
 
 PLAIN, DIFFERENCE = "plain", "difference"
 

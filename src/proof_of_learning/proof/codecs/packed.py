@@ -27,7 +27,7 @@ from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, UnreadableError
 from proof_of_learning.limits import HEADER_WEIGHT, MAX_DIMENSIONS, MAX_OBJECT_HEADER
 from proof_of_learning.proof.codecs.room import Room
-from proof_of_learning.training.state import DTYPE_NAMES, DTYPES, State, check_tree
+from proof_of_learning.state.state import DTYPE_NAMES, DTYPES, State, check_tree
 
 CHUNK = 1 << 20  # items
 LEVEL = 1

@@ -20,8 +20,8 @@ from proof_of_learning.numeric.denormals import flushes_denormals
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import PIECE, finite, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
-from proof_of_learning.training.names import role, second_of
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import role, second_of
+from proof_of_learning.state.state import State
 
 PREDICTED = "predicted"
 # Elements from which factors and gain are estimated; what smaller tensors would save is not worth the work.

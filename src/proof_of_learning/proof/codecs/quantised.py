@@ -30,8 +30,8 @@ from proof_of_learning.proof.codecs.rounding import (
     power,
     unsigned,
 )
-from proof_of_learning.training.names import role
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import role
+from proof_of_learning.state.state import State
 
 SAMPLE = 1 << 16  # evenly spaced elements from which a root mean square is taken
 # Exponents of the step over the power of two above the root mean square.

@@ -24,9 +24,9 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.limits import MAX_DIMENSIONS, MAX_OBJECT_HEADER
 from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.proof.codecs.room import Room
-from proof_of_learning.training.layout import Flat, Layout
-from proof_of_learning.training.recalled import tree_of
-from proof_of_learning.training.state import State, check_tree, tensor_bytes
+from proof_of_learning.state.layout import Flat, Layout
+from proof_of_learning.state.recalled import tree_of
+from proof_of_learning.state.state import State, check_tree, tensor_bytes
 
 # safetensors' names for dtypes
 _NAMES: dict[str, torch.dtype] = {

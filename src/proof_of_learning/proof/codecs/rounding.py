@@ -23,8 +23,8 @@ from proof_of_learning.proof.codecs.base import PIECE, Encoded, finite, same_kin
 from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_value
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.room import Room
-from proof_of_learning.training.names import role, second_of
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import role, second_of
+from proof_of_learning.state.state import State
 
 LARGEST_SCALE = 200  # of the exponents that an object may name
 

@@ -18,7 +18,7 @@ from proof_of_learning.canonical import brief
 from proof_of_learning.errors import UsageError
 from proof_of_learning.limits import MAX_OBJECT_HEADER
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.training.names import is_weight, short_name
+from proof_of_learning.state.names import is_weight, short_name
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult
 

@@ -15,10 +15,10 @@ import numpy as np
 from proof_of_learning.replay.measure import near
 from proof_of_learning.replay.protocol import RATES_AT_ONCE, Describe, Described, Rates, RatesGiven
 from proof_of_learning.replay.requests import Replay, Replayed
+from proof_of_learning.state.names import family_of
+from proof_of_learning.state.schedules import epoch_means
+from proof_of_learning.state.state import decode_settings
 from proof_of_learning.task import compare
-from proof_of_learning.training.names import family_of
-from proof_of_learning.training.schedules import epoch_means
-from proof_of_learning.training.state import decode_settings
 from proof_of_learning.verifier.changes import unusual
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, Status

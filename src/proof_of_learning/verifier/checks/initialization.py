@@ -10,8 +10,8 @@ from torch import Tensor
 from proof_of_learning.replay.measure import measured
 from proof_of_learning.replay.protocol import Describe, Described, TensorOrigin
 from proof_of_learning.replay.requests import Initialized
-from proof_of_learning.training.names import part_of, short_name
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import part_of, short_name
+from proof_of_learning.state.state import State
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
 from proof_of_learning.verifier.initialization.parts import independent, is_standard, modules
 from proof_of_learning.verifier.initialization.start import second_start, suspicious, trained_share

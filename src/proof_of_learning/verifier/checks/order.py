@@ -16,11 +16,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from proof_of_learning.numeric.randomness import key_from_seed
 from proof_of_learning.proof.format import Header
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.requests import Replay, Replayed
 from proof_of_learning.run.events import begins
-from proof_of_learning.training.randomness import key_from_seed
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.verdict import CheckResult, Status
 from proof_of_learning.verifier.walks import MAX_TURNS, Loop, turning

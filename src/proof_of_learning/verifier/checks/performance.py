@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from proof_of_learning.numeric import randomness
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.protocol import Evaluated
 from proof_of_learning.replay.requests import Evaluate
-from proof_of_learning.training import randomness
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
 from proof_of_learning.verifier.plan import challenge_seed
 from proof_of_learning.verifier.verdict import CheckResult, PerformancePoint

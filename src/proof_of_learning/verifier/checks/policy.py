@@ -14,7 +14,7 @@ import numpy as np
 from proof_of_learning import sources
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.requests import AnyCheckRequest, Initialize, Initialized, Replay, Replayed
-from proof_of_learning.training.state import added_rates
+from proof_of_learning.state.state import added_rates
 from proof_of_learning.verifier.chain import ASSURANCE, assurance
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result

@@ -12,7 +12,7 @@ from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.replay.measure import Comparison, Distance, ratio
 from proof_of_learning.replay.requests import AnyCheckAnswer, AnyCheckRequest, Noise, Replay, Replayed
-from proof_of_learning.training.names import WEIGHTS
+from proof_of_learning.state.names import WEIGHTS
 from proof_of_learning.verifier.calibrated import (
     DELTA,
     DELTA_INTERVAL,

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.errors import UsageError
-from proof_of_learning.training.state import tensor_bytes
+from proof_of_learning.state.state import tensor_bytes
 from proof_of_learning.verifier.initialization.dependence import independence
 from proof_of_learning.verifier.initialization.laws import Array, Law, normal
 from proof_of_learning.verifier.initialization.named import NamedLaw

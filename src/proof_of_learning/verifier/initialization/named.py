@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from proof_of_learning.errors import UsageError
-from proof_of_learning.training.names import short_name
+from proof_of_learning.state.names import short_name
 from proof_of_learning.verifier.initialization.laws import Law, normal, truncated, uniform
 from proof_of_learning.verifier.initialization.schemes import Place, Pool
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.replay.measure import measured
-from proof_of_learning.training.names import family_of, part_of
-from proof_of_learning.training.state import State
+from proof_of_learning.state.names import family_of, part_of
+from proof_of_learning.state.state import State
 
 FIRST = 64  # elements that are looked at before the rest
 STANDARD = ("optimizer", "scheduler", "scaler", "progress")  # families of parts that start as the task makes them

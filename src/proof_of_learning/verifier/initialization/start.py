@@ -7,7 +7,7 @@ import fnmatch
 from proof_of_learning import canonical
 from proof_of_learning.replay.protocol import TensorOrigin
 from proof_of_learning.replay.requests import Initialize
-from proof_of_learning.training.names import is_weight
+from proof_of_learning.state.names import is_weight
 from proof_of_learning.verifier.verdict import Nonce
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import tasks
 from proof_of_learning.errors import FormatError
-from proof_of_learning.training import randomness
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.training.batches import DerivedOrder, Feed
-from proof_of_learning.training.randomness import RngSnapshot
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text())
 SEEDS = st.integers(0, 2**64 - 1)

@@ -1,7 +1,7 @@
 """Trees of which most is as it was in the state before: what is spelled alike is parsed, checked and walked once.
 
 A state's tree is ``{"d": [[part, …], …]}``, most parts are ``{"d": [[entry, …], …]}``; what stands in the place of the dots is
-remembered by its bytes. Of the others a tree is made as ever (:func:`training.state.check_tree`). Nobody changes a tree.
+remembered by its bytes. Of the others a tree is made as ever (:func:`state.state.check_tree`). Nobody changes a tree.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
 from proof_of_learning.limits import MAX_DEPTH
-from proof_of_learning.training.names import escaped
-from proof_of_learning.training.state import Node, check_tree, is_key, sound, tree_tensors
+from proof_of_learning.state.names import escaped
+from proof_of_learning.state.state import Node, check_tree, is_key, sound, tree_tensors
 
 LEAST, MOST, KEPT = 1 << 8, 1 << 17, 32  # bytes of what is remembered, and of how many: parsed, a byte takes up to 32
 _ABOVE = 6  # levels of a tree above an entry: three of the tree and three of the part

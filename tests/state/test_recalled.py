@@ -16,9 +16,9 @@ from proof_of_learning.proof.codecs import get_codec, raw
 from proof_of_learning.replay import measure, vectors
 from proof_of_learning.replay.held import Weights
 from proof_of_learning.replay.measure import displacement, weight_distance, weights
-from proof_of_learning.training import recalled
-from proof_of_learning.training.joining import joined
-from proof_of_learning.training.state import State, capture
+from proof_of_learning.state import recalled
+from proof_of_learning.state.joining import joined
+from proof_of_learning.state.state import State, capture
 from proof_of_learning.verifier import inertia as inertias
 from proof_of_learning.verifier.inertia import inertia
 

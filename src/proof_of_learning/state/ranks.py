@@ -12,9 +12,9 @@ from typing import Any
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError
-from proof_of_learning.training.names import escaped
-from proof_of_learning.training.parts import Kind
-from proof_of_learning.training.state import Node, State, tree_tensors
+from proof_of_learning.state.names import escaped
+from proof_of_learning.state.parts import Kind
+from proof_of_learning.state.state import Node, State, tree_tensors
 
 _OWN = ("buffers", "extra")  # of a module
 _NAMED = re.compile(r"(.*)@([0-9]+)", re.DOTALL)

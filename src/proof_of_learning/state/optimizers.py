@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from proof_of_learning.canonical import brief
 from proof_of_learning.errors import FormatError, TaskError
-from proof_of_learning.training.modules import fresh, tensors_in
+from proof_of_learning.state.modules import fresh, tensors_in
 
 _BASE = ("state", "param_groups")  # of a state_dict
 OWN = "_pol_own_groups"  # attribute of an optimizer: how many groups it had when it was built

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, TaskError
-from proof_of_learning.training.layout import Flat, Layout
-from proof_of_learning.training.names import KNOWN, escaped, family_of, joined
-from proof_of_learning.training.parts import SETTINGS, adapter_of, captured, restored
+from proof_of_learning.state.layout import Flat, Layout
+from proof_of_learning.state.names import KNOWN, escaped, family_of, joined
+from proof_of_learning.state.parts import SETTINGS, adapter_of, captured, restored
 
 Node = Any  # canonical JSON; see encode_tree
 

@@ -6,8 +6,8 @@ import functools
 
 import torch
 
-from proof_of_learning.training.layout import Flat, Layout
-from proof_of_learning.training.state import State, tensor_bytes
+from proof_of_learning.state.layout import Flat, Layout
+from proof_of_learning.state.state import State, tensor_bytes
 
 MOST = 64 << 20  # bytes of states that are laid end to end: of larger ones, few tensors are small
 LAYOUTS = 8  # that are remembered

@@ -23,11 +23,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import tasks
 from proof_of_learning.errors import FormatError, TaskError
+from proof_of_learning.numeric import randomness
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.worker import Worker
-from proof_of_learning.training import names, randomness
-from proof_of_learning.training.names import kind_of
-from proof_of_learning.training.state import (
+from proof_of_learning.state import names
+from proof_of_learning.state.names import kind_of
+from proof_of_learning.state.state import (
     DTYPE_NAMES,
     DTYPES,
     State,

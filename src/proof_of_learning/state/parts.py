@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from proof_of_learning.errors import FormatError
-from proof_of_learning.training.modules import capture_module, fresh, frozen, restore_module, tensors_in
-from proof_of_learning.training.names import family_of, joined
-from proof_of_learning.training.optimizers import (
+from proof_of_learning.state.modules import capture_module, fresh, frozen, restore_module, tensors_in
+from proof_of_learning.state.names import family_of, joined
+from proof_of_learning.state.optimizers import (
     added_groups,
     capture_optimizer,
     own_groups,
