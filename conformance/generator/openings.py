@@ -164,7 +164,7 @@ def cases(suite: Suite) -> None:
         ("field", {"note": 1}),
     ):
         rule, says = {
-            "round": ("json.type", "Invalid value 2"),
+            "round": ("json.type", "is the second challenge"),
             "schema": ("version", "has schema"),
             "seed": ("opening.document", "64 hex digits"),
             "field": ("json.field", "unknown field"),

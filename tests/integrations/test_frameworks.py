@@ -66,9 +66,9 @@ def forged(name: str, what: str, folder: Path) -> Path:
     ("name", "what"),
     [
         ("accelerated.py", JUMP),
-        ("lit.py", JUMP),
-        ("trainer.py", JUMP),
-        ("accelerated.py", RATE),
+        pytest.param("lit.py", JUMP, marks=pytest.mark.slow),
+        pytest.param("trainer.py", JUMP, marks=pytest.mark.slow),
+        pytest.param("accelerated.py", RATE, marks=pytest.mark.slow),
         pytest.param("lit.py", RATE, marks=pytest.mark.slow),
     ],
 )

@@ -24,8 +24,9 @@ PARTS = {"benchmarks/plain", "experiments/portable_run"}  # run by others
 PARTS |= {"experiments/pages"}  # computes nothing; test_experiments compares what it writes
 # Most of what these take is the start of one process after another, which is what they measure or compare.
 SLOW = {
-    "benchmarks/calibrated_cost", "benchmarks/memory", "benchmarks/storage", "benchmarks/verify_cost",
-    "experiments/gpu", "experiments/honest", "experiments/other_environments", "experiments/paper",
+    "benchmarks/calibrated_cost", "benchmarks/memory", "benchmarks/opening", "benchmarks/profile", "benchmarks/storage",
+    "benchmarks/verify_cost", "experiments/gpu", "experiments/honest", "experiments/other_environments", "experiments/paper",
+    "experiments/portable",
 }  # fmt: skip
 
 

@@ -198,7 +198,7 @@ def test_a_worker_that_colludes_passes_what_is_not_replayed_here_and_the_verdict
     passed = verified(forged, digits, colluding, share=1e-9, places=(0, 1))
     assert passed.verdict == "valid"  # nothing was replayed here, and that is what it says:
     assert (passed.cost.own_share, round(passed.cost.colluding_miss or 0, 6)) == (0.0, 1.0)
-    assert "is missed with 100 %" in words.own_share(passed)
+    assert "is missed with a probability of up to 100 %" in words.own_share(passed)
     assert "Outside workers" in render_html(passed)
     caught = verified(forged, digits, colluding, share=1.0, places=(0, 1))
     assert caught.verdict == "invalid" and [s.index for s in caught.segments if s.status == "fail"] == [4]

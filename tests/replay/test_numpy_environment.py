@@ -84,6 +84,7 @@ def test_a_standard_loop_computes_no_step_with_numpy(tiny_proof: Path, tmp_path:
     assert (verdict.verdict, verdict.unreproduced) == ("invalid", [])
 
 
+@pytest.mark.slow
 def test_the_features_that_numpy_did_without_are_recorded_and_reproduced(tmp_path: Path) -> None:
     if not (found := features()):
         pytest.skip("this NumPy has nothing to do without")

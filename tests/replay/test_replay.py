@@ -117,7 +117,13 @@ def test_the_examples_replay(example: str, folder: Path, tmp_path: Path) -> None
     replays_alone(Path(pol.prove(task, tmp_path / "run.pol", interval=3).path), task)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SMALL.keys() - NOT_SEALED.keys() else ())
+        for name in EXAMPLES
+    ],
+)
 def test_the_examples_replay_sealed_or_say_what_keeps_them_from_it(example: str, folder: Path, tmp_path: Path) -> None:
     task = example_task(example, folder)
     if example in NOT_SEALED:

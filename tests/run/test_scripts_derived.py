@@ -61,8 +61,8 @@ def derived(
     ("name", "arguments", "interval"),
     [
         ("classify.py", ("--epochs", "2", "--workers", "2"), 5),
-        ("language.py", ("--steps", "24"), 5),
-        ("augment.py", ("--workers", "1"), 5),
+        pytest.param("language.py", ("--steps", "24"), 5, marks=pytest.mark.slow),
+        pytest.param("augment.py", ("--workers", "1"), 5, marks=pytest.mark.slow),
         pytest.param("accumulate.py", (), 4, marks=pytest.mark.slow),
         pytest.param("patience.py", (), 6, marks=pytest.mark.slow),
     ],

@@ -18,7 +18,10 @@ def derived(path: Path, out: Path, *more: object) -> subprocess.CompletedProcess
     return nursery.run(("prove", path, "-o", out, "-k", 7, "--seed", "7", *more), variables(), out.parent)
 
 
-@pytest.mark.parametrize("where", [(0, 3), (1, 1), (1, 15)])  # before any checkpoint, behind an epoch's end, amid one
+# Before any checkpoint, behind an epoch's end, amid one.
+@pytest.mark.parametrize(
+    "where", [pytest.param((0, 3), marks=pytest.mark.slow), pytest.param((1, 1), marks=pytest.mark.slow), (1, 15)]
+)
 def test_a_killed_recording_under_a_key_goes_on_to_the_same_root(where: tuple[int, int], tmp_path: Path) -> None:
     again = tmp_path / "again"
     again.mkdir()

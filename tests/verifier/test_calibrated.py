@@ -87,6 +87,7 @@ def test_a_calibrated_verification_in_this_process_leaves_its_threads_alone(
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_honest_noise_that_leads_to_its_own_errors_is_no_drift(tmp_path: Path) -> None:
     """A bias before a BatchNorm has no gradient but noise, of which AdamW makes steps of full size.
 

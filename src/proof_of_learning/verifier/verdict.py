@@ -145,7 +145,7 @@ class Round(_Value, frozen=True):
     moment: str
 
 
-class Nonce(_Value, frozen=True):
+class Nonce(_Value, frozen=True, omit_defaults=True):
     """What the draws follow from: ``drawn`` by the verifier, public (``beacon``) after the root was stamped, or handed in.
 
     ``round``: that of the beacon. ``why``: why a round counts for no more than a nonce that was handed in.
