@@ -1,4 +1,4 @@
-"""Small files that hold a secret: written once, for their owner's eyes only, and read within a bound."""
+"""Small files that somebody names: secrets, written once for their owner's eyes only, and what options name; read within a bound."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def write_new(path: Path, raw: bytes, mode: int = 0o600) -> None:
         os.fsync(descriptor)
 
 
-def read(path: str | os.PathLike[str], what: str) -> bytes:
-    """The file's bytes, of which more than MAX_KEY are too many: then one more than these. UsageError where it cannot be read."""
+def read(path: str | os.PathLike[str], what: str, most: int = MAX_KEY) -> bytes:
+    """The file's bytes, of which more than ``most`` are too many: then one more than these. UsageError, which begins with ``what``,
+    where it cannot be read."""
     try:
         with open(path, "rb") as stream:
-            return stream.read(MAX_KEY + 1)
+            return stream.read(most + 1)
     except OSError as error:
-        raise UsageError(f"{what} {path} cannot be read: {error.strerror or error}") from None
+        raise UsageError(f"{what}: {error.strerror or error}") from None

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from proof_of_learning import canonical, sources
+from proof_of_learning.attestation.attested import rfc3339
 from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_ATTESTATIONS, MAX_CLAIM, MAX_OWNERS
@@ -225,7 +226,7 @@ def new_claim(
         )
     claim = Claim(nonce=secrets.token_hex(32), owners=named, threshold=needed, recovery=recovery, **fixed)
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    return Registration(SCHEMA, claim, now.isoformat().replace("+00:00", "Z"))
+    return Registration(SCHEMA, claim, rfc3339(now))
 
 
 def load(path: str | os.PathLike[str]) -> Registration:

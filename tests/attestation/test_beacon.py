@@ -128,6 +128,11 @@ def test_what_is_no_network_is_refused(
         beacon.load_beacon(round_file(7), other)
 
 
+def test_a_nested_file_is_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nested deeper"):
+        beacon.load_beacon(written(tmp_path / "r.json", '{"x":' + "[" * 16_000))
+
+
 def test_a_check_leaves_the_depth_of_recursion_alone(tmp_path: Path) -> None:
     """py_ecc raises it, and a nested document would then end the process."""
     made = written(tmp_path / "r.json", {"round": 1000, "signature": PUBLISHED[1000]})

@@ -15,6 +15,7 @@ import pytest
 from proof_of_learning import prove
 from proof_of_learning.errors import FormatError, IntegrityError, PolError
 from proof_of_learning.proof.reader import Proof, object_path
+from proof_of_learning.replay import fork
 from proof_of_learning.task import TaskReference
 from proof_of_learning.verifier import abreast
 from proof_of_learning.verifier.readings import Reader
@@ -24,7 +25,7 @@ from proof_of_learning.verifier.survey import Survey, survey
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine with two cores, in short rows."""
-    monkeypatch.setattr(abreast, "_cores", lambda: 2)
+    monkeypatch.setattr(fork, "cores", lambda: 2)
     monkeypatch.setattr(abreast, "STRETCH", 2)
 
 

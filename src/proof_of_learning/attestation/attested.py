@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 SKEW = datetime.timedelta(minutes=5)  # between clocks of two authorities, beyond what each says of its own
 
 
+def rfc3339(moment: datetime.datetime) -> str:
+    """A moment in UTC as documents have it, ``2026-05-31T12:00:00Z``."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
 @dataclass(frozen=True)
 class Signed:
     """A statement about this very proof. ``keys``: digests of those that signed it; none where it is only stamped."""

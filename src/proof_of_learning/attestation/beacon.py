@@ -19,9 +19,9 @@ from typing import TypeVar
 
 import msgspec
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, keeping
 from proof_of_learning.attestation.attested import SKEW
-from proof_of_learning.errors import UsageError
+from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_ROUND
 
 _TAG = b"BLS_SIG_BLS12381G1_XMD:SHA-256_SSWU_RO_NUL_"
@@ -101,17 +101,14 @@ def load_beacon(path: str | os.PathLike[str], chain: str | os.PathLike[str] | No
 
 def _read(path: str | os.PathLike[str], option: str, kind: type[T]) -> T:
     what = f"{option} {path}"
-    try:
-        with open(path, "rb") as stream:
-            raw = stream.read(MAX_ROUND + 1)
-    except OSError as error:
-        raise UsageError(f"{what}: {error.strerror or error}") from None
+    raw = keeping.read(path, what, MAX_ROUND)
     if len(raw) > MAX_ROUND:
         raise UsageError(f"{what}: more than {MAX_ROUND:,} bytes")
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what}: {canonical.brief(str(error))}") from None
+        value: T = canonical.lenient(raw, kind, what)
+    except FormatError as error:
+        raise UsageError(str(error)) from None
+    return value
 
 
 def _bytes(text: str, size: int, what: str) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, keeping
 from proof_of_learning.attestation.attested import SKEW
 from proof_of_learning.errors import UsageError
 from proof_of_learning.limits import MAX_POLICY
@@ -53,11 +53,7 @@ def load_revoked(paths: Iterable[str | os.PathLike[str]]) -> Revoked:
     found = Revoked()
     for path in paths:
         what = f"--revoked {path}"
-        try:
-            with open(path, "rb") as stream:
-                raw = stream.read(MAX_POLICY + 1)
-        except OSError as error:
-            raise UsageError(f"{what}: {error.strerror or error}") from None
+        raw = keeping.read(path, what, MAX_POLICY)
         if len(raw) > MAX_POLICY:
             raise UsageError(f"{what}: it has more than {MAX_POLICY:,} bytes, which no list of keys has")
         try:

@@ -191,7 +191,7 @@ def _usable(passphrase: bytes | None) -> None:
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
-    raw = keeping.read(path, "the key")
+    raw = keeping.read(path, f"the key {path} cannot be read")
     if len(raw) > MAX_KEY:
         raise UsageError(f"the key {path} has more than {MAX_KEY:,} bytes, which no key has")
     return raw

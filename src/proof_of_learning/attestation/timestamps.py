@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from proof_of_learning import canonical
+from proof_of_learning import canonical, keeping
 from proof_of_learning.attestation import der
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_ROOTS, MAX_TOKEN
@@ -71,11 +71,7 @@ def load_authorities(paths: Sequence[str | os.PathLike[str]]) -> Authorities:
     """The certificates in PEM files. Raises UsageError."""
     found: list[x509.Certificate] = []
     for path in paths:
-        try:
-            with open(path, "rb") as stream:
-                raw = stream.read(MAX_ROOTS + 1)
-        except OSError as error:
-            raise UsageError(f"--trusted-tsa {path}: {error.strerror or error}") from None
+        raw = keeping.read(path, f"--trusted-tsa {path}", MAX_ROOTS)
         try:
             loaded = x509.load_pem_x509_certificates(raw) if len(raw) <= MAX_ROOTS else []
         except ValueError:

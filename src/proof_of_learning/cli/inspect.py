@@ -101,6 +101,7 @@ def _stamped(proof: Any) -> dict[str, Any]:
     """The heads that were stamped while training, by the tokens' own word, and where none was."""
     if not any(name.startswith(("head", "gaps")) for name in proof.attestations):
         return {"heads": 0, "stretches": [], "gaps": [], "false": []}
+    from proof_of_learning.attestation.attested import rfc3339
     from proof_of_learning.attestation.gathering import gather
 
     found = gather(proof, None)
@@ -108,7 +109,7 @@ def _stamped(proof: Any) -> dict[str, Any]:
         {
             "start": s.start,
             "stop": s.stop,
-            "by": None if s.latest is None else s.latest.isoformat().replace("+00:00", "Z"),
+            "by": None if s.latest is None else rfc3339(s.latest),
             "stamps": s.stamps,
         }
         for s in found.stretches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -189,6 +188,7 @@ def _script(
     stamping: Stamping | None,
 ) -> None:
     from proof_of_learning.run.command import prove_script
+    from proof_of_learning.run.ranks import place
 
     try:
         recorded = prove_script(
@@ -202,7 +202,7 @@ def _script(
             stamping=stamping,
         )
     except RecordingError:
-        if os.environ.get("RANK", "0") != "0":  # process 0 says how it ended
+        if place().rank:  # process 0 says how it ended
             raise typer.Exit(RecordingError.exit_status) from None
         raise
     except KeyboardInterrupt:
@@ -218,7 +218,7 @@ def _script(
         "segments": -(-recorded.steps // recorded.interval), "evaluation": None,
         "stamped": recorded.stamped,
     }  # fmt: skip
-    if os.environ.get("RANK", "0") == "0":
+    if not place().rank:
         _told(out, summary, json)
 
 

@@ -68,7 +68,7 @@ def generate(path: str | os.PathLike[str]) -> None:
 
 def load(path: str | os.PathLike[str]) -> Secret:
     """The secret in a file that :func:`generate` wrote. Raises UsageError, which quotes nothing of it."""
-    raw = keeping.read(path, "the secret")
+    raw = keeping.read(path, f"the secret {path} cannot be read")
     try:
         kept = msgspec.json.decode(raw, type=_Kept)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

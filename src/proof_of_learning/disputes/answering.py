@@ -17,7 +17,7 @@ from proof_of_learning.disputes.looking import TOGETHER, Asker
 from proof_of_learning.errors import IntegrityError, NumericEnvironmentError, PolError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import files
-from proof_of_learning.proof.codecs.raw import RawCodec
+from proof_of_learning.proof.codecs.raw import written
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.rewrite import rewrite
 from proof_of_learning.registration import owners
@@ -113,7 +113,7 @@ def _write(
                 if laid not in layouts:
                     layouts.append(laid)
                 layout.append(layouts.index(laid))
-                raw = b"".join(bytes(piece) for piece in RawCodec().encode(cutter.cut(state), None).chunks())
+                raw = written(cutter.cut(state))
                 sizes.append(len(raw))
                 hashed.update(raw)
                 yield raw

@@ -25,7 +25,7 @@ from typing import Any
 from proof_of_learning._version import __version__
 from proof_of_learning.errors import PolError, UsageError, WorkerError
 from proof_of_learning.numeric.environment import Environment
-from proof_of_learning.replay import protocol
+from proof_of_learning.replay import fork, protocol
 from proof_of_learning.replay import sandbox as sandboxes
 from proof_of_learning.replay.early import TAKING
 from proof_of_learning.replay.pool import Job, MakePool, WorkerPool
@@ -65,7 +65,7 @@ def cluster(address: str, workers: int) -> Iterator[MakePool]:
         quiet = {"configure_logging": False, "log_to_driver": False, "include_dashboard": False}
         try:
             if address == LOCAL:
-                ray.init(address=LOCAL, num_cpus=max(workers, len(os.sched_getaffinity(0))), **quiet)
+                ray.init(address=LOCAL, num_cpus=max(workers, fork.cores()), **quiet)
             else:
                 del quiet["include_dashboard"]
                 ray.init(address=address, **quiet)

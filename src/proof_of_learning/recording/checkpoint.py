@@ -38,6 +38,23 @@ class Rows:
     def __len__(self) -> int:
         return len(self.losses)
 
+    def add(
+        self,
+        loss: torch.Tensor,
+        rates: list[float],
+        indices: Indices | None = None,
+        rng: RngSnapshot | None = None,
+        loop: Indices | None = None,
+    ) -> None:
+        """One step more."""
+        self.losses.append(loss)
+        self.rates.append(rates)
+        if indices is not None and rng is not None:
+            self.indices.append(np.asarray(indices, dtype=np.int64))
+            self.rng.append(rng)
+        if loop is not None:
+            self.loop.append(loop)
+
     def share(self) -> protocol.Share:
         """What was drawn, as a worker is told it."""
         return protocol.Share(

@@ -178,15 +178,9 @@ class Recorder:
         if self._behind is not None:
             self._behind.check()
         self._check_groups()
-        self._rows.losses.append(loss)
-        self._rows.rates.append(rates)
         if (indices is None) != (self.header.randomness.mode == "derived"):
             raise UsageError("indices and generator states are recorded exactly where randomness is not derived")
-        if indices is not None and rng is not None:
-            self._rows.indices.append(np.asarray(indices, dtype=np.int64))
-            self._rows.rng.append(rng)
-        if loop is not None:
-            self._rows.loop.append(loop)
+        self._rows.add(loss, rates, indices, rng, loop)
         if self._rehearsal is not None:
             self._rehearsal.after(self.steps_done, loss, indices, rng, loop)
         self.steps_done += 1

@@ -19,6 +19,7 @@ import msgspec
 
 from proof_of_learning import canonical
 from proof_of_learning.attestation import authority, gaps, gathering, heads, statements, timestamps
+from proof_of_learning.attestation.attested import rfc3339
 from proof_of_learning.attestation.gaps import Gap
 from proof_of_learning.attestation.gathering import File
 from proof_of_learning.errors import PolError
@@ -164,7 +165,7 @@ class Stamper:
             last = self._gaps[-1]
             self._gaps[-1] = msgspec.structs.replace(last, tries=last.tries + 1, why=said)
             return  # written with its end, for a dead authority is asked often
-        now = datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z")
+        now = rfc3339(datetime.datetime.now(datetime.UTC).replace(microsecond=0))
         self._gaps.append(Gap(after=self._steps, since=now, tries=1, why=said))
         log.warning("no timestamp after step %d: %s", self._steps, said)
         self._write_gaps()

@@ -20,6 +20,11 @@ _PAUSE_HARD = 2  # omp_pause_hard
 _PR_SET_PDEATHSIG = 1
 
 
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def possible(threads: int) -> bool:
     """Whether children can compute here with so many threads."""
     return sys.platform == "linux" and (threads == 1 or _openmp() is not None)

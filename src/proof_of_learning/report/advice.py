@@ -18,7 +18,10 @@ REPEAT = (
     "Keep the proof, this report and the JSON verdict (`--json`). With the nonce above anyone can repeat this very challenge: "
     "`--nonce`, and `--accept-nonce`."
 )
-
+KEEP_ROUND = (
+    "Keep the proof, its timestamps, this report, the JSON verdict (`--json`) and the file with the round. With them anyone can "
+    "repeat this very challenge: `--beacon`."
+)
 KEEP_OPENING = (
     "Keep the opening, your challenges (and the docket), this report and the JSON verdict (`--json`). Whoever has them can verify the "
     "opening again; that the nonce was drawn, they know by your copy of the challenge alone."
@@ -132,6 +135,8 @@ def _opened(verdict: Verdict) -> bool:
 
 
 def _keep(verdict: Verdict) -> str:
+    if verdict.nonce.round is not None:
+        return KEEP_ROUND
     return KEEP_OPENING if _opened(verdict) else REPEAT
 
 

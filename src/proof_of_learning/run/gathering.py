@@ -20,7 +20,7 @@ from proof_of_learning.canonical import brief
 from proof_of_learning.errors import RecordingError, UsageError
 from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.numeric.randomness import RngSnapshot
-from proof_of_learning.proof.codecs.raw import RawCodec
+from proof_of_learning.proof.codecs.raw import RawCodec, written
 from proof_of_learning.proof.format import Header
 from proof_of_learning.recording.checkpoint import Rows
 from proof_of_learning.replay import protocol
@@ -61,8 +61,7 @@ class Drawn(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, stop: int, rows: Rows, alike: dict[str, str], own: State) -> Drawn:
         losses = torch.stack(rows.losses).double().tolist() if rows.losses else []
-        written = b"".join(map(bytes, RawCodec().encode(own, None).chunks()))
-        return cls(stop, losses, rows.rates, rows.share(), alike, written)
+        return cls(stop, losses, rows.rates, rows.share(), alike, written(own))
 
     def rows(self) -> Rows:
         return Rows(
@@ -246,12 +245,7 @@ class Following:
         loop: Indices | None = None,
     ) -> bool:
         assert indices is not None and rng is not None and loop is not None
-        for column, value in zip(
-            (self._rows.losses, self._rows.rates, self._rows.indices, self._rows.rng, self._rows.loop),
-            (loss, rates, indices, rng, loop),
-            strict=True,
-        ):
-            column.append(value)  # type: ignore[attr-defined]
+        self._rows.add(loss, rates, indices, rng, loop)
         self.steps_done += 1
         boundary = self.steps_done % self.header.training.interval == 0
         if boundary:

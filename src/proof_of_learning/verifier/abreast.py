@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from proof_of_learning import canonical
-from proof_of_learning.proof.codecs.raw import RawCodec
+from proof_of_learning.proof.codecs.raw import RawCodec, written
 from proof_of_learning.proof.format import Displacement
 from proof_of_learning.replay import fork
 from proof_of_learning.state.layout import Layout
@@ -66,7 +66,7 @@ def abreast(reader: Reader, before: State | None, processes: int = 1) -> Iterato
     Raises FormatError or IntegrityError at the first fault.
     """
     rows = stretches(reader)
-    processes = min(processes, len(rows), _cores())
+    processes = min(processes, len(rows), fork.cores())
     if processes < 2 or sys.platform != "linux":
         for position in range(1, len(reader.digests)):
             yield (reading := reader.read(position, before))
@@ -145,7 +145,7 @@ def _told(reader: Reader, reading: Reading, layouts: dict[Layout, int]) -> _Told
         None if reading.picked is None else (reading.picked.narrow.tobytes(), reading.picked.wide.tobytes()),
     )
     if reading.position in reader.wanted:
-        told.whole = b"".join(RawCodec().encode(state, None).chunks())
+        told.whole = written(state)
     else:
         told.tree = canonical.encode_plain(state.tree)
         told.tensors = b"".join(state.bytes_of(name) for name in _few(layout))
@@ -284,7 +284,3 @@ def _tensors(layout: Layout, raw: bytearray) -> dict[str, torch.Tensor]:
         )
         start += count * dtype.itemsize
     return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

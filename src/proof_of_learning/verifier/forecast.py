@@ -22,6 +22,7 @@ from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay import fork
 from proof_of_learning.replay import sandbox as sandboxes
 from proof_of_learning.replay.pool import LocalPool
 from proof_of_learning.replay.requests import Replay, Replayed
@@ -185,7 +186,7 @@ def _times(
     step = float(np.median([answer.step_seconds / answer.steps for answer in measured]))
     beside = float(np.median([answer.seconds - answer.step_seconds for answer in measured]))
     threads = max(environment.threads for environment in proof.environments.values())
-    at_once = max(1, min(workers, _cores() // max(1, threads)))
+    at_once = max(1, min(workers, fork.cores() // max(1, threads)))
     replay = (steps * step + len(picked) * beside) / at_once
     start, survey = phases["start of the worker"], phases["survey"]
     return Times(
@@ -219,7 +220,7 @@ def _told(
             f"without --task nobody knows what segments did: {ASSUMED} times as many draws by weight as uniform ones are assumed"
         )
     if times is not None and times.at_once < workers:
-        notes.append(f"{workers} workers compute on {_cores()} cores here: no faster than {times.at_once}")
+        notes.append(f"{workers} workers compute on {fork.cores()} cores here: no faster than {times.at_once}")
     if abs(drawn.confidence - (1 - guarantee.MISS_PROBABILITY)) >= 1e-9:
         notes.append(f"a verdict states what is missed with {guarantee.MISS_PROBABILITY:.0%}, whatever was planned for")
     command = ["pol", "verify", os.fspath(path), "--task", target]
@@ -235,7 +236,3 @@ def _told(
         memory={"verifier": (BESIDE + 2 * workers) * state, "each worker": 2 * state},
         workers=workers, command=shlex.join(command), times=times, notes=notes,
     )  # fmt: skip
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

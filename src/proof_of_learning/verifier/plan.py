@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proof_of_learning import canonical
+from proof_of_learning.attestation.attested import rfc3339
 from proof_of_learning.errors import UsageError
 from proof_of_learning.numeric import randomness
 from proof_of_learning.verifier import guarantee
@@ -60,7 +61,7 @@ def public_nonce(beacon: Beacon, attested: Attested) -> Nonce:
     When the root was there is what the earliest timestamp on the seal says, of an authority that the verifier named. A later round, of
     which anybody could choose one, counts as handed in.
     """
-    told = Round(beacon.chain.hash, beacon.round, beacon.moment.isoformat())
+    told = Round(beacon.chain.hash, beacon.round, rfc3339(beacon.moment))
     stamped = [stamp.latest for stamp in attested.stamps if stamp.kind == "seal" and not stamp.refused]
     if not stamped:
         why = "no timestamp on the seal that you believe (--trusted-tsa) shows that the root was there before the round"

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from proof_of_learning import keeping
 from proof_of_learning.errors import UsageError
 from proof_of_learning.limits import MAX_POLICY
 from proof_of_learning.verifier.initialization.named import named_laws
@@ -158,11 +159,7 @@ def default_policy() -> str:
 def load_policy(path: str | os.PathLike[str]) -> Policy:
     """Read a policy. Raises UsageError, one line, for whatever is not a rule that would be applied."""
     name = Path(path).name
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_POLICY + 1)
-    except OSError as error:
-        raise UsageError(f"--policy {path}: {error.strerror or error}") from None
+    raw = keeping.read(path, f"--policy {path}", MAX_POLICY)
     if len(raw) > MAX_POLICY:
         raise UsageError(f"--policy {path}: larger than {MAX_POLICY:,} bytes")
     try:

@@ -74,6 +74,11 @@ class RawCodec:
         return recorded
 
 
+def written(state: State) -> bytes:
+    """A whole state as this codec writes it, in one piece."""
+    return b"".join(RawCodec().encode(state, None).chunks())
+
+
 def encode_tensors(
     tensors: dict[str, Tensor],
     metadata: dict[str, str] | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from proof_of_learning.attestation.attested import Attested, Stamp
+from proof_of_learning.attestation.attested import Attested, Stamp, rfc3339
 from proof_of_learning.attestation.attested import Stretch as Dated
 from proof_of_learning.verifier import guarantee
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
@@ -123,7 +123,7 @@ def stretches(evidence: Evidence, *, replayed: bool) -> list[Stretch]:
 
 
 def _moment(time: datetime.datetime | None) -> str | None:
-    return None if time is None else time.isoformat().replace("+00:00", "Z")
+    return None if time is None else rfc3339(time)
 
 
 def timeline(attested: Attested, anchor: str | None) -> list[Moment]:

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from proof_of_learning import canonical
 from proof_of_learning.canonical import brief
-from proof_of_learning.errors import UsageError
+from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_OBJECT_HEADER
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.state.names import is_weight, short_name
@@ -114,9 +115,10 @@ def weight_files(path: Path) -> list[Path]:
         )
     try:
         with open(index, "rb") as stream:
-            shards = set(msgspec.json.decode(stream.read(MAX_OBJECT_HEADER), type=_Index).weight_map.values())
-    except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            found: _Index = canonical.lenient(stream.read(MAX_OBJECT_HEADER), _Index, "it")
+    except (OSError, FormatError) as error:
         raise UsageError(f"{index} cannot be read ({brief(error)})") from None
+    shards = set(found.weight_map.values())
     for shard in sorted(shards):
         if os.path.basename(shard) != shard or not (path / shard).is_file():
             raise UsageError(f"{index} names {brief(shard)}, which is no file in that folder")
