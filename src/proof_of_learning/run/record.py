@@ -325,8 +325,10 @@ class Recording(Clock):
                 return Following(self._board, header, found.parts, environment)
             peers = Gathering(self._board, header, found.parts, environment)
         rehearsal = self._rehearsal(header, found, environment)
+        beside = device_of(found.parts) != "cpu" and peers is None
         return Recorder(
-            self._path, header, found.parts, environment, rehearsal=rehearsal, peers=peers, stamping=self._stamping
+            self._path, header, found.parts, environment, asynchronous=beside, rehearsal=rehearsal, peers=peers,
+            stamping=self._stamping,
         )  # fmt: skip
 
     def described(self, walk: Walk) -> tuple[Header, Facts, Environment]:
