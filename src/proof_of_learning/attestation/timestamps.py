@@ -60,10 +60,10 @@ class Certificate:
         """Raises ValueError for what is none."""
         self.encoded, self._x509 = encoded, x509.load_der_x509_certificate(encoded)
 
-    def holds(self, moment: datetime.datetime) -> bool:
-        """Whether it is in force at a time of whole seconds."""
+    def era(self, moment: datetime.datetime) -> tuple[int, int]:
+        """Whether a time is before (-1), at (0) or after (1) the one from which it holds, and the one until which it does."""
         since, until = self._times
-        return since <= moment <= until
+        return (moment > since) - (moment < since), (moment > until) - (moment < until)
 
     @cached_property
     def _times(self) -> tuple[datetime.datetime, datetime.datetime]:
@@ -226,7 +226,7 @@ class _Vouching:
         between = [item for item in authorities.certificates if item not in roots]
         self._verifier = rfc3161.VerifierBuilder(roots=roots, intermediates=between).build() if roots else None
         self._own = [_certificate(item.public_bytes(serialization.Encoding.DER)) for item in authorities.certificates]
-        self._told: dict[tuple[bytes, tuple[bool, ...]], str] = {}
+        self._told: dict[tuple[bytes, tuple[tuple[int, int], ...]], str] = {}
 
     def why_not(self, token: Token) -> str:
         """See :func:`trusted`. Of a token's own, its signature and what it signs were checked when it was read. What is left is the
@@ -235,7 +235,7 @@ class _Vouching:
         if self._verifier is None:
             return "none of the certificates that were named (--trusted-tsa) is a root"
         moment = _decoded(token.raw).tst_info.gen_time.replace(microsecond=0, tzinfo=datetime.UTC)
-        alike = token.like, tuple(item.holds(moment) for item in (*self._own, *token.certificates))
+        alike = token.like, tuple(item.era(moment) for item in (*self._own, *token.certificates))
         if alike not in self._told:
             if len(self._told) >= _REMEMBERED:
                 self._told.clear()
