@@ -74,6 +74,30 @@ def test_certificates_count_for_timestamps_and_at_their_time(made: dict[str, Any
     assert reason in found and bool(reason) == bool(found), found
 
 
+def test_what_is_remembered_of_an_authority_ends_with_its_certificate(tmp_path: Path) -> None:
+    """Tokens that are alike are judged once, and not across the moments at which a certificate begins or ceases to hold (for OpenSSL,
+    the last one of which is too late).
+    """
+    since, until, second = datetime(2022, 1, 1, tzinfo=UTC), datetime(2022, 2, 1, tzinfo=UTC), timedelta(seconds=1)
+    authority = authorities.make(tmp_path / "authority", since=since, until=until)
+    times = [THEN.replace(month=1), until + second, since - second, until, since, THEN, THEN.replace(month=1, day=6)]
+    tokens = [timestamps.parse(authority.crafted(b"data", time), "it") for time in times]
+    named_, alone = timestamps.load_authorities([authority.roots]), list[str]()
+    together = [timestamps.trusted(token, named_) for token in tokens]
+    for token in tokens:
+        timestamps._vouching.cache_clear()
+        alone.append(timestamps.trusted(token, named_))
+    assert together == alone and [not why for why in together] == [True, False, False, False, True, False, True]
+    # And not for a token whose bytes differ anywhere else, if only in a field that nobody signed.
+    assert len({token.like for token in tokens if len(token.raw) == len(tokens[0].raw)}) == 1
+    raw = tokens[0].raw
+    algorithm = bytes.fromhex("06082a8648ce3d040302")  # ecdsa-with-SHA256, in the certificate and beside the signature
+    at = raw.rindex(algorithm)
+    changed = raw[:at] + algorithm[:-1] + b"\x03" + raw[at + len(algorithm) :]
+    with suppress(FormatError):
+        assert timestamps.parse(changed, "it").like != tokens[0].like
+
+
 @pytest.mark.parametrize(
     ("options", "hash_", "reason"),
     [

@@ -41,6 +41,7 @@ class Stamper:
 
     def __init__(self, folder: Path, header: Header, stamping: Stamping) -> None:
         self._folder, self._stamping, self._planned = folder, stamping, header.planned_segments()
+        self._authorities = stamping.authorities()
         self._interval, self._header = header.training.interval, hashlib.sha256(header.encoded()).hexdigest()
         self._changed, self._writing = threading.Condition(), threading.Lock()
         self._reached: tuple[int, int, str] | None = None  # segments, steps, digest of the log's line
@@ -131,7 +132,7 @@ class Stamper:
         for number in range(len(urls)):
             url = urls[(self._turn + number) % len(urls)]
             try:
-                token = authority.stamp(raw, url, self._stamping.authorities, self._stamping.timeout).raw
+                token = authority.stamp(raw, url, self._authorities, self._stamping.timeout).raw
             except PolError as error:
                 why = str(error)
                 continue
