@@ -87,6 +87,13 @@ def test_tokens_have_what_they_need(options: tuple[str, ...], hash_: str, reason
     assert reason in good(world.first.crafted(b"data", THEN, *options, hash_=hash_), world.first)
 
 
+@pytest.mark.parametrize("moment", [datetime(1969, 12, 31, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)])
+def test_a_time_is_one_that_a_clock_may_have(moment: datetime, world: World) -> None:
+    """To one at the end of all times nothing can be added, and `pol inspect` ended in an error."""
+    with pytest.raises(FormatError, match="none that a clock may have"):
+        timestamps.parse(world.first.crafted(b"data", moment), "it")
+
+
 def test_an_authority_that_the_verifier_did_not_name_dates_nothing(world: World) -> None:
     token = world.first.crafted(b"data", THEN)
     assert good(token, world.first) == ""

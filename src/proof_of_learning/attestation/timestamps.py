@@ -37,6 +37,8 @@ _CONTENT_TYPE, _MESSAGE_DIGEST = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4"
 _SIGNING_CERTIFICATE, _SIGNING_CERTIFICATE_2 = "1.2.840.113549.1.9.16.2.12", "1.2.840.113549.1.9.16.2.47"
 _SIGNED_DATA, _TST_INFO = "1.2.840.113549.1.7.2", "1.2.840.113549.1.9.16.1.4"
 _GRANTED = 0
+# So that what is added to a time, or taken from it, is a time.
+_TIMES = tuple(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (1970, 9999))
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ def _parse(raw: bytes, what: str) -> Token:
     time = response.tst_info.gen_time
     time = time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time.astimezone(datetime.UTC)
     about, (owner, key) = _accuracy(response.tst_info), _owner(leaf)
+    if not _TIMES[0] <= time - about <= time + about <= _TIMES[1]:
+        raise FormatError("its time is none that a clock may have")
     return Token(
         stamped=bytes(imprint.message).hex(),
         earliest=time - about,
