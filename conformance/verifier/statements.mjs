@@ -9,7 +9,7 @@ export const PAYLOAD_TYPE = "application/vnd.in-toto+json";
 const STATEMENT = "https://in-toto.io/Statement/v1";
 const KINDS = ["claim", "head", "seal", "recovery", "verdict", "answers", "opening"];
 const TYPES = new Map(KINDS.map((kind) => [`urn:proof-of-learning:training:${kind}:v1`, kind]));
-const MAX_ENVELOPE = 2 << 20, MAX_SIGNATURES = 64, MAX_SIGNERS = 64;
+const MAX_ENVELOPE = 2 << 20, MAX_SIGNATURES = 16, MAX_SIGNERS = 64;
 
 // ---- keys -----------------------------------------------------------------------------------------------------------
 

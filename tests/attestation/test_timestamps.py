@@ -23,6 +23,7 @@ from proof_of_learning import (
     prove,
     register,
     registration,
+    signing,
     sign,
     timestamp,
 )
@@ -231,6 +232,21 @@ def test_two_of_two_owners_have_to_sign(world: World, tiny: TaskReference, tmp_p
         timestamp(claim, [url])
     with pytest.raises(UsageError, match="stamped or used already"):
         sign(claim, world.key)
+
+
+def test_no_more_owners_sign_than_are_read(
+    world: World, tiny: TaskReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (registration, signing):
+        monkeypatch.setattr(module, "MAX_SIGNATURES", 1)
+    claim, owners = tmp_path / "claim.json", [world.trusted, world.stranger.public]
+    with pytest.raises(UsageError, match="at most 1 sign, and 2 of 2"):
+        register(tiny, claim, interval=5, owners=owners)
+    register(tiny, claim, interval=5, owners=owners, threshold=1)
+    sign(claim, world.key)
+    with pytest.raises(UsageError, match="has 1 signatures already"):
+        sign(claim, world.stranger)
+    sign(claim, world.key)
 
 
 def test_a_claim_whose_statement_is_about_another_claim_is_refused(
