@@ -220,8 +220,8 @@ def new_claim(
     needed = len(named) if threshold is None else threshold
     if len(named) > MAX_OWNERS or not bool(named) <= needed <= min(len(named), MAX_SIGNATURES):
         raise UsageError(
-            f"a claim has at most {MAX_OWNERS} owners, of whom at most {MAX_SIGNATURES} sign, and {needed} of {len(named)} cannot have "
-            "to; say how many have to (--threshold)"
+            f"a claim has at most {MAX_OWNERS} owners, of whom at most {MAX_SIGNATURES} sign, and {needed} of {len(named)} cannot "
+            "have to; say how many do (--threshold)"
         )
     if recovery is not None and (not named or recovery in named):
         raise UsageError(

@@ -23,8 +23,8 @@ from proof_of_learning import (
     prove,
     register,
     registration,
-    signing,
     sign,
+    signing,
     timestamp,
 )
 from proof_of_learning.attestation import gathering, timestamps
