@@ -246,8 +246,8 @@ class Recorder:
         return root
 
     def _set_aside(self) -> None:
-        """Before there is a proof, and also where nothing is stamped any more: remove heads that were stamped before an interruption, of
-        steps that came out otherwise when they were taken again.
+        """Remove heads that were stamped before an interruption, of steps that came out otherwise when they were taken again: before
+        there is a proof, and also where nothing is stamped any more.
         """
         if self._stamper is not None:
             self._stamper.settle()
