@@ -22,6 +22,7 @@ from proof_of_learning.attestation import gaps, gathering, heads, statements
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.proof.format import ATTESTATIONS
+from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.recording import stamper
 from proof_of_learning.report.html import render_html
 from support_attestation import World, chained, gathered, judged, named, only, put
@@ -237,9 +238,16 @@ def interrupted(tiny: TaskReference, run: Path, url: str) -> None:
 
 
 def test_an_interrupted_run_goes_on_with_its_chain(
-    world: World, tiny: TaskReference, tiny_proof: Path, tmp_path: Path
+    world: World, tiny: TaskReference, tiny_proof: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run.pol"
+    seal = ProofWriter.seal
+
+    def sealing(writer: ProofWriter, *given: Any, **more: Any) -> str:
+        assert strange not in order(writer.path)  # who is killed now has a proof that is not false
+        return seal(writer, *given, **more)
+
+    monkeypatch.setattr(ProofWriter, "seal", sealing)
     with authorities.serving(world.first.reply) as url:
         interrupted(tiny, run, url)
         kept = order(run)
@@ -253,6 +261,7 @@ def test_an_interrupted_run_goes_on_with_its_chain(
         )
         put(run, "head-.json", raw.encode())
         put(run, "head-.tsr", world.first.crafted(raw.encode(), datetime.now(UTC)))
+        unstamped = Path(shutil.copytree(run, tmp_path / "unstamped.pol"))
         made = prove(tiny, run, interval=5, stamping=Stamping(1, url))
     assert made.root == Proof.open(tiny_proof).root
     chain = order(run)
@@ -261,6 +270,8 @@ def test_an_interrupted_run_goes_on_with_its_chain(
     assert made.stamped is not None and made.stamped.heads == len(chain) == len(named(run, "head-*.tsr"))
     assert "1 stamped heads were removed" in made.stamped.gaps[-1]
     assert seen(run, world).verdict != "invalid"
+    prove(tiny, unstamped, interval=5)  # who goes on without stamping has them in the way as well
+    assert order(unstamped) == kept and seen(unstamped, world).verdict != "invalid"
 
 
 def test_what_cannot_be_stamped_is_said_before_training(world: World, tiny: TaskReference, tmp_path: Path) -> None:

@@ -179,9 +179,10 @@ def tokens(run: Path) -> list[timestamps.Token]:
         (f'[[revoked]]\nkey = "sha256:{"0" * 64}"\nsince = 2026-05-01\n', "a moment with its offset"),
         (f'[[revoked]]\nkey = "sha256:{"0" * 64}"\nsince = 2026-05-01T00:00:00\n', "a moment with its offset"),
         (f'[[revoked]]\nkey = "sha256:{"0" * 64}"\nuntil = 1\n', "may have `since`"), ("revoked = 3", "expected tables"),
-        (f"# {'x' * (1 << 20)}", "no list of keys has"),
+        (f"# {'x' * (1 << 20)}", "no list of keys has"), ("x = " + "9" * 5000, "not TOML"), ("x = 0x1" + "0" * 16, "64 bits"),
+        *((before + "a." * 100_000 + after, "dots in a line") for before, after in (("", "a = 1"), ("[", "a]"), ("x = {", "a = 1}"))),
     ],
-    ids=range(11),
+    ids=range(16),
 )  # fmt: skip
 def test_a_list_that_cannot_be_read_is_refused_in_a_line(text: str, says: str, sealed: Path, tmp_path: Path) -> None:
     path = tmp_path / "revoked.toml"

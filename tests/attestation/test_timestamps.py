@@ -24,6 +24,7 @@ from proof_of_learning import (
     register,
     registration,
     sign,
+    signing,
     timestamp,
 )
 from proof_of_learning.attestation import gathering, timestamps
@@ -109,6 +110,13 @@ def test_what_is_remembered_of_an_authority_ends_with_its_certificate(tmp_path: 
 )
 def test_tokens_have_what_they_need(options: tuple[str, ...], hash_: str, reason: str, world: World) -> None:
     assert reason in good(world.first.crafted(b"data", THEN, *options, hash_=hash_), world.first)
+
+
+@pytest.mark.parametrize("moment", [datetime(1969, 12, 31, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)])
+def test_a_time_is_one_that_a_clock_may_have(moment: datetime, world: World) -> None:
+    """To one at the end of all times nothing can be added, and `pol inspect` ended in an error."""
+    with pytest.raises(FormatError, match="none that a clock may have"):
+        timestamps.parse(world.first.crafted(b"data", moment), "it")
 
 
 def test_an_authority_that_the_verifier_did_not_name_dates_nothing(world: World) -> None:
@@ -248,6 +256,21 @@ def test_two_of_two_owners_have_to_sign(world: World, tiny: TaskReference, tmp_p
         timestamp(claim, [url])
     with pytest.raises(UsageError, match="stamped or used already"):
         sign(claim, world.key)
+
+
+def test_no_more_owners_sign_than_are_read(
+    world: World, tiny: TaskReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (registration, signing):
+        monkeypatch.setattr(module, "MAX_SIGNATURES", 1)
+    claim, owners = tmp_path / "claim.json", [world.trusted, world.stranger.public]
+    with pytest.raises(UsageError, match="at most 1 sign, and 2 of 2"):
+        register(tiny, claim, interval=5, owners=owners)
+    register(tiny, claim, interval=5, owners=owners, threshold=1)
+    sign(claim, world.key)
+    with pytest.raises(UsageError, match="has 1 signatures already"):
+        sign(claim, world.stranger)
+    sign(claim, world.key)
 
 
 def test_a_claim_whose_statement_is_about_another_claim_is_refused(

@@ -353,6 +353,9 @@ def test_too_long_a_challenge_ends_after_two_segments(judge: Judge, replayed: li
         ("[training\n", "not TOML: Expected ']' at the end of a table declaration (at line 1, column 10)"),
         ("[trust]\nexact = true\nexact = true", "not TOML: Cannot overwrite a value (at end of document)"),
         ("a = " + "[" * 5000, "not TOML: "),
+        ("a = " + "9" * 5000, "not TOML: "),
+        ("[cost]\nmax_seconds = 0x" + "f" * 5000, "not TOML: an integer of more than 64 bits"),
+        ("a." * 30_000 + "a = 1", "not TOML that is read here: more than 256 dots in a line; break it into several"),
     ],
 )  # fmt: skip
 def test_a_slip_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -41,6 +41,8 @@ _SIGNED_DATA, _TST_INFO = "1.2.840.113549.1.7.2", "1.2.840.113549.1.9.16.1.4"
 _CERTIFICATES = 0xA0  # the tag of their list
 _REMEMBERED = 512  # tokens, and what was found out about them
 _GRANTED = 0
+# So that what is added to a time, or taken from it, is a time.
+_TIMES = tuple(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (1970, 9999))
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ def _parse(raw: bytes, what: str) -> Token:
     time = said.gen_time
     time = time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time.astimezone(datetime.UTC)
     about, (owner, key) = _accuracy(said), leaf.owner
+    if not _TIMES[0] <= time - about <= time + about <= _TIMES[1]:
+        raise FormatError("its time is none that a clock may have")
     return Token(
         stamped=bytes(imprint.message).hex(),
         earliest=time - about,

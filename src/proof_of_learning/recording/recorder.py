@@ -238,11 +238,23 @@ class Recorder:
                 EvaluationWarning,
                 stacklevel=2,
             )
+        self._set_aside()
         root = self._writer.seal(claimed, stopped=stopped)
         if self._stamper is not None:
             self.stamped = self._stamper.finish()
         self._writer.close()
         return root
+
+    def _set_aside(self) -> None:
+        """Remove heads that were stamped before an interruption, of steps that came out otherwise when they were taken again: before
+        there is a proof, and also where nothing is stamped any more.
+        """
+        if self._stamper is not None:
+            self._stamper.settle()
+        elif any((self.path / format.ATTESTATIONS).glob("head-*")):
+            from proof_of_learning.recording.stamper import set_aside
+
+            set_aside(self.path)
 
     # ---- foreign loops -------------------------------------------------------------------------------
 

@@ -189,10 +189,15 @@ class Options:
         )
         return cls(draw, comparison, _claims(choices, rules), runtime)
 
-    def for_link(self) -> Options:
-        """What a link of the chain behind a proof is verified with: its own nonce, and no claims but whom to believe about time."""
+    def for_link(self, nonce: Nonce) -> Options:
+        """What a link of the chain behind a proof is verified with: its own nonce, and no claims but whom to believe about time.
+
+        nonce: of the proof. Where that is public randomness, it counts for the link as well: the proof's root, which was there before,
+        covers the link's.
+        """
         believed = Claims(authorities=self.claims.authorities, revoked=self.claims.revoked)
-        return replace(self, draw=replace(self.draw, nonce=None, drawn=None), claims=believed)
+        drawn = nonce if nonce.origin == "beacon" else None
+        return replace(self, draw=replace(self.draw, nonce=None, drawn=drawn), claims=believed)
 
 
 def _beacon(choices: Choices) -> Beacon | None:

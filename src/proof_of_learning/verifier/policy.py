@@ -11,7 +11,6 @@ import itertools
 import math
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -165,10 +164,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     raw = keeping.read(path, f"--policy {path}", MAX_POLICY)
     if len(raw) > MAX_POLICY:
         raise UsageError(f"--policy {path}: larger than {MAX_POLICY:,} bytes")
-    try:
-        content = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{name}: not TOML: {' '.join(str(error).split())[:200]}") from None
+    content = keeping.toml(raw, name)
     for line in itertools.chain(_unknown(content), _not_finite(content)):
         raise UsageError(f"{name}: {line}")
     try:
