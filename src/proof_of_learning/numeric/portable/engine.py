@@ -1,7 +1,14 @@
-"""Which engine computes portable arithmetic in this process: the plain one, or the native one, with the same bits."""
+"""Which engine computes portable arithmetic in this process: the plain one, or a native one, with the same bits.
+
+There are two native ones: C++ for the CPU, Triton for a CUDA device. Either is tried with the self-test before it counts, in a process
+of its own, once for each build, and refused if one bit differs.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -9,10 +16,13 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from importlib.resources import files
+
+import torch
 
 from proof_of_learning.errors import NumericEnvironmentError
 from proof_of_learning.numeric.portable.native import build, calls
-from proof_of_learning.numeric.portable.table import IN_USE, NATIVE
+from proof_of_learning.numeric.portable.table import CUDA, IN_USE, NATIVE, use
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +42,8 @@ _UNTRIED = "untried"  # of the process that tries a library
 _PATIENCE = 600.0  # seconds for it
 _lock = threading.Lock()
 _chosen: Engine | None = None
+_chosen_for_cuda: Engine | None = None
+_ENTRIES_FOR_CUDA = ("operations", "convolutions", "lists")  # modules of cuda/ which fill the table
 
 
 def prepare() -> Engine:
@@ -47,10 +59,24 @@ def prepare() -> Engine:
     return _chosen
 
 
-def _choose() -> Engine:
+def prepare_for_cuda() -> Engine:
+    """The same for CUDA devices, once this process uses one: natively where there is Triton, which PyTorch for CUDA brings."""
+    global _chosen_for_cuda
+    if _chosen_for_cuda is None:
+        with _lock:
+            _chosen_for_cuda = _chosen_for_cuda or _choose_for_cuda()
+    return _chosen_for_cuda
+
+
+def _wanted() -> str:
     wanted = os.environ.get(VARIABLE) or AUTO
     if wanted not in (PLAIN_ENGINE, NATIVE_ENGINE, AUTO, _UNTRIED):
         raise NumericEnvironmentError(f"{VARIABLE}={wanted[:32]}: expected {PLAIN_ENGINE}, {NATIVE_ENGINE} or {AUTO}")
+    return wanted
+
+
+def _choose() -> Engine:
+    wanted = _wanted()
     if wanted == PLAIN_ENGINE:
         return Engine(PLAIN_ENGINE, f"{VARIABLE} says so")
     try:
@@ -85,9 +111,63 @@ def _require_published(library: build.Library) -> None:
         raise build.UnavailableError(f"{library.path} gave other bits than were published ({named})")
 
 
-def _trial() -> list[str]:
+def _choose_for_cuda() -> Engine:
+    wanted = _wanted()
+    if wanted == PLAIN_ENGINE:
+        return Engine(PLAIN_ENGINE, f"{VARIABLE} says so")
+    try:
+        if importlib.util.find_spec("triton") is None:
+            raise build.UnavailableError("there is no triton, which PyTorch for CUDA brings")
+        if wanted != _UNTRIED:
+            _require_same_on_cuda()
+        for name in _ENTRIES_FOR_CUDA:
+            importlib.import_module(f"{__package__}.cuda.{name}")
+    except (build.UnavailableError, ImportError, OSError) as error:
+        if wanted == NATIVE_ENGINE:
+            raise NumericEnvironmentError(f"{VARIABLE}={NATIVE_ENGINE}: on CUDA, {error}") from None
+        log.info("portable arithmetic runs on the plain engine on CUDA: %s", error)
+        return Engine(PLAIN_ENGINE, str(error))
+    use(CUDA)
+    return Engine(NATIVE_ENGINE, "its self-test gave the plain engine's bits")
+
+
+def _require_same_on_cuda() -> None:
+    """UnavailableError where the self-test on the kernels gives, or gave, other bits than on the plain engine."""
+    name = _kernels()
+    differing = build.recall(name)
+    if differing is None:
+        log.info("trying the kernels of portable arithmetic for CUDA, once on this machine: a minute or two")
+        differing = _trial("cuda")
+        build.keep(name, differing)
+    if differing:
+        named = ", ".join(differing[:5])
+        log.warning(
+            "the kernels of portable arithmetic for CUDA are not used: they gave other bits than the plain engine (%s)",
+            named,
+        )
+        raise build.UnavailableError(f"the kernels gave other bits than the plain engine ({named})")
+
+
+def _kernels() -> str:
+    """A name for what could change a kernel: sources, Triton, PyTorch's release, the kind of device."""
+    hashed, here = hashlib.sha256(), files(__package__)
+    sources = [*here.iterdir(), *here.joinpath("cuda").iterdir()]
+    parts = [source.read_bytes() for source in sorted(sources, key=lambda s: s.name) if source.name.endswith(".py")]
+    triton = importlib.import_module("triton").__version__
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    for part in (
+        *parts,
+        triton.encode(),
+        torch.__version__.encode(),
+        f"{device.name} {device.major}.{device.minor}".encode(),
+    ):
+        hashed.update(len(part).to_bytes(8, "little") + part)
+    return f"cuda-{hashed.hexdigest()[:32]}"
+
+
+def _trial(*arguments: str) -> list[str]:
     """What differs, found in a process of its own: a library that was built wrong may do anything."""
-    command = [sys.executable, "-m", "proof_of_learning.numeric.portable.selftest"]
+    command = [sys.executable, "-m", "proof_of_learning.numeric.portable.selftest", *arguments]
     try:
         done = subprocess.run(
             command,

@@ -269,6 +269,8 @@ def portable_arithmetic() -> Iterator[None]:
         yield
         return
     engine.prepare()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        engine.prepare_for_cuda()
     with _lock:
         if _users == 0:
             _before.update(_switches())

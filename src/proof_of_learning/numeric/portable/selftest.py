@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proof_of_learning.numeric.portable import PORTABLE, using
+from proof_of_learning.numeric.portable.table import plainly
 from proof_of_learning.numeric.randomness import preserved, raw_words
 
 PUBLISHED = "selftest.json"
@@ -293,11 +294,14 @@ def digest(found: Any) -> str:
     return hashed.hexdigest()[:16]
 
 
-def digests(device: str = "cpu") -> dict[str, str]:
-    """Of each case what this machine gives on a device; a word instead where it gives nothing."""
+def digests(device: str = "cpu", names: Collection[str] | None = None) -> dict[str, str]:
+    """Of each case (or of those named) what this machine gives on a device; a word instead where it gives nothing."""
     found = {}
+    torch.empty(0, device=device)  # starts it, so that its engine is chosen
     with preserved(), torch.device(device):
         for name, case in cases().items():
+            if names is not None and name not in names:
+                continue
             try:
                 with torch.enable_grad(), using(PORTABLE):
                     result = case()
@@ -323,5 +327,17 @@ def unlike(found: Mapping[str, str]) -> list[str]:
     return sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
 
 
+def engines_differ(device: str) -> list[str]:
+    """The names of the cases in which the engine that is in use gives other bits on a device than the plain one there.
+
+    Which operations a backward pass consists of is decided by PyTorch's release, so that both may differ from what was published.
+    """
+    found = digests(device)
+    names = unlike(found)
+    with plainly():
+        plain = digests(device, names)
+    return [name for name in names if found.get(name) != plain.get(name)]
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(differing()))
+    sys.stdout.write(json.dumps(engines_differ(sys.argv[1]) if len(sys.argv) > 1 else differing()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ TABLE: dict[str, Operation | None] = {}
 # What another engine computes them by, by the same names, and by those of what they are composed of (``grid.total``). Each gives the
 # same bits, or NotImplemented for what it does not take; then the plain one does it. ``IN_USE`` holds those of the engine that runs.
 NATIVE: dict[str, Operation] = {}
+CUDA: dict[str, Operation] = {}
 IN_USE: dict[str, Operation] = {}
 
 
@@ -61,6 +63,42 @@ def native(*names: str) -> Callable[[Kept], Kept]:
         return operation
 
     return put
+
+
+def cuda(*names: str) -> Callable[[Kept], Kept]:
+    """Name what computes these on a CUDA device."""
+
+    def put(operation: Kept) -> Kept:
+        CUDA.update(dict.fromkeys(names, operation))
+        return operation
+
+    return put
+
+
+def use(entries: Mapping[str, Operation]) -> None:
+    """Have these in use too. Where a name has an entry already, that one is asked for what the new one does not take."""
+    for name, entry in entries.items():
+        before = IN_USE.get(name)
+        IN_USE[name] = entry if before is None else _one_of(entry, before)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Within it the plain engine computes, in all threads of the process."""
+    held = dict(IN_USE)
+    IN_USE.clear()
+    try:
+        yield
+    finally:
+        IN_USE.update(held)
+
+
+def _one_of(first: Operation, second: Operation) -> Operation:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        found = first(*args, **kwargs)
+        return second(*args, **kwargs) if found is NotImplemented else found
+
+    return call
 
 
 def either(name: str, plain: Callable[Given, Found]) -> Callable[Given, Found]:

@@ -102,6 +102,25 @@ def remember(library: Library, differing: list[str]) -> None:
         _write(_record(library.path), json.dumps({"library": library.digest, "differing": differing}).encode())
 
 
+def recall(name: str) -> list[str] | None:
+    """What the self-test of kernels that are built elsewhere gave; None where it was not kept, or could be somebody else's."""
+    place = folder()
+    try:
+        _require_own(place)
+        held = _trusted(place / f"{name}.json", MAX_RECORD)
+        return None if held is None else [str(case) for case in json.loads(held)["differing"]]
+    except (UnavailableError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep(name: str, differing: list[str]) -> None:
+    """Keep what :func:`recall` gives; where that cannot be written the self-test is run again."""
+    place = folder()
+    with suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(place / f"{name}.json", json.dumps({"differing": differing}).encode())
+
+
 # ---- the cache ------------------------------------------------------------------------------------------
 
 
