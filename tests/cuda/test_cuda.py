@@ -60,6 +60,14 @@ def test_a_portable_proof_from_a_gpu_is_verified_to_the_bit_without_one(tmp_path
     assert (verdict["verdict"], verdict["exactness"]) == ("valid", "exact"), verdict["reason"]
 
 
+@pytest.mark.parametrize("arithmetic", ["native", "portable"])
+def test_a_run_on_the_cpu_is_replayed_where_there_is_a_gpu(arithmetic: str, tmp_path: Path) -> None:
+    task = reference(net="batchnorm")
+    prove(task, tmp_path / "run.pol", interval=3, arithmetic=arithmetic)
+    verdict = verified(tmp_path / "run.pol", task)
+    assert (verdict["verdict"], verdict["exactness"]) == ("valid", "exact"), verdict["reason"]
+
+
 def test_a_state_is_captured_as_it_stood_when_steps_go_on_at_once() -> None:
     model = torch.nn.Linear(512, 512).to("cuda")
     wanted = model.weight.detach().cpu().clone()

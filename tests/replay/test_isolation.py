@@ -9,12 +9,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import proof_of_learning as pol
 import support_hidden
 from proof_of_learning import Proof, TaskReference
 from proof_of_learning.errors import WorkerError
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric.environment import Device
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import Replay
 
@@ -155,3 +158,13 @@ def test_two_threads_compute_in_children() -> None:
         OMP_NUM_THREADS="2",
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "equal\n" * 3, "")
+
+
+def test_where_nothing_was_computed_on_a_gpu_no_worker_sees_one(
+    tiny_proof: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    (cpu,) = Proof.open(tiny_proof).environments.values()
+    gpu = msgspec.structs.replace(cpu, device=Device("cuda", "some GPU"))
+    seen = [environments.process_variables(environment)["CUDA_VISIBLE_DEVICES"] for environment in (cpu, gpu)]
+    assert seen == ["", "0"]

@@ -38,6 +38,7 @@ NUMPY_VARIABLES = ("NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES")  # whi
 PORTABLE: dict[str, str] = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 CUDA_VARIABLES: dict[str, str] = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 PORTABLE_THREADS = 1
+_NO_GPU: dict[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
 
 _ISA = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
         "asimd", "sve", "sve2", "bf16")  # fmt: skip
@@ -107,6 +108,8 @@ def process_variables(environment: Environment) -> dict[str, str]:
     """The variables of a process that is to reproduce ``environment``: ours, less every other that counts.
 
     NumPy does not start where it is told to do without what it was built for, so it is told only of what this NumPy can choose.
+    Where nothing was computed on a GPU none is seen: a script that asks whether there is one gets the same answer, and PyTorch, whose
+    backward pass keeps a thread for each of them, leaves a process that can be forked.
     """
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     recorded = dict(environment.variables)
@@ -116,6 +119,7 @@ def process_variables(environment: Environment) -> dict[str, str]:
     return {
         **kept,
         **{name: value for name, value in recorded.items() if value},
+        **(_NO_GPU if environment.device.type == "cpu" else {}),
         "OMP_NUM_THREADS": str(environment.threads),
         "MKL_NUM_THREADS": str(environment.threads),
     }
