@@ -9,6 +9,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from proof_of_learning.errors import BusyError, FormatError, RecordingError, Unr
 
 TEMPORARY = ".tmp-"
 _GATHERED = 1 << 18  # bytes
+_APART = 1 << 22  # bytes; below it, handing over costs more than hashing
 _NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)  # something else lies there: a link, a file for a folder, a socket
 
 
@@ -111,17 +113,29 @@ def write_atomic(path: Path, chunks: Iterable[bytes | memoryview], *, durable: b
 def write_object(
     folder: Path, chunks: Iterable[bytes | memoryview], place: Callable[[str], Path], *, durable: bool = False
 ) -> tuple[str, int]:
-    """Write ``chunks`` as they come to where ``place`` says for the name that follows from them: (``sha256:…``, bytes)."""
+    """Write ``chunks`` as they come to where ``place`` says for the name that follows from them: (``sha256:…``, bytes).
+
+    A large one is hashed while it is written: both leave Python's lock.
+    """
     hasher, size = hashlib.sha256(), 0
 
-    def measured() -> Iterator[bytes | memoryview]:
+    def measured(hashing: Executor) -> Iterator[bytes | memoryview]:
         nonlocal size
         for chunk in _gathered(chunks):
-            hasher.update(chunk)
             size += len(chunk)
-            yield chunk
+            if len(chunk) < _APART:
+                hasher.update(chunk)
+                yield chunk
+            else:
+                hashed = hashing.submit(hasher.update, chunk)
+                yield chunk
+                hashed.result()
 
-    with writing(str(folder)), _beside(folder, measured(), durable) as temporary:
+    with (
+        writing(str(folder)),
+        ThreadPoolExecutor(1) as hashing,  # whose thread begins with the first large chunk
+        _beside(folder, measured(hashing), durable) as temporary,
+    ):
         name = f"sha256:{hasher.hexdigest()}"
         target = place(name)
         target.parent.mkdir(exist_ok=True)

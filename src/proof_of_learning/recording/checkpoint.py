@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +21,8 @@ from proof_of_learning.replay import protocol
 from proof_of_learning.replay.measure import displacement
 from proof_of_learning.state.state import State
 from proof_of_learning.training.batches import Indices
+
+_LARGE = 1 << 25  # bytes of a state that is hashed while it is measured
 
 
 @dataclass
@@ -98,7 +101,11 @@ class Checkpoint:
         before = writer.state
         assert before is not None
         self.state.wait()
-        moved, losses = displacement(before, self.state), self.losses.double().cpu().numpy()
+        losses = self.losses.double().cpu().numpy()
+        with ThreadPoolExecutor(1) as beside:
+            if self.state.nbytes >= _LARGE:  # both leave Python's lock
+                beside.submit(self.state.digest)
+            moved = displacement(before, self.state)
         if not (math.isfinite(moved.state) and np.isfinite(losses).all()):
             raise TrainingError(
                 f"training is no longer finite between steps {self.stop - len(losses)} and {self.stop}; "

@@ -2,64 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import threading
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from proof_of_learning.state.layout import Flat, Layout
+
 _SMALL = 1 << 20  # bytes; tensors up to here are laid end to end before they are copied
+_LAYOUTS = 8  # that are remembered
 
 
-def landing(tensors: dict[str, Tensor]) -> Callable[[], None] | None:
-    """Put copies in memory in the place of tensors on a GPU, and begin to fill them; of a state with such tensors, all others are
-    cloned, so that nothing of it is shared with anybody.
+def landing(tensors: dict[str, Tensor]) -> tuple[Flat, Callable[[], None]] | None:
+    """Where there are tensors on a GPU, put memory of their own in the place of all of them, and begin to fill it.
 
-    Returns what waits until the copies are complete; None where there are no such tensors. Steps may go on at once: where they change
-    what is still being copied, the device waits, and not the caller.
+    Returns where they lie, end to end, and what waits until they are complete; None where there is nothing on a GPU. Steps may go on
+    at once: where they change what is still being copied, the device waits, and not the caller.
     """
-    there = {name: tensor for name, tensor in tensors.items() if tensor.device.type == "cuda"}
+    there: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        there.setdefault(tensor.device, {})[name] = tensor
+    here = there.pop(torch.device("cpu"), {})
     if not there:
         return None
-    devices = {tensor.device for tensor in there.values()}
-    for name, tensor in tensors.items():
-        if name not in there:
-            tensors[name] = tensor.clone()
-    done = [_begin({n: t for n, t in there.items() if t.device == device}, device, tensors) for device in devices]
+    layout = _layout(tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()))
+    blocks = {dtype: torch.empty(size, dtype=dtype, pin_memory=True) for dtype, size in layout.sizes.items()}
+    tensors.update(layout.tensors(blocks))
+    if here:
+        torch._foreach_copy_([tensors[name] for name in here], list(here.values()))
+    waiting = [_begin(found, device, tensors) for device, found in there.items()]
+    lock = threading.Lock()
 
     def wait() -> None:
-        for event in done:
-            event.synchronize()
+        with lock:
+            while waiting:
+                waiting[-1]()
+                waiting.pop()
 
-    return wait
+    return Flat(layout, blocks), wait
 
 
-def _begin(there: dict[str, Tensor], device: torch.device, landed: dict[str, Tensor]) -> torch.cuda.Event:
-    """Begin to copy what is on one device; returns what happens when that is complete."""
-    small, large = dict[torch.dtype, dict[str, Tensor]](), dict[str, Tensor]()
+@functools.lru_cache(_LAYOUTS)
+def _layout(described: tuple[tuple[str, torch.dtype, torch.Size], ...]) -> Layout:
+    """By dtype in the order of their names, so that what is alike lies together."""
+    return Layout.of(
+        {name: (dtype, shape) for name, dtype, shape in described}, sorted(name for name, _, _ in described)
+    )
+
+
+def _begin(there: Mapping[str, Tensor], device: torch.device, places: Mapping[str, Tensor]) -> Callable[[], None]:
+    """Begin to copy what is on one device to where it belongs; returns what waits for that."""
+    small: dict[torch.dtype, dict[str, Tensor]] = {}
+    large = {name: tensor for name, tensor in there.items() if tensor.nbytes > _SMALL}
     for name, tensor in there.items():
-        if tensor.nbytes <= _SMALL:
+        if name not in large and tensor.numel():
             small.setdefault(tensor.dtype, {})[name] = tensor
-        else:
-            large[name] = tensor
     with torch.cuda.device(device):
         steps, copies = torch.cuda.current_stream(), _stream(device)
         blocks = {
             dtype: _end_to_end(list(found.values())) for dtype, found in small.items()
         }  # in the order of the steps
         copies.wait_stream(steps)
+        arrived = dict[torch.dtype, Tensor]()
         with torch.cuda.stream(copies):
             for dtype, block in blocks.items():
-                room = torch.empty(block.shape, dtype=torch.uint8, pin_memory=True)
-                room.copy_(block, non_blocking=True)
+                arrived[dtype] = torch.empty(block.shape, dtype=torch.uint8, pin_memory=True)
+                arrived[dtype].copy_(block, non_blocking=True)
                 block.record_stream(copies)
-                landed.update(_cut(room.view(dtype), small[dtype]))
             for name, tensor in large.items():
-                room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-                landed[name] = room.copy_(tensor, non_blocking=True)
+                places[name].copy_(tensor, non_blocking=True)
             done: torch.cuda.Event = copies.record_event()
         if large:
             steps.wait_event(done)
-    return done
+
+    def wait() -> None:
+        done.synchronize()
+        for dtype, block in arrived.items():
+            parts = _cut(block.view(dtype), small[dtype])
+            torch._foreach_copy_([places[name] for name in parts], list(parts.values()))
+
+    return wait
 
 
 def _end_to_end(tensors: list[Tensor]) -> Tensor:
@@ -67,7 +91,7 @@ def _end_to_end(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
 
 
-def _cut(block: Tensor, alike: dict[str, Tensor]) -> dict[str, Tensor]:
+def _cut(block: Tensor, alike: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A block of their elements, as tensors of their shapes."""
     parts = torch.split(block, [tensor.numel() for tensor in alike.values()])
     return {name: part.view(tensor.shape) for (name, tensor), part in zip(alike.items(), parts, strict=True)}

@@ -31,7 +31,7 @@ from proof_of_learning.state.parts import SETTINGS, adapter_of, captured, restor
 
 Node = Any  # canonical JSON; see encode_tree
 
-_LARGE = 1 << 22  # bytes; below it, handing over costs more than hashing
+_LARGE = 1 << 20  # bytes; below it, handing over costs more than hashing
 _HASHERS = 8
 _LAYOUTS = 8  # that are remembered
 _TENSOR = b"pol/v1/tensor\0"
@@ -415,11 +415,19 @@ def capture(parts: Mapping[str, Any], *, live: bool = False, behind: bool = Fals
     """
     tensors: dict[str, Tensor] = {}
     items = [[f"s:{name}", encode_tree(captured(parts, name), escaped(name), tensors)] for name in sorted(parts)]
-    wait = landing(tensors)
-    state = State({"d": items}, tensors, live=wait is None, under_way=wait)
+    state = _landed({"d": items}, tensors)
     if not behind:
         state.wait()
     return state if live else state.settled()
+
+
+def _landed(tree: Node, tensors: dict[str, Tensor]) -> State:
+    """The state of captured tensors: live, or on its way into memory where some are on a GPU."""
+    found = landing(tensors)
+    if found is None:
+        return State(tree, tensors, live=True)
+    flat, wait = found
+    return State(tree, tensors, flat=flat, under_way=wait)
 
 
 def restore(parts: Mapping[str, Any], state: State) -> None:
@@ -467,6 +475,6 @@ def live_settings(parts: Mapping[str, Any]) -> bytes:
             told = adapter_of(part).told
             values = captured(parts, name) if told is None else told(part)
             items.append([f"s:{name}", encode_tree(values, escaped(name), tensors)])
-    state = State({"d": items}, tensors, under_way=landing(tensors))
+    state = _landed({"d": items}, tensors)
     state.wait()
     return settings(state)
