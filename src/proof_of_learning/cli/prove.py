@@ -109,8 +109,9 @@ def prove(
     common.use_data(data)
     common.writable("--save-model", save_model)
     common.writable("--json", json)
+    keyed = seed is not None or registration is not None
     if ranks is not None:
-        return _launch(ranks, task)
+        return _launch(ranks, task, out, keyed=keyed)
     common.pinned(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
@@ -170,7 +171,10 @@ def _told(out: str, summary: dict[str, Any], json: str | None) -> None:
         common.say(f"root {summary['root']}")
         if (stamped := summary["stamped"]) is not None:
             heads = "1 head" if stamped.heads == 1 else f"{stamped.heads:,} heads"
-            common.say(f"stamped {heads} of the log while training, up to step {stamped.steps:,}")
+            none = "no head of the log was stamped while training"
+            common.say(
+                f"stamped {heads} of the log while training, up to step {stamped.steps:,}" if stamped.heads else none
+            )
             for gap in stamped.gaps:
                 common.say(f"not stamped {gap}")
 
@@ -190,6 +194,11 @@ def _script(
     from proof_of_learning.run.command import prove_script
     from proof_of_learning.run.ranks import place
 
+    keyed = seed is not None or registration is not None
+    if place().size > 1 and keyed:
+        if place().rank:  # process 0 says it
+            raise typer.Exit(UsageError.exit_status)
+        raise UsageError(_NO_KEY)
     try:
         recorded = prove_script(
             path,
@@ -206,7 +215,8 @@ def _script(
             raise typer.Exit(RecordingError.exit_status) from None
         raise
     except KeyboardInterrupt:
-        keyed = seed is not None or registration is not None
+        if place().size > 1:
+            raise KeyboardInterrupt(_SEVERAL_INTERRUPTED.format(out=out)) from None
         raise KeyboardInterrupt(
             "interrupted; what is recorded is intact, and the same command goes on from the last checkpoint"
             if keyed
@@ -222,16 +232,34 @@ def _script(
         _told(out, summary, json)
 
 
-def _launch(ranks: int, task: str) -> None:
+_NO_KEY = (
+    "the randomness of several processes is recorded, and follows from no key yet: leave --seed and --registration out"
+)
+_SEVERAL_INTERRUPTED = (
+    "interrupted; a recording of several processes cannot be gone on with: remove {out}, and run the command again"
+)
+
+
+def _launch(ranks: int, task: str, out: str, *, keyed: bool) -> None:
     """This very command, in several processes."""
     from proof_of_learning.run.launching import launch
+    from proof_of_learning.run.ranks import place
     from proof_of_learning.task import is_script
 
     if not is_script(task):
         raise UsageError(
             "--ranks is for scripts, which make a process group of their own; a task trains in one process"
         )
-    status, killed = launch(ranks, [sys.executable, "-m", "proof_of_learning", *_without("--ranks", sys.argv[1:])])
+    if (own := place()).size > 1:
+        raise UsageError(
+            f"--ranks {ranks}: torchrun started this as process {own.rank} of {own.size} already; leave --ranks out there"
+        )
+    if keyed:
+        raise UsageError(_NO_KEY)
+    try:
+        status, killed = launch(ranks, [sys.executable, "-m", "proof_of_learning", *_without("--ranks", sys.argv[1:])])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_SEVERAL_INTERRUPTED.format(out=out)) from None
     if killed:
         raise RecordingError(killed)
     if status:
