@@ -26,7 +26,16 @@ from proof_of_learning.run import command as recording
 from proof_of_learning.run import launching
 from proof_of_learning.verifier import forecast
 from proof_of_learning.verifier.conclude import Clock, broken, own_replays, refused
-from proof_of_learning.verifier.verdict import CheckResult, Conditions, Moment, Nonce, Round, Verdict, WorkerShare
+from proof_of_learning.verifier.verdict import (
+    CheckResult,
+    Conditions,
+    Moment,
+    Nonce,
+    Round,
+    Signer,
+    Verdict,
+    WorkerShare,
+)
 from support_cli import one_line, pol
 from support_scripts import variables
 from support_verdicts import digest, trajectory, verdict_of
@@ -209,6 +218,12 @@ def test_who_was_left_nothing_to_replay_could_hide_nothing() -> None:
     assert missed(1.0, range(10), 10) == (1.0, pytest.approx(0.01))
     assert missed(0.5, range(5), 10) == (0.5, pytest.approx(0.505))
     assert missed(0.5, range(10), 20) == (0.5, pytest.approx(0.5))
+
+
+def test_the_recovery_key_is_no_witness() -> None:
+    signer = Signer(key=digest(1), owner=False, trusted=False, signed=["recovery"], replaces=[])
+    verdict = msgspec.structs.replace(verdict_of(trajectory(20), [], []), signers=[signer])
+    assert words.signers(verdict) == [(digest(1), "signed the recovery; the recovery key by the claim")]
 
 
 # ---- pipes ----------------------------------------------------------------------------------------------------------

@@ -324,6 +324,9 @@ def signers(verdict: Verdict) -> list[tuple[str, str]]:
         roles = [
             *(["a key that the verifier trusts"] if signer.trusted else []),
             *(["an owner by the claim"] if signer.owner and not signer.replaces else []),
+            *(
+                ["the recovery key by the claim"] if "recovery" in signer.signed else []
+            ),  # no other key's statement is read
             *([f"in the place of {signer.replaces[0][:19]}…, by the claim's recovery key"] if signer.replaces else []),
         ]
         signed = " and ".join("the proof" if kind == "seal" else f"the {kind}" for kind in sorted(signer.signed))
