@@ -63,9 +63,12 @@ def test_a_launcher_and_ranks_together_are_refused(
     train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of its processes would start as many again, and all wait for each other."""
+    asked = ("prove", train, "-o", tmp_path / "run.pol", "--ranks", 2)
+    place(monkeypatch, 0)
+    assert "torchrun started this as process 0 of 2 already; leave --ranks out" in one_line(pol(*asked), 2)
     place(monkeypatch, 1)
-    said = one_line(pol("prove", train, "-o", tmp_path / "run.pol", "--ranks", 2), 2)
-    assert "torchrun started this as process 1 of 2 already; leave --ranks out" in said
+    quiet = pol(*asked)
+    assert (quiet.exit_code, quiet.output) == (2, "")
 
 
 def test_a_key_for_several_processes_is_refused_before_they_train(
@@ -93,6 +96,11 @@ def test_an_interrupted_recording_of_several_processes_is_not_said_to_go_on(
     assert told in one_line(pol("prove", train, "-o", out, "--ranks", 2), 130)
     place(monkeypatch, 0)
     assert told in one_line(pol("prove", train, "-o", out), 130)
+    for rank, name in ((1, "x"), (0, launching.LAUNCHED)):  # who is not asked is quiet
+        place(monkeypatch, rank)
+        monkeypatch.setenv(name, "1")
+        quiet = pol("prove", train, "-o", out)
+        assert (quiet.exit_code, quiet.output) == (130, "")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -192,6 +193,7 @@ def _script(
     stamping: Stamping | None,
 ) -> None:
     from proof_of_learning.run.command import prove_script
+    from proof_of_learning.run.launching import LAUNCHED
     from proof_of_learning.run.ranks import place
 
     keyed = seed is not None or registration is not None
@@ -216,6 +218,8 @@ def _script(
         raise
     except KeyboardInterrupt:
         if place().size > 1:
+            if place().rank or LAUNCHED in os.environ:  # process 0 says it, or who started all of them
+                raise typer.Exit(common.INTERRUPTED) from None
             raise KeyboardInterrupt(_SEVERAL_INTERRUPTED.format(out=out)) from None
         raise KeyboardInterrupt(
             "interrupted; what is recorded is intact, and the same command goes on from the last checkpoint"
@@ -251,6 +255,8 @@ def _launch(ranks: int, task: str, out: str, *, keyed: bool) -> None:
             "--ranks is for scripts, which make a process group of their own; a task trains in one process"
         )
     if (own := place()).size > 1:
+        if own.rank:
+            raise typer.Exit(UsageError.exit_status)
         raise UsageError(
             f"--ranks {ranks}: torchrun started this as process {own.rank} of {own.size} already; leave --ranks out there"
         )
