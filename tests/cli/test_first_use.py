@@ -21,7 +21,7 @@ from proof_of_learning.cli import prove as proving
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.recording.stamping import Stamped
 from proof_of_learning.replay.doubt import HERE
-from proof_of_learning.report import advice, print_verdict, words
+from proof_of_learning.report import advice, print_verdict, render_html, words
 from proof_of_learning.run import command as recording
 from proof_of_learning.run import launching
 from proof_of_learning.verifier import forecast
@@ -196,8 +196,9 @@ def test_a_round_that_does_not_count_gets_its_own_advice() -> None:
 def test_a_proof_of_which_nothing_was_read_is_called_nothing() -> None:
     unread = refused(broken("the log is not that of the seal"), Nonce("00", "drawn"), Clock())
     assert "observed" not in shown(unread) and "kind" not in shown(unread)
+    assert "<dt>Assurance" not in render_html(unread)
     read = verdict_of(trajectory(20), [], [])
-    assert words.kind(read) in shown(read)
+    assert words.kind(read) in shown(read) and "<dt>Assurance" in render_html(read)
 
 
 def test_whose_digest_of_the_sources_it_is_is_said_where_the_proof_has_another() -> None:
