@@ -234,6 +234,8 @@ def new_claim(
 
 def load(path: str | os.PathLike[str]) -> Registration:
     """Read ``claim.json``. Raises FormatError for a malformed one, UsageError for one from the future."""
+    if not Path(path).exists():
+        raise UsageError(f"the claim {path} does not exist; `pol register -o` writes one")
     raw, what = bytes(files.read_bounded(Path(path), MAX_CLAIM, f"the claim {path}")), f"the claim {path}"
     schema = canonical.lenient(raw, _Schema, what).schema
     if schema == SCHEMA_1:
@@ -432,4 +434,6 @@ def _difference(name: str, wanted: Any, found: Any) -> str:
         given = [repr(shlex.join(words)) if words else "none" for words in typed]
         return f"{_NAMES[name]} as {given[0][:120]}, not {given[1][:120]}"
     short = [str(msgspec.to_builtins(value)) for value in (wanted, found)]
+    if name == "sources":
+        return f"{_NAMES[name]} as {short[0]} when it was registered, and those of this run as {short[1]}"
     return f"{_NAMES.get(name, name)} as {short[0][:120]}, not {short[1][:120]}"

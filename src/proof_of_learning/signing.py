@@ -49,6 +49,7 @@ def sign(
                     return place / format.ATTESTATIONS / file.name  # signed with this key already
             name = attach(place, f"{_SEAL}-.{ENVELOPE}", signatures.seal(payload, [signer]))
         return place / format.ATTESTATIONS / name
+    _there(place)
     schema = _schema(place)
     if schema == registrations.SCHEMA:
         registration = registrations.load(place)
@@ -75,6 +76,7 @@ def timestamp(
         authority.checked(url)
     place = Path(path)
     if not place.is_dir():
+        _there(place)
         if _schema(place) != registrations.SCHEMA:
             raise UsageError(f"{place} is nothing that can be stamped; name a proof's directory or a claim in JSON")
         _stamp_claim(place, urls, authorities, timeout)
@@ -125,10 +127,24 @@ def recover(
         )
     if new.digest in (old.digest, signer.public.digest):
         raise UsageError("the successor has to be a new key, neither the one that it replaces nor the recovery key")
+    if old.digest not in {*_listed(claim.get("owners")), *_successors(proof)}:
+        told = old.digest if isinstance(owner, PublicKey) else owner
+        raise UsageError(f"{told} is no owner's key by the claim of {place}, nor one that was put in an owner's place")
     payload = statements.recovery(digest, old.digest, new, [signer.public])
     with files.exclusive(place):
         name = attach(place, f"{_RECOVERY}-.{ENVELOPE}", signatures.seal(payload, [signer]))
     return place / format.ATTESTATIONS / name
+
+
+def _listed(owners: Any) -> list[str]:
+    return [key for key in owners if isinstance(key, str)] if isinstance(owners, list) else []
+
+
+def _successors(proof: Proof) -> list[str]:
+    """The keys that were put in another's place already."""
+    found = [file for file in _files(proof) if file.kind == _RECOVERY and file.form == ENVELOPE]
+    made = [statements.successor(gathering.read_statement(file)[0]) for file in found]
+    return [key.digest for key in made if key is not None]
 
 
 def unsigned_claim(registration: Registration, owners: Iterable[PublicKey]) -> Registration:
@@ -265,6 +281,11 @@ def _told(raw: bytes) -> dict[str, Any]:
         "rules": value.get("rules"),
         "policy": value.get("policy"),
     }
+
+
+def _there(place: Path) -> None:
+    if not place.exists():
+        raise UsageError(f"{place} does not exist; name a proof's directory, or a claim or verdict in JSON")
 
 
 def _schema(place: Path) -> str:

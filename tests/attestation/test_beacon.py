@@ -234,7 +234,7 @@ def test_more_is_drawn_than_for_one_verifier() -> None:
 def test_the_command_says_what_it_needs(tmp_path: Path, tiny_proof: Path, network: Path) -> None:
     made = written(tmp_path / "r.json", {"round": 1000, "signature": PUBLISHED[1000]})
     for arguments, told in (
-        (["--beacon", tmp_path / "none.json"], "No such file"),
+        (["--beacon", tmp_path / "none.json"], "there is no such file; fetch the round"),
         (["--beacon", made, "--nonce", "ab"], "leave out one"),
         (["--beacon-chain", network], "name the round, too"),
         (["--beacon", network], "missing required field `round`"),

@@ -102,6 +102,11 @@ def test_a_revoked_key_counts_for_what_was_stamped_before(sealed: Path, world: W
     # The claim's signature, too.
     verdict = judged(sealed, trusted_tsa=[world.second.roots], revoked=[revoking(tmp_path, key, NOW - HOUR)])
     assert verdict.assurance == "seed-derived" and not verdict.signers
+    # Which is said, and not that they are not there.
+    assert "2 signatures do not count: their keys were revoked" in verdict.check("attestation").summary
+    verdict = seen(sealed, world, revoked=[revoking(tmp_path, key, NOW - HOUR)])
+    assert "should have signed the proof, and nobody did; seal" in verdict.check("attestation").summary
+    assert "which was revoked, and no authority" in verdict.check("attestation").summary
     verdict = judged(sealed, trusted_tsa=[world.second.roots], revoked=[revoking(tmp_path, key, NOW + HOUR)])
     assert verdict.assurance == "registered"
     # Of two lists the earlier moment.
@@ -294,6 +299,9 @@ def test_nobody_else_recovers(run: Path, owned: Owned, world: World, sealed: Pat
     ):
         with pytest.raises(UsageError, match=says):
             recover(run, key, world.trusted, successor)
+    # In the place of nobody's key it would count for nothing, and say that it did.
+    with pytest.raises(UsageError, match="no owner's key by the claim"):
+        recover(run, spare, world.folder / "stranger.pub.pem", owned.new.with_name("new.pub.pem"))
 
 
 def test_keys_for_which_anybody_can_sign_are_no_successors(run: Path, owned: Owned, world: World) -> None:

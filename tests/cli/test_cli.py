@@ -106,7 +106,7 @@ def test_a_nonce_that_was_handed_in_is_marked(target: str, tiny_proof: Path) -> 
         (("prove", "{task}", "-o", "{out}", "-k", "0"), "interval must be at least 1"),
         (("prove", "{task}", "-o", "{out}", "--device", "cuda"), "no CUDA device"),
         (("prove", "{task}", "-o", "{out}", "--data", "{out}/none"), "no such folder"),
-        (("prove", "{task}", "-o", "{out}", "--registration", "{out}/none.json"), "missing"),
+        (("prove", "{task}", "-o", "{out}", "--registration", "{out}/none.json"), "none.json does not exist"),
         (("verify", "{out}", "--task", "{task}"), "does not exist"),
         (("verify", "{proof}", "--task", "nonsense"), "expected path.py:function"),
         (("verify", "{proof}", "--task", "{task}", "--nonce", "xyz"), "hex digits"),

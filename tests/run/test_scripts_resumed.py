@@ -51,4 +51,5 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     changed = derived(path, tmp_path / "run.pol", "--", "--lr", "1")
     told = b"holds another run (program: there arguments none, now arguments --lr 1)"
     assert changed.returncode == 2 and told in changed.stderr, changed.stderr
+    assert b"goes on after" not in changed.stderr, changed.stderr
     assert before == {file: file.read_bytes() for file in (tmp_path / "run.pol").rglob("*") if file.is_file()}

@@ -59,6 +59,13 @@ def results() -> Console:
     return SafeConsole(width=None if sys.stdout.isatty() else UNWRAPPED)
 
 
+_TAIL = re.compile(r"(?:[ \t]|\x1b\[[0-9;]*m)+$")  # of a line: padding, and the ends of colours
+
+
+def _unpadded(tail: re.Match[str]) -> str:
+    return re.sub(r"[ \t]", "", tail[0])
+
+
 class SafeConsole(Console):
     """A console whose text is shown and never obeyed, whoever wrote it; only what rich itself draws with is passed on.
 
@@ -69,12 +76,12 @@ class SafeConsole(Console):
         super().__init__(**{"markup": False, **options})
 
     def print(self, *objects: Any, **options: Any) -> None:
-        if self.is_terminal:
+        if self.file.isatty():  # rich's own answer may be FORCE_COLOR's
             super().print(*objects, **options)
             return
         with self.capture() as printed:
             super().print(*objects, **options)
-        self.file.write("\n".join(row.rstrip() for row in printed.get().split("\n")))
+        self.file.write("\n".join(_TAIL.sub(_unpadded, row) for row in printed.get().split("\n")))
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -253,7 +260,7 @@ def use_data(folder: Path | None) -> None:
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A progress callback that draws bars with the time left on a terminal, and nothing elsewhere."""
     console = messages()
-    if quiet or not console.is_terminal:
+    if quiet or not (console.is_terminal and console.file.isatty()):  # FORCE_COLOR makes a terminal of a log, too
         yield lambda doing, done, total: None
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
@@ -270,6 +277,20 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None
             bar.update(lines[doing], completed=done, total=total or None, visible=True)
 
         yield show
+
+
+MANY = 8  # workers of this machine, for which nobody is asked how many cores it has
+
+
+def enough(workers: int) -> None:
+    """Refuse more replay workers than could ever pay: each is a Python with PyTorch, the task and its data."""
+    from proof_of_learning.replay import fork
+
+    if workers > max(MANY, 2 * fork.cores()):
+        raise UsageError(
+            f"--workers {workers}: this machine has {fork.cores()} cores, and each worker loads PyTorch, the task and its data; "
+            "take at most one for each core"
+        )
 
 
 def writable(option: str, target: str | Path | None) -> None:

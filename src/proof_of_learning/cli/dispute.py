@@ -73,6 +73,7 @@ def dispute(
     `pol dispute model.safetensors mine.pol=task.py:task --json -`
     """
     common.use_data(data)
+    common.enough(workers)
     common.writable("--report", report)
     common.writable("--json", json)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from proof_of_learning._version import __version__
 from proof_of_learning.cli import (
@@ -96,6 +97,22 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+class _Command(TyperCommand):
+    """Says where a script's own arguments stand, where one was taken for an option of ours."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            told: Any = error
+            scripts = any(parameter.name == "arguments" for parameter in self.params)
+            # By its name: some releases of typer bring a click of their own.
+            if type(error).__name__ == "NoSuchOption" and scripts and "--" not in given:
+                told.message += "; a script's own arguments stand behind `--`"
+            raise
+
+
 def _plain(text: str) -> str:
     """A docstring as the terminal shows it: an example is a line to copy, continued where it is long."""
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text.strip())]
@@ -109,7 +126,7 @@ def _plain(text: str) -> str:
 
 for _name, _command in COMMANDS.items():
     _help = _plain(_command.__doc__ or "")
-    app.command(_name, help=_help, short_help=_help.partition("\n\n")[0])(_command)
+    app.command(_name, help=_help, short_help=_help.partition("\n\n")[0], cls=_Command)(_command)
 
 
 def run() -> None:

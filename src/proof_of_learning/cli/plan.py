@@ -70,7 +70,7 @@ def _show(told: Forecast) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from proof_of_learning.report.text import line, percent, seconds, size
+    from proof_of_learning.report.text import line, percent, plural, seconds, size
 
     times = told.times
     rows = {
@@ -86,9 +86,9 @@ def _show(told: Forecast) -> None:
     }
     if times is not None:
         rows["time"] = (
-            f"about {seconds(times.total)} with {told.workers} workers: start {seconds(times.start)}, survey {seconds(times.survey)}, "
-            f"replay {seconds(times.replay)} (a step {times.step * 1e3:.3g} ms, beside the steps {times.segment * 1e3:.3g} ms a "
-            "segment); the task's data and evaluation come on top, once"
+            f"about {seconds(times.total)} with {plural(told.workers, 'worker')}: start {seconds(times.start)}, "
+            f"survey {seconds(times.survey)}, replay {seconds(times.replay)} (a step {times.step * 1e3:.3g} ms, "
+            f"beside the steps {times.segment * 1e3:.3g} ms a segment); the task's data and evaluation come on top, once"
         )
     for number, note in enumerate(told.notes, 1):
         rows[f"note {number}"] = note

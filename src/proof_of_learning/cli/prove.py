@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,8 +110,9 @@ def prove(
     common.use_data(data)
     common.writable("--save-model", save_model)
     common.writable("--json", json)
+    keyed = seed is not None or registration is not None
     if ranks is not None:
-        return _launch(ranks, task)
+        return _launch(ranks, task, out, keyed=keyed)
     common.pinned(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
@@ -199,8 +201,14 @@ def _script(
     stamping: Stamping | None,
 ) -> None:
     from proof_of_learning.run.command import prove_script
+    from proof_of_learning.run.launching import LAUNCHED
     from proof_of_learning.run.ranks import place
 
+    keyed = seed is not None or registration is not None
+    if place().size > 1 and keyed:
+        if place().rank:  # process 0 says it
+            raise typer.Exit(UsageError.exit_status)
+        raise UsageError(_NO_KEY)
     try:
         recorded = prove_script(
             path,
@@ -217,7 +225,10 @@ def _script(
             raise typer.Exit(RecordingError.exit_status) from None
         raise
     except KeyboardInterrupt:
-        keyed = seed is not None or registration is not None
+        if place().size > 1:
+            if place().rank or LAUNCHED in os.environ:  # process 0 says it, or who started all of them
+                raise typer.Exit(common.INTERRUPTED) from None
+            raise KeyboardInterrupt(_SEVERAL_INTERRUPTED.format(out=out)) from None
         raise KeyboardInterrupt(
             "interrupted; what is recorded is intact, and the same command goes on from the last checkpoint"
             if keyed
@@ -233,16 +244,36 @@ def _script(
         _told(out, summary, json)
 
 
-def _launch(ranks: int, task: str) -> None:
+_NO_KEY = (
+    "the randomness of several processes is recorded, and follows from no key yet: leave --seed and --registration out"
+)
+_SEVERAL_INTERRUPTED = (
+    "interrupted; a recording of several processes cannot be gone on with: remove {out}, and run the command again"
+)
+
+
+def _launch(ranks: int, task: str, out: str, *, keyed: bool) -> None:
     """This very command, in several processes."""
     from proof_of_learning.run.launching import launch
+    from proof_of_learning.run.ranks import place
     from proof_of_learning.task import is_script
 
     if not is_script(task):
         raise UsageError(
             "--ranks is for scripts, which make a process group of their own; a task trains in one process"
         )
-    status, killed = launch(ranks, [sys.executable, "-m", "proof_of_learning", *_without("--ranks", sys.argv[1:])])
+    if (own := place()).size > 1:
+        if own.rank:
+            raise typer.Exit(UsageError.exit_status)
+        raise UsageError(
+            f"--ranks {ranks}: torchrun started this as process {own.rank} of {own.size} already; leave --ranks out there"
+        )
+    if keyed:
+        raise UsageError(_NO_KEY)
+    try:
+        status, killed = launch(ranks, [sys.executable, "-m", "proof_of_learning", *_without("--ranks", sys.argv[1:])])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_SEVERAL_INTERRUPTED.format(out=out)) from None
     if killed:
         raise RecordingError(killed)
     if status:

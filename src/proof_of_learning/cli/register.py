@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from proof_of_learning.cli import common, options
-from proof_of_learning.errors import UsageError
+from proof_of_learning.errors import AuthorityError, UsageError
 
 if TYPE_CHECKING:
     from proof_of_learning.attestation.signatures import PrivateKey
@@ -127,7 +128,12 @@ def register(
             signing.sign(out, signer)
         common.say(f"signed with {', '.join(signer.public.digest for signer in signers)}")
         if tsa:
-            signing.timestamp(out, tsa)
+            try:
+                signing.timestamp(out, tsa)
+            except AuthorityError as error:
+                raise AuthorityError(
+                    f"{error}: `pol timestamp {shlex.quote(str(out))} --tsa URL` stamps the claim, which is made and signed"
+                ) from None
             common.say(f"stamped by {', '.join(tsa)}: nothing of the run can be known before this moment")
     if not tsa:
         common.say("Publish or timestamp this digest before you train: a claim nobody has seen proves no date.")

@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from proof_of_learning.verifier.options import Choices
 
 
+def _fetched(path: Path | None) -> None:
+    """Refuse an address for a round's file, and a file that is not there: nothing is fetched here."""
+    if path is not None and str(path).startswith(("http:/", "https:/")):
+        raise UsageError("--beacon takes a file, and nothing is fetched here: `curl -o round.json ADDRESS` before")
+    if path is not None and not path.exists():
+        raise UsageError(
+            f"--beacon {path}: there is no such file; fetch the round once, from whom you like (`curl -o {path.name} "
+            "https://api.drand.sh/52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba94600c84e971/public/ROUND`)"
+        )
+
+
 @common.command("interrupted; the proof was only read, and there is no verdict")
 def verify(
     proof: Annotated[str, typer.Argument(help="The proof's directory, or its address (`s3://…`).")],
@@ -149,6 +160,9 @@ def verify(
     `pol verify run.pol --sealed --data digits-data`
     """
     common.use_data(data)
+    _fetched(beacon)
+    if ray is None:
+        common.enough(workers)
     common.writable("--report", report)
     common.writable("--json", json)
 

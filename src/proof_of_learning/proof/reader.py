@@ -84,7 +84,7 @@ class Proof:
         if not (folder / format.SEAL_FILE).exists():
             raise FormatError(f"{folder} is not finished (it has no {format.SEAL_FILE}); "
                               "resume it with the command that started it, `pol prove … -o` the same path; "
-                              "a script's goes on only under a key (--seed, --registration)")  # fmt: skip
+                              "a script's goes on only under a key (--seed, --registration), and in one process")  # fmt: skip
         raw = bytes(files.read_bounded(folder / format.SEAL_FILE, limits.MAX_SEAL))
         seal = canonical.decode(raw, Seal, format.SEAL_FILE)
         if seal.schema != (schema := format.seal_schema(header.version)):

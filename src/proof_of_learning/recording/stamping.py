@@ -82,7 +82,8 @@ class Stamped:
     def lines(self) -> list[str]:
         """The same in words."""
         heads = "1 head" if self.heads == 1 else f"{self.heads:,} heads"
+        told = f"stamped {heads} of the log while training, up to step {self.steps:,}"
         return [
-            f"stamped {heads} of the log while training, up to step {self.steps:,}",
+            told if self.heads else "no head of the log was stamped while training",
             *(f"not stamped {gap}" for gap in self.gaps),
         ]

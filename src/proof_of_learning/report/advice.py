@@ -31,6 +31,15 @@ OWN_CHALLENGE = (
     "opened was drawn."
 )
 
+OTHER_ROUND = (
+    "Fetch the round that the sentence of the check names, which may not be out yet, from whom you like, and verify again with it "
+    "(`--beacon`). For a verdict of your own leave `--beacon` out: then the nonce is drawn here."
+)
+NO_ROUND = (
+    "A round counts once an authority that you name stamped the sealed proof: its owner runs `pol sign` and `pol timestamp`, and you "
+    "verify with `--trusted-tsa`. For a verdict of your own leave `--beacon` out: then the nonce is drawn here."
+)
+
 _FAILED = {
     "structure": "The bytes at hand are not the ones that were sealed, or no proof that could have been recorded. Copy the proof "
     "again and compare its root with the one that the prover made known; if it fails again, it was damaged or altered.",
@@ -165,7 +174,7 @@ def _missing(check: CheckResult, verdict: Verdict) -> list[str]:
         broken = check.evidence.get("broken")
         names = [name for name in broken if isinstance(name, str)] if isinstance(broken, list) else []
         other = "Your policy asks for more than this verification gave. Draw more segments: `--random`, or `--all`."
-        rules = {**_RULES, "drawn_nonce": OWN_CHALLENGE} if _opened(verdict) else _RULES
+        rules = {**_RULES, "drawn_nonce": _other_draw(verdict)}
         return [rules.get(name, other) for name in names]
     if check.name == "data":
         return _data(check)
@@ -174,6 +183,19 @@ def _missing(check: CheckResult, verdict: Verdict) -> list[str]:
     if check.name == "learning":
         return [_learned(check, verdict)]
     return [_OPEN[check.name]] if check.name in _OPEN else []
+
+
+def _other_draw(verdict: Verdict) -> str:
+    """What to do about a nonce that counts as handed in."""
+    if _opened(verdict):
+        return OWN_CHALLENGE
+    if verdict.nonce.round is None:
+        return _RULES["drawn_nonce"]
+    return OTHER_ROUND if _dated(verdict) else NO_ROUND
+
+
+def _dated(verdict: Verdict) -> bool:
+    return any(moment.what == "seal" and moment.trusted for moment in verdict.timeline)
 
 
 def _data(check: CheckResult) -> list[str]:

@@ -90,7 +90,7 @@ def _details(verdict: Verdict, console: Console) -> Table:
         *(("learned", line) for line in words.learned_briefly(verdict)),
         ("cost", f"{words.cost(verdict)}, in {text.seconds(verdict.cost.seconds)}"),
         *([("workers", own)] if (own := words.own_share(verdict)) else []),
-        ("kind", f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"),
+        *([("kind", words.kind(verdict))] if verdict.proof.root else []),  # else nothing of the proof was read
         *([("bits", told)] if (told := words.arithmetic(verdict.proof.arithmetic)) else []),
         *(("signed", f"{key[:19]}… {told}") for key, told in words.signers(verdict)),
         *(

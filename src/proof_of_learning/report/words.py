@@ -41,6 +41,10 @@ DRAWN = (
 )
 
 
+def kind(verdict: Verdict) -> str:
+    return f"{verdict.assurance}, randomness {verdict.randomness}, comparison {verdict.exactness}"
+
+
 def public(nonce: Nonce) -> str:
     """What it means that the nonce is a round of public randomness."""
     given = nonce.round
@@ -290,7 +294,16 @@ def sources(verdict: Verdict) -> tuple[str, str]:
         return "", "not available in full: the verdict rests on the task's description alone"
     if named.sources_pinned:
         return named.sources, "as the policy says"
-    return named.sources, "pinned by no policy: the task's program is what the verifier happened to hold"
+    note = "pinned by no policy: the task's program is what the verifier happened to hold"
+    return named.sources, f"{note}{_other_sources(verdict)}"
+
+
+def _other_sources(verdict: Verdict) -> str:
+    """Whose the digest is, where the proof has another."""
+    (claimed,) = [c.evidence.get("sources_claimed") for c in verdict.checks if c.name == "task"] or [None]
+    if not isinstance(claimed, str) or claimed == verdict.conditions.sources:
+        return ""
+    return f". This is the digest of the verifier's files; the proof says that it was made with others, {claimed}"
 
 
 def sealed(verdict: Verdict) -> bool:
@@ -313,6 +326,9 @@ def signers(verdict: Verdict) -> list[tuple[str, str]]:
         roles = [
             *(["a key that the verifier trusts"] if signer.trusted else []),
             *(["an owner by the claim"] if signer.owner and not signer.replaces else []),
+            *(
+                ["the recovery key by the claim"] if "recovery" in signer.signed else []
+            ),  # no other key's statement is read
             *([f"in the place of {signer.replaces[0][:19]}…, by the claim's recovery key"] if signer.replaces else []),
         ]
         signed = " and ".join("the proof" if kind == "seal" else f"the {kind}" for kind in sorted(signer.signed))

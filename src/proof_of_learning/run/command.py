@@ -86,7 +86,7 @@ def prove_script(
     try:
         script.watched(path, arguments, start, "; nothing was sealed")
     except TaskError as error:
-        if ranks.place().size == 1 and "rendezvous" in str(error):
+        if ranks.alone(error):
             raise TaskError(f"{error}; start a script of several processes with --ranks N, or by torchrun") from error
         if ranks.place().size > 1 and ranks.lost(str(error)):
             raise RecordingError(
@@ -156,6 +156,8 @@ def _claimed(
         with task_code(f"running {os.path.basename(path)}"):
             script.execute(path, arguments)
     except TaskError as error:
+        if ranks.alone(error):
+            raise TaskError(f"{error}; a script of several processes cannot be registered yet") from error
         if not isinstance(error.__cause__, _Claimed):
             raise
     finally:

@@ -23,7 +23,7 @@ from proof_of_learning.rehearsal import holdings
 from proof_of_learning.rehearsal.beside import Pace
 from proof_of_learning.rehearsal.causes import Finding
 from proof_of_learning.rehearsal.hops import Hop, examine, investigate
-from proof_of_learning.run import script
+from proof_of_learning.run import ranks, script
 from proof_of_learning.run.facts import Facts
 from proof_of_learning.run.mode import Given
 from proof_of_learning.run.record import Recording
@@ -74,6 +74,11 @@ def look(
             script.watched(path, arguments, start)
             whole = True
         except TaskError as error:
+            if ranks.alone(error):
+                raise TaskError(
+                    f"{error}; pol doctor looks at scripts of one process: one of several is replayed while "
+                    "`pol prove --ranks N` records it"
+                ) from error
             if not isinstance(error.__cause__, _EnoughError):
                 raise
         finally:

@@ -14,6 +14,7 @@ from proof_of_learning.limits import MAX_RANKS
 
 GRACE = 15.0  # seconds for the others to end by themselves, once one has failed
 _POLL = 0.05
+LAUNCHED = "POL_LAUNCHED"  # set for the processes of this launcher, which says itself how they ended
 
 
 def launch(count: int, command: Sequence[str]) -> tuple[int, str]:
@@ -25,7 +26,7 @@ def launch(count: int, command: Sequence[str]) -> tuple[int, str]:
         raise UsageError(f"--ranks {count}: expected 2 to {MAX_RANKS} processes")
     shared = {
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(_free_port()), LAUNCHED: "1",
         # As PyTorch's launcher does, so that the processes do not take the processors from each other.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }  # fmt: skip

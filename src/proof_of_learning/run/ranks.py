@@ -52,6 +52,11 @@ def place() -> Place:
     return Place(int(said["RANK"]), int(said["WORLD_SIZE"]))
 
 
+def alone(error: Exception) -> bool:
+    """Whether a script asked for its other processes, and nobody has started any."""
+    return place().size == 1 and "rendezvous" in str(error)
+
+
 def lost(message: str) -> bool:
     """Whether an error says no more than that another process has gone."""
     return any(sign in message for sign in _LOST)

@@ -87,7 +87,7 @@ class Recording(Clock):
         self.failed, self.root = "", ""
         self.steps = 0
         self._exit = ExitStack()
-        self._resumes = False
+        self._resumes, self._taken_up = False, 0
         if not ranks.place().rank:  # who writes
             self._guard(lambda: refuse_used(self._path, origin is not None))
             if stamping is not None:
@@ -125,7 +125,7 @@ class Recording(Clock):
         self._stood = None
         counting.advance(walk, stood.position)
         walk.position = stood.position
-        say(f"the interrupted recording goes on after step {stood.steps:,}")
+        self._taken_up = stood.steps
 
     def _open(self, walk: Walk) -> None:
         """Begin a walk whose order follows from its place."""
@@ -309,6 +309,8 @@ class Recording(Clock):
         self._seen, self._flowing = Seen(found.parts), found.counted
         self._recorder = self._recording(header, found, environment)
         self._exit.enter_context(self._recorder)
+        if self._taken_up:  # said once the recording was found to be of this very run
+            say(f"the interrupted recording goes on after step {self._taken_up:,}")
         self.steps, self._resumes = self._recorder.steps_done, False
         if self._origin is not None:
             self._origin.attach(self._path)

@@ -86,7 +86,7 @@ def conclude(
         data = evidence.disclosed.named
     false = {name: [step // training.interval for step in found_out] for name, found_out in (lies or {}).items()}
     workers = _shares({r: answers.get(r, Replayed) for r in asked if not answers.failure(r)}, false)
-    own_share, colluding_miss = _own(evidence, workers)
+    own_share, colluding_miss = own_replays(evidence, workers)
     # The largest that anything was held to: a segment may have limits of its own.
     rho = max((limits.rho for limits in (*strays.tolerances.values(), *strays.limits.values())), default=CAP)
     return Verdict(
@@ -138,7 +138,7 @@ def conclude(
     )
 
 
-def _own(evidence: Evidence, workers: list[WorkerShare]) -> tuple[float | None, float | None]:
+def own_replays(evidence: Evidence, workers: list[WorkerShare]) -> tuple[float | None, float | None]:
     """Where outside workers replayed: the share of the challenge that was replayed here, and what is missed if they all collude.
 
     A forgery may be one segment, so that it is the share and not the number of segments that counts.
@@ -147,8 +147,10 @@ def _own(evidence: Evidence, workers: list[WorkerShare]) -> tuple[float | None, 
     if share is None:
         return None, None
     here = {index for worker in workers if worker.name == HERE for index in worker.segments} & challenged.keys()
-    drawn = 1 - evidence.challenge.guarantee.miss_probability
-    return len(here) / len(challenged) if challenged else 0.0, 1 - share * drawn
+    all_of_it = len(challenged) == len(evidence.proof.segments)  # no draw could miss anything
+    drawn = 1.0 if all_of_it else 1 - evidence.challenge.guarantee.miss_probability
+    own = len(here) / len(challenged) if challenged else 0.0
+    return own, 1 - (1.0 if own == 1 else share) * drawn  # to whom nothing was left, they could pass nothing
 
 
 def _found_out(false: Mapping[str, Sequence[int]]) -> list[str]:

@@ -186,7 +186,7 @@ def _times(
     step = float(np.median([answer.step_seconds / answer.steps for answer in measured]))
     beside = float(np.median([answer.seconds - answer.step_seconds for answer in measured]))
     threads = max(environment.threads for environment in proof.environments.values())
-    at_once = max(1, min(workers, fork.cores() // max(1, threads)))
+    at_once = max(1, min(workers, fork.cores() // max(1, threads * proof.header.ranks)))
     replay = (steps * step + len(picked) * beside) / at_once
     start, survey = phases["start of the worker"], phases["survey"]
     return Times(
@@ -218,6 +218,10 @@ def _told(
     elif not drawn.known:
         notes.append(
             f"without --task nobody knows what segments did: {ASSUMED} times as many draws by weight as uniform ones are assumed"
+        )
+    if (ranks := proof.header.ranks) > 1:
+        notes.append(
+            f"{ranks} processes trained together: each worker is a group of {ranks} processes, and takes the memory of {ranks}"
         )
     if times is not None and times.at_once < workers:
         notes.append(f"{workers} workers compute on {fork.cores()} cores here: no faster than {times.at_once}")

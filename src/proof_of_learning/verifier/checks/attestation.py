@@ -71,7 +71,7 @@ class AttestationCheck:
                     self, "skipped", f"nobody signed the proof, and nobody had to{aside}", mandatory=False, **found
                 )
             told = f"signed with {_keys(signers)}" if signers else "not signed"
-            return result(self, "pass", f"{told}; {_dates(attested)}", mandatory=False, **found)
+            return result(self, "pass", f"{told}; {_dates(attested)}{_left_out(attested)}", mandatory=False, **found)
         if trusted < threshold:
             asked = (
                 f"{threshold} of the {len(wanted)} trusted keys"
@@ -79,11 +79,14 @@ class AttestationCheck:
                 else f"the trusted key {wanted[0][:19]}…"
             )
             odd = sorted(attested.ignored, key=lambda line: not line.startswith("seal"))
-            others = f"only {_keys(signers)} did" if signers else f"nobody did{f'; {odd[0]}' if odd else ''}"
+            revoked = [line for key in wanted for line in odd if f"with {key[:19]}…, which was revoked" in line]
+            others = f"only {_keys(signers)} did" if signers else "nobody did"
+            if why := revoked or ([] if signers else odd):
+                others += f"; {why[0]}"
             return result(self, "fail", f"{asked} should have signed the proof, and {others}", **found)
         return result(
-            self, "pass", f"signed with {trusted} of the {len(wanted)} trusted keys; {_dates(attested)}", **found
-        )
+            self, "pass", f"signed with {trusted} of the {len(wanted)} trusted keys; {_dates(attested)}{_left_out(attested)}", **found
+        )  # fmt: skip
 
 
 def signers(attested: Attested, trusted: tuple[str, ...], owners: list[str]) -> list[Signer]:
@@ -154,6 +157,15 @@ def timeline(attested: Attested, anchor: str | None) -> list[Moment]:
 def _below(stamp: Stamp, attested: Attested, anchor: str | None) -> bool:
     """Whether the run's key follows from a timestamp: it does from the anchor, and from those that the anchor contains."""
     return stamp.file in attested.anchored or stamp.anchor == anchor
+
+
+def _left_out(attested: Attested) -> str:
+    """How many signatures counted for nothing, since their keys were revoked."""
+    count = sum("which was revoked, and no" in line for line in attested.ignored)
+    what = (
+        "1 signature does not count: its key was" if count == 1 else f"{count} signatures do not count: their keys were"
+    )
+    return f"; {what} revoked before" if count else ""
 
 
 def _dates(attested: Attested) -> str:

@@ -126,9 +126,10 @@ class HyperparametersCheck:
             if judged is not None:
                 return judged
         rates = [columns.rates for columns in evidence.proof.all_columns() if columns.rates.size]
+        replayed = "the one segment was" if len(suspicious) == 1 else f"all {len(suspicious)} segments were"
         return result(
             self, "pass",
-            f"the {whose} sets them; all {len(suspicious)} segments in which a setting changes in a rare way were replayed"
+            f"the {whose} sets them; {replayed} replayed, in which a setting changes in a rare way"
             if suspicious else f"the {whose} sets them, and none changes in a rare way",
             rate_lowest=min((float(r.min()) for r in rates), default=math.nan),
             rate_highest=max((float(r.max()) for r in rates), default=math.nan),
