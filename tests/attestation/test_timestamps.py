@@ -28,6 +28,7 @@ from proof_of_learning import (
     timestamp,
 )
 from proof_of_learning.attestation import gathering, timestamps
+from proof_of_learning.attestation.signatures import PublicKey
 from proof_of_learning.errors import FormatError, PolError, UsageError
 from proof_of_learning.proof.format import ATTESTATIONS, Header
 from support_attestation import World, gathered, judged, named, only, put, stamped_name
@@ -239,7 +240,8 @@ def test_no_more_owners_sign_than_are_read(
 ) -> None:
     for module in (registration, signing):
         monkeypatch.setattr(module, "MAX_SIGNATURES", 1)
-    claim, owners = tmp_path / "claim.json", [world.trusted, world.stranger.public]
+    claim = tmp_path / "claim.json"
+    owners: list[Path | PublicKey] = [world.trusted, world.stranger.public]
     with pytest.raises(UsageError, match="at most 1 sign, and 2 of 2"):
         register(tiny, claim, interval=5, owners=owners)
     register(tiny, claim, interval=5, owners=owners, threshold=1)
