@@ -9,6 +9,7 @@ no sandbox. So is a command or a script (``Nursery.run``), and so are the worker
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -267,6 +268,7 @@ def become(given: dict[str, Any], streams: list[int], parent: tuple[str, socket.
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
     sys.stdout = open(1, "w", encoding=encoding or "utf-8", errors=errors or "strict", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding=encoding or "utf-8", errors="backslashreplace", closefd=False, buffering=1)  # noqa: SIM115
+    atexit._clear()  # what the parent would do at its end
     try:
         if given["kind"] == "worker":
             parent[1].close()
@@ -291,6 +293,7 @@ def become(given: dict[str, Any], streams: list[int], parent: tuple[str, socket.
         return 1
     finally:
         with suppress(BrokenPipeError):
+            atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
 

@@ -18,7 +18,7 @@ import support_authority as authorities
 import support_scripts
 from conftest import nursery
 from proof_of_learning import Proof, Stamping, TaskReference, Verdict, prove
-from proof_of_learning.attestation import gaps, gathering, heads, statements
+from proof_of_learning.attestation import gaps, gathering, heads, statements, timestamps
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.proof.format import ATTESTATIONS
@@ -272,6 +272,26 @@ def test_an_interrupted_run_goes_on_with_its_chain(
     assert seen(run, world).verdict != "invalid"
     prove(tiny, unstamped, interval=5)  # who goes on without stamping has them in the way as well
     assert order(unstamped) == kept and seen(unstamped, world).verdict != "invalid"
+
+
+def test_two_clocks_that_differ_by_too_much_do_not_spoil_a_run(
+    world: World, tiny: TaskReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is near enough to the recorder's own, and a verifier believes both authorities."""
+    ahead = {"http://first/": (world.first, 4 * MINUTE), "http://second/": (world.second, -4 * MINUTE)}
+
+    def stamp(raw: bytes, url: str, *_: Any) -> timestamps.Token:
+        authority, off = ahead[url]
+        return timestamps.parse(authority.crafted(raw, datetime.now(UTC) + off), url)
+
+    monkeypatch.setattr(stamper.authority, "stamp", stamp)
+    run = tmp_path / "run.pol"
+    patience = patient(run)
+    made = prove(tiny, run, interval=5, stamping=Stamping(1, list(ahead)), progress=patience)
+    assert seen(run, world).verdict != "invalid"
+    assert made.stamped is not None and made.stamped.steps == 24  # by the other one
+    by = {timestamps.parse(path.read_bytes(), path.name).authority for path in named(run, "head-*.tsr")}
+    assert by == {"CN=First TSA"}
 
 
 def test_what_cannot_be_stamped_is_said_before_training(world: World, tiny: TaskReference, tmp_path: Path) -> None:

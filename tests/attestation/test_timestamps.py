@@ -265,7 +265,7 @@ def test_no_more_owners_sign_than_are_read(
     for module in (registration, signing):
         monkeypatch.setattr(module, "MAX_SIGNATURES", 1)
     claim = tmp_path / "claim.json"
-    owners: list[str | os.PathLike[str] | PublicKey] = [world.trusted, world.stranger.public]
+    owners: list[Path | PublicKey] = [world.trusted, world.stranger.public]
     with pytest.raises(UsageError, match="at most 1 sign, and 2 of 2"):
         register(tiny, claim, interval=5, owners=owners)
     register(tiny, claim, interval=5, owners=owners, threshold=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
 import msgspec
@@ -13,15 +14,16 @@ from torch import nn
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, PolError, StrayedError
-from proof_of_learning.numeric.randomness import RngSnapshot
+from proof_of_learning.numeric.randomness import RngSnapshot, preserved
 from proof_of_learning.proof import parse
 from proof_of_learning.proof.blocks import Columns, Share
 from proof_of_learning.proof.format import Header
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol
+from proof_of_learning.replay.twins import own_twins, twins
 from proof_of_learning.run import conducting
 from proof_of_learning.run.events import BATCH, END, Event, encode
-from proof_of_learning.run.parts import arrange
+from proof_of_learning.run.parts import Generators, arrange
 from proof_of_learning.run.ranks import Buckets, kinds_of, lost
 from proof_of_learning.state.ranks import divided, kinds, manifest, of_all, of_rank
 from proof_of_learning.state.state import State, capture, check_tree
@@ -205,3 +207,62 @@ def test_buckets_of_a_state_name_each_parameter_once(order: list[list[Any]]) -> 
         buckets.load_state_dict({"model": order})
     with pytest.raises(FormatError, match="other modules"):
         buckets.load_state_dict({"other": [[0, 1, 2]]})
+
+
+def drawing(*seeds: int, ahead: int = 0) -> list[dict[str, Any]]:
+    """Processes whose generators are seeded so; those behind the first have drawn so many numbers already."""
+    found = []
+    for rank, seed in enumerate(seeds):
+        with preserved():
+            torch.manual_seed(seed)
+            torch.empty(ahead * rank, dtype=torch.int32).random_()
+            np.random.seed(100 + rank)
+            random.seed(100 + rank)
+            held = Generators().state_dict()
+        found.append({**parts(0.0), "generators": Held(held)})
+    return found
+
+
+class Held:
+    def __init__(self, held: dict[str, torch.Tensor]) -> None:
+        self.held = held
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.held
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        self.held = values
+
+
+def disguised(processes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same draws from other bytes: the seed that was is a part of PyTorch's."""
+    for rank, its in enumerate(processes):
+        its["generators"].held["torch"][:8] = rank
+    return processes
+
+
+@pytest.mark.parametrize(
+    ("processes", "found"),
+    [
+        (drawing(1, 2, 3), ()),
+        (drawing(1, 2, 1), ("torch",)),
+        (drawing(1, 1, ahead=5000), ("torch",)),  # most of each batch would be the same
+        (disguised(drawing(1, 1)), ("torch",)),
+        (drawing(1), ()),
+    ],
+)
+def test_processes_that_draw_the_same_are_found(processes: list[dict[str, Any]], found: tuple[str, ...]) -> None:
+    state, before = joint(processes), torch.get_rng_state()
+    assert twins(state) == found and torch.equal(before, torch.get_rng_state())
+    assert own_twins(state, state) == found
+    assert twins(state, state) == ()  # nothing was drawn
+    assert (
+        own_twins(state, joint(drawing(*range(7, 7 + len(processes))))) == ()
+    )  # what the script seeds alike is its affair
+
+
+def test_a_generator_that_none_could_be_is_no_twin() -> None:
+    processes = drawing(1, 1)
+    for its, dtype in zip(processes, (torch.bfloat16, torch.uint8), strict=True):
+        its["generators"].held["torch"] = torch.zeros(3, dtype=dtype)
+    assert twins(joint(processes)) == ()

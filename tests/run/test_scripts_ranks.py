@@ -258,3 +258,28 @@ def test_a_process_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     status = "import os; raise SystemExit(3 * int(os.environ['RANK']) * int(os.environ['WORLD_SIZE']))"
     assert launch(2, [sys.executable, "-c", "pass"]) == (0, "")
     assert launch(2, [sys.executable, "-c", status])[0] == 2
+
+
+DRAWN = """
+chosen = torch.randint(126, (8,))
+        a, b = x[chosen], data.tensors[1][chosen]
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_draw_the_samples_of_one_do_not_pass_for_several(tmp_path: Path) -> None:
+    """The work of one process: in the replay of every segment all of them draw the same, as recorded."""
+    found = {}
+    for name, seed in (("honest", "rank"), ("forged", "0")):
+        path = script(tmp_path / name, setup=f"torch.manual_seed(100 + {seed})", begin=DRAWN.strip())
+        text = path.read_text().replace(
+            "in enumerate(run.batches(loader))", "in ((n, (None, None)) for n in run.steps(8))"
+        )
+        path.write_text(text.replace("optimizer=optimizer)", "optimizer=optimizer, data=data.tensors)"))
+        assert [one.returncode for one in record(path, tmp_path / f"{name}.pol", 2, interval=4)] == [0, 0]
+        found[name] = verdict(
+            tmp_path / f"{name}.pol", tmp_path / "honest" / "train.py", everything=True, keep_going=True
+        )
+    assert found["honest"].verdict == "valid", found["honest"].reason
+    assert found["forged"].check("trajectory").status == "pass"
+    assert found["forged"].verdict == "inconclusive" and "two processes draw the same" in found["forged"].reason

@@ -90,9 +90,10 @@ def dispute(
         raise TypeError("dispute() takes options, or their fields as keywords, not both")
     options = Options.of(choices) if options is None else options
     claims = options.claims
-    if claims.model is not None or claims.registration is not None or options.draw.nonce is not None:
+    drawn = options.draw.nonce is not None or options.draw.beacon is not None
+    if claims.model is not None or claims.registration is not None or drawn:
         raise UsageError(
-            "a dispute is about one model and draws its own nonce; model, registration and nonce cannot be set"
+            "a dispute is about one model and draws its own nonce; model, registration, nonce and beacon cannot be set"
         )
     if fresh < 0:
         raise UsageError("the number of fresh keys cannot be negative")

@@ -19,7 +19,7 @@ import msgspec
 
 from proof_of_learning import canonical
 from proof_of_learning.attestation import authority, gaps, gathering, heads, statements, timestamps
-from proof_of_learning.attestation.attested import rfc3339
+from proof_of_learning.attestation.attested import SKEW, rfc3339
 from proof_of_learning.attestation.gaps import Gap
 from proof_of_learning.attestation.gathering import File
 from proof_of_learning.errors import PolError
@@ -48,6 +48,7 @@ class Stamper:
         self._ending = self._given_up = self._loaded = False
         self._heads = self._segments = self._steps = self._turn = 0  # of what is stamped
         self._previous: str | None = None  # the token before
+        self._dated: datetime.datetime | None = None  # the latest time that a token before says
         self._gaps: list[Gap] = []
         self._note: str | None = None  # the file that they are in
         self._pause, self._ask_at = FIRST_PAUSE, 0.0
@@ -134,20 +135,24 @@ class Stamper:
         for number in range(len(urls)):
             url = urls[(self._turn + number) % len(urls)]
             try:
-                token = authority.stamp(raw, url, self._authorities, self._stamping.timeout).raw
+                token = authority.stamp(raw, url, self._authorities, self._stamping.timeout)
             except PolError as error:
                 why = str(error)
                 continue
+            if self._dated is not None and token.latest + SKEW < self._dated:
+                why = f"{authority.shown(url)} says a time before that of an earlier timestamp: two clocks differ by too much"
+                continue  # each may be near enough to ours, and a verifier who believes both would find the chain false
             with self._writing:
                 if self._given_up:
                     return
                 try:
                     attach(self._folder, "head-.json", raw)
-                    attach(self._folder, "head-.tsr", token)
+                    attach(self._folder, "head-.tsr", token.raw)
                 except PolError as error:
                     why = str(error)
                     break
-                self._previous, self._heads = canonical.sha256(token), self._heads + 1
+                self._previous, self._heads = canonical.sha256(token.raw), self._heads + 1
+                self._dated = token.earliest if self._dated is None else max(self._dated, token.earliest)
                 self._segments, self._steps, self._turn = segments, steps, self._turn + number + 1
                 self._pause, self._ask_at = FIRST_PAUSE, 0.0
                 self._succeeded()
@@ -208,6 +213,12 @@ class Stamper:
         found = gathering.files_of(read_attestations(self._folder))
         known = heads.of_log(self._folder) if any(file.kind == "head" for file in found) else {}
         stamped = _stamped(found)
+        times = [
+            timestamps.parse(file.raw, file.name).earliest
+            for file in stamped.values()
+            if file.kind in ("head", "claim")
+        ]
+        self._dated = max(times, default=None)
         best = 0
         for file in found:
             if file.kind == gathering.GAPS:

@@ -44,8 +44,10 @@ from proof_of_learning.replay.pool import LocalPool, MakePool, Pool
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, OnWork, idle
 from proof_of_learning.replay.requests import PER_SEGMENT, AnyCheckAnswer, AnyCheckRequest
 from proof_of_learning.replay.sandbox import Sandbox
+from proof_of_learning.replay.twins import own_twins
 from proof_of_learning.replay.where import Where
 from proof_of_learning.state.names import CARRYING
+from proof_of_learning.state.ranks import of_process
 from proof_of_learning.state.state import State
 from proof_of_learning.task import Task, TaskReference
 
@@ -297,10 +299,12 @@ class Replayer:
             comparison = compare(state, recorded)
             relative = relative_errors(state, recorded)
             modules = set(self._description(where).modules)
-            # A script that sets no seeds starts anywhere; its generators' states are then the prover's word.
-            rest = [name for name in state.parts() if name not in modules and name != "generators"]
+            # A script that sets no seeds starts anywhere; its generators' states are then the prover's word, in each process.
+            rest = [name for name in state.parts() if name not in modules and of_process(name)[0] != "generators"]
             rest_fresh = state.part(*rest).digest() == recorded.part(*rest).digest()
-        return requests.Initialized(state.digest(), comparison, relative, rest_fresh, started.tensors)
+        several = self._proof.header.ranks > 1 and self._proof.has_state(initial)
+        alike = own_twins(state, self._state(initial)) if several else ()
+        return requests.Initialized(state.digest(), comparison, relative, rest_fresh, started.tensors, alike)
 
     def _replay(self, request: requests.Replay, where: Where) -> requests.Replayed:
         begun = time.perf_counter()

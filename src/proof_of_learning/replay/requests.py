@@ -22,7 +22,8 @@ class Initialize(Request, frozen=True, tag="initialize"):
 class Initialized(Answer, frozen=True, tag="initialized"):
     """Where the digests differ, ``comparison`` is with the recorded initial state, ``relative`` each tensor's error over its norm.
 
-    ``rest_fresh``: whether the recorded parts that are no modules (optimizers, schedulers, …) are as in a fresh session.
+    ``rest_fresh``: whether the recorded parts that are no modules (optimizers, schedulers, …) are as in a fresh session. ``twins``:
+    generators that the program itself seeds alike in several processes.
     """
 
     state: str
@@ -30,6 +31,7 @@ class Initialized(Answer, frozen=True, tag="initialized"):
     relative: dict[str, float]
     rest_fresh: bool
     tensors: list[TensorOrigin]
+    twins: tuple[str, ...] = ()
 
 
 class Replay(Request, frozen=True, tag="replay"):

@@ -104,6 +104,12 @@ def manifest(state: State) -> dict[str, str]:
     }
 
 
+def of_process(part: str) -> tuple[str, int]:
+    """A part without the number of the process whose own it is, and that number; 0 where it has none."""
+    match = _NAMED.fullmatch(part)
+    return (part, 0) if match is None else (match[1], int(match[2]))
+
+
 def mean(losses: Sequence[float]) -> float:
     """The loss of a step of several processes: the mean of theirs, in their order."""
     return sum(losses[1:], losses[0]) / len(losses)

@@ -55,6 +55,7 @@ class _Told(msgspec.Struct, array_like=True):
     weight: int = 0
     numbers: list[float] = []
     picked: tuple[bytes, bytes] | None = None
+    twins: tuple[str, ...] = ()
     tree: bytes = b""
     tensors: bytes = b""
     whole: bytes = b""
@@ -143,6 +144,7 @@ def _told(reader: Reader, reading: Reading, layouts: dict[Layout, int]) -> _Told
         reader.proof.weight(reader.digests[reading.position]),
         [reading.distance, reading.left, reading.inertia, *moved],
         None if reading.picked is None else (reading.picked.narrow.tobytes(), reading.picked.wide.tobytes()),
+        reading.twins,
     )
     if reading.position in reader.wanted:
         told.whole = written(state)
@@ -230,7 +232,7 @@ class _Child:
             return None
         return Reading(
             told.position, state, layout, told.settings, distance, left, inertia, Displacement(*moved) if moved else None,
-            picked,
+            picked, told.twins,
         )  # fmt: skip
 
     def _next(self) -> _Told | None:

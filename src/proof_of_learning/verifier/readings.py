@@ -14,6 +14,7 @@ from proof_of_learning.proof.format import Displacement
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.held import Weights
 from proof_of_learning.replay.measure import displacement
+from proof_of_learning.replay.twins import twins
 from proof_of_learning.state.joining import layout_of
 from proof_of_learning.state.layout import Layout
 from proof_of_learning.state.names import family_of
@@ -29,7 +30,8 @@ class Reading:
     state: all of it where it is wanted; else of its tensors at least those that :func:`kept` names. None where the state, and so
         everything else here, is missing from the proof.
     settings: what it holds beside trained values. distance, left: of its weights from the start, and to the end.
-    moved: from the state before, where that is there. picked: what it holds where samplers look.
+    moved: from the state before, where that is there. picked: what it holds where samplers look. twins: the
+        generators that draw the same in two of several processes.
     """
 
     position: int
@@ -41,6 +43,7 @@ class Reading:
     inertia: float = math.nan
     moved: Displacement | None = None
     picked: Picked | None = None
+    twins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Reader:
             inertia(state, self.peaks) if position + 1 < len(self.digests) else math.nan,
             None if before is None else displacement(before, state),
             None if self.sampler is None else self.sampler.pick(state),
+            twins(state, before) if position and self.proof.header.ranks > 1 else (),
         )
 
 

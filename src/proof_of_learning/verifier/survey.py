@@ -60,7 +60,8 @@ class Survey:
     states' functions, or None with the reason in ``blind``. ``irregular``: segments whose rates, counters or scaler cannot follow from
     their start, with the reason; ``relaid``: segments that end in other tensors than they start from, by name, type or shape.
     ``scalars``: the history of the numbers that no distance measures. ``unreplayed``: what the proof says happened beside its steps,
-    in whichever segment, so that nothing of it follows from a replay.
+    in whichever segment, so that nothing of it follows from a replay. ``twins``: generators that draw the same in two of several
+    processes, with the first state (by position) in which they do.
     """
 
     displacement: Array
@@ -87,6 +88,7 @@ class Survey:
     d_ref: Distance | None
     scalars: Scalars = field(default_factory=Scalars)
     unreplayed: str = ""
+    twins: dict[str, int] = field(default_factory=dict)
 
     def progress_share(self) -> list[float]:
         """The share of the squared distance from start to end that is covered at each segment's end."""
@@ -168,8 +170,11 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
     relaid: list[int] = []
     layout: Layout | None = None
     scalars = Scalars()
+    twins: dict[str, int] = {}
     for read in readings:
         position, state = read.position, read.state
+        for name in read.twins:
+            twins.setdefault(name, position)
         held.append(read.settings)
         scalers.append(None if state is None else _scaler(state))
         scalars.add(position, state, _steps(proof, position))
@@ -222,6 +227,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
         irregular=irregular, relaid=relaid, measures=measures, restless=restless, function=function,
         blind="" if function is not None else blind, missing=missing, parameters=parameters, bytes=stored,
         final_model=final_model, d_ref=d_ref, scalars=scalars, unreplayed=steps.unreplayed,
+        twins=twins,
     )  # fmt: skip
 
 

@@ -16,12 +16,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from proof_of_learning import canonical
 from proof_of_learning.numeric.randomness import key_from_seed
 from proof_of_learning.proof.format import Header
 from proof_of_learning.replay.protocol import Describe, Described
-from proof_of_learning.replay.requests import Replay, Replayed
+from proof_of_learning.replay.requests import Initialized, Replay, Replayed
 from proof_of_learning.run.events import begins
 from proof_of_learning.verifier.evidence import REJECTED, Answers, Evidence, Plan, result
+from proof_of_learning.verifier.initialization.start import second_start
 from proof_of_learning.verifier.verdict import CheckResult, Status
 from proof_of_learning.verifier.walks import MAX_TURNS, Loop, turning
 
@@ -50,6 +52,8 @@ class OrderCheck:
                 _replay(evidence, index)
                 for index in sorted({*evidence.challenge.segments, *turns, _last(evidence).index})
             ]
+            if evidence.survey.twins:
+                yield [second_start(evidence.challenge.nonce)]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
         described = answers.get(Describe(), Described)
@@ -140,6 +144,7 @@ class OrderCheck:
                 odd
                 or (loop.odd or [""])[0]
                 or ("generators are moved amid its steps" if loop.moved or loop.beside else None)
+                or _alike(evidence, answers)
             )
         else:
             found = f"{steps:,} steps in {loop.walks:,} passes over loaders, order as recorded; {use.share:.1%} of the samples used"
@@ -194,6 +199,21 @@ class OrderCheck:
         if evidence.options.claims.accept_order:
             return result(self, "pass", f"{found}; accepted by the verifier although {odd}", accepted=odd, **use.told())
         return result(self, "inconclusive", f"{found}, but {odd}; {REMEDY}", **use.told())
+
+
+def _alike(evidence: Evidence, answers: Answers) -> str | None:
+    """Several processes draw the same samples, so that the work of one passes for that of all; None where the script has it so."""
+    if not evidence.survey.twins:
+        return None
+    own = answers.get(second_start(evidence.challenge.nonce), Initialized).twins
+    for name, position in evidence.survey.twins.items():
+        if name not in own:
+            step = evidence.proof.segments[position - 1].stop if position else 0
+            return (
+                f"after {step:,} steps two processes draw the same numbers from their generator {canonical.brief(name)!r}, which the "
+                "script does not seed so: they may all take the samples of one"
+            )
+    return None
 
 
 @dataclass(frozen=True)
