@@ -55,7 +55,7 @@ def cases(suite: Suite) -> None:
         "second-wide.json",
     )
     good("claimed", Table(made=claimed()), "Of a proof under a claim, signed by its owner.", None)
-    strangers = {"key": STRANGER, "answered_with": STRANGER}
+    strangers: dict[str, Any] = {"key": STRANGER, "answered_with": STRANGER}
     good(
         "successor",
         Table(made=succeeded(), **strangers),
