@@ -24,9 +24,9 @@ PARTS = {"benchmarks/plain", "experiments/portable_run", "experiments/private_pa
 PARTS |= {"experiments/pages"}  # computes nothing; test_experiments compares what it writes
 # Most of what these take is the start of one process after another, which is what they measure or compare.
 SLOW = {
-    "benchmarks/attestation_cost", "benchmarks/calibrated_cost", "benchmarks/memory", "benchmarks/opening", "benchmarks/profile", "benchmarks/storage",
-    "benchmarks/verify_cost", "experiments/gpu", "experiments/honest", "experiments/other_environments", "experiments/paper",
-    "experiments/portable",
+    "benchmarks/attestation_cost", "benchmarks/calibrated_cost", "benchmarks/memory", "benchmarks/opening", "benchmarks/profile",
+    "benchmarks/storage", "benchmarks/verify_cost", "experiments/gpu", "experiments/honest", "experiments/other_environments",
+    "experiments/paper", "experiments/portable",
 }  # fmt: skip
 
 
