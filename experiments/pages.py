@@ -19,6 +19,7 @@ import honest
 import matrix_page
 import other_environments
 import paper_page
+import private_replay
 import selection
 from attack_matrix import NONCES, shortened
 
@@ -51,6 +52,11 @@ def _attack_matrix(found: Document, output: Path, pictures: bool) -> None:
     matrix_page.write_page(matrix, output, pictures)
 
 
+def _private_replay(found: Document, output: Path, pictures: bool) -> None:
+    page = private_replay.page(found["cells"], found["seed"], found["real_data"])
+    cells.write_page(output / "private-replay.md", page)
+
+
 def _paper(found: Document, output: Path, pictures: bool) -> None:
     scale = found["scale"]
     findings = paper_page.Findings(scale["name"], scale, found["real_data"], found["seed"], found["cells"])
@@ -59,7 +65,7 @@ def _paper(found: Document, output: Path, pictures: bool) -> None:
 
 PAGES: dict[str, Callable[[Document, Path, bool], None]] = {
     "attack-matrix": _attack_matrix, "byzantine": _byzantine, "honest": _honest, "other-environments": _other_environments,
-    "paper": _paper, "selection": _selection,
+    "paper": _paper, "private-replay": _private_replay, "selection": _selection,
 }  # fmt: skip
 
 

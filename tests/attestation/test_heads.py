@@ -572,6 +572,12 @@ def test_inspect_and_the_report_say_by_when_the_run_had_come_how_far(
         and "taken by 2026-05-04 13:00:01 UTC" in page
         and "nothing of it was replayed" in page.lower()
     )
+    assert (
+        "Where nobody stamped" in page
+        and "Not stamped after step 20, from 2026-05-04T17:00:00Z: it was &lt;down&gt;" in page
+    )
+    only(headed, "gaps-*.json").unlink()
+    assert "Where nobody stamped" not in render_html(seen(headed, world))
 
 
 def test_draws_guarantee_something_of_each_stretch(headed: Path, tiny: TaskReference, world: World) -> None:

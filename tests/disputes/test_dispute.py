@@ -110,6 +110,7 @@ def test_equal_bits_under_different_keys_are_called_a_copy(quarrel: Quarrel) -> 
 def test_the_same_proof_handed_in_twice_is_called_that(quarrel: Quarrel) -> None:
     found = quarrel.dispute(quarrel.model, quarrel.owner, quarrel.owner)
     assert says(found, "A and B are the same proof") and found.exit_status == 3
+    assert says(found, "made under no claim, so that nothing in it names an owner")
 
 
 def test_the_same_key_excuses_equal_bits(quarrel: Quarrel, tmp_path: Path) -> None:

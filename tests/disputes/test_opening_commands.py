@@ -46,6 +46,8 @@ def test_owner_and_verifier_talk_in_files(command: Command, tmp_path: Path) -> N
         data,
     ]
     assert "budget" in run(*answer, "--budget", "0.1", status=2)
+    other = ["--set", f"steps={STEPS - 4}"]  # what an owner would answer for by it is false
+    assert "you named other settings" in run(*answer, *other, status=2) and not (tmp_path / "answers").exists()
     assert "at most" in run(*answer, "--segments", "8")
     second = [
         "challenge",
@@ -58,6 +60,8 @@ def test_owner_and_verifier_talk_in_files(command: Command, tmp_path: Path) -> N
         at("docket.json"),
     ]
     assert "together" in run(*second, status=2)
+    slip = run(*second, "--answers", at("answers"), *named, *other, "--sandbox", "off", status=2)
+    assert "you named other settings" in slip and not (tmp_path / "second.json").exists()
     assert "is hit with 99%" in run(*second, "--answers", at("answers"), *named, "--sandbox", "off")
     opening = [
         "open", at("run.pol"), at("second.json"), "--first", at("first.json"), "--answers", at("answers"), *named,

@@ -27,6 +27,7 @@ import attack_matrix  # noqa: E402
 import cells  # noqa: E402
 import pages  # noqa: E402
 import paper_measures  # noqa: E402
+import private_replay  # noqa: E402
 
 
 @dataclass(init=False, frozen=True)
@@ -236,6 +237,17 @@ def test_a_page_that_is_written_again_keeps_what_was_written_by_hand(tmp_path: P
     page.write_text(f"{page.read_text()}\n{cells.BY_HAND}\n\nWhat it taught.\n")
     cells.write_page(page, "# Two\n")
     assert page.read_text() == f"# Two\n\n{cells.BY_HAND}\n\nWhat it taught.\n"
+
+
+# ---- private replay ---------------------------------------------------------------------------------
+
+
+def test_a_private_step_is_the_plain_one_and_opens_one_bit_that_a_cheat_can_turn() -> None:
+    """Nowhere near a limit: the error is of 1e-4, the tolerance of 1e-2, the false record at 5e-2."""
+    found = private_replay.measure("tiny CNN", 20, seed=3, batch=4, data=None)
+    assert 0 < found["distance"] < 5e-3
+    assert (found["true"], found["false"], found["cheated"]) == (1, 0, 1)
+    assert found["sent"] > 8 * found["parameters"] and found["rounds"] > 50
 
 
 # ---- pages that are written again -------------------------------------------------------------------

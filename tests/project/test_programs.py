@@ -20,11 +20,11 @@ RUN = {  # every file that can be run: the options that it takes beside the comm
     for path in sorted((ROOT / folder).glob("*.py"))
     if '__name__ == "__main__"' in path.read_text()
 }
-PARTS = {"benchmarks/plain", "experiments/portable_run"}  # run by others
+PARTS = {"benchmarks/plain", "experiments/portable_run", "experiments/private_party"}  # run by others
 PARTS |= {"experiments/pages"}  # computes nothing; test_experiments compares what it writes
 # Most of what these take is the start of one process after another, which is what they measure or compare.
 SLOW = {
-    "benchmarks/calibrated_cost", "benchmarks/frameworks", "benchmarks/memory", "benchmarks/opening",
+    "benchmarks/attestation_cost", "benchmarks/calibrated_cost", "benchmarks/frameworks", "benchmarks/memory", "benchmarks/opening",
     "benchmarks/overhead", "benchmarks/probe_cost", "benchmarks/profile", "benchmarks/scale", "benchmarks/storage",
     "benchmarks/verify_cost", "benchmarks/whole", "experiments/byzantine", "experiments/gpu", "experiments/honest",
     "experiments/other_environments", "experiments/paper", "experiments/portable",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import proof_of_learning as pol
+from proof_of_learning.errors import UsageError
 from proof_of_learning.proof.reader import Proof
 from support_scripts import SCRIPTS, record, run, script, verdict
 
@@ -201,6 +203,8 @@ def test_other_arguments_of_the_verifiers_are_no_forgery(tmp_path: Path) -> None
     found = verdict(tmp_path / "run.pol", path, arguments=("0.3",))
     assert found.verdict == "inconclusive"
     assert "you named other arguments (0.3) than the proof was recorded with (0.1)" in found.reason
+    with pytest.raises(UsageError, match=r"the proof is of a script, and train\.py:task is a task"):
+        pol.verify(tmp_path / "run.pol", f"{path}:task")
     assert verdict(tmp_path / "run.pol", path).verdict == "valid"
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import proof_of_learning as pol
 from proof_of_learning import TaskReference
+from proof_of_learning.cli.main import app
+from proof_of_learning.errors import UsageError
 from proof_of_learning.report.advice import OTHERWISE, next_steps
 from proof_of_learning.task import compare
 
@@ -41,6 +45,15 @@ def test_settings_that_agree_excuse_nothing(shorter: Path, tiny: TaskReference, 
     )
     found = pol.verify(shorter, TaskReference(f"{tmp_path}/other.py:task", {"steps": 16, "batch_size": 4}))
     assert found.verdict == "invalid", found.reason
+
+
+def test_a_script_that_is_named_for_a_tasks_proof_is_a_slip(shorter: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print(1)\n")
+    said = "the proof is of a task, and train.py is a script; name the task that was agreed, path.py:function"
+    with pytest.raises(UsageError, match=f"^{re.escape(said)}$"):
+        pol.verify(shorter, f"{tmp_path}/train.py")
+    told = CliRunner().invoke(app, ["verify", str(shorter), "--task", f"{tmp_path}/train.py", "--sandbox", "off"])
+    assert (told.exit_code, told.stderr) == (2, f"pol: {said}\n")
 
 
 def test_differences_of_settings_are_readable() -> None:

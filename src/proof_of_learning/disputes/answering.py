@@ -25,6 +25,7 @@ from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.state.state import State
 from proof_of_learning.verifier.plan import survey_seed
+from proof_of_learning.verifier.walks import refuse_other_kind, refuse_other_settings
 
 
 def manifest(path: AnyPath, out: AnyPath) -> Path:
@@ -61,8 +62,6 @@ def answer(
             "the proof's claim names its owners, and the key is none of theirs, nor was it put in the place of one (`pol recover`)"
         ) from None
     files.require_new(target)
-    with files.writing(str(target)):
-        target.mkdir(parents=True, exist_ok=True)
     head = _write(proof, first, task, target, segments, progress)
     files.write_atomic(target / ANSWERS_FILE, [head.encoded()], durable=True)
     files.write_atomic(target / "answers.dsse.json", [documents.sign(head, key)], durable=True)
@@ -79,13 +78,16 @@ def _write(
     sizes: list[int] = []
     heads: list[Head] = []
     shown, hashed = hashlib.sha256(), hashlib.sha256()
-    with Replayer(proof, reference(task)) as replayer:
+    named = reference(task)
+    refuse_other_kind(proof, named)
+    with Replayer(proof, named) as replayer:
         if unlike := replayer.differences(proof.segments[0].environment):
             raise NumericEnvironmentError(
                 f"the recorded numeric environment cannot be had here ({unlike[0]}); answer where it was recorded"
             )
         described = replayer.ask(Describe())
         assert isinstance(described, Described)
+        refuse_other_settings(proof, named, described)
         asker = Asker(proof, replayer, described, seed)
 
         def outputs(states: list[State]) -> Iterator[bytes]:
@@ -126,6 +128,8 @@ def _write(
                     pieces.extend(outputs(waiting))
                     waiting.clear()
 
+        with files.writing(str(target)):
+            target.mkdir(parents=True, exist_ok=True)
         files.write_atomic(target / STATES_FILE, cuts(), durable=True)
         files.write_atomic(target / OUTPUTS_FILE, pieces, durable=True)
     progress("answering for the states", len(digests), len(digests))

@@ -24,6 +24,7 @@ from proof_of_learning.verifier.options import Draw, Options
 from proof_of_learning.verifier.plan import Challenge, challenge
 from proof_of_learning.verifier.survey import Survey, survey
 from proof_of_learning.verifier.verdict import Nonce
+from proof_of_learning.verifier.walks import refuse_other_kind, refuse_other_settings
 
 AnyTask = Task | TaskReference | str
 
@@ -56,7 +57,7 @@ def challenge_second(
     given = read(Path(answers), proof, first)
     with ExitStack() as stack:
         replayer = stack.enter_context(unopened(proof, task, options or Options()))
-        found = looked(proof, given, replayer)
+        found = looked(proof, given, replayer, reference(task))
         nonce = documents.fresh()
         drawn = documents.challenge_nonce(first.digest(), given.digest, nonce, own=True)
         picked = draw(proof, found, drawn, given, random)
@@ -123,16 +124,18 @@ def _fewer(proof: Proof, answers: Answers, uniform: int) -> list[int]:
     return [number for number in (2 * uniform, 2 * uniform - 1) if number >= 0 and (most is None or number < most)]
 
 
-def looked(proof: Proof, answers: Answers, replayer: Replayer) -> Survey:
-    """What draws are made from: the log and the answers, and no state."""
+def looked(proof: Proof, answers: Answers, replayer: Replayer, task: Task | TaskReference) -> Survey:
+    """What draws are made from: the log and the answers, and no state. Raises UsageError where ``task`` has other settings."""
     described = replayer.ask(Describe())
     assert isinstance(described, Described)
+    refuse_other_settings(proof, task, described)
     return look(proof, survey(proof), answers, replayer, described).found
 
 
 def unopened(proof: Proof, task: AnyTask, options: Options) -> Replayer:
     """Somebody who can say what the task is, and is shown no sample."""
     named = reference(task)
+    refuse_other_kind(proof, named)
     return replaying.replayer(proof, named, options, replaying.isolated(named, options.runtime), opened=closed())
 
 

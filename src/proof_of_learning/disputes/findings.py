@@ -9,6 +9,7 @@ from itertools import combinations, pairwise
 from proof_of_learning.attestation.attested import SKEW
 from proof_of_learning.disputes.table import Dependence, Row, listed, span
 from proof_of_learning.proof.reader import Proof
+from proof_of_learning.registration import owners
 from proof_of_learning.verifier.verdict import Moment, Verdict
 
 
@@ -47,6 +48,15 @@ def _is_final(moment: Moment, proof: Proof) -> bool:
     return bool(gathering.read_statement(file)[0].predicate.get("steps") == proof.steps)
 
 
+def _by_claim(proof: Proof) -> str:
+    """Whose a proof is, by its own word."""
+    if owners(proof.header):
+        return "The owners that its claim names are its owners, by its own word."
+    if proof.header.claim is not None:
+        return "Its claim names no owner."
+    return "It was made under no claim, so that nothing in it names an owner."
+
+
 def _copies(rows: Sequence[Row], proofs: Mapping[str, Proof]) -> Iterator[str]:
     for one, other in combinations([row for row in rows if row.label in proofs], 2):
         a, b = proofs[one.label], proofs[other.label]
@@ -54,7 +64,7 @@ def _copies(rows: Sequence[Row], proofs: Mapping[str, Proof]) -> Iterator[str]:
         if a.root == b.root:
             yield (
                 f"{both} are the same proof (equal roots), handed in twice. A signature does not tell who made it first: "
-                "whoever has a copy can sign it. The owners that its claim names are its owners, by its own word."
+                f"whoever has a copy can sign it. {_by_claim(a)}"
             )
             continue
         if a.header.initialization.proof == b.root or b.header.initialization.proof == a.root:

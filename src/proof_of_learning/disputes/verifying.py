@@ -47,6 +47,7 @@ from proof_of_learning.verifier.plan import Challenge
 from proof_of_learning.verifier.survey import survey
 from proof_of_learning.verifier.verdict import CheckResult, Nonce, Status, Verdict
 from proof_of_learning.verifier.verify import Case, attest, judged
+from proof_of_learning.verifier.walks import refuse_other_kind
 
 NEAR = 1e-3  # of what outputs can be apart, in an environment that is not the recorded one
 _FILES = {OPENING_FILE, "opening.dsse.json", "first.json", "second.json", "answers", "proof", SAMPLES_FILE}
@@ -110,6 +111,7 @@ def verify_opening(
             if refusal is not None:
                 return refusal
             clock.lap("attestations")
+            refuse_other_kind(opening.proof, named)
             answers = Answers()
             parent = parent_of(opening.proof, links)
             replayer = stack.enter_context(

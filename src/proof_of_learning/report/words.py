@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from proof_of_learning.attestation.beacon import QUICKNET
 from proof_of_learning.report.text import ARITHMETIC as ARITHMETIC
-from proof_of_learning.report.text import likely, number, percent, plural
+from proof_of_learning.report.text import likely, number, percent, plural, visible
 from proof_of_learning.verifier.verdict import Decision, Moment, Nonce, Status, Verdict
 
 DECISION: dict[Decision, str] = {
@@ -368,6 +368,12 @@ def stretches(verdict: Verdict) -> list[tuple[str, str, str]]:
             note = f"{part}: of this stretch by itself nothing is guaranteed"
         told.append((f"Steps {stretch.start + 1:,} to {stretch.stop:,}", when, note))
     return told
+
+
+def gaps(verdict: Verdict) -> list[str]:
+    """Where no timestamp authority answered while the run was recorded, by the recorder's word, a sentence each."""
+    noted = [check.evidence.get("gaps") for check in verdict.checks if check.name == "attestation"]
+    return [f"not stamped {visible(line)}" for line in (noted[0] if noted and isinstance(noted[0], list) else [])]
 
 
 def _utc(moment: str) -> str:

@@ -39,6 +39,7 @@ from proof_of_learning.verifier.options import Choices, Options
 from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, public_nonce, survey_seed
 from proof_of_learning.verifier.survey import Looking, Survey, survey
 from proof_of_learning.verifier.verdict import CheckResult, Guarantee, Nonce, Verdict
+from proof_of_learning.verifier.walks import refuse_other_kind
 
 
 def verify(
@@ -82,6 +83,7 @@ def verify(
             if refusal is not None:
                 return refusal
             clock.lap("attestations")
+            refuse_other_kind(proof, task)
             if options.draw.beacon is not None and options.draw.drawn is None:
                 nonce = public_nonce(options.draw.beacon, attested)
             elif options.draw.nonce is None and options.draw.drawn is None:

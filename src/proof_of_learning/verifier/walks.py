@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from proof_of_learning.errors import FormatError
+from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.proof.blocks import Share
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.recording.header import without_folders
 from proof_of_learning.replay.protocol import Described
 from proof_of_learning.run import events
 from proof_of_learning.run.events import AFTER, BATCH, BEFORE, BESIDE, OVER
-from proof_of_learning.task import SEALED, Task, TaskReference
+from proof_of_learning.task import SEALED, Task, TaskReference, is_script
 
 MOST_NAMED = 8  # settings
 _NONE = np.empty(0, np.int64)
@@ -168,11 +169,39 @@ def other_settings(proof: Proof, task: Task | TaskReference | None) -> str:
     if task.target == SEALED or proof.header.program.kind != "task":
         return ""
     other = [
-        f"{name}={value}" for name, value in proof.header.program.settings.items() if str(named.get(name)) != str(value)
+        f"{name}={value}"
+        for name, value in proof.header.program.settings.items()
+        if str(value) not in (str(named.get(name)), without_folders(str(named.get(name))))
     ]
     if not other:
         return ""
     return f"you named other settings than the proof was recorded with (--set {' --set '.join(other[:MOST_NAMED])})"
+
+
+def refuse_other_kind(proof: Proof, task: Task | TaskReference | None) -> None:
+    """Raises UsageError where the verifier named a script for the proof of a task, or a task for that of a script."""
+    if task is None or (isinstance(task, TaskReference) and task.target == SEALED):
+        return
+    script = isinstance(task, TaskReference) and is_script(task.target)
+    if script == (proof.header.program.kind == "script"):
+        return
+    named = f"{os.path.basename(task.target)} is " if isinstance(task, TaskReference) else "you named "
+    if script:
+        raise UsageError(
+            f"the proof is of a task, and {named}a script; name the task that was agreed, path.py:function"
+        )
+    raise UsageError(f"the proof is of a script, and {named}a task; name the script that was agreed, path.py")
+
+
+def refuse_other_settings(proof: Proof, task: Task | TaskReference | None, described: Described) -> None:
+    """Raises UsageError where the task is another one than the proof's, or as long as another, and has other settings. (Some, a
+    folder's name, may well differ.)
+    """
+    claim, training = proof.header.task, proof.header.training
+    own = described.digest, described.steps, described.steps_per_epoch
+    other = other_settings(proof, task) if own != (claim.digest, training.planned, training.steps_per_epoch) else ""
+    if other:
+        raise UsageError(f"{other}, which make another task of it")
 
 
 def _later(before: tuple[int, int, int], after: tuple[int, int, int]) -> bool:
