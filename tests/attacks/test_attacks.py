@@ -22,6 +22,7 @@ from proof_of_learning.task import Task
 from proof_of_learning.training.batches import DerivedOrder
 
 SAMPLES, STEPS, INTERVAL, SEGMENTS = 1437, 120, 2, 60
+COARSE = 4  # where nothing is counted by segments
 
 NEAR = 0.5  # of the way from where the forgery starts: an attack that ends further from its target forges nothing
 # But for those that need a far longer target to get anywhere, and those whose optimisation gets stuck; theirs also costs more.
@@ -56,6 +57,12 @@ def target(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Proof:
     return Proof.open(pol.prove(task, tmp_path_factory.mktemp("honest") / "target", interval=INTERVAL).path)
 
 
+@pytest.fixture(scope="module")
+def coarse(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Proof:
+    """The same run in thirty segments, for what is tried with every attack."""
+    return Proof.open(pol.prove(task, tmp_path_factory.mktemp("honest") / "coarse", interval=COARSE).path)
+
+
 # Attacks on what the target's task does not have, and what makes it one that has it.
 NEEDS: dict[str, dict[str, Any]] = {
     "adam-freeze": {"optimizer": lambda model: torch.optim.Adam(model.parameters(), lr=1e-3)},
@@ -73,12 +80,12 @@ class Forged:
 
 @pytest.fixture(scope="module", params=sorted(ATTACKS))
 def forged(
-    request: pytest.FixtureRequest, target: Proof, task: Task, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, coarse: Proof, task: Task, tmp_path_factory: pytest.TempPathFactory
 ) -> Forged:
-    name, folder = request.param, tmp_path_factory.mktemp("forged")
+    name, folder, target = request.param, tmp_path_factory.mktemp("forged"), coarse
     if name in NEEDS:
         task = replace(task, **NEEDS[name])
-        target = Proof.open(pol.prove(task, folder / "target", interval=INTERVAL).path)
+        target = Proof.open(pol.prove(task, folder / "target", interval=COARSE).path)
     return Forged(name, ATTACKS[name]().forge(target, task, folder / "forged"), target, task)
 
 
