@@ -43,6 +43,12 @@ CAUGHT_BY = {
     "teleport": "trajectory",
 }  # fmt: skip
 DEARER_THAN_TRAINING = {"inverse-gradient"}  # the others would be no attacks if they were
+# Those that files of their own forge and judge as well, with the same parameters or harder ones.
+ELSEWHERE = {
+    "bridge", "derivative", "directed-weights", "few-segments", "grinding", "huge-rate", "inverse-gradient", "lazy", "padding",
+    "rank-matched", "rate-steering", "stolen", "task-weapon", "teleport",
+}  # fmt: skip
+TOO = pytest.mark.slow(reason="forged and judged in a file of its own, too")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,9 @@ class Forged:
     task: Task
 
 
-@pytest.fixture(scope="module", params=sorted(ATTACKS))
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=TOO if name in ELSEWHERE else ()) for name in sorted(ATTACKS)]
+)
 def forged(
     request: pytest.FixtureRequest, coarse: Proof, task: Task, tmp_path_factory: pytest.TempPathFactory
 ) -> Forged:
