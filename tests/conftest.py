@@ -39,10 +39,13 @@ vars(process)["subprocess"] = SimpleNamespace(Popen=nursery.popen, PIPE=subproce
 
 # One process runs all tests of a file: those that take longest come first, so that none is left for the end.
 LONGEST = (
-    "run/test_scripts_derived.py", "run/test_scripts.py", "integrations/test_frameworks.py", "verifier/test_calibrated.py",
-    "project/test_programs.py", "verifier/test_workers.py", "attacks/test_attacks.py", "disputes/test_opening.py",
-    "run/test_scripts_rehearsal.py", "run/test_scripts_attacks.py", "attacks/test_attacks_calibrated.py", "cli/test_cli.py",
-    "disputes/test_dispute.py", "numeric/test_portable_proofs.py", "verifier/test_calibrate.py", "run/test_scripts_resumed.py",
+    "run/test_scripts.py", "integrations/test_frameworks.py", "attacks/test_attacks.py", "cli/test_cli.py",
+    "attacks/test_attacks_jumps.py", "verifier/test_workers.py", "attacks/test_attacks_calibrated.py",
+    "disputes/test_dispute.py", "run/test_scripts_derived.py", "disputes/test_opening.py",
+    "attacks/test_attacks_trajectory.py", "report/test_report.py", "replay/test_replay.py",
+    "attacks/test_attacks_gambling.py", "program/test_sealing.py", "run/test_scripts_ranks.py",
+    "rehearsal/test_situations.py", "recording/test_resume_codecs.py", "numeric/test_portable_proofs.py",
+    "run/test_scripts_rehearsal.py",
 )  # fmt: skip
 
 

@@ -51,13 +51,19 @@ EARLY = (
     "NPY_",
     "POL_TEST_IMPORTED",
 )
-LATE = {"PYTHONIOENCODING", "PYTHONUSERBASE"}  # set anew in what is forked, or without meaning there
+LATE = {  # set anew in what is forked, or without meaning there
+    "PYTHONIOENCODING",
+    "PYTHONUSERBASE",
+    "PYTHONUNBUFFERED",
+    "PYTHONDONTWRITEBYTECODE",
+    "TORCHINDUCTOR_CACHE_DIR",
+}
 IMPORTED = {  # what they import before they do anything
     "worker": ("torch", "proof_of_learning.replay.worker"),
     "command": ("proof_of_learning.verifier.verify", "proof_of_learning.report.html"),
     "script": (),
 }
-AT_ONCE = 3  # each holds what PyTorch takes in memory
+AT_ONCE = 4  # each holds what PyTorch takes in memory
 LONGEST = 1 << 20
 
 
@@ -261,6 +267,7 @@ def become(given: dict[str, Any], streams: list[int], parent: tuple[str, socket.
     os.chdir(given["folder"])
     os.environ.clear()
     os.environ.update(given["variables"])
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     tempfile.tempdir = None  # the parent may have been started with another process's TMPDIR, which is gone
     for place, stream in enumerate(streams):
         os.dup2(stream, place)

@@ -22,6 +22,7 @@ from proof_of_learning.task import Task
 from proof_of_learning.training.batches import DerivedOrder
 
 SAMPLES, STEPS, INTERVAL, SEGMENTS = 1437, 120, 2, 60
+COARSE = 4  # where nothing is counted by segments
 
 NEAR = 0.5  # of the way from where the forgery starts: an attack that ends further from its target forges nothing
 # But for those that need a far longer target to get anywhere, and those whose optimisation gets stuck; theirs also costs more.
@@ -42,6 +43,12 @@ CAUGHT_BY = {
     "teleport": "trajectory",
 }  # fmt: skip
 DEARER_THAN_TRAINING = {"inverse-gradient"}  # the others would be no attacks if they were
+# Those that files of their own forge and judge as well, with the same parameters or harder ones.
+ELSEWHERE = {
+    "bridge", "derivative", "directed-weights", "few-segments", "grinding", "huge-rate", "inverse-gradient", "lazy", "padding",
+    "rank-matched", "rate-steering", "stolen", "task-weapon", "teleport",
+}  # fmt: skip
+TOO = pytest.mark.slow(reason="forged and judged in a file of its own, too")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,12 @@ def task(digits: pol.TaskReference) -> Task:
 def target(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Proof:
     """The honest proof of sixty segments that is attacked."""
     return Proof.open(pol.prove(task, tmp_path_factory.mktemp("honest") / "target", interval=INTERVAL).path)
+
+
+@pytest.fixture(scope="module")
+def coarse(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Proof:
+    """The same run in thirty segments, for what is tried with every attack."""
+    return Proof.open(pol.prove(task, tmp_path_factory.mktemp("honest") / "coarse", interval=COARSE).path)
 
 
 # Attacks on what the target's task does not have, and what makes it one that has it.
@@ -71,14 +84,16 @@ class Forged:
     task: Task
 
 
-@pytest.fixture(scope="module", params=sorted(ATTACKS))
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=TOO if name in ELSEWHERE else ()) for name in sorted(ATTACKS)]
+)
 def forged(
-    request: pytest.FixtureRequest, target: Proof, task: Task, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, coarse: Proof, task: Task, tmp_path_factory: pytest.TempPathFactory
 ) -> Forged:
-    name, folder = request.param, tmp_path_factory.mktemp("forged")
+    name, folder, target = request.param, tmp_path_factory.mktemp("forged"), coarse
     if name in NEEDS:
         task = replace(task, **NEEDS[name])
-        target = Proof.open(pol.prove(task, folder / "target", interval=INTERVAL).path)
+        target = Proof.open(pol.prove(task, folder / "target", interval=COARSE).path)
     return Forged(name, ATTACKS[name]().forge(target, task, folder / "forged"), target, task)
 
 

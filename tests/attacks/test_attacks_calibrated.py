@@ -15,6 +15,9 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.task import load_task
 from proof_of_learning.verifier.calibrated import LOOKS, NUDGES
 
+# What is nudged or carried that other rows or tests carry.
+ALIKE = pytest.mark.slow(reason="the row that stays is harder to see; other tests of this file carry the rest")
+
 
 @pytest.fixture(scope="module")
 def noisy() -> pol.TaskReference:
@@ -55,7 +58,7 @@ def test_an_environment_that_the_verifier_can_have_is_replayed_exactly(
     assert (verdict.verdict, failed(verdict)) == ("invalid", ["trajectory"])
 
 
-@pytest.mark.parametrize("carries", ["decoy-weight", "decoy-nan"])
+@pytest.mark.parametrize("carries", [pytest.param("decoy-weight", marks=ALIKE), "decoy-nan"])
 def test_what_is_carried_fails_within_tolerance_too(
     carries: str, noisy: pol.TaskReference, target: Proof, tmp_path: Path
 ) -> None:
@@ -112,7 +115,7 @@ def test_a_closer_look_at_what_is_near_the_limit_is_taken_a_few_times_only(
     assert verdict.cost.steps_replayed == 2 * (2 * len(verdict.segments) + LOOKS * (NUDGES + 1))
 
 
-@pytest.mark.parametrize("nudge", ["weights", "momentum", "both"])
+@pytest.mark.parametrize("nudge", [pytest.param("weights", marks=ALIKE), "momentum", pytest.param("both", marks=ALIKE)])
 def test_exact_replay_sees_the_smallest_nudge(
     nudge: str, noisy: pol.TaskReference, target: Proof, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def failed(verdict: pol.Verdict) -> list[str]:
     return [check.name for check in verdict.checks if check.status == "fail"]
 
 
+@pytest.mark.slow(reason="two forgeries of 360 segments and forty draws; test_attacks forges and judges one of them")
 @pytest.mark.usefixtures("every_segment")
 def test_a_blindfold_shows_the_directed_choices_genuine_segments_and_the_draws_filler(
     task: Task, target: Proof, tmp_path: Path

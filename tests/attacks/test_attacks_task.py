@@ -10,6 +10,7 @@ import proof_of_learning as pol
 from proof_of_learning.attacks.task_weapon import armed
 from support_attacks import STEPS, Target, rejects
 
+LIKE = pytest.mark.slow(reason="another weapon, which other tasks or checks stop in the rows that stay")
 WEAPONS = ("factory", "loss", "frozen-base", "augmentation")
 
 
@@ -20,7 +21,12 @@ def target(digits: pol.TaskReference, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.parametrize(
     ("weapon", "check"),
-    [("factory", "initialization"), ("loss", "trajectory"), ("frozen-base", "task"), ("augmentation", "task")],
+    [
+        ("factory", "initialization"),
+        pytest.param("loss", "trajectory", marks=LIKE),
+        pytest.param("frozen-base", "task", marks=LIKE),
+        ("augmentation", "task"),
+    ],
 )
 def test_against_the_task_that_the_verifier_names(weapon: str, check: str, target: Target) -> None:
     _, verdict = target.judge("task-weapon", weapon=weapon)
@@ -33,7 +39,7 @@ def test_against_the_task_that_the_verifier_names(weapon: str, check: str, targe
         ("factory", "invalid", "initial tensors do not depend on the key, so they are pretrained"),
         ("frozen-base", "inconclusive", "buffers or frozen tensors are the same under every key"),
         ("loss", "valid", ""),
-        ("augmentation", "valid", ""),
+        pytest.param("augmentation", "valid", "", marks=LIKE),
     ],
 )
 def test_against_the_attackers_own_task(weapon: str, expected: str, why: str, target: Target) -> None:

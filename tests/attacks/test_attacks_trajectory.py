@@ -75,7 +75,9 @@ def test_huge_steps_draw_top_q_but_not_the_other_draws(claimed: str, target: Tar
     assert {"uniform", "progress"} <= reasons(verdict, "fail")
 
 
-@pytest.mark.parametrize(("claimed", "check"), [("huge", "hyperparameters"), ("schedule", "trajectory")])
+@pytest.mark.parametrize(
+    ("claimed", "check"), [("huge", "hyperparameters"), pytest.param("schedule", "trajectory", marks=ALIKE)]
+)
 def test_rates_beyond_the_tasks_are_found_before_any_replay(claimed: str, check: str, target: Target) -> None:
     _, verdict = target.judge("huge-rate", claimed=claimed, factor=10)
     assert rejects(verdict) == check

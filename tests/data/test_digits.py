@@ -29,6 +29,12 @@ def test_the_digits_are_all_there() -> None:
     assert [int((labels == digit).sum()) for digit in range(10)] == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
+def test_what_a_task_writes_into_its_digits_reaches_no_other() -> None:
+    for array in digits():
+        array[:] = 0
+    assert all(array.any() for array in digits())
+
+
 @pytest.mark.parametrize(
     ("example", "root"),
     [("digits", "3dc888131441b4d6ad0d14426299b4179211636a005be0eebe590fe8450bec1a"),

@@ -13,6 +13,7 @@ import pytest
 from proof_of_learning.proof.reader import Proof
 from support_scripts import SCRIPTS, record, run, verdict
 
+LOADED = ("accelerate", "lightning.pytorch", "transformers.trainer", "transformers.models.bert.modeling_bert")
 LESS = pytest.mark.slow(reason="the row with two micro-batches asks for more")
 # Script, arguments, interval. Two micro-batches a step where not said otherwise, and an odd number of them in an epoch.
 TABLE = [
@@ -36,7 +37,7 @@ RATE = "{optimizer}.param_groups[0]['lr'] = 0.3"
 @pytest.fixture(autouse=True, scope="module")
 def _imported() -> Iterator[None]:
     """Starts of these libraries take seconds: what workers are forked from has imported them."""
-    os.environ["POL_TEST_IMPORTED"] = "accelerate lightning.pytorch transformers.trainer"
+    os.environ["POL_TEST_IMPORTED"] = " ".join(LOADED)
     yield
     del os.environ["POL_TEST_IMPORTED"]
 

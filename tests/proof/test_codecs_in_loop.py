@@ -190,8 +190,22 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, tiny: TaskReference) -> d
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("codec", NAMES)
-@pytest.mark.parametrize("optimizer", ["momentum", "adamw", "rmsprop-centered"])
+# Each codec with one optimizer, and each optimizer with one of the codecs that round.
+PAIRED = {
+    ("raw", "momentum"), ("lossless", "rmsprop-centered"), ("float16", "adamw"), ("quantised", "momentum"),
+    ("quantised", "rmsprop-centered"),
+}  # fmt: skip
+OTHER = pytest.mark.slow(reason="another pair of a codec and an optimizer that stay in other pairs")
+
+
+@pytest.mark.parametrize(
+    ("codec", "optimizer"),
+    [
+        pytest.param(codec, optimizer, marks=() if (codec, optimizer) in PAIRED else OTHER)
+        for codec in NAMES
+        for optimizer in ("momentum", "adamw", "rmsprop-centered")
+    ],
+)
 def test_every_segment_of_every_codec_replays_bit_for_bit(
     codec: str, optimizer: str, recorded: dict[str, Path], tiny: TaskReference
 ) -> None:

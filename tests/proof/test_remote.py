@@ -187,10 +187,18 @@ def test_what_is_in_the_store_is_what_would_be_here(options: dict[str, Any], tmp
     assert copied("memory://runs/run.pol", tmp_path) == contents(tmp_path / "here.pol")
 
 
+WAYS: list[dict[str, Any]] = [{}, {"keep_every": 5}, {"codec": "lossless", "keep_every": 3, "asynchronous": True}]
+FEWER = pytest.mark.slow(reason="the whole and the thinned recording are ended once, the last one everywhere")
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"keep_every": 5}, {"codec": "lossless", "keep_every": 3, "asynchronous": True}]
+    ("options", "after"),
+    [
+        pytest.param(way, after, marks=() if "codec" in way or after == 14 else FEWER)
+        for way in WAYS
+        for after in (0, 1, 9, 14, 23)
+    ],
 )
-@pytest.mark.parametrize("after", [0, 1, 9, 14, 23])
 def test_an_interrupted_recording_goes_on_elsewhere(options: dict[str, Any], after: int, tmp_path: Path) -> None:
     address = "memory://runs/run.pol"
     with pytest.raises(Stop):

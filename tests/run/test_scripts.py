@@ -25,7 +25,7 @@ TABLE = [
     ("vae.py", [], 5),
 ]
 ALIKE = pytest.mark.slow(reason="like others, in what it asks of a run")
-SLOW = {"average.py", "sequences.py", "vae.py"}
+SLOW = {"average.py", "classify.py", "language.py", "sequences.py", "vae.py"}
 
 
 @pytest.mark.parametrize(
