@@ -188,7 +188,7 @@ def portable_cost(make: Callable[[int], Task], device: str, steps: int, blocks: 
         "plain": plain,
         "engine": runs.name,
         "why": runs.reason,
-        "shown": f"{value:.2f} on the {runs.name} engine: {least['portable'] * 1e3:.1f} ms a step; plain {plain / least['native']:.2f}",
+        "shown": f"{value:.2f} ({runs.name} engine: {least['portable'] * 1e3:.1f} ms a step); plain {plain / least['native']:.2f}",
     }
 
 
