@@ -43,7 +43,8 @@ types: $(STAMP)
 	$(BIN)/mypy --config-file tests/mypy.ini
 
 # A file's tests share what they prepared, so one process runs them; which files come first, tests/conftest.py says.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# Bytecode is kept even where PYTHONDONTWRITEBYTECODE says not to: hundreds of processes import the package.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 quick: lint
 	$(BIN)/mypy src

@@ -4,8 +4,8 @@
 
 - *Replay*: the examples, mixed precision and a compiled model are recorded by one process and verified by another on the same GPU,
   every segment of them.
-- *Portable*: five tasks are trained in portable arithmetic on the CPU and on the GPU; the digests of the whole state are compared
-  after every step. A proof recorded on the GPU is verified by a process that sees none.
+- *Portable*: five tasks are trained in portable arithmetic on the CPU (another machine's: ``--cpu-alone``) and on the GPU; the digests
+  of the whole state are compared after every step. A proof recorded on the GPU is verified by a process that sees none.
 - *Cost*: recording over the same steps without it, and a portable step over a native one (float32, no TF32), in alternating blocks;
   with the engine that runs there, and with the plain one.
 
@@ -96,7 +96,8 @@ def trained(name: str, device: str, steps: int, text: str) -> Cell:
         return {"error": done.stderr[-2500:]}
     found: Cell = json.loads(done.stdout.splitlines()[-1])
     found.pop("weights")
-    return {**found, "shown": f"{found['typical_step'] * 1e3:.1f} ms a step, {found['achieved']:.4f}"}
+    where = provenance() if device == "cpu" else torch.cuda.get_device_name()
+    return {**found, "where": where, "shown": f"{found['typical_step'] * 1e3:.1f} ms a step, {found['achieved']:.4f}"}
 
 
 # ---- costs ------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def portable_cost(make: Callable[[int], Task], device: str, steps: int, blocks: 
         "plain": plain,
         "engine": runs.name,
         "why": runs.reason,
-        "shown": f"{value:.2f} ({runs.name} engine: {least['portable'] * 1e3:.1f} ms a step); plain {plain / least['native']:.2f}",
+        "shown": f"{value:.2f}, {runs.name} engine: {least['portable'] * 1e3:.1f} ms a step; plain {plain / least['native']:.2f}",
     }
 
 
@@ -199,12 +200,17 @@ def main() -> None:
     options = parser(__doc__, "short runs")
     options.add_argument("--output", default="docs/evidence", help="folder for the page")
     options.add_argument("--device", default="cuda", help="`cuda`; `cpu` shows that the program works")
+    options.add_argument(
+        "--cpu-alone",
+        action="store_true",
+        help="train the tasks of the second part on this CPU, keep that in FILE.part for a run with a GPU, and end",
+    )
     given = options.parse_args()
     if given.size.name == "tiny" and not torch.cuda.is_available():
         given.device = "cpu"
     size, device = given.size, given.device
     try:
-        environment.require(device)
+        environment.require("cpu" if given.cpu_alone else device)
     except Exception as error:
         raise SystemExit(f"{error}; there is nothing to measure (--device cpu goes through the program)") from None
     if given.data:
@@ -215,13 +221,16 @@ def main() -> None:
     steps, portable_steps = size.of(200, 40, 10), size.of(500, 50, 3)
     tasks = PORTABLE if has_data else PORTABLE[:2]
     todo: dict[str, Callable[[], Cell]] = {}
+    label = {"size": size.name, "device": device}
     for name in tasks[::-1]:
         for where in dict.fromkeys(("cpu", device)):
             todo[f"portable/{name}/{where}"] = partial(trained, name, where, portable_steps, text)
+    if given.cpu_alone:
+        compute({name: work for name, work in todo.items() if name.endswith("/cpu")}, part_of(given.json), label)
+        return
     todo["elsewhere/digits"] = partial(replayed, "digits", steps, device, portable=True, hide=True)
     for name in REPLAYED if has_data and not (device == "cpu" and size.name == "tiny") else ():
         todo[f"replay/{name}"] = partial(replayed, name, steps, device)
-    label = {"size": size.name, "device": device}
     alone: dict[str, Callable[[], Cell]] = {}
     if has_data:
         each, blocks = size.of(60, 10, 2), size.of(12, 3, 1)
@@ -254,6 +263,7 @@ def tested(device: str) -> Cell:
 def report(found: dict[str, Cell], given: Any, tasks: tuple[str, ...], steps: int) -> None:
     device, results = given.device, list[Result]()
     bits, replays, costs = [], [], []
+    cpus = "; ".join(dict.fromkeys(found[f"portable/{name}/cpu"].get("where", "unknown") for name in tasks))
     for name in tasks:
         one, other = (found[f"portable/{name}/{where}"] for where in ("cpu", device))
         if "error" in one or "error" in other:
@@ -301,7 +311,8 @@ def report(found: dict[str, Cell], given: Any, tasks: tuple[str, ...], steps: in
         table(["task", "verified by", "exact segments", "verdict"], replays),
         "## Portable arithmetic: the CPU's bits\n",
         f"The self-test on the GPU: {test['cases']} cases, {len(test['differ'])} differ. {steps} steps of each task; digests of the "
-        "whole state after every step, the initial one included. Times are those of processes that ran side by side.\n",
+        "whole state after every step, the initial one included. Times are those of processes that ran side by side. "
+        f"The CPU: {cpus}.\n",
         table(["task", "states", "GPU against CPU", "step, CPU", "step, GPU", "last digest"], bits),
         "## Cost\n",
         "In alternating blocks, nothing else on the machine; wall time.\n",

@@ -3,7 +3,8 @@
 For every task, interval (1, 5, 20, and what `pol calibrate` recommends) and pair of environments: `pol prove` in one,
 `pol verify --own-environment --allow-calibrated` in the other. What has to hold: no honest proof is rejected;
 `inconclusive` only where the interval is too long; the worst honest error stays three times below its limit, and the
-attacks' errors three times above.
+attacks' errors three times above. In portable arithmetic the same tasks have to be valid and exact at every interval up to the whole
+run's length.
 
     python experiments/other_environments.py [--quick | --tiny] [--data DIR] [--jobs N] [--only TASKS] [--so-far] --json FILE
 
@@ -41,6 +42,7 @@ from cells import (
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad")
 ATTACKS = ("concatenation", "infinitesimal-update")
 VERDICTS = ("valid", "inconclusive", "invalid")
+PORTABLE_PAIRS = (("ATen default", "2 threads"), ("1 thread", "MKL AVX2"))
 NONE = "none recommended"  # in place of a verdict, where `pol calibrate` knows no interval that is short enough
 MARGIN = 3.0  # wanted between the worst honest error and its limit, and between the limit and the nearest attack
 Row = dict[str, Any]
@@ -50,7 +52,7 @@ Row = dict[str, Any]
 class Case:
     """One proof and its judgement: ``prover`` and ``verifier`` name environments; ``attack`` forges it first.
 
-    ``k``: None for the interval that `pol calibrate` recommends.
+    ``k``: None for the interval that `pol calibrate` recommends. ``portable``: recorded in portable arithmetic, so judged to the bit.
     """
 
     task: str
@@ -60,10 +62,11 @@ class Case:
     prover: str
     verifier: str
     attack: str | None = None
+    portable: bool = False
 
     @property
     def name(self) -> str:
-        what = f" {self.attack}" if self.attack else ""
+        what = f" {self.attack}" if self.attack else " portable" if self.portable else ""
         return f"{self.task} k={self.k or 'recommended'} {self.prover} -> {self.verifier}{what}"
 
 
@@ -95,6 +98,12 @@ def cases(size: Size, data: str | None) -> Iterator[Case]:
         for attack in ATTACKS[: size.of(2, 2, 0)]:
             if task != "custom-step":
                 yield Case(task, target, settings, 2 if quick else 5, "ATen AVX2", "1 thread", attack)
+        steps = int(settings[-1].partition("=")[2])
+        long = 500 if small and not quick else steps
+        for k in (1, 5, 20, long) if size.full else (steps,):
+            its = (*settings[:-1], f"steps={max(k, steps)}")
+            for prover, verifier in PORTABLE_PAIRS[: size.of(2, 1, 1)]:
+                yield Case(task, target, its, k, prover, verifier, portable=True)
 
 
 def described(case: Case) -> dict[str, Any]:
@@ -128,18 +137,24 @@ def run(case: Case, data: str | None) -> dict[str, Any]:
                 k = told["recommended_interval"]
                 if k is None:
                     return {"verdict": NONE, "shown": "no interval is short enough"}
-            command(case.prover, "prove", case.target, "-o", proof, "-k", str(k))
+            arithmetic = ("--arithmetic", "portable") if case.portable else ()
+            command(case.prover, "prove", case.target, "-o", proof, "-k", str(k), *arithmetic)
             if case.attack:
                 target, proof = proof, f"{folder}/forged.pol"
                 command(case.prover, "attack", case.attack, "--target", target, "--task", case.target, "-o", proof)
         except FailedError as error:
             return {"error": str(error)}
-        options = ["--own-environment", "--allow-calibrated", "--keep-going"]
+        options = ["--own-environment", "--keep-going", *([] if case.portable else ["--allow-calibrated"])]
         options += ["--sandbox", "off", "--random", "40", "--json", str(verdict)]
         done = pol(case.verifier, "verify", proof, "--task", case.target, *sets, *options, data=data)
         if not verdict.is_file():
             return {"error": done.stderr.decode()[-400:]}
-        return {**summary(json.loads(verdict.read_text())), "interval": k, "seconds": time.perf_counter() - begun}
+        taken = {
+            "interval": k,
+            "seconds": time.perf_counter() - begun,
+            **({"where": provenance()} if case.portable else {}),
+        }
+        return {**summary(json.loads(verdict.read_text())), **taken}
 
 
 def summary(verdict: dict[str, Any]) -> dict[str, Any]:
@@ -163,8 +178,10 @@ def summary(verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 def results(rows: list[Row]) -> list[Result]:
+    portable, rows = _portable(rows)
     honest = [row for row in rows if row["attack"] is None]
     forged = [row for row in rows if row["attack"] is not None]
+    bad = sum(row.get("verdict") != "valid" or row["exact_segments"] < row["segments"] for row in portable)
     verdicts = Counter(row.get("verdict", "error") for row in honest)
     worst = max((row["worst_pass"] for row in honest if row.get("worst_pass") is not None), default=0.0)
     nearest = min((row["nearest_fail"] for row in forged if row.get("nearest_fail") is not None), default=float("nan"))
@@ -182,12 +199,15 @@ def results(rows: list[Row]) -> list[Result]:
         Result("runs that failed to run", verdicts["error"], "runs", "lower", 0),
         Result("limit over worst honest error", 1 / worst if worst else float("inf"), "x", "higher", MARGIN),
         Result("nearest attack's error over limit", nearest, "x", "higher", MARGIN),
+        Result("proofs in portable arithmetic that are not valid to the bit", bad, "runs", "lower", 0),
         Result("attacks accepted", sum(row.get("verdict") == "valid" for row in forged), "runs", "lower", 0),
     ]
 
 
 def page(rows: list[Row], planned: int) -> str:
     """Markdown: the verdicts by task and at recommended intervals, and every honest run that was not valid."""
+    everything = len(rows)
+    portable, rows = _portable(rows)
     judged = [row for row in rows if row.get("verdict") in VERDICTS]
     honest, forged = ([row for row in judged if (row["attack"] is None) == fair] for fair in (True, False))
     fixed, recommended = ([row for row in honest if (row["k"] is None) == free] for free in (False, True))
@@ -210,7 +230,7 @@ def page(rows: list[Row], planned: int) -> str:
         for row in honest
         if row["verdict"] != "valid"
     ]
-    missing = "" if len(rows) == planned else f" **Not complete: {len(rows)} of {planned} runs.**"
+    missing = "" if everything == planned else f" **Not complete: {everything} of {planned} runs.**"
     return f"""# Honest proofs and attacks in other numeric environments
 
 From `python experiments/other_environments.py --data DIR --json FILE`, seed 0; {provenance()}.{missing} Every run lies in
@@ -230,7 +250,39 @@ Each proof was made in one environment (1 or 2 threads, ATen at AVX2 or default,
 ## Honest runs that are not valid
 
 {table(["task", "k", "environments", "verdict", "why"], reasons) if reasons else "None."}
-"""
+{_portable_section(portable)}"""
+
+
+def _portable(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Those in portable arithmetic, and the rest."""
+    return [row for row in rows if row.get("portable")], [row for row in rows if not row.get("portable")]
+
+
+def _portable_section(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    spans = {1: "k = 1", 5: "k = 5", 20: "k = 20"}
+    columns = [*spans.values(), "the whole run"]
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == task]
+        cells = []
+        for column in columns:
+            here = [row for row in mine if spans.get(row["k"], columns[-1]) == column]
+            exact = sum(row.get("verdict") == "valid" and row["exact_segments"] == row["segments"] for row in here)
+            at = f" (k = {here[0]['k']})" if here and column == columns[-1] else ""
+            cells.append(f"{exact} of {len(here)}{at}" if here else "not run")
+        lines.append([task, *cells])
+    bad = [row for row in rows if row.get("verdict") != "valid"]
+    reasons = [(r["task"], r["k"], f"{r['prover']} → {r['verifier']}", r["verdict"], r["reason"]) for r in bad]
+    return f"""
+## In portable arithmetic
+
+Recorded with `--arithmetic portable`, judged by `pol verify --own-environment` (nothing calibrated): how many runs are
+valid with every segment equal to the bit. {"; ".join(dict.fromkeys(row["where"] for row in rows if "where" in row))}.
+
+{table(["task", *columns], lines)}
+{table(["task", "k", "environments", "verdict", "why"], reasons) if reasons else ""}"""
 
 
 def _counts(rows: list[Row]) -> list[int]:
@@ -246,7 +298,9 @@ def main() -> None:
     options_ = parser(__doc__, "one task, four runs")
     options_.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options_.add_argument(
-        "--only", default="", help="names of tasks, separated by commas, or `recommended` (default: everything)"
+        "--only",
+        default="",
+        help="names of tasks, separated by commas, or `recommended`, or `portable` (default: everything)",
     )
     options_.add_argument("--so-far", action="store_true", help="run nothing more; write what the runs so far say")
     options_.add_argument("--output", help="folder for the page (default: docs/evidence; none if --quick or --tiny)")
@@ -261,7 +315,10 @@ def main() -> None:
         todo = {
             name: case
             for name, case in everything.items()
-            if not only or case.task in only or (case.k is None and "recommended" in only)
+            if not only
+            or case.task in only
+            or (case.k is None and "recommended" in only)
+            or (case.portable and "portable" in only)
         }
     work = {name: lambda case=case: {**described(case), **run(case, options.data)} for name, case in todo.items()}
     rows = list(compute(work, part, {}, jobs=options.jobs).values())

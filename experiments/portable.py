@@ -55,9 +55,10 @@ def differing(one: Cell, other: Cell) -> float:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--output", default="docs/evidence", help="folder for the page")
+    options.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     given = options.parse_args()
     size = given.size
-    steps, seeds = size.of(120, 20, 2), size.of(2, 2, 1)
+    steps, seeds = size.of(120, 20, 2), size.of(5, 2, 1)
     tasks, settings = TASKS[: size.of(4, 4, 1)], list(SETTINGS)[: size.of(4, 4, 2)]
     source = Path(given.data or "") / "tiny_shakespeare.txt"
     text = (source if given.data and source.is_file() else HERE.parent / "LICENSE").read_text()[:60_000]
@@ -68,7 +69,7 @@ def main() -> None:
                 todo[f"{task}/{arithmetic}/{setting}/0"] = partial(run, task, arithmetic, setting, steps, 0, text)
             for seed in range(1, seeds):
                 todo[f"{task}/{arithmetic}/{BASE}/{seed}"] = partial(run, task, arithmetic, BASE, steps, seed, text)
-    found = compute(todo, part_of(given.json), {"size": size.name, "steps": steps})
+    found = compute(todo, part_of(given.json), {"size": size.name, "steps": steps}, jobs=given.jobs)
     results, bits, learnt, digests = list[Result](), [], [], []
     for task in tasks:
         for arithmetic in ("native", "portable"):

@@ -46,6 +46,7 @@ LONGEST = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: a test often waits for processes that it has started."""
     return len(os.sched_getaffinity(0)) + 1

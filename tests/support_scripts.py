@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import proof_of_learning as pol
@@ -56,9 +55,8 @@ def variables(rehearse: bool = False) -> dict[str, str]:
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """The script by itself."""
-    return subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, env=variables(), check=False
-    )
+    done = nursery.run(command, variables(), kind="script")
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def record(

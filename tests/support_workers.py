@@ -3,8 +3,8 @@
 Starting Python and importing PyTorch takes seconds; hundreds of tests start workers, and few are about how one starts. A worker
 made here is as much a process of its own as a real one: the same ``main``, its own session, pipes, folder and variables. It only
 inherits imports, made by a process that was started with the same variables of those that are read while importing, and it is in
-no sandbox. So is a command (``Nursery.run``), and so are the workers that it starts. Tests marked ``real_workers`` (of the start,
-of the sandbox), and all tests under ``POL_TEST_WORKERS=real``, use real ones.
+no sandbox. So is a command or a script (``Nursery.run``), and so are the workers that it starts. Tests marked ``real_workers``
+(of the start, of the sandbox), and all tests under ``POL_TEST_WORKERS=real``, use real ones.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import selectors
 import signal
 import socket
@@ -53,6 +54,7 @@ LATE = {"PYTHONIOENCODING", "PYTHONUSERBASE"}  # set anew in what is forked, or 
 IMPORTED = {  # what they import before they do anything
     "worker": ("torch", "proof_of_learning.replay.worker"),
     "command": ("proof_of_learning.verifier.verify", "proof_of_learning.report.html"),
+    "script": (),
 }
 AT_ONCE = 3  # each holds what PyTorch takes in memory
 LONGEST = 1 << 20
@@ -134,19 +136,23 @@ class Nursery:
         return Forked(told, open(ours_in, "wb", buffering=0), open(ours_out, "rb", buffering=0))
 
     def run(
-        self, arguments: Sequence[object], variables: dict[str, str], folder: Path | None = None
+        self, arguments: Sequence[object], variables: dict[str, str], folder: Path | None = None, kind: str = "command"
     ) -> subprocess.CompletedProcess[bytes]:
-        """The command ``pol`` with these arguments, in a process of its own without a terminal."""
+        """The command ``pol`` with these arguments, in a process of its own without a terminal.
+
+        ``kind``: ``script`` for the script that is the first of the arguments, with the others.
+        """
         words = [str(argument) for argument in arguments]
         if self.real:
-            start = [sys.executable, "-c", "from proof_of_learning.cli.main import run; run()", *words]
+            ours = ["-c", "from proof_of_learning.cli.main import run; run()"] if kind == "command" else []
+            start = [sys.executable, *ours, *words]
             return subprocess.run(start, capture_output=True, timeout=250, env=variables, cwd=folder)
         with open(os.devnull, "rb") as nothing, TemporaryFile() as out, TemporaryFile() as err:
-            told = self._fork("command", words, variables, [nothing.fileno(), out.fileno(), err.fileno()], folder)
+            told = self._fork(kind, words, variables, [nothing.fileno(), out.fileno(), err.fileno()], folder)
             status = Forked(told).wait()
             out.seek(0)
             err.seek(0)
-            return subprocess.CompletedProcess(["pol", *words], status, out.read(), err.read())
+            return subprocess.CompletedProcess([kind, *words], status, out.read(), err.read())
 
     def close(self) -> None:
         for parent, connection in self._parents.values():
@@ -266,6 +272,10 @@ def become(given: dict[str, Any], streams: list[int], parent: tuple[str, socket.
             parent[1].close()
             sys.path.insert(0, given["folder"])
             importlib.import_module("proof_of_learning.replay.worker").main()
+        elif given["kind"] == "script":
+            sys.path.insert(0, str(Path(given["words"][0]).parent))
+            sys.argv[:] = given["words"]
+            runpy.run_path(given["words"][0], run_name="__main__")
         else:
             sys.path.insert(0, "")
             sys.argv[:] = ["-c", *given["words"]]

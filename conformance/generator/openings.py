@@ -10,7 +10,7 @@ from drafts import Files, draft
 from samples import SAMPLE_EDITS, commitment, opened, stored
 from signed import OWNER, STRANGER
 from suite import LINK, ZERO, Suite
-from tables import Table, claimed, payload, signed, with_wide
+from tables import Table, claimed, payload, signed, succeeded, with_wide
 from tokens import (
     envelope,
 )
@@ -55,6 +55,14 @@ def cases(suite: Suite) -> None:
         "second-wide.json",
     )
     good("claimed", Table(made=claimed()), "Of a proof under a claim, signed by its owner.", None)
+    strangers: dict[str, Any] = {"key": STRANGER, "answered_with": STRANGER}
+    good(
+        "successor",
+        Table(made=succeeded(), **strangers),
+        "Signed with the key that the claim's recovery key put in the owner's place; a verifier named the owner's.",
+        None,
+        ["owner.pem"],
+    )
     unsalted = draft(6, planned=6, commitment=commitment(salted=False))
     good(
         "no-samples",
@@ -368,6 +376,23 @@ def cases(suite: Suite) -> None:
         "Signed by nobody whom the claim names.",
         base="claimed",
     )
+    for name, made, reason in (
+        (
+            "recovered-by",
+            succeeded(by=STRANGER),
+            "Another key than the claim's recovery key put the signer in the owner's place.",
+        ),
+        ("recovered-of", succeeded(of=STRANGER), "The signer was put in the place of somebody who is no owner."),
+    ):
+        bad(
+            name,
+            Table(made=made, **strangers),
+            "opening.owner",
+            "none of the owners",
+            reason,
+            base="successor",
+            keys=["owner.pem"],
+        )
     bad(
         "answers-stripped",
         raw | {"answers/answers.dsse.json": envelope(payload(raw, "answers"), [])},

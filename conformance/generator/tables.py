@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from drafts import Draft, Files, draft
 from samples import Tensors, commitment, opened, stored
-from signed import OWNER
+from signed import OWNER, SECOND, STRANGER, attached
 from tokens import (
     Private,
     envelope,
@@ -142,6 +142,15 @@ def signed(kind: Any, raw: bytes, key: Private) -> bytes:
 def claimed() -> Draft:
     """A registered proof with all its states and salted data."""
     return claims.registered(make=lambda: draft(6, planned=6, commitment=commitment()))
+
+
+def succeeded(by: Private = SECOND, of: Private = OWNER) -> Draft:
+    """The same, under a claim with a recovery key; with that (``by``), a stranger's key was put in the place of ``of``."""
+    made = claims.registered(make=lambda: draft(6, planned=6, commitment=commitment()), recovery=public(SECOND).digest)
+    claim, told = made.header["randomness"]["claim"], public(by)
+    said = statements.recovery(claim, public(of).digest, public(STRANGER), [told])
+    attached(made, "recovery-.dsse.json", envelope(said, [by]))
+    return made
 
 
 def with_wide() -> dict[str, Any]:

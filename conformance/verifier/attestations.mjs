@@ -6,6 +6,7 @@ import { canonical, document, isObject } from "./json.mjs";
 import { envelope, made, publicKey, signedBy, statement, told } from "./statements.mjs";
 import { distrust, token } from "./tokens.mjs";
 
+const MAX_TRIED = 16384; // pairs of a key and a signature, of all envelopes
 const SKEW = 5 * 60 * 1000; // between clocks of two authorities, beyond what each says of its own
 
 /** The digest of a task's description and sources; null where they are not fixed. */
@@ -151,6 +152,7 @@ export function gather(proof, named) {
   const tokens = new Map();
   const ignored = [], wrong = [];
   const heads = new Map(), recoveries = new Map();
+  let tried = 0;
   for (const file of [...proof.attestations.values()].sort((a, b) => (a.name < b.name ? -1 : 1))) {
     if (file.kind === "gaps") {
       gaps(file);
@@ -163,6 +165,8 @@ export function gather(proof, named) {
     const opened = file.form === "json" ? null : envelope(file.raw, file.name);
     const found = statement(opened === null ? file.raw : opened.payload, opened === null ? file.name : `the payload of ${file.name}`);
     need(found.kind === file.kind, "statement.type", `${file.name} holds a statement of the kind ${found.kind}`);
+    tried += opened === null ? 0 : new Set(found.signers.map((key) => key.digest)).size * opened.signatures.length;
+    need(tried <= MAX_TRIED, "envelope", `${file.name} and the envelopes before it name more keys and signatures than are tried`);
     const keys = opened === null ? [] : signedBy(opened, found.signers);
     if (!fits(proof, found)) {
       const refusal = { rule: "statement", message: `${file.name} is about something else, or says something else` };

@@ -3,6 +3,7 @@
 import fs from "node:fs";
 import path from "node:path";
 
+import { gather } from "./attestations.mjs";
 import { agree, brief, digest, entries, fileDigest, hash, need, open, read, readAt, Refusal } from "./basics.mjs";
 import { coordinates, lookingSeed } from "./draws.mjs";
 import { boolean, canonical, digestType, document, integer, list, map, nullable, object, oneOf, string } from "./json.mjs";
@@ -76,12 +77,14 @@ export function checkOpening(folder, mine, trusted) {
   agree(same, "opening.challenge", "the opening was made for another challenge, or of another proof");
   agree(second.claim === claim, "opening.claim", "the second challenge names another claim than the proof was made under");
   agree(fileDigest(path.join(folder, "proof", "index.jsonl")) === head.index, "opening.index", "the opening was signed with other states than it holds");
-  const answers = readAnswers(path.join(folder, "answers"), proof, first);
+  const recovered = [...proof.attestations.values()].some(({ kind }) => kind === "recovery");
+  const replaced = recovered ? gather(proof, []).replaced : new Map();
+  const answers = readAnswers(path.join(folder, "answers"), proof, first, replaced);
   const after = second.first === first.digest && second.answers === answers.digest && second.root === proof.root;
   agree(after, "opening.challenge", "the second challenge is on other answers, or follows another first challenge");
-  const keys = signers(folder, "opening", head, proof);
+  const keys = signers(folder, "opening", head, proof, replaced);
   agree(keys.some((key) => answers.keys.includes(key)), "opening.key", "answers and opening are signed with different keys");
-  agree(trusted.length === 0 || keys.some((key) => trusted.includes(key)), "opening.key", "the opening is signed with no trusted key");
+  agree(trusted.length === 0 || standing(keys, replaced).some((key) => trusted.includes(key)), "opening.key", "the opening is signed with no trusted key");
   const count = checkSamples(path.join(folder, "samples.bin"), proof, head.samples);
   checkStates(path.join(folder, "answers"), proof, answers, first, second);
   return { proof, keys, samples: count, second };
@@ -94,8 +97,11 @@ function only(folder, names) {
   }
 }
 
-/** Digests of the keys that signed this very document, of which one has to be an owner's where the claim names owners. */
-function signers(folder, kind, head, proof) {
+/** Keys with those in whose place the claim's recovery key put them. */
+const standing = (keys, replaced) => keys.flatMap((key) => [key, ...(replaced.get(key) ?? [])]);
+
+/** Digests of the keys that signed this very document, of which one has to be, or stand for, an owner's where the claim names owners. */
+function signers(folder, kind, head, proof, replaced) {
   const name = `${kind}.dsse.json`;
   const opened = envelope(read(path.join(folder, name), MAX.envelope), name);
   const found = statement(opened.payload, `the payload of ${name}`);
@@ -104,17 +110,17 @@ function signers(folder, kind, head, proof) {
   const keys = signedBy(opened, found.signers);
   agree(keys.length > 0, "signature", `${name} has no signature that is good for a key which it names`);
   const owners = proof.header.claim?.owners ?? [];
-  agree(owners.length === 0 || keys.some((key) => owners.includes(key)), "opening.owner", `${kind}: signed by none of the owners that the claim names`);
+  agree(owners.length === 0 || standing(keys, replaced).some((key) => owners.includes(key)), "opening.owner", `${kind}: signed by none of the owners that the claim names`);
   return keys;
 }
 
-function readAnswers(folder, proof, first) {
+function readAnswers(folder, proof, first, replaced) {
   const head = load(path.join(folder, "answers.json"), "answers");
   const count = proof.states.length;
   agree(head.root === proof.root && first.root === proof.root, "opening.answers", "answers or challenge are about another proof: the roots differ");
   agree(first.claim === proof.header.randomness.claim, "opening.claim", "the first challenge names another claim than the proof was made under");
   agree(head.challenge === first.digest, "opening.answers", "the answers were given to another challenge");
-  const keys = signers(folder, "answers", head, proof);
+  const keys = signers(folder, "answers", head, proof, replaced);
   const say = (condition, message) => need(condition, "opening.range", `answers.json: ${message}`);
   say(head.layout.length === count && head.sizes.length === count, `it has ${head.sizes.length} states; the proof has ${count}`);
   say(head.layouts.length >= 1 && head.layouts.length <= 64, "too many layouts, or none");

@@ -150,6 +150,7 @@ function tstInfo(raw, what) {
     }
   }
   about ||= 1000;
+  need(Date.UTC(1970) <= at - about && at + about <= Date.UTC(9999), "token.form", `${what}: its time is none that a clock may have`);
   return { stamped: digest_.toString("hex"), at, earliest: at - about, latest: at + about };
 }
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.prover import Recording, prove, register
     from proof_of_learning.recording.recorder import Indexed, Recorder
+    from proof_of_learning.recording.stamping import Stamping
     from proof_of_learning.run.clock import Run
     from proof_of_learning.signing import recover, sign, timestamp
     from proof_of_learning.state.state import State
@@ -50,6 +51,7 @@ _HOMES = {
     "Recorder": "recording.recorder",
     "Run": "run.clock",
     "Recording": "prover",
+    "Stamping": "recording.stamping",
     "State": "state.state",
     "StepContext": "training.context",
     "Task": "task",
@@ -88,7 +90,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "CheckResult", "Dispute", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "State", "StepContext", "Task",
-    "TaskReference", "Verdict", "__version__", "attacks", "calibrate", "check", "dispute", "errors", "export", "load_task", "pack",
-    "prove", "recover", "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
+    "CheckResult", "Dispute", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "Stamping", "State", "StepContext",
+    "Task", "TaskReference", "Verdict", "__version__", "attacks", "calibrate", "check", "dispute", "errors", "export", "load_task",
+    "pack", "prove", "recover", "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
 ]  # fmt: skip

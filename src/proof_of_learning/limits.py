@@ -24,6 +24,7 @@ MAX_LOG_HEADS = 100  # stamped heads that a recording adds: two files each
 MAX_GAPS = 1000  # stretches of a recording in which no authority answered, as it notes them
 MAX_TOKEN = 1 << 16  # a timestamp token with its certificates
 MAX_SIGNATURES = 16  # of an envelope
+MAX_TRIED = 1 << 14  # pairs of a key and a signature, of all envelopes of a proof: some thousands are tried in a second
 MAX_KEY = 1 << 16  # a key in a file
 MAX_ROOTS = 1 << 20  # certificates of authorities that a verifier trusts
 

@@ -76,9 +76,7 @@ def prove(
     arithmetic: str | None = None,
     salt: str | os.PathLike[str] | None = None,
     seal_program: bool | None = None,
-    stamp_every: int | None = None,
-    tsa: Iterable[str] | None = None,
-    trusted_tsa: Iterable[str | Path] = (),
+    stamping: Stamping | None = None,
     progress: ProgressCallback = silent,
 ) -> Recording:
     """Train ``task`` and write its proof to ``path``, a directory or an address that fsspec knows (``s3://…``); go on where an
@@ -105,15 +103,14 @@ def prove(
     salt: the secret (``pol keygen --salt``) from which each sample's salt in the data commitment follows, for data that stay private.
     seal_program: record the step as data in the proof (:mod:`.program`; default: what the claim says), so that it can be
         replayed without the task's code. Refused by name where the task has something that no program can hold.
-    stamp_every: every how many segments the log's head is stamped in the background, by the timestamp authorities at the addresses
-        ``tsa``, in turn; no step waits for one, and where none answers, a gap is noted. trusted_tsa: certificates (PEM files) that
-        their answers have to be of.
+    stamping: have the log's head stamped by timestamp authorities in the background, ``pol.Stamping(every=50, tsa="https://…")``.
     Raises PolError subclasses, each with one line that says what to do.
     """
     claim = None if registration is None else registrations.load(registration)
     if claim is not None and seed is not None:
         raise UsageError(registrations.TWO_SOURCES)
-    stamping = Stamping.of(stamp_every, tsa, trusted_tsa)
+    if stamping is not None:
+        stamping.authorities()  # what is wrong with them is said before anything is loaded
     if claim is not None and interval is None:
         interval = claim.claim.interval
     if codec is None:

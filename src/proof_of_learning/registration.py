@@ -25,7 +25,7 @@ from proof_of_learning import canonical, sources
 from proof_of_learning.attestation.attested import rfc3339
 from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.errors import FormatError, UsageError
-from proof_of_learning.limits import MAX_ATTESTATIONS, MAX_CLAIM, MAX_OWNERS
+from proof_of_learning.limits import MAX_ATTESTATIONS, MAX_CLAIM, MAX_OWNERS, MAX_SIGNATURES
 from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof import files
 from proof_of_learning.proof.format import (
@@ -218,8 +218,11 @@ def new_claim(
             "its own, with its functions defined there (`pol doctor` says which are missing)"
         )
     needed = len(named) if threshold is None else threshold
-    if len(named) > MAX_OWNERS or not bool(named) <= needed <= len(named):
-        raise UsageError(f"a claim has at most {MAX_OWNERS} owners, and {needed} of {len(named)} cannot have to sign")
+    if len(named) > MAX_OWNERS or not bool(named) <= needed <= min(len(named), MAX_SIGNATURES):
+        raise UsageError(
+            f"a claim has at most {MAX_OWNERS} owners, of whom at most {MAX_SIGNATURES} sign, and {needed} of {len(named)} cannot "
+            "have to; say how many do (--threshold)"
+        )
     if recovery is not None and (not named or recovery in named):
         raise UsageError(
             "a recovery key stands beside owners, and is none of theirs; name an owner, and another key for recovery"

@@ -19,7 +19,7 @@ from proof_of_learning.attestation.gathering import ENVELOPE, STATEMENT, TOKEN, 
 from proof_of_learning.attestation.signatures import PrivateKey, PublicKey
 from proof_of_learning.attestation.timestamps import Authorities, Token
 from proof_of_learning.errors import FormatError, UsageError
-from proof_of_learning.limits import MAX_ATTESTATION, MAX_VERDICT
+from proof_of_learning.limits import MAX_ATTESTATION, MAX_SIGNATURES, MAX_VERDICT
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.attach import attach
 from proof_of_learning.proof.reader import Proof, attestation_name
@@ -156,6 +156,8 @@ def signed_claim(registration: Registration, signer: PrivateKey) -> Registration
         for one in envelope.signatures
         if owner.digest != signer.public.digest and owner.verifies(one, message)
     ]
+    if len(made) == MAX_SIGNATURES:
+        raise UsageError(f"the claim has {MAX_SIGNATURES} signatures already, and no more are read")
     made.append((signer.public.digest, signer.sign(message)))
     return registration.keeping(_named(_CLAIM, ENVELOPE, signatures.encoded(envelope.payload, made)))
 

@@ -264,17 +264,20 @@ def _cut(trees: list[ast.Module], gone: ast.AST) -> None:
 
 def _local_imports(raw: bytes, name: str, package: bool) -> Iterator[tuple[str, Path]]:
     """Local modules that the source text imports anywhere, packages around them included, by name and file."""
-    tree = _parsed(raw)
-    if tree is None:
-        return
-    home = name if package else name.rpartition(".")[0]
-    for wanted in sorted({full for node in ast.walk(tree) for full in _imported(node, home)}):
+    for wanted in _imports(raw, name if package else name.rpartition(".")[0]):
         parts = wanted.split(".")
         for length in range(1, len(parts) + 1):
             full = ".".join(parts[:length])
             path = _find(full)
             if path is not None and _foreign(full, path):
                 yield full, path
+
+
+@functools.lru_cache(maxsize=256)  # each session that is described asks for the same texts
+def _imports(raw: bytes, home: str) -> tuple[str, ...]:
+    """All modules that a source text of the package ``home`` imports anywhere; none where it cannot be parsed."""
+    tree = _parsed(raw)
+    return () if tree is None else tuple(sorted({full for node in ast.walk(tree) for full in _imported(node, home)}))
 
 
 def _imported(node: ast.AST, home: str) -> Iterator[str]:

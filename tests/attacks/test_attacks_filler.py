@@ -60,7 +60,12 @@ def test_a_blindfold_shows_the_directed_choices_genuine_segments_and_the_draws_f
 
 
 @pytest.mark.parametrize(
-    ("how", "check"), [("rate", "hyperparameters"), ("tiny", "hyperparameters"), ("skipped", "trajectory")]
+    ("how", "check"),
+    [
+        ("rate", "hyperparameters"),
+        pytest.param("tiny", "hyperparameters", marks=pytest.mark.slow(reason="found by the same check as the rate")),
+        ("skipped", "trajectory"),
+    ],
 )
 def test_padding_is_caught_and_does_not_count(how: str, check: str, task: Task, target: Proof, tmp_path: Path) -> None:
     forgery = ATTACKS["padding"](how=how).forge(target, task, tmp_path / "forged")

@@ -23,6 +23,7 @@ from proof_of_learning.verifier.plan import make_nonce, survey_seed
 
 STEPS, INTERVAL, SEGMENTS = 240, 2, 120  # at an interval of 1 the optimizer's identity leaves nothing to gamble on
 NONCES = fixed_nonces(200)
+FEWER = pytest.mark.slow(reason="other numbers of segments stay, on both sides of what is promised")
 NOISE = 4 / math.sqrt(len(NONCES))  # eight standard deviations of the most uncertain rate
 
 
@@ -43,7 +44,7 @@ def fare(forgery: Forgery, task: Task) -> Odds:
 
 
 @pytest.mark.usefixtures("every_segment")
-@pytest.mark.parametrize("segments", [1, 7])
+@pytest.mark.parametrize("segments", [pytest.param(1, marks=FEWER), 7])
 def test_jumps_to_the_target_are_never_missed_for_they_make_the_progress(
     segments: int, task: Task, target: Proof, tmp_path: Path
 ) -> None:
@@ -59,7 +60,7 @@ def test_jumps_to_the_target_are_never_missed_for_they_make_the_progress(
     assert failed == set(forgery.forged) & {segment.index for segment in verdict.segments}  # and all others replay
 
 
-@pytest.mark.parametrize("segments", [1, 5, 13])
+@pytest.mark.parametrize("segments", [1, pytest.param(5, marks=FEWER), 13])
 def test_segments_that_make_no_progress_are_missed_as_often_as_is_promised(
     segments: int, task: Task, target: Proof, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ SAVED = {
     "other-data": 1.0,
     "lower-precision": 1.0,
 }
+ALIKE = pytest.mark.slow(reason="another way to save work, made and judged by the same lines as those that stay")
+WAYS = [pytest.param(how, marks=() if how in {"skipped-steps", "lower-precision"} else ALIKE) for how in sorted(SAVED)]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def target(digits: pol.TaskReference, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.usefixtures("every_segment")
-@pytest.mark.parametrize("how", sorted(SAVED))
+@pytest.mark.parametrize("how", WAYS)
 def test_every_challenged_segment_shows_it(how: str, target: Target) -> None:
     forgery, verdict = target.judge("lazy", how=how)
     assert rejects(verdict) == "trajectory"
@@ -33,7 +35,7 @@ def test_every_challenged_segment_shows_it(how: str, target: Target) -> None:
     assert forgery.distance > 1.0  # of the target it takes nothing
 
 
-@pytest.mark.parametrize("how", sorted(SAVED))
+@pytest.mark.parametrize("how", WAYS)
 def test_segments_without_savings_replay_bit_for_bit(how: str, target: Target) -> None:
     """So that what the other test finds is the laziness, and nothing else in how these proofs are made."""
     forgery, verdict = target.judge("lazy", how=how, segments=0.0)

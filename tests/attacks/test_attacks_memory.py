@@ -17,6 +17,7 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.task import Task
 
 STEPS = 120
+ALIKE = pytest.mark.slow(reason="another parameter of a teleport whose other rows are forged and judged alike")
 OPTIMIZERS = {
     "momentum": lambda m: SGD(m.parameters(), lr=0.05, momentum=0.9),
     "nesterov": lambda m: SGD(m.parameters(), lr=0.05, momentum=0.9, nesterov=True),
@@ -42,12 +43,12 @@ def honest(digits: pol.TaskReference, path: Path, optimizer: str, paused: bool) 
 @pytest.mark.parametrize(
     ("optimizer", "paused", "parameters", "near"),
     [
-        ("momentum", False, {"parts": 1}, 0.2),
+        pytest.param("momentum", False, {"parts": 1}, 0.2, marks=ALIKE),
         ("momentum", False, {"parts": 6}, 0.15),
-        ("nesterov", False, {}, 0.15),
+        pytest.param("nesterov", False, {}, 0.15, marks=ALIKE),
         ("adam", False, {"how": "adam"}, 0.2),
-        ("adam", False, {"how": "adam", "shrink": 0.1}, 0.9),
-        ("momentum", True, {"how": "latent"}, 0.9),
+        pytest.param("adam", False, {"how": "adam", "shrink": 0.1}, 0.9, marks=ALIKE),
+        pytest.param("momentum", True, {"how": "latent"}, 0.9, marks=ALIKE),  # the next test forges it, too
     ],
 )
 def test_a_teleport_comes_near_the_target_and_its_false_momentum_is_always_replayed(

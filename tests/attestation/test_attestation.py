@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from proof_of_learning import (
     Proof,
@@ -282,6 +283,23 @@ def test_envelopes_are_read_leniently(world: World, run: Path) -> None:
     ]
     put(run, "seal-.dsse.json", json.dumps({**value, "unknown": {"a": 1}}, indent=3).encode())
     assert judged(run, trusted_keys=[world.trusted]).check("attestation").status == "pass"
+
+
+def test_signatures_that_have_to_be_tried_are_counted(world: World, run: Path) -> None:
+    """Each key of each envelope is tried with each signature: a few megabytes would take minutes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PublicKey, "verifies", lambda *_: False)
+        keys = [ec.generate_private_key(ec.SECP256R1()).public_key() for _ in range(64)]
+        form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        signers = [signatures.decode_public(key.public_bytes(*form), "a key") for key in keys]
+        payload = statements.seal(gathering.sealed(Proof.open(run)), signers)
+        for number in range(15):
+            made = [("", bytes([number, place, 1])) for place in range(16)]
+            put(run, "seal-.dsse.json", signatures.encoded(payload, made))
+        gathering.gather(Proof.open(run), None)
+        put(run, "seal-.dsse.json", signatures.encoded(payload, [("", bytes([place])) for place in range(16)]))
+        with pytest.raises(FormatError, match="more keys and signatures than are tried"):
+            judged(run)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 
-from proof_of_learning import TaskReference, verify
+import support_authority as authorities
+from proof_of_learning import TaskReference, prove, timestamp, verify
 from proof_of_learning.attestation import beacon
 from proof_of_learning.attestation.attested import SKEW
 from proof_of_learning.errors import UsageError
 from proof_of_learning.report import words
 from proof_of_learning.verifier import guarantee
+from proof_of_learning.verifier.options import Options
+from proof_of_learning.verifier.verdict import Nonce
 from support_attestation import World, gathered, named
 from support_cli import one_line, pol
 
@@ -50,12 +53,19 @@ def written(path: Path, value: object) -> Path:
     return path
 
 
+def info(key: str) -> dict[str, Any]:
+    """What a network with a public key tells of itself, with the hash that drand gives it."""
+    group, numbers = "ab" * 32, PERIOD.to_bytes(4, "big") + GENESIS.to_bytes(8, "big")
+    identity = hashlib.sha256(numbers + bytes.fromhex(key + group) + b"test").hexdigest()
+    given = {"public_key": key, "period": PERIOD, "genesis_time": GENESIS, "groupHash": group, "hash": identity}
+    return {**given, "schemeID": "bls-unchained-g1-rfc9380", "metadata": {"beaconID": "test"}}
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network of our own, as its ``/info`` tells it."""
     key = "".join(f"{half:096x}" for half in compress_G2(multiply(G2, SECRET)))
-    given = {"public_key": key, "period": PERIOD, "genesis_time": GENESIS, "hash": "ab" * 32}
-    return written(tmp_path_factory.mktemp("network") / "info.json", {**given, "schemeID": "bls-unchained-g1-rfc9380"})
+    return written(tmp_path_factory.mktemp("network") / "info.json", info(key))
 
 
 @pytest.fixture
@@ -114,10 +124,15 @@ def test_the_round_of_another_network_is_refused(round_file: Callable[[int], Pat
     ("change", "words"),
     [
         ({"schemeID": "pedersen-bls-chained"}, "scheme 'pedersen-bls-chained' is not known"),
-        ({"public_key": "c0" + "00" * 95}, "not that of round"),  # a key under which anything would hold
         ({"public_key": "aa"}, "96 bytes"),
         ({"period": 0}, "no round"),
         ({"genesis_time": -1}, "no round"),
+        ({"groupHash": "aa"}, "groupHash is not 32 bytes"),
+        # Rounds that are out already would pass for those to come, and a network of one's own for a known one.
+        ({"genesis_time": GENESIS + 86_400}, "not the network that it is called"),
+        ({"period": PERIOD + 1}, "not the network that it is called"),
+        ({"hash": beacon.QUICKNET.hash}, "not the network that it is called"),
+        ({"metadata": {}}, "not the network that it is called"),
     ],
 )
 def test_what_is_no_network_is_refused(
@@ -126,6 +141,16 @@ def test_what_is_no_network_is_refused(
     other = written(tmp_path / "info.json", {**json.loads(network.read_text()), **change})
     with pytest.raises(UsageError, match=words):
         beacon.load_beacon(round_file(7), other)
+
+
+def test_a_key_under_which_anything_would_hold_is_none(round_file: Callable[[int], Path], tmp_path: Path) -> None:
+    other = written(tmp_path / "info.json", info("c0" + "00" * 95))
+    with pytest.raises(UsageError, match="not that of round"):
+        beacon.load_beacon(round_file(7), other)
+
+
+def test_the_hash_of_quicknet_is_that_of_what_is_pinned() -> None:
+    assert beacon.QUICKNET.identity().hex() == beacon.QUICKNET.hash
 
 
 def test_a_nested_file_is_refused_in_a_line(tmp_path: Path) -> None:
@@ -161,7 +186,8 @@ def test_the_first_round_after_the_stamp_counts_as_drawn_and_no_other_does(
     assert verdict.nonce.origin == "beacon" and verdict.nonce.round is not None and verdict.nonce.round.round == due
     assert verdict.verdict == "valid", verdict.reason
     assert verdict.guarantee.miss_probability == verdict.guarantee.function_miss_probability == 1e-9
-    assert "nobody could know before" in words.public(verdict.nonce)
+    told = words.public(verdict.nonce)
+    assert "nobody could know before" in told and f"{verdict.nonce.round.chain}, which the verifier named" in told
     again = verify(world.proof, tiny, beacon=round_file(due), registration=world.claim, **options)
     assert again.nonce == verdict.nonce and [s.index for s in again.segments] == [s.index for s in verdict.segments]
 
@@ -182,6 +208,21 @@ def test_without_a_stamp_on_the_seal_no_round_counts(
         stamp.unlink()
     verdict = verify(bare, trusted_tsa=believed, **given)
     assert verdict.nonce.origin == "self-chosen" and "no timestamp on the seal" in verdict.nonce.why
+
+
+def test_a_round_counts_for_the_links_behind_a_proof_that_was_stamped(
+    world: World, network: Path, round_file: Callable[[int], Path], tiny: TaskReference, tmp_path: Path
+) -> None:
+    base, run = tmp_path / "base.pol", tmp_path / "run.pol"
+    prove(tiny, base, interval=12, rehearse=False)
+    prove(tiny, run, interval=12, seed=1, start_from=base, rehearse=False)
+    with authorities.serving(world.first.reply) as url:
+        timestamp(run, [url])
+    options: dict[str, Any] = {"beacon_chain": network, "trusted_tsa": [world.first.roots], "chain": [(base, tiny)]}
+    verdict = verify(run, tiny, beacon=round_file(first_after(world, run)), **options)
+    assert verdict.verdict == "valid", verdict.reason
+    handed = Nonce(verdict.nonce.value, "self-chosen", verdict.nonce.round)
+    assert Options().for_link(handed).draw.drawn is None  # a round that does not count for the proof counts for no link
 
 
 def test_more_is_drawn_than_for_one_verifier() -> None:

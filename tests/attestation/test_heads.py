@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 import support_authority as authorities
 import support_scripts
 from conftest import nursery
-from proof_of_learning import Proof, TaskReference, Verdict, prove
+from proof_of_learning import Proof, Stamping, TaskReference, Verdict, prove
 from proof_of_learning.attestation import gaps, gathering, heads, statements
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.proof.format import ATTESTATIONS
+from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.recording import stamper
 from proof_of_learning.report.html import render_html
 from support_attestation import World, chained, gathered, judged, named, only, put
@@ -75,7 +76,7 @@ def test_heads_are_stamped_while_training_and_contain_one_another(
     run = tmp_path / "run.pol"
     with authorities.serving(world.first.reply) as one, authorities.serving(world.second.reply) as two:
         made = prove(
-            tiny, run, interval=5, stamp_every=1, tsa=[one, two], trusted_tsa=[world.first.roots, world.second.roots],
+            tiny, run, interval=5, stamping=Stamping(1, [one, two], [world.first.roots, world.second.roots]),
             progress=patient(run),
         )  # fmt: skip
     assert made.root == Proof.open(tiny_proof).root  # nothing of it is under the root
@@ -129,7 +130,7 @@ def test_a_dead_authority_stops_nothing_and_leaves_a_gap(
 ) -> None:
     run = tmp_path / "run.pol"
     with authorities.serving(lambda request: None) as url:
-        made = prove(tiny, run, interval=5, stamp_every=2, tsa=[f"{url}?key=hidden"])
+        made = prove(tiny, run, interval=5, stamping=Stamping(2, f"{url}?key=hidden"))
     assert made.stamped is not None and (made.stamped.heads, made.stamped.steps) == (0, 0)
     (gap,) = gaps.read(only(run, "gaps-*.json").read_bytes(), "gaps")
     assert (
@@ -142,7 +143,7 @@ def test_a_dead_authority_stops_nothing_and_leaves_a_gap(
 
     monkeypatch.setattr(stamper, "FIRST_PAUSE", 0.0)
     with authorities.serving(gone_silent(world.first.reply, 1)) as url:
-        made = prove(tiny, tmp_path / "again.pol", interval=5, stamp_every=1, tsa=[url])
+        made = prove(tiny, tmp_path / "again.pol", interval=5, stamping=Stamping(1, url))
     assert made.stamped is not None and made.stamped.steps == 24
     (gap,) = gaps.read(only(tmp_path / "again.pol", "gaps-*.json").read_bytes(), "gaps")
     assert gap.after == 0 and gap.until in (5, 10, 15, 20, 24)
@@ -151,10 +152,8 @@ def test_a_dead_authority_stops_nothing_and_leaves_a_gap(
 def test_a_lying_authority_leaves_a_gap(world: World, tiny: TaskReference, tmp_path: Path) -> None:
     old = world.first.reply(gathering.timestamps.request(b"something else")[0])
     with authorities.serving(lambda request: old) as one, authorities.serving(world.second.reply) as two:
-        lied = prove(tiny, tmp_path / "run.pol", interval=5, stamp_every=5, tsa=[one]).stamped
-        other = prove(
-            tiny, tmp_path / "other.pol", interval=5, stamp_every=5, tsa=[two], trusted_tsa=[world.first.roots]
-        ).stamped
+        lied = prove(tiny, tmp_path / "run.pol", interval=5, stamping=Stamping(5, one)).stamped
+        other = prove(tiny, tmp_path / "other.pol", interval=5, stamping=Stamping(5, [two], world.first.roots)).stamped
     for made, why in ((lied, "something else than it was asked"), (other, "vouches")):
         assert made is not None and made.heads == 0 and why in made.gaps[0]
     assert not named(tmp_path / "run.pol", "head-*")
@@ -180,7 +179,7 @@ def test_a_hanging_authority_holds_up_no_step_and_writes_nothing_afterwards(
             after.append(done)
 
     with authorities.serving(hang) as url:
-        made = prove(tiny, run, interval=5, stamp_every=1, tsa=[url], progress=watch)
+        made = prove(tiny, run, interval=5, stamping=Stamping(1, url), progress=watch)
         before = {path.name for path in (run / ATTESTATIONS).iterdir()}
         answer.set()
         for thread in threading.enumerate():
@@ -208,7 +207,7 @@ def test_an_interrupted_recording_is_not_written_to_afterwards(tiny: TaskReferen
 
     with authorities.serving(hang) as url:
         with pytest.raises(KeyboardInterrupt):
-            prove(tiny, run, interval=5, stamp_every=1, tsa=[url], progress=interrupt)
+            prove(tiny, run, interval=5, stamping=Stamping(1, url), progress=interrupt)
         answer.set()
         for thread in threading.enumerate():
             if thread.name == "pol-stamper":
@@ -235,13 +234,20 @@ def interrupted(tiny: TaskReference, run: Path, url: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prove(tiny, run, interval=5, stamp_every=1, tsa=[url], progress=interrupt)
+        prove(tiny, run, interval=5, stamping=Stamping(1, url), progress=interrupt)
 
 
 def test_an_interrupted_run_goes_on_with_its_chain(
-    world: World, tiny: TaskReference, tiny_proof: Path, tmp_path: Path
+    world: World, tiny: TaskReference, tiny_proof: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run.pol"
+    seal = ProofWriter.seal
+
+    def sealing(writer: ProofWriter, *given: Any, **more: Any) -> str:
+        assert strange not in order(writer.path)  # who is killed now has a proof that is not false
+        return seal(writer, *given, **more)
+
+    monkeypatch.setattr(ProofWriter, "seal", sealing)
     with authorities.serving(world.first.reply) as url:
         interrupted(tiny, run, url)
         kept = order(run)
@@ -255,7 +261,8 @@ def test_an_interrupted_run_goes_on_with_its_chain(
         )
         put(run, "head-.json", raw.encode())
         put(run, "head-.tsr", world.first.crafted(raw.encode(), datetime.now(UTC)))
-        made = prove(tiny, run, interval=5, stamp_every=1, tsa=[url])
+        unstamped = Path(shutil.copytree(run, tmp_path / "unstamped.pol"))
+        made = prove(tiny, run, interval=5, stamping=Stamping(1, url))
     assert made.root == Proof.open(tiny_proof).root
     chain = order(run)
     assert chain[:2] == kept and chain[-1]["steps"] == 24 and strange not in chain
@@ -263,20 +270,21 @@ def test_an_interrupted_run_goes_on_with_its_chain(
     assert made.stamped is not None and made.stamped.heads == len(chain) == len(named(run, "head-*.tsr"))
     assert "1 stamped heads were removed" in made.stamped.gaps[-1]
     assert seen(run, world).verdict != "invalid"
+    prove(tiny, unstamped, interval=5)  # who goes on without stamping has them in the way as well
+    assert order(unstamped) == kept and seen(unstamped, world).verdict != "invalid"
 
 
 def test_what_cannot_be_stamped_is_said_before_training(world: World, tiny: TaskReference, tmp_path: Path) -> None:
     run = tmp_path / "run.pol"
-    for more, says in (
-        ({"stamp_every": 2}, "--tsa"),
-        ({"tsa": ["http://localhost/"]}, "--stamp-every N"),
-        ({"stamp_every": 0, "tsa": ["http://localhost/"]}, "1 or more"),
-        ({"stamp_every": 1, "tsa": ["ftp://localhost/"]}, "expected the address"),
-        ({"stamp_every": 1, "tsa": ["http://localhost/"], "interval": 1}, "at most 100 stamped heads"),
+    for given, steps, says in (
+        ((2, []), 24, "--tsa"),
+        ((0, "http://localhost/"), 24, "1 or more"),
+        ((1, "ftp://localhost/"), 24, "expected the address"),
+        ((1, "http://localhost/", tmp_path / "none.pem"), 24, "none.pem"),
+        ((1, "http://localhost/"), 1250, "at most 100 stamped heads"),
     ):
-        task = TaskReference(tiny.target, {"steps": 250}) if "interval" in more else tiny
         with pytest.raises(UsageError, match=says):
-            prove(task, run, **more)
+            prove(TaskReference(tiny.target, {"steps": steps}), run, interval=5, stamping=Stamping(*given))
         assert not (run / "log.jsonl").exists()
 
 
@@ -474,6 +482,45 @@ def test_a_script_is_stamped_while_it_trains(world: World, tmp_path: Path) -> No
     chain = order(run)
     assert chain[-1]["steps"] == 20 and f"stamped {len(chain)} head" in made.stdout.decode()
     assert [s.stop for s in seen(run, world).stretches] == [20]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_script_says_itself_that_it_is_stamped(alone: bool, world: World, tmp_path: Path) -> None:
+    """By plain Python, or by a command that says nothing of it. Who replays the script asks nobody, and needs no certificates."""
+    path, run = support_scripts.script(tmp_path, epochs=1), tmp_path / "run.pol"
+    roots, asked = Path(shutil.copy(world.first.roots, tmp_path / "roots.pem")), list[bytes]()
+
+    def reply(request: bytes) -> bytes:
+        asked.append(request)
+        return world.first.reply(request)
+
+    with authorities.serving(reply) as url:
+        given = f"out={str(run)!r}, interval=4, stamping=pol.Stamping(2, {url!r}, {str(roots)!r}), "
+        path.write_text(path.read_text().replace("pol.Run(", f"pol.Run({given}"))
+        made = support_scripts.run(path) if alone else support_scripts.record(path, run)
+        assert made.returncode == 0, made.stderr
+        said, chain, count = made.stderr + made.stdout, order(run), len(asked)
+        assert chain[-1]["steps"] == 20 and f"stamped {len(chain)} head" in said and len(chain) == count
+        roots.unlink()
+        assert support_scripts.verdict(run, path, trusted_tsa=[world.first.roots]).check("trajectory").status == "pass"
+    assert len(asked) == count
+
+
+def test_an_address_that_is_none_ends_the_recording_and_not_the_training(tmp_path: Path) -> None:
+    path, run = support_scripts.script(tmp_path, epochs=1, end="run.close(); print(steps)"), tmp_path / "run.pol"
+    path.write_text(path.read_text().replace("pol.Run(", "pol.Run(stamping=pol.Stamping(2, 'ftp://localhost/'), "))
+    made = support_scripts.record(path, run)
+    assert made.returncode == 2 and "expected the address" in made.stderr and "goes on without a proof" in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [(("--stamp-every", "2"), "--tsa"), (("--tsa", "http://localhost/"), "--stamp-every N")]
+)
+def test_the_command_asks_for_the_other_option(
+    options: tuple[str, ...], says: str, tiny: TaskReference, tmp_path: Path
+) -> None:
+    found = CliRunner().invoke(app, ["prove", tiny.target, "-o", str(tmp_path / "run.pol"), *options])
+    assert found.exit_code == 2 and says in " ".join(found.output.split())
 
 
 def test_inspect_and_the_report_say_by_when_the_run_had_come_how_far(

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
 import support_authority as authorities
-from proof_of_learning import Proof, TaskReference, Verdict, prove, recover, register, sign, timestamp
+from proof_of_learning import Proof, Stamping, TaskReference, Verdict, prove, recover, register, sign, timestamp
 from proof_of_learning.attestation import gathering, signatures, statements, timestamps
 from proof_of_learning.attestation.signatures import PrivateKey
 from proof_of_learning.cli.main import app
@@ -47,7 +47,7 @@ def owned(world: World, tiny: TaskReference, tmp_path_factory: pytest.TempPathFa
     sign(claim, world.key)
     with authorities.serving(world.first.reply) as url:
         timestamp(claim, [url])
-        prove(tiny, run, registration=claim, stamp_every=2, tsa=[url])
+        prove(tiny, run, registration=claim, stamping=Stamping(2, url))
     return Owned(run, signatures.load_private(folder / "spare.pem"), folder / "new.pem")
 
 
@@ -110,6 +110,23 @@ def test_a_revoked_key_counts_for_what_was_stamped_before(sealed: Path, world: W
     assert not holds(seen(sealed, world, revoked=both))
 
 
+def test_a_policy_revokes_keys_as_a_list_does(sealed: Path, world: World, tmp_path: Path) -> None:
+    key, rules = world.key.public.digest, tmp_path / "policy.toml"
+    for since, counts in ((NOW + HOUR, True), (NOW - HOUR, False), (None, False)):
+        table = revoking(tmp_path, key, since).read_text().replace("[[revoked]]", "[[trust.revoked]]")
+        rules.write_text(f'{table}reason = "stolen"\n')
+        assert holds(seen(sealed, world, policy=rules)) == counts, since
+        # Of a policy and a list the earlier moment.
+        for other in (NOW + HOUR, NOW - HOUR):
+            both = seen(sealed, world, policy=rules, revoked=[revoking(tmp_path, key, other)])
+            assert holds(both) == (counts and other > NOW)
+    rules.write_text(f'[trust]\nrevoked = [{{ key = "{key}" }}]\n')
+    told = CliRunner().invoke(app, ["policy", "--check", str(rules)])
+    assert (told.exit_code, "1 rule: trust.revoked" in told.output) == (0, True)
+    command = ["verify", str(sealed), "--trusted-key", str(world.trusted), "--policy", str(rules)]
+    assert CliRunner().invoke(app, command).exit_code == 1
+
+
 def test_what_dates_a_revoked_key_is_a_stamp_that_the_verifier_believes(
     sealed: Path, world: World, tmp_path: Path
 ) -> None:
@@ -162,9 +179,10 @@ def tokens(run: Path) -> list[timestamps.Token]:
         (f'[[revoked]]\nkey = "sha256:{"0" * 64}"\nsince = 2026-05-01\n', "a moment with its offset"),
         (f'[[revoked]]\nkey = "sha256:{"0" * 64}"\nsince = 2026-05-01T00:00:00\n', "a moment with its offset"),
         (f'[[revoked]]\nkey = "sha256:{"0" * 64}"\nuntil = 1\n', "may have `since`"), ("revoked = 3", "expected tables"),
-        (f"# {'x' * (1 << 20)}", "no list of keys has"),
+        (f"# {'x' * (1 << 20)}", "no list of keys has"), ("x = " + "9" * 5000, "not TOML"), ("x = 0x1" + "0" * 16, "64 bits"),
+        *((before + "a." * 100_000 + after, "dots in a line") for before, after in (("", "a = 1"), ("[", "a]"), ("x = {", "a = 1}"))),
     ],
-    ids=range(11),
+    ids=range(16),
 )  # fmt: skip
 def test_a_list_that_cannot_be_read_is_refused_in_a_line(text: str, says: str, sealed: Path, tmp_path: Path) -> None:
     path = tmp_path / "revoked.toml"

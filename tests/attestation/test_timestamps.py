@@ -24,9 +24,11 @@ from proof_of_learning import (
     register,
     registration,
     sign,
+    signing,
     timestamp,
 )
 from proof_of_learning.attestation import gathering, timestamps
+from proof_of_learning.attestation.signatures import PublicKey
 from proof_of_learning.errors import FormatError, PolError, UsageError
 from proof_of_learning.proof.format import ATTESTATIONS, Header
 from support_attestation import World, gathered, judged, named, only, put, stamped_name
@@ -74,6 +76,30 @@ def test_certificates_count_for_timestamps_and_at_their_time(made: dict[str, Any
     assert reason in found and bool(reason) == bool(found), found
 
 
+def test_what_is_remembered_of_an_authority_ends_with_its_certificate(tmp_path: Path) -> None:
+    """Tokens that are alike are judged once, and not across the moments at which a certificate begins or ceases to hold (for OpenSSL,
+    the last one of which is too late).
+    """
+    since, until, second = datetime(2022, 1, 1, tzinfo=UTC), datetime(2022, 2, 1, tzinfo=UTC), timedelta(seconds=1)
+    authority = authorities.make(tmp_path / "authority", since=since, until=until)
+    times = [THEN.replace(month=1), until + second, since - second, until, since, THEN, THEN.replace(month=1, day=6)]
+    tokens = [timestamps.parse(authority.crafted(b"data", time), "it") for time in times]
+    named_, alone = timestamps.load_authorities([authority.roots]), list[str]()
+    together = [timestamps.trusted(token, named_) for token in tokens]
+    for token in tokens:
+        timestamps._vouching.cache_clear()
+        alone.append(timestamps.trusted(token, named_))
+    assert together == alone and [not why for why in together] == [True, False, False, False, True, False, True]
+    # And not for a token whose bytes differ anywhere else, if only in a field that nobody signed.
+    assert len({token.like for token in tokens if len(token.raw) == len(tokens[0].raw)}) == 1
+    raw = tokens[0].raw
+    algorithm = bytes.fromhex("06082a8648ce3d040302")  # ecdsa-with-SHA256, in the certificate and beside the signature
+    at = raw.rindex(algorithm)
+    changed = raw[:at] + algorithm[:-1] + b"\x03" + raw[at + len(algorithm) :]
+    with suppress(FormatError):
+        assert timestamps.parse(changed, "it").like != tokens[0].like
+
+
 @pytest.mark.parametrize(
     ("options", "hash_", "reason"),
     [
@@ -85,6 +111,13 @@ def test_certificates_count_for_timestamps_and_at_their_time(made: dict[str, Any
 )
 def test_tokens_have_what_they_need(options: tuple[str, ...], hash_: str, reason: str, world: World) -> None:
     assert reason in good(world.first.crafted(b"data", THEN, *options, hash_=hash_), world.first)
+
+
+@pytest.mark.parametrize("moment", [datetime(1969, 12, 31, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)])
+def test_a_time_is_one_that_a_clock_may_have(moment: datetime, world: World) -> None:
+    """To one at the end of all times nothing can be added, and `pol inspect` ended in an error."""
+    with pytest.raises(FormatError, match="none that a clock may have"):
+        timestamps.parse(world.first.crafted(b"data", moment), "it")
 
 
 def test_an_authority_that_the_verifier_did_not_name_dates_nothing(world: World) -> None:
@@ -224,6 +257,22 @@ def test_two_of_two_owners_have_to_sign(world: World, tiny: TaskReference, tmp_p
         timestamp(claim, [url])
     with pytest.raises(UsageError, match="stamped or used already"):
         sign(claim, world.key)
+
+
+def test_no_more_owners_sign_than_are_read(
+    world: World, tiny: TaskReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (registration, signing):
+        monkeypatch.setattr(module, "MAX_SIGNATURES", 1)
+    claim = tmp_path / "claim.json"
+    owners: list[str | os.PathLike[str] | PublicKey] = [world.trusted, world.stranger.public]
+    with pytest.raises(UsageError, match="at most 1 sign, and 2 of 2"):
+        register(tiny, claim, interval=5, owners=owners)
+    register(tiny, claim, interval=5, owners=owners, threshold=1)
+    sign(claim, world.key)
+    with pytest.raises(UsageError, match="has 1 signatures already"):
+        sign(claim, world.stranger)
+    sign(claim, world.key)
 
 
 def test_a_claim_whose_statement_is_about_another_claim_is_refused(

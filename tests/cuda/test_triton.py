@@ -39,7 +39,7 @@ def launched() -> Iterator[Any]:
     else:
         torch.empty(0, device=DEVICE)
         assert engine.prepare_for_cuda().name == "native", engine.prepare_for_cuda().reason
-    launching = importlib.import_module("proof_of_learning.numeric.portable.cuda.launching")
+    launching: Any = importlib.import_module("proof_of_learning.numeric.portable.cuda.launching")
     launching.COUNTING = True
     yield launching.LAUNCHED
     launching.COUNTING = False

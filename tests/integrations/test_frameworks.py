@@ -13,14 +13,15 @@ import pytest
 from proof_of_learning.proof.reader import Proof
 from support_scripts import SCRIPTS, record, run, verdict
 
+LESS = pytest.mark.slow(reason="the row with two micro-batches asks for more")
 # Script, arguments, interval. Two micro-batches a step where not said otherwise, and an odd number of them in an epoch.
 TABLE = [
-    ("accelerated.py", ["--accumulate", "1"], 7),
+    pytest.param("accelerated.py", ["--accumulate", "1"], 7, marks=LESS),
     ("accelerated.py", ["--accumulate", "2"], 3),
     ("lit.py", [], 5),
     ("trainer.py", [], 4),
 ]
-IDS = [" ".join([name, *arguments[1:]]) for name, arguments, _ in TABLE]
+IDS = ["accelerated.py 1", "accelerated.py 2", "lit.py", "trainer.py"]
 
 # What a forger's script does besides: by example, the line that it stands before, when, and whose parameters and optimizer.
 PLACES = {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import nn
 
 import proof_of_learning as pol
 import tasks
+from conftest import nursery
 from proof_of_learning import TaskReference, prove, register, verify
 from proof_of_learning.doctor import diagnose
 from proof_of_learning.errors import FormatError, TaskError, UsageError
@@ -43,11 +42,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verified_elsewhere(path: Path, *more: str) -> dict[str, Any]:
     """The verdict of a process without vector units."""
     settings = [word for name, value in TASK.settings.items() for word in ("--set", f"{name}={value}")]
-    done = subprocess.run(
-        [sys.executable, "-m", "proof_of_learning", "verify", str(path), "--task", TASK.target, *settings, "--all",
-         "--sandbox", "off", "--json", "-", *more],
-        env={**os.environ, **SETTING}, capture_output=True, text=True,
-    )  # fmt: skip
+    words = ["verify", path, "--task", TASK.target, *settings, "--all", "--sandbox", "off", "--json", "-", *more]
+    done = nursery.run(words, {**os.environ, **SETTING})
     return json.loads(done.stdout)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -30,7 +31,8 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=!]", requirement)[0].lower() for requirement in requirements}
 
 
-def foreign(path: Path) -> set[str]:
+@functools.cache
+def foreign(path: Path) -> frozenset[str]:
     """The packages of others that a file imports, wherever in it."""
     found = set[str]()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -38,7 +40,7 @@ def foreign(path: Path) -> set[str]:
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             found.add(str(node.module).split(".")[0])
-    return found - sys.stdlib_module_names - {"proof_of_learning"}
+    return frozenset(found - sys.stdlib_module_names - {"proof_of_learning"})
 
 
 @pytest.mark.parametrize("path", [*PACKAGE.rglob("*.py"), ROOT / "examples" / "digits.py"], ids=str)

@@ -24,10 +24,13 @@ PARTS = {"benchmarks/plain", "experiments/portable_run"}  # run by others
 PARTS |= {"experiments/pages"}  # computes nothing; test_experiments compares what it writes
 # Most of what these take is the start of one process after another, which is what they measure or compare.
 SLOW = {
-    "benchmarks/calibrated_cost", "benchmarks/memory", "benchmarks/opening", "benchmarks/profile", "benchmarks/storage",
-    "benchmarks/verify_cost", "experiments/gpu", "experiments/honest", "experiments/other_environments", "experiments/paper",
-    "experiments/portable",
+    "benchmarks/calibrated_cost", "benchmarks/frameworks", "benchmarks/memory", "benchmarks/opening",
+    "benchmarks/overhead", "benchmarks/probe_cost", "benchmarks/profile", "benchmarks/scale", "benchmarks/storage",
+    "benchmarks/verify_cost", "benchmarks/whole", "experiments/byzantine", "experiments/gpu", "experiments/honest",
+    "experiments/other_environments", "experiments/paper", "experiments/portable",
 }  # fmt: skip
+
+TAKES = pytest.mark.slow(reason="starts processes or trains several times, by what other programs use too")
 
 
 def failures(value: Any) -> Iterator[str]:
@@ -43,7 +46,8 @@ def failures(value: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in sorted(RUN.keys() - PARTS)]
+    "name",
+    [pytest.param(name, marks=TAKES if name in SLOW else ()) for name in sorted(RUN.keys() - PARTS)],
 )
 def test_a_program_runs_from_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert RUN.keys() >= SLOW

@@ -67,9 +67,9 @@ def test_a_worker_steps_without_the_compiler_and_with_it_where_a_task_compiles()
         "import torch\nfrom proof_of_learning.replay import worker\nworker._warm_up()\n"
         "w = torch.nn.Parameter(torch.ones(2)); o = torch.optim.AdamW([w], lr=0.1); w.sum().backward(); o.step()\n"
     )
-    assert not held(stepped) & {"torch._dynamo.convert_frame", "sympy"}
+    light = "import sys; assert not {'torch._dynamo.convert_frame', 'sympy'} & set(sys.modules), sorted(sys.modules)\n"
     # It looks for the source of its operators in every module, and loads the compiler amid its own import if that has a file.
-    assert "torch.distributed.tensor" in held(stepped + "import torch.distributed.tensor\n")
+    assert "torch.distributed.tensor" in held(stepped + light + "import torch.distributed.tensor\n")
     compiled = (
         stepped
         + "f = torch.compile(lambda x: x + 1, backend='eager'); assert f(w).tolist() == (w + 1).tolist()\n"

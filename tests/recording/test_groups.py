@@ -72,18 +72,29 @@ def scheduled() -> Task:
     return replace(task, optimizer=optimizer, scheduler=lambda made: Unfreezing(made, held["later"]), schedule="step")
 
 
+SAME = pytest.mark.slow(reason="as before the next epoch begins")
+GROWN = {
+    "one": unfreezing(),
+    "two": unfreezing(step=twice, optimizer=head_only),
+    "with a scheduler": unfreezing(
+        scheduler=lambda made: torch.optim.lr_scheduler.ExponentialLR(made, 0.9), schedule="step"
+    ),
+    "by a scheduler": scheduled(),
+}
+KEPT = {("one", 4), ("two", 1), ("with a scheduler", 4), ("by a scheduler", 1)}
+OTHER = pytest.mark.slow(reason="each of these at the other interval, and each interval for others, stay")
+
+
 @pytest.mark.parametrize(
-    "task",
+    ("name", "interval"),
     [
-        unfreezing(),
-        unfreezing(step=twice, optimizer=head_only),
-        unfreezing(scheduler=lambda made: torch.optim.lr_scheduler.ExponentialLR(made, 0.9), schedule="step"),
-        scheduled(),
+        pytest.param(name, interval, marks=() if (name, interval) in KEPT else OTHER)
+        for name in GROWN
+        for interval in (1, 4)
     ],
-    ids=["one", "two", "with a scheduler", "by a scheduler"],
 )
-@pytest.mark.parametrize("interval", [1, 4])
-def test_groups_added_in_mid_run_are_valid_under_every_draw(task: Task, interval: int, tmp_path: Path) -> None:
+def test_groups_added_in_mid_run_are_valid_under_every_draw(name: str, interval: int, tmp_path: Path) -> None:
+    task = GROWN[name]
     made = pol.prove(task, tmp_path / "run.pol", interval=interval, rehearse=True)
     assert made.root == pol.prove(task, tmp_path / "alone.pol", interval=interval, rehearse=False).root
     for options in ({"everything": True}, {"random": 2, "top_q": 0}, {}):
@@ -191,7 +202,10 @@ ADD = 'optimizer.add_param_group({"params": list(model[0].requires_grad_().param
 @pytest.mark.parametrize(
     "places",
     [
-        {"epoch": f"if epoch == 0: {ADD}"},
+        pytest.param(
+            {"epoch": f"if epoch == 0: {ADD}"},
+            marks=SAME,
+        ),
         {"begin": f"if epoch == 1 and number == 3: {ADD}"},
         {"before": f"if epoch == 1: {ADD}"},
     ],

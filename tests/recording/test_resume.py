@@ -106,11 +106,14 @@ def wait_for(condition: Callable[[], bool], process: ForkServerProcess) -> None:
         time.sleep(0.0002)
 
 
+@pytest.mark.parametrize(
+    "times", [8, pytest.param(20, marks=pytest.mark.slow(reason="the same, at more places of a run"))]
+)
 def test_a_run_killed_again_and_again_ends_in_the_same_root(
-    processes: ForkServerContext, undisturbed: tuple[Path, str], tmp_path: Path
+    times: int, processes: ForkServerContext, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     path, chance, kills, reached = tmp_path / "run.pol", random.Random(0), 0, []
-    while kills < 20:
+    while kills < times:
         process = started(processes, path)
         # At first in the very beginning, then further and further, at no particular point of a step.
         target = 0 if kills < 2 else min(lines(path), STEPS // INTERVAL - 2) + chance.randrange(1, 3)
@@ -448,6 +451,7 @@ print(len(failures), all("the disk is full" in f and "free some space" in f for 
 """
 
 
+@pytest.mark.slow(reason="test_resume_codecs fills a disk too, under three ways to store states")
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_space(
     undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -119,11 +119,16 @@ def test_a_share_of_one_replays_all_here(digits_proof: Path, digits: TaskReferen
     assert [worker.name for worker in verdict.cost.workers] == [doubt.HERE]
 
 
+MORE = pytest.mark.slow(reason="another answer that another worker contradicts")
 LOSSES = telling(losses=lambda told: [2 * loss for loss in told.losses])
 RATES = telling(rates=lambda told: [[2 * rate for rate in rates] for rates in told.rates])
 
 
-@pytest.mark.parametrize("falsely", [lazy, late, LOSSES, RATES], ids=["lazy", "late", "losses", "rates"])
+@pytest.mark.parametrize(
+    "falsely",
+    [lazy, pytest.param(late, marks=MORE), LOSSES, pytest.param(RATES, marks=MORE)],
+    ids=["lazy", "late", "losses", "rates"],
+)
 def test_a_lazy_worker_condemns_nobody_and_is_named(falsely: Answer, digits_proof: Path, digits: TaskReference) -> None:
     verdict = verified(digits_proof, digits, falsely, share=1e-9, places=(0, 1))
     assert verdict.verdict == "valid" and all(s.status == "pass" and s.exact for s in verdict.segments)

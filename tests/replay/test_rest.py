@@ -28,6 +28,7 @@ from proof_of_learning.training.steps import Session
 from proof_of_learning.verifier.survey import Looking, Survey, survey
 
 STEPS, AT = 60, 30
+MORE = pytest.mark.slow(reason="another optimizer that nothing here knows; what is done for one is done for all")
 
 
 class Sums(torch.optim.SGD):
@@ -92,7 +93,7 @@ class Pushed(Attack):
         return falsified_run(victim, victim.own_session(3), path, {AT: push}, (), progress)
 
 
-@pytest.mark.parametrize("name", ["nadam", "sums"])
+@pytest.mark.parametrize("name", [pytest.param("nadam", marks=MORE), "sums"])
 def test_a_false_momentum_is_progress_where_it_was_put_in_whatever_the_optimizer(name: str, tmp_path: Path) -> None:
     task = of(name)
     target = Proof.open(pol.prove(task, tmp_path / "target", interval=1).path)
@@ -104,7 +105,7 @@ def test_a_false_momentum_is_progress_where_it_was_put_in_whatever_the_optimizer
     assert {f"function at rest: {way}" for way in ("nearer", "back", "away")} <= set(measures)
 
 
-@pytest.mark.parametrize("name", ["nadam", "rprop", "sums"])
+@pytest.mark.parametrize("name", ["nadam", pytest.param("rprop", marks=MORE), pytest.param("sums", marks=MORE)])
 def test_honest_runs_of_unknown_optimizers_are_valid_with_every_guarantee(name: str, tmp_path: Path) -> None:
     task = of(name)
     path = pol.prove(task, tmp_path / "run", interval=2).path
@@ -121,7 +122,7 @@ class Dead(tasks.Net):
         return super().forward(x) * (self.calls[0] < AT // 3)
 
 
-@pytest.mark.parametrize("name", ["nadam", "sums"])
+@pytest.mark.parametrize("name", [pytest.param("nadam", marks=MORE), "sums"])
 def test_an_unknown_optimizer_that_is_given_no_gradient_is_idle(name: str, tmp_path: Path) -> None:
     task = of(name, model=Dead)
     path = pol.prove(task, tmp_path / "run", interval=1).path

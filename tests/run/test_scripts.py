@@ -22,12 +22,13 @@ TABLE = [
     ("sequences.py", [], 6),
     ("vae.py", [], 5),
 ]
-SLOW = {"average.py", "sequences.py", "vae.py"}  # like others, in what they ask of a run
+ALIKE = pytest.mark.slow(reason="like others, in what it asks of a run")
+SLOW = {"average.py", "sequences.py", "vae.py"}
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "interval"),
-    [pytest.param(*row, marks=pytest.mark.slow if row[0] in SLOW else (), id=row[0]) for row in TABLE],
+    [pytest.param(*row, marks=ALIKE if row[0] in SLOW else (), id=row[0]) for row in TABLE],
 )
 def test_an_example_records_unchanged_and_is_valid_elsewhere(
     name: str, arguments: list[str], interval: int, tmp_path: Path
@@ -56,12 +57,16 @@ def test_an_example_changes_at_most_four_lines() -> None:
 FORGERIES = [
     ("a jump", {"step": "if (epoch, number) == (1, 3): [p.data.add_(0.01) for p in model.parameters()]"}),
     ("a falsified rate", {"step": "if (epoch, number) == (1, 3): optimizer.param_groups[0]['lr'] = 0.2"}),
-    ("a falsified momentum", {"step": "if (epoch, number) == (1, 3): optimizer.param_groups[0]['momentum'] = 0.99"}),
+    pytest.param(
+        "a falsified momentum",
+        {"step": "if (epoch, number) == (1, 3): optimizer.param_groups[0]['momentum'] = 0.99"},
+        marks=ALIKE,
+    ),
     ("its own batches", {"begin": "a = a.flip(0)"}),
 ]
 
 
-@pytest.mark.parametrize(("why", "places"), FORGERIES, ids=[row[0] for row in FORGERIES])
+@pytest.mark.parametrize(("why", "places"), FORGERIES, ids=["a jump", "a rate", "a momentum", "batches"])
 def test_a_forgery_of_a_scripts_run_is_invalid(why: str, places: dict[str, str], tmp_path: Path) -> None:
     honest = script(tmp_path)
     (tmp_path / "other").mkdir()

@@ -136,10 +136,10 @@ FORGERIES = {
 }
 
 
-SLOW = pytest.mark.slow  # like others, in what they ask of a run
+SLOW = pytest.mark.slow(reason="like others, in what they ask of a run; each starts several processes")
 
 
-@pytest.mark.parametrize("what", [pytest.param(what, marks=SLOW if "jump" in what else ()) for what in FORGERIES])
+@pytest.mark.parametrize("what", [pytest.param(what, marks=SLOW if "batch" not in what else ()) for what in FORGERIES])
 def test_a_forgery_by_one_of_several_processes_is_invalid(what: str, tmp_path: Path) -> None:
     honest = script(tmp_path)
     forged = script(tmp_path / "other", **FORGERIES[what])
@@ -176,7 +176,7 @@ PARTED = {
 }  # fmt: skip
 
 
-LIKE = ("another rate", "unequal batches", "a hook", "sharded")
+LIKE = ("other data", "no module of all", "another rate", "unequal batches", "a hook", "sharded")
 
 
 @pytest.mark.parametrize("what", [pytest.param(what, marks=SLOW if what in LIKE else ()) for what in PARTED])

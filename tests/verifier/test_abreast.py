@@ -16,10 +16,12 @@ from proof_of_learning import prove
 from proof_of_learning.errors import FormatError, IntegrityError, PolError
 from proof_of_learning.proof.reader import Proof, object_path
 from proof_of_learning.replay import fork
+from proof_of_learning.state.state import State
 from proof_of_learning.task import TaskReference
 from proof_of_learning.verifier import abreast
 from proof_of_learning.verifier.readings import Reader
 from proof_of_learning.verifier.survey import Survey, survey
+from support_forging import rewrite
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +147,39 @@ def test_rows_begin_behind_states_that_stand_for_themselves(proof: Path) -> None
     assert len(rows) > 1
     for row in rows[1:]:
         assert opened.index[reader.digests[row.start - 1]].base is None
+
+
+def _bare(node: Any) -> Any:
+    """A tree without its tensors."""
+    if not isinstance(node, dict) or set(node) not in ({"d"}, {"c"}):
+        return node
+    ((tag, body),) = node.items()
+    return {tag: [[key, _bare(below)] for key, below in body if not (isinstance(below, dict) and "t" in below)]}
+
+
+def test_a_state_without_tensors_is_read_as_by_one_process(proof: Path, tmp_path: Path) -> None:
+    """Two of them, in rows of different processes, with another order of tensors behind."""
+
+    def changed(states: list[State]) -> list[State]:
+        for position in (5, 8, 15):
+            states[position] = State(_bare(states[position].tree), {})
+        for position in (6, 16):
+            states[position] = State(states[position].tree, dict(reversed(states[position].tensors.items())))
+        return states
+
+    forged = rewrite(proof, tmp_path / "forged.pol", states=changed)
+    alone = survey(Proof.open(forged), processes=1)
+    assert told(survey(Proof.open(forged), processes=2)) == told(alone)
+
+
+def test_what_cannot_be_read_of_a_process_is_read_here(proof: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = told(survey(Proof.open(proof)))
+    sent = abreast._told
+
+    def lying(reader: Reader, reading: Any, layouts: dict[Any, int]) -> Any:
+        return _with(sent(reader, reading, layouts), **({"layout": 7} if reading.position == 9 else {}))
+
+    monkeypatch.setattr(abreast, "_told", lying)
+    opened = Proof.open(proof)
+    assert told(survey(opened, processes=2)) == alone
+    assert [opened.weight(digest) for digest in opened.state_digests()] == _weights(proof)

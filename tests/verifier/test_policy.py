@@ -345,9 +345,17 @@ def test_too_long_a_challenge_ends_after_two_segments(judge: Judge, replayed: li
          "training.min_interval: 6 is above training.max_interval, 5; no run could satisfy both"),
         ("[training]\nmin_learning_rate = 1.0\nmax_learning_rate = 0.1",
          "training.min_learning_rate: 1 is above training.max_learning_rate, 0.1; no run could satisfy both"),
+        ("[[trust.revoked]]\nsince = 2026-05-31T12:00:00Z",
+         "trust.revoked: table 1 of [[revoked]] has to have `key`, and may have `since` and `reason`"),
+        (f"[[trust.revoked]]\nkey = '{OTHER}'\nsince = '2026-05-31'",
+         "trust.revoked: table 1 of [[revoked]]: `since` is a moment with its offset, 2026-05-31T12:00:00Z, without quotes"),
+        (f"[trust]\nrevoked = ['{OTHER}']", "trust.revoked[0]: expected section, found str"),
         ("[training\n", "not TOML: Expected ']' at the end of a table declaration (at line 1, column 10)"),
         ("[trust]\nexact = true\nexact = true", "not TOML: Cannot overwrite a value (at end of document)"),
         ("a = " + "[" * 5000, "not TOML: "),
+        ("a = " + "9" * 5000, "not TOML: "),
+        ("[cost]\nmax_seconds = 0x" + "f" * 5000, "not TOML: an integer of more than 64 bits"),
+        ("a." * 30_000 + "a = 1", "not TOML that is read here: more than 256 dots in a line; break it into several"),
     ],
 )  # fmt: skip
 def test_a_slip_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -29,14 +29,32 @@ _SCHEME = "bls-unchained-g1-rfc9380"
 T = TypeVar("T")
 
 
+class _Named(msgspec.Struct, frozen=True):
+    name: str = msgspec.field(default="", name="beaconID")
+
+
 class Chain(msgspec.Struct, frozen=True):
-    """A network, as its ``/info`` tells it: hex key (in G2, 96 bytes), seconds between rounds, the moment of the first one (Unix)."""
+    """A network, as its ``/info`` tells it: hex key (in G2, 96 bytes), seconds between rounds, the moment of the first one (Unix).
+
+    group: of its founders, hex. hash: names all of it, and is only said here: :meth:`identity` computes it.
+    """
 
     public_key: str
     period: int
     genesis_time: int
     hash: str
+    group: str = msgspec.field(name="groupHash")
     scheme: str = msgspec.field(default=_SCHEME, name="schemeID")
+    metadata: _Named = _Named()
+
+    def identity(self) -> bytes:
+        """The network's hash as drand computes it, so that no other key, period or first round goes by a known one's. Raises
+        ValueError and OverflowError for numbers and digits that no network has."""
+        name = self.metadata.name if self.metadata.name != "default" else ""
+        numbers = self.period.to_bytes(4, "big") + self.genesis_time.to_bytes(8, "big")
+        return hashlib.sha256(
+            numbers + bytes.fromhex(self.public_key) + bytes.fromhex(self.group) + name.encode()
+        ).digest()
 
 
 class _Round(msgspec.Struct, frozen=True):
@@ -50,6 +68,8 @@ QUICKNET = Chain(
     period=3,
     genesis_time=1692803367,
     hash="52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba94600c84e971",
+    group="f477d5c89f21a17c863a7f937c6a6d15859414d2be09cd448d4279af331c5d3e",
+    metadata=_Named("quicknet"),
 )
 
 
@@ -83,9 +103,15 @@ def load_beacon(path: str | os.PathLike[str], chain: str | os.PathLike[str] | No
     key = _bytes(network.public_key, 96, f"--beacon-chain {chain}: its public_key")
     signature = _bytes(given.signature, 48, f"{what}: its signature")
     identity = _bytes(network.hash, 32, f"--beacon-chain {chain}: its hash")
+    _bytes(network.group, 32, f"--beacon-chain {chain}: its groupHash")
+    if identity != network.identity():
+        raise UsageError(
+            f"--beacon-chain {chain}: its hash is not that of its key, period, genesis_time, groupHash and beaconID, so it is not the "
+            "network that it is called; take /info as the network hands it out"
+        )
     if not _holds(key, hashlib.sha256(given.round.to_bytes(8, "big")).digest(), signature):
         raise UsageError(
-            f"{what}: the signature is not that of round {given.round} by the network {network.hash[:16]}…"
+            f"{what}: the signature is not that of round {given.round} by the network {identity.hex()[:16]}…"
         )
     try:
         moment = datetime.datetime.fromtimestamp(
@@ -96,7 +122,7 @@ def load_beacon(path: str | os.PathLike[str], chain: str | os.PathLike[str] | No
     nonce = canonical.sha256(b"pol/v1/beacon\0", identity, given.round.to_bytes(8, "big"), signature).removeprefix(
         "sha256:"
     )
-    return Beacon(network, given.round, moment, nonce)
+    return Beacon(msgspec.structs.replace(network, hash=identity.hex()), given.round, moment, nonce)
 
 
 def _read(path: str | os.PathLike[str], option: str, kind: type[T]) -> T:

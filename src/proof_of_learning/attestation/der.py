@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from proof_of_learning.errors import FormatError
 
@@ -10,13 +10,27 @@ SEQUENCE, SET, INTEGER, OCTETS, OID = 0x30, 0x31, 0x02, 0x04, 0x06
 _LONG = 0x80
 
 
-@dataclass(frozen=True)
-class Node:
-    """One element: its ``tag``, its content, and all of its bytes."""
+class Node(NamedTuple):
+    """One element, ``raw[at:stop]``: its head, and from ``start`` on its content."""
 
-    tag: int
-    body: bytes
-    whole: bytes
+    raw: bytes
+    at: int
+    start: int
+    stop: int
+
+    @property
+    def tag(self) -> int:
+        return self.raw[self.at]
+
+    @property
+    def body(self) -> bytes:
+        """Its content."""
+        return self.raw[self.start : self.stop]
+
+    @property
+    def whole(self) -> bytes:
+        """All of its bytes."""
+        return self.raw[self.at : self.stop]
 
     def expect(self, tag: int, what: str) -> Node:
         """This node. FormatError where it is of another kind."""
@@ -25,37 +39,39 @@ class Node:
         return self
 
     def children(self) -> list[Node]:
-        found, at = [], 0
-        while at < len(self.body):
-            node = _read(self.body, at)
+        raw, at, stop = self.raw, self.start, self.stop
+        found = list[Node]()
+        while at < stop:
+            node = _read(raw, at, stop)
             found.append(node)
-            at += len(node.whole)
+            at = node.stop
         return found
 
 
 def parse(raw: bytes, what: str) -> Node:
     """The one element that ``raw`` consists of. Raises FormatError."""
-    node = _read(raw, 0)
-    if len(node.whole) != len(raw):
-        raise FormatError(f"{what} has {len(raw) - len(node.whole):,} bytes behind its end")
+    node = _read(raw, 0, len(raw))
+    if node.stop != len(raw):
+        raise FormatError(f"{what} has {len(raw) - node.stop:,} bytes behind its end")
     return node
 
 
-def _read(raw: bytes, at: int) -> Node:
-    if len(raw) - at < 2:
+def _read(raw: bytes, at: int, end: int) -> Node:
+    """The element that begins at ``at``, and does not reach beyond ``end``."""
+    if end - at < 2:
         raise FormatError("what should be DER is cut short")
-    tag, size, start = raw[at], raw[at + 1], at + 2
-    if tag & 0x1F == 0x1F:
+    size, start = raw[at + 1], at + 2
+    if raw[at] & 0x1F == 0x1F:
         raise FormatError("what should be DER has a tag of several bytes, which no timestamp has")
     if size >= _LONG:
         count = size - _LONG
-        coded = raw[start : start + count]
+        coded = raw[start : min(start + count, end)]
         size, start = int.from_bytes(coded, "big"), start + count
         if not 1 <= count <= 4 or len(coded) < count or coded[0] == 0 or size < _LONG:
             raise FormatError("what should be DER has a length that DER does not write")
-    if len(raw) - start < size:
+    if end - start < size:
         raise FormatError("what should be DER is cut short")
-    return Node(tag, raw[start : start + size], raw[at : start + size])
+    return Node(raw, at, start, start + size)
 
 
 def integers(raw: bytes, what: str) -> list[int]:

@@ -23,6 +23,7 @@ from proof_of_learning.attestation.revocation import Revoked
 from proof_of_learning.attestation.statements import Sealed
 from proof_of_learning.attestation.timestamps import Authorities, Token
 from proof_of_learning.errors import FormatError
+from proof_of_learning.limits import MAX_TRIED
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.reader import Proof
 
@@ -91,7 +92,7 @@ def gather(proof: Proof, authorities: Authorities | None, revoked: Revoked = Rev
     tokens: dict[str, tuple[File, Token]] = {}
     heads: dict[str, Head] = {}
     recoveries: dict[str, statements.Statement] = {}
-    ignored, false, noted = list[str](), list[str](), list[str]()
+    ignored, false, noted, room = list[str](), list[str](), list[str](), Room()
     for file in found:
         if file.kind == GAPS:
             noted += _gaps(file)
@@ -99,7 +100,7 @@ def gather(proof: Proof, authorities: Authorities | None, revoked: Revoked = Rev
         if file.form == TOKEN:
             tokens[file.name] = (file, timestamps.parse(file.raw, file.name))
             continue
-        statement, keys = read_statement(file)
+        statement, keys = read_statement(file, room)
         if not _fits(statement, proof, facts, known):
             said = f"{file.name} is about {_about(statement)}"
             own = statement.kind == "head" and _is_of(statement, facts.header)
@@ -236,13 +237,29 @@ def _gaps(file: File) -> list[str]:
     return [gaps.line(gap) for gap in gaps.read(file.raw, file.name)]
 
 
-def read_statement(file: File) -> tuple[statements.Statement, list[str]]:
-    """The statement in a file, and the digests of the keys that signed it. Raises FormatError."""
+@dataclass
+class Room:
+    """For signatures that are yet to be tried, of all envelopes of a proof."""
+
+    left: int = MAX_TRIED
+
+    def take(self, tries: int, what: str) -> None:
+        """Raises FormatError where there is not as much."""
+        self.left -= tries
+        if self.left < 0:
+            raise FormatError(
+                f"{what} and the envelopes before it name more keys and signatures than are tried ({MAX_TRIED:,} pairs)"
+            )
+
+
+def read_statement(file: File, room: Room | None = None) -> tuple[statements.Statement, list[str]]:
+    """The statement in a file, and the digests of the keys that signed it. ``room``: for this file and others. Raises FormatError."""
     if file.form == STATEMENT:
         statement, keys = statements.read(file.raw, file.name), list[str]()
     else:
         envelope = signatures.open_envelope(file.raw, file.name)
         statement = statements.read(envelope.payload, f"the payload of {file.name}")
+        (room or Room()).take(envelope.tries(statement.signers), file.name)
         keys = envelope.signed_by(statement.signers)
     if statement.kind != file.kind:
         raise FormatError(f"{file.name} holds a statement of the kind {statement.kind!r}")

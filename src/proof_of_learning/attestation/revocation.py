@@ -8,12 +8,11 @@ from __future__ import annotations
 import datetime
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from proof_of_learning import canonical, keeping
+from proof_of_learning import keeping
 from proof_of_learning.attestation.attested import SKEW
 from proof_of_learning.errors import UsageError
 from proof_of_learning.limits import MAX_POLICY
@@ -56,10 +55,7 @@ def load_revoked(paths: Iterable[str | os.PathLike[str]]) -> Revoked:
         raw = keeping.read(path, what, MAX_POLICY)
         if len(raw) > MAX_POLICY:
             raise UsageError(f"{what}: it has more than {MAX_POLICY:,} bytes, which no list of keys has")
-        try:
-            value = tomllib.loads(raw.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise UsageError(f"{what}: it is not TOML: {canonical.brief(error)}") from None
+        value = keeping.toml(raw, what)
         if set(value) != {"revoked"} or not isinstance(value["revoked"], list):
             raise UsageError(f"{what}: expected tables [[revoked]], and nothing else")
         found = found.joined(revoked(value["revoked"], what))

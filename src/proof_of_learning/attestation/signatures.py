@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class PublicKey:
         return canonical.sha256(self.encoded)
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
-        key = serialization.load_der_public_key(self.encoded)
+        key = _loaded(self.encoded)
         try:
             if isinstance(key, ec.EllipticCurvePublicKey):
                 key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
@@ -53,6 +54,12 @@ class PublicKey:
         except InvalidSignature:
             return False
         return True
+
+
+# Of an envelope with many signatures each key is tried with each of them, and to read a key takes longer than that.
+@functools.lru_cache(maxsize=256)
+def _loaded(encoded: bytes) -> Any:
+    return serialization.load_der_public_key(encoded)
 
 
 @dataclass(frozen=True, repr=False)
@@ -206,6 +213,10 @@ class Envelope:
 
     payload: bytes
     signatures: tuple[bytes, ...]
+
+    def tries(self, keys: Sequence[PublicKey]) -> int:
+        """How many signatures :meth:`signed_by` may have to look at."""
+        return len(set(keys)) * len(self.signatures)
 
     def signed_by(self, keys: Sequence[PublicKey]) -> list[str]:
         """Digests of those ``keys`` that a signature is good for. Keys are counted, whatever number of signatures each has."""

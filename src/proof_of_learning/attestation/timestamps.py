@@ -11,8 +11,10 @@ import datetime
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import rfc3161_client as rfc3161
 from cryptography import x509
@@ -33,10 +35,14 @@ _HASHES: dict[str, tuple[str, type[hashes.HashAlgorithm]]] = {
     "2.16.840.1.101.3.4.2.2": ("sha384", hashes.SHA384),
     "2.16.840.1.101.3.4.2.3": ("sha512", hashes.SHA512),
 }
-_CONTENT_TYPE, _MESSAGE_DIGEST = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4"
+_CONTENT_TYPE, _MESSAGE_DIGEST, _SIGNING_TIME = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4", "1.2.840.113549.1.9.5"
 _SIGNING_CERTIFICATE, _SIGNING_CERTIFICATE_2 = "1.2.840.113549.1.9.16.2.12", "1.2.840.113549.1.9.16.2.47"
 _SIGNED_DATA, _TST_INFO = "1.2.840.113549.1.7.2", "1.2.840.113549.1.9.16.1.4"
+_CERTIFICATES = 0xA0  # the tag of their list
+_REMEMBERED = 512  # tokens, and what was found out about them
 _GRANTED = 0
+# So that what is added to a time, or taken from it, is a time.
+_TIMES = tuple(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (1970, 9999))
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,58 @@ class Authorities:
         return bool(self.certificates)
 
 
+class Certificate:
+    """A certificate, of which what is asked again and again is found out once. ``encoded``: its DER."""
+
+    def __init__(self, encoded: bytes) -> None:
+        """Raises ValueError for what is none."""
+        self.encoded, self._x509 = encoded, x509.load_der_x509_certificate(encoded)
+
+    def era(self, moment: datetime.datetime) -> tuple[int, int]:
+        """Whether a time is before (-1), at (0) or after (1) the one from which it holds, and the one until which it does."""
+        since, until = self._times
+        return (moment > since) - (moment < since), (moment > until) - (moment < until)
+
+    @cached_property
+    def _times(self) -> tuple[datetime.datetime, datetime.datetime]:
+        return self._x509.not_valid_before_utc, self._x509.not_valid_after_utc
+
+    @cached_property
+    def named(self) -> tuple[bytes, int]:
+        """Its issuer's name in DER, and the number that it has of it."""
+        return self._x509.issuer.public_bytes(), self._x509.serial_number
+
+    @cached_property
+    def public(self) -> Any:
+        """Its public key."""
+        return self._x509.public_key()
+
+    @cached_property
+    def owner(self) -> tuple[str, str]:
+        """Whose it is, and the digest of its key."""
+        key = self.public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return canonical.brief(self._x509.subject.rfc4514_string()), canonical.sha256(key)
+
+    @cached_property
+    def misused(self) -> str:
+        """Why a token with it counts for nothing; empty where it is for timestamps alone."""
+        try:
+            usage = self._x509.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+        except x509.ExtensionNotFound:
+            return "the authority's certificate is not for timestamps"
+        if not usage.critical or list(usage.value) != [ExtendedKeyUsageOID.TIME_STAMPING]:
+            return "the authority's certificate is not for timestamps alone (critical extended key usage)"
+        return ""
+
+
 @dataclass(frozen=True)
 class Token:
     """A token whose own signature holds, by whoever it is. ``stamped``: SHA-256 of what was stamped, in hex.
 
     earliest, latest: when. anchor: digest of what was signed and of the signature in its normal form. authority: its name, by its
     own certificate; key: digest of its public key (SubjectPublicKeyInfo).
+    certificates: those in it. like: SHA-256 of all of it but what it says and signs of this one time; tokens that are alike differ
+    in nothing that a chain of certificates is judged by, except in when.
     """
 
     stamped: str
@@ -65,6 +117,8 @@ class Token:
     key: str
     nonce: int | None
     raw: bytes
+    certificates: tuple[Certificate, ...]
+    like: bytes
 
 
 def load_authorities(paths: Sequence[str | os.PathLike[str]]) -> Authorities:
@@ -96,7 +150,7 @@ def request(data: bytes) -> tuple[bytes, int]:
     return made.as_bytes(), made.nonce
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=_REMEMBERED)
 def parse(raw: bytes, what: str) -> Token:
     """Read a token, and see that the one who signed it is the one whose certificate is in it. Nobody is trusted by that.
 
@@ -123,21 +177,25 @@ def _parse(raw: bytes, what: str) -> Token:
     content, signers = parts[2].children(), parts[-1].expect(der.SET, "the list of signers").children()
     if content[0].body != _oid(_TST_INFO) or len(content) != 2 or len(signers) != 1:
         raise FormatError("it is not the statement of one authority about a time")
-    info = content[1].children()[0].expect(der.OCTETS, "the time").body
+    info = content[1].children()[0].expect(der.OCTETS, "the time")
     signer = _Signer.of(signers[0])
-    response = _decoded(raw)
-    certificates = [x509.load_der_x509_certificate(bytes(item)) for item in response.signed_data.certificates]
-    leaf = next((item for item in certificates if signer.names(item)), None)
+    held = [item.whole for part in parts[3:-1] if part.tag == _CERTIFICATES for item in part.children()]
+    certificates = tuple(map(_certificate, dict.fromkeys(held)))
+    said = _decoded(raw).tst_info  # which sees to it that the rest is as it has to be, too
+    leaf = next((item for item in certificates if item.named == (signer.issuer, signer.serial)), None)
     if leaf is None:
         raise FormatError("the authority's certificate is not in it; ask the authority for tokens with certificates")
-    signer.check(info, leaf)
-    imprint = response.tst_info.message_imprint
+    signer.check(info.body, leaf)
+    imprint = said.message_imprint
     if imprint.hash_algorithm.dotted_string != _SHA256 or len(imprint.message) != 32:
         raise FormatError("what it stamps is not named by SHA-256")
-    _time_stamping_only(leaf)
-    time = response.tst_info.gen_time
+    if leaf.misused:
+        raise FormatError(leaf.misused)
+    time = said.gen_time
     time = time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time.astimezone(datetime.UTC)
-    about, (owner, key) = _accuracy(response.tst_info), _owner(leaf)
+    about, (owner, key) = _accuracy(said), leaf.owner
+    if not _TIMES[0] <= time - about <= time + about <= _TIMES[1]:
+        raise FormatError("its time is none that a clock may have")
     return Token(
         stamped=bytes(imprint.message).hex(),
         earliest=time - about,
@@ -147,8 +205,10 @@ def _parse(raw: bytes, what: str) -> Token:
         ),
         authority=owner,
         key=key,
-        nonce=response.tst_info.nonce,
+        nonce=said.nonce,
         raw=raw,
+        certificates=certificates,
+        like=_without(raw, [info, *signer.of_one_time]),
     )
 
 
@@ -159,135 +219,152 @@ def trusted(token: Token, authorities: Authorities) -> str:
     """
     if not authorities:
         return "no authority was named (--trusted-tsa)"
-    verifier = _verifier(authorities)
-    if verifier is None:
-        return "none of the certificates that were named (--trusted-tsa) is a root"
-    try:
-        verifier.verify(_decoded(token.raw), bytes.fromhex(token.stamped))
-    except Exception as error:  # as above
-        told = str(error).rpartition("reason: ")[2].split('"')[1:2] or [str(error)]
-        return f"no authority that was named vouches for it at the time that it says ({canonical.brief(told[0])})"
-    return ""
+    return _vouching(authorities).why_not(token)
 
 
-# A proof may have a hundred tokens of the same authority: what is the same for all is made once.
+class _Vouching:
+    """Whom authorities vouch for. A proof may have a hundred tokens of one authority: what is the same for all is found out once."""
+
+    def __init__(self, authorities: Authorities) -> None:
+        roots = [item for item in authorities.certificates if item.issuer == item.subject]
+        between = [item for item in authorities.certificates if item not in roots]
+        self._verifier = rfc3161.VerifierBuilder(roots=roots, intermediates=between).build() if roots else None
+        self._own = [_certificate(item.public_bytes(serialization.Encoding.DER)) for item in authorities.certificates]
+        self._told: dict[tuple[bytes, tuple[tuple[int, int], ...]], str] = {}
+
+    def why_not(self, token: Token) -> str:
+        """See :func:`trusted`. Of a token's own, its signature and what it signs were checked when it was read. What is left is the
+        chain of certificates, which time changes only where one of them begins or ceases to hold.
+        """
+        if self._verifier is None:
+            return "none of the certificates that were named (--trusted-tsa) is a root"
+        moment = _decoded(token.raw).tst_info.gen_time.replace(microsecond=0, tzinfo=datetime.UTC)
+        alike = token.like, tuple(item.era(moment) for item in (*self._own, *token.certificates))
+        if alike not in self._told:
+            if len(self._told) >= _REMEMBERED:
+                self._told.clear()
+            self._told[alike] = self._judged(self._verifier, token)
+        return self._told[alike]
+
+    def _judged(self, verifier: rfc3161.Verifier, token: Token) -> str:
+        try:
+            verifier.verify(_decoded(token.raw), bytes.fromhex(token.stamped))
+        except Exception as error:  # as above
+            told = str(error).rpartition("reason: ")[2].split('"')[1:2] or [str(error)]
+            return f"no authority that was named vouches for it at the time that it says ({canonical.brief(told[0])})"
+        return ""
+
+
 @functools.lru_cache(maxsize=8)
-def _verifier(authorities: Authorities) -> rfc3161.Verifier | None:
-    roots = [item for item in authorities.certificates if item.issuer == item.subject]
-    between = [item for item in authorities.certificates if item not in roots]
-    return rfc3161.VerifierBuilder(roots=roots, intermediates=between).build() if roots else None
+def _vouching(authorities: Authorities) -> _Vouching:
+    return _Vouching(authorities)
 
 
 @functools.lru_cache(maxsize=64)
-def _issuer(certificate: x509.Certificate) -> bytes:
-    return certificate.issuer.public_bytes()
+def _certificate(encoded: bytes) -> Certificate:
+    return Certificate(encoded)
 
 
-@functools.lru_cache(maxsize=64)
-def _owner(certificate: x509.Certificate) -> tuple[str, str]:
-    """Whose a certificate is, and the digest of its key."""
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    key = certificate.public_key().public_bytes(serialization.Encoding.DER, form)
-    return canonical.brief(certificate.subject.rfc4514_string()), canonical.sha256(key)
-
-
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=_REMEMBERED)
 def _decoded(raw: bytes) -> rfc3161.TimeStampResponse:
     return rfc3161.decode_timestamp_response(raw)
 
 
+def _without(raw: bytes, nodes: Iterable[der.Node]) -> bytes:
+    """SHA-256 of ``raw`` without the content of ``nodes``, none of which lies in another."""
+    hasher, at = hashlib.sha256(len(raw).to_bytes(8, "little")), 0
+    for node in sorted(nodes, key=lambda node: node.at):
+        hasher.update(raw[at : node.start])  # with its length, so that nothing can move from one into another
+        at = node.stop
+    hasher.update(raw[at:])
+    return hasher.digest()
+
+
 @dataclass(frozen=True)
 class _Signer:
-    """CMS's SignerInfo (RFC 5652). ``signed``: the bytes that the signature is over."""
+    """CMS's SignerInfo (RFC 5652). ``signed``: the bytes that the signature is over; ``attributes``: by the content of their OID."""
 
     issuer: bytes
     serial: int
     digest: str
-    attributes: dict[str, der.Node]
+    attributes: dict[bytes, der.Node]
     signed: bytes
-    signature: bytes
+    signature: der.Node
 
     @classmethod
     def of(cls, node: der.Node) -> _Signer:
         parts = node.expect(der.SEQUENCE, "the signer").children()
         name, serial = parts[1].expect(der.SEQUENCE, "the signer's name").children()
         signed = parts[3].expect(0xA0, "the signer's attributes")
-        attributes: dict[str, der.Node] = {}
+        attributes: dict[bytes, der.Node] = {}
         for item in signed.children():
             kind, values = item.children()
             value = values.expect(der.SET, "an attribute").children()
-            dotted = _dotted(kind.expect(der.OID, "an attribute").body)
-            if len(value) != 1 or dotted in attributes:
+            named = kind.expect(der.OID, "an attribute").body
+            if len(value) != 1 or named in attributes:
                 raise FormatError("an attribute stands in it twice")
-            attributes[dotted] = value[0]
+            attributes[named] = value[0]
         digest = _dotted(parts[2].children()[0].body)
         # What is signed has the tag of a SET, in the place of the one that marks where it stands.
         return cls(
             name.whole, int.from_bytes(serial.body, "big", signed=True), digest, attributes,
-            bytes([der.SET]) + signed.whole[1:], parts[5].expect(der.OCTETS, "the signature").body,
+            bytes([der.SET]) + signed.whole[1:], parts[5].expect(der.OCTETS, "the signature"),
         )  # fmt: skip
 
-    def names(self, certificate: x509.Certificate) -> bool:
-        return _issuer(certificate) == self.issuer and certificate.serial_number == self.serial
+    @property
+    def of_one_time(self) -> list[der.Node]:
+        """What is another in every token, and was checked here or says nothing."""
+        changing = (self.attributes.get(_oid(kind)) for kind in (_MESSAGE_DIGEST, _SIGNING_TIME))
+        return [self.signature, *(node for node in changing if node is not None)]
 
-    def check(self, info: bytes, leaf: x509.Certificate) -> None:
+    def check(self, info: bytes, leaf: Certificate) -> None:
         """The signature over the attributes, theirs over ``info``, and that they name this very certificate."""
         name, kind = _HASHES.get(self.digest, ("", None))
         if kind is None:
             raise FormatError("it is signed with a hash function other than SHA-256, SHA-384 or SHA-512")
-        if self.attributes[_CONTENT_TYPE].body != _oid(_TST_INFO):
+        if self.attributes[_oid(_CONTENT_TYPE)].body != _oid(_TST_INFO):
             raise FormatError("what is signed is not a time")
-        if self.attributes[_MESSAGE_DIGEST].body != hashlib.new(name, info).digest():
+        if self.attributes[_oid(_MESSAGE_DIGEST)].body != hashlib.new(name, info).digest():
             raise FormatError("the time is not the one that was signed")
         self._check_certificate(leaf)
-        key = leaf.public_key()
+        key = leaf.public
         try:
             if isinstance(key, rsa.RSAPublicKey):
-                key.verify(self.signature, self.signed, padding.PKCS1v15(), kind())
+                key.verify(self.signature.body, self.signed, padding.PKCS1v15(), kind())
             elif isinstance(key, ec.EllipticCurvePublicKey):
-                key.verify(self.signature, self.signed, ec.ECDSA(kind()))
+                key.verify(self.signature.body, self.signed, ec.ECDSA(kind()))
             else:
                 raise FormatError("the authority's key is neither RSA nor on an elliptic curve")
         except InvalidSignature:
             raise FormatError("the authority's signature does not fit") from None
 
-    def _check_certificate(self, leaf: x509.Certificate) -> None:
+    def _check_certificate(self, leaf: Certificate) -> None:
         """The signing-certificate attribute (RFC 2634, RFC 5816): without it another certificate of the key could be put in."""
-        encoded = leaf.public_bytes(serialization.Encoding.DER)
-        if _SIGNING_CERTIFICATE_2 in self.attributes:
-            named = self.attributes[_SIGNING_CERTIFICATE_2].children()[0].children()[0].children()
+        if (said := self.attributes.get(_oid(_SIGNING_CERTIFICATE_2))) is not None:
+            named = said.children()[0].children()[0].children()
             name = "sha256"
             if named[0].tag == der.SEQUENCE:
                 name, found = _HASHES.get(_dotted(named[0].children()[0].body), ("", None))
                 if found is None:
                     raise FormatError("it names the authority's certificate by an unknown hash function")
                 named = named[1:]
-            wanted = hashlib.new(name, encoded).digest()
-        elif _SIGNING_CERTIFICATE in self.attributes:
-            named = self.attributes[_SIGNING_CERTIFICATE].children()[0].children()[0].children()
-            wanted = hashlib.sha1(encoded, usedforsecurity=False).digest()
+            wanted = hashlib.new(name, leaf.encoded).digest()
+        elif (said := self.attributes.get(_oid(_SIGNING_CERTIFICATE))) is not None:
+            named = said.children()[0].children()[0].children()
+            wanted = hashlib.sha1(leaf.encoded, usedforsecurity=False).digest()
         else:
             raise FormatError("it does not say which certificate it is signed with (signing-certificate attribute)")
         if named[0].expect(der.OCTETS, "a certificate's digest").body != wanted:
             raise FormatError("it is signed with another certificate than the one in it")
 
-    def normal(self, leaf: x509.Certificate) -> bytes:
+    def normal(self, leaf: Certificate) -> bytes:
         """The signature in the one form that nobody without the key can turn into another good one."""
-        key = leaf.public_key()
+        key = leaf.public
         if not isinstance(key, ec.EllipticCurvePublicKey):
-            return self.signature  # RSA: the number below the modulus, at its full length
-        r, s = der.integers(self.signature, "the signature")
+            return self.signature.body  # RSA: the number below the modulus, at its full length
+        r, s = der.integers(self.signature.body, "the signature")
         order, width = key.curve.group_order, (key.curve.group_order.bit_length() + 7) // 8
         return r.to_bytes(width, "big") + min(s, order - s).to_bytes(width, "big")
-
-
-def _time_stamping_only(leaf: x509.Certificate) -> None:
-    try:
-        usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except x509.ExtensionNotFound:
-        raise FormatError("the authority's certificate is not for timestamps") from None
-    if not usage.critical or list(usage.value) != [ExtendedKeyUsageOID.TIME_STAMPING]:
-        raise FormatError("the authority's certificate is not for timestamps alone (critical extended key usage)")
 
 
 def _status(node: der.Node) -> int:
@@ -302,6 +379,7 @@ def _accuracy(info: rfc3161.tsp.TimeStampTokenInfo) -> datetime.timedelta:
     return datetime.timedelta(seconds=seconds, milliseconds=millis, microseconds=micros) or UNSAID
 
 
+@functools.cache  # of the few above
 def _oid(dotted: str) -> bytes:
     first, second, *rest = (int(part) for part in dotted.split("."))
     coded = bytearray([40 * first + second])
@@ -313,6 +391,7 @@ def _oid(dotted: str) -> bytes:
     return bytes(coded)
 
 
+@functools.lru_cache(maxsize=64)
 def _dotted(body: bytes) -> str:
     parts, number = [*divmod(body[0], 40)] if body[0] < 80 else [2, body[0] - 80], 0
     for byte in body[1:]:

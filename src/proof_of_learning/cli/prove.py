@@ -114,9 +114,9 @@ def prove(
     common.pinned(portable=portable, device=device, threads=threads)
 
     import proof_of_learning as pol
-    from proof_of_learning.recording.stamping import Stamping
     from proof_of_learning.task import is_script
 
+    stamping = _stamping(stamp_every, tsa, trusted_tsa)
     if is_script(task):
         given = {
             "--start-from": start_from, "--evaluations": evaluations or None,
@@ -134,7 +134,7 @@ def prove(
             rehearse=False if no_rehearsal else None,
             seed=seed,
             registration=registration,
-            stamping=Stamping.of(stamp_every, tsa, trusted_tsa or ()),
+            stamping=stamping,
         )
     if arguments:
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
@@ -144,7 +144,7 @@ def prove(
             interval=interval, device=device, portable=portable, threads=threads, seed=seed,
             registration=registration, start_from=start_from, evaluations=evaluations, codec=codec,
             keep_every=keep_every, asynchronous=asynchronous, rehearse=False if no_rehearsal else None, arithmetic=arithmetic,
-            salt=salt, seal_program=seal_program, stamp_every=stamp_every, tsa=tsa, trusted_tsa=trusted_tsa or (), progress=progress,
+            salt=salt, seal_program=seal_program, stamping=stamping, progress=progress,
         )  # fmt: skip
     if save_model is not None:
         _save(recording.model, save_model)
@@ -154,6 +154,19 @@ def prove(
         "complete_before": recording.complete_before, "stamped": recording.stamped,
     }  # fmt: skip
     _told(out, summary, json)
+
+
+def _stamping(every: int | None, tsa: list[str] | None, roots: list[Path] | None) -> Stamping | None:
+    """None where nothing is to be stamped. Raises UsageError for one option without the other."""
+    from proof_of_learning.recording.stamping import Stamping
+
+    if every is not None:
+        return Stamping(every, tsa or (), roots or ())
+    if tsa:
+        raise UsageError(
+            "the log's head is to be stamped while training: say every how many segments (--stamp-every N), too"
+        )
+    return None
 
 
 def _told(out: str, summary: dict[str, Any], json: str | None) -> None:
@@ -169,10 +182,8 @@ def _told(out: str, summary: dict[str, Any], json: str | None) -> None:
         )
         common.say(f"root {summary['root']}")
         if (stamped := summary["stamped"]) is not None:
-            heads = "1 head" if stamped.heads == 1 else f"{stamped.heads:,} heads"
-            common.say(f"stamped {heads} of the log while training, up to step {stamped.steps:,}")
-            for gap in stamped.gaps:
-                common.say(f"not stamped {gap}")
+            for line in stamped.lines():
+                common.say(line)
 
 
 def _script(

@@ -14,13 +14,13 @@ from proof_of_learning.disputes.answers import OUTPUTS_FILE, STATES_FILE, Cutter
 from proof_of_learning.disputes.challenging import AnyTask, opened_proof, reference
 from proof_of_learning.disputes.documents import ANSWERS_FILE, AnswersHead, AnyPath, First, Head
 from proof_of_learning.disputes.looking import TOGETHER, Asker
+from proof_of_learning.disputes.owners import Owners
 from proof_of_learning.errors import IntegrityError, NumericEnvironmentError, PolError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import files
 from proof_of_learning.proof.codecs.raw import written
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.proof.rewrite import rewrite
-from proof_of_learning.registration import owners
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.state.state import State
@@ -54,9 +54,12 @@ def answer(
         raise UsageError(f"{missing:,} states are not in the proof; bring them back first (`pol regenerate`)")
     if segments is not None and not 0 <= segments <= len(proof.segments):
         raise UsageError(f"{segments} segments make no sense; the proof has {len(proof.segments):,}")
-    named = owners(proof.header)
-    if named and key.public.digest not in named:
-        raise UsageError("the proof's claim names its owners, and the key is none of theirs")
+    try:
+        Owners.of(proof).signed([key.public.digest], "answers")
+    except IntegrityError:
+        raise UsageError(
+            "the proof's claim names its owners, and the key is none of theirs, nor was it put in the place of one (`pol recover`)"
+        ) from None
     files.require_new(target)
     with files.writing(str(target)):
         target.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import torch
 from proof_of_learning import canonical
 from proof_of_learning.disputes import documents
 from proof_of_learning.disputes.documents import ANSWERS_FILE, AnswersHead, First, Head
+from proof_of_learning.disputes.owners import Owners
 from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.limits import (
     MAX_COLUMNS,
@@ -29,7 +30,6 @@ from proof_of_learning.limits import (
 from proof_of_learning.proof import files
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.registration import owners
 from proof_of_learning.replay import protocol
 from proof_of_learning.state.names import is_weight
 from proof_of_learning.state.state import State
@@ -132,8 +132,9 @@ class Answers:
         return at
 
 
-def read(folder: Path, proof: Proof, first: First) -> Answers:
-    """Read answers to the challenge ``first`` about ``proof``, of which no state need be there.
+def read(folder: Path, proof: Proof, first: First, whose: Owners | None = None) -> Answers:
+    """Read answers to the challenge ``first`` about ``proof``, of which no state need be there. whose: they have to be, as a verifier
+    believes; None: as the proof says, with no key revoked.
 
     Raises FormatError for what is malformed, IntegrityError for answers to something else, or signed by nobody who may.
     """
@@ -145,7 +146,7 @@ def read(folder: Path, proof: Proof, first: First) -> Answers:
         raise IntegrityError("the challenge names another claim than the proof was made under")
     if head.challenge != first.digest():
         raise IntegrityError("the answers were given to another challenge")
-    keys = documents.signers(head, documents.envelope(folder, "answers"), owners(proof.header))
+    keys = documents.signers(head, documents.envelope(folder, "answers"), whose or Owners.of(proof))
 
     def need(condition: bool, message: str) -> None:
         if not condition:

@@ -12,10 +12,10 @@ from proof_of_learning.disputes import documents
 from proof_of_learning.disputes.answers import Answers, read
 from proof_of_learning.disputes.documents import AnyPath, First, Second
 from proof_of_learning.disputes.looking import look
+from proof_of_learning.disputes.owners import Owners
 from proof_of_learning.errors import IntegrityError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.registration import owners
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.task import Task, TaskReference
@@ -70,7 +70,7 @@ def challenge_second(
 def answered_by(manifest: AnyPath, answers: AnyPath) -> list[str]:
     """Digests of the keys that signed the answers, of an owner's among them where the claim names owners."""
     head = documents.load(Path(answers) / documents.ANSWERS_FILE, documents.AnswersHead)
-    return documents.signers(head, documents.envelope(Path(answers), "answers"), owners(opened_proof(manifest).header))
+    return documents.signers(head, documents.envelope(Path(answers), "answers"), Owners.of(opened_proof(manifest)))
 
 
 def draw(proof: Proof, found: Survey, nonce: Nonce, answers: Answers, random: int | None = None) -> Challenge:

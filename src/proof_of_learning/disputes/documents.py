@@ -16,6 +16,7 @@ from proof_of_learning import canonical
 from proof_of_learning.attestation import signatures, statements
 from proof_of_learning.attestation.signatures import PrivateKey
 from proof_of_learning.canonical import brief
+from proof_of_learning.disputes.owners import Owners
 from proof_of_learning.errors import FormatError, IntegrityError, UsageError
 from proof_of_learning.limits import MAX_ANSWERS, MAX_ATTESTATION, MAX_CHALLENGE
 from proof_of_learning.proof import files
@@ -215,7 +216,7 @@ def sign(document: AnswersHead | OpeningHead, key: PrivateKey) -> bytes:
     return signatures.seal(_statement(document, [key.public]), [key])
 
 
-def signers(document: AnswersHead | OpeningHead, envelope: bytes, owners: list[str]) -> list[str]:
+def signers(document: AnswersHead | OpeningHead, envelope: bytes, owners: Owners) -> list[str]:
     """Digests of the keys that signed this very document. IntegrityError where nobody did, or no owner whom the claim names."""
     what = "answers" if isinstance(document, AnswersHead) else "opening"
     opened = signatures.open_envelope(envelope, f"{what}.dsse.json")
@@ -225,8 +226,7 @@ def signers(document: AnswersHead | OpeningHead, envelope: bytes, owners: list[s
         raise IntegrityError(f"what is signed in {what}.dsse.json is something else than these {what}")
     if not keys:
         raise IntegrityError(f"{what}.dsse.json has no signature that is good for a key which it names")
-    if owners and not set(owners) & set(keys):
-        raise IntegrityError(f"the {what} are signed by none of the owners that the proof's claim names")
+    owners.signed(keys, what)
     return keys
 
 

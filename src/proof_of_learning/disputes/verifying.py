@@ -25,6 +25,7 @@ from proof_of_learning.disputes.documents import AnyPath, First, OpeningHead, Se
 from proof_of_learning.disputes.ledger import Asked, Docket
 from proof_of_learning.disputes.looking import Looked, look
 from proof_of_learning.disputes.opening import SAMPLES_FILE, positions
+from proof_of_learning.disputes.owners import Owners
 from proof_of_learning.errors import FormatError, IntegrityError, PolError, UsageError
 from proof_of_learning.limits import MAX_SAMPLES
 from proof_of_learning.progress import ProgressCallback, silent
@@ -32,7 +33,6 @@ from proof_of_learning.proof import files, format
 from proof_of_learning.proof.codecs.raw import decode_tensors
 from proof_of_learning.proof.format import check_digest
 from proof_of_learning.proof.reader import Proof
-from proof_of_learning.registration import owners
 from proof_of_learning.replay.pool import MakePool
 from proof_of_learning.replay.protocol import Describe, Described
 from proof_of_learning.replay.replayer import Replayer
@@ -158,7 +158,7 @@ def verify_opening(
 
 @dataclass(frozen=True)
 class Opening:
-    """An opening that was read, and whose parts belong together. ``keys``: who signed it."""
+    """An opening that was read, and whose parts belong together. ``keys``: who signed it; ``whose``: it may be."""
 
     proof: Proof
     first: First
@@ -166,6 +166,7 @@ class Opening:
     answers: Given
     samples: Samples | None
     keys: list[str]
+    whose: Owners
     seconds: float
 
 
@@ -186,17 +187,18 @@ def read(folder: Path, mine: Second | None, options: Options) -> Opening:
     index = folder / "proof" / format.INDEX_FILE
     if answering.file_digest(index, index.stat().st_size) != head.index:
         raise IntegrityError("the opening was signed with other states than it holds")
-    given = answering.read(folder / "answers", proof, first)
+    whose = Owners.of(proof, options.claims.authorities, options.claims.revoked)
+    given = answering.read(folder / "answers", proof, first, whose)
     if second.first != first.digest() or second.answers != given.digest:
         raise IntegrityError("the second challenge is on other answers, or follows another first challenge")
-    keys = documents.signers(head, documents.envelope(folder, "opening"), owners(proof.header))
+    keys = documents.signers(head, documents.envelope(folder, "opening"), whose)
     if not set(keys) & set(given.keys):
         raise IntegrityError("answers and opening are signed with different keys")
     trusted = options.claims.trusted_keys
-    if trusted and not set(keys) & set(trusted):
+    if trusted and not whose.standing(keys) & set(trusted):
         raise IntegrityError("the opening is signed with no trusted key")
     samples = _samples(folder / SAMPLES_FILE, proof, head.samples)
-    return Opening(proof, first, second, given, samples, keys, time.perf_counter() - begun)
+    return Opening(proof, first, second, given, samples, keys, whose, time.perf_counter() - begun)
 
 
 def _samples(path: Path, proof: Proof, digest: str | None) -> Samples | None:
@@ -322,7 +324,7 @@ def _check(
             f", but fewer segments were drawn than all guarantees need ({few[0]:,} of {few[1]:,}); accept that with "
             "--accept-budget"
         )
-    named = {*opening.keys, *owners(opening.proof.header)}
+    named = {*opening.keys, *opening.whose.everybody()}
     if late and status != "fail":
         first = min(late, key=lambda entry: not entry.falls_to(named))
         term = "" if first.due is None else f" in time (by {first.due})"

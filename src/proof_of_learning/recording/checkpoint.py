@@ -97,6 +97,7 @@ class Checkpoint:
         """Measure, hash, encode and write. TrainingError where something is no longer finite."""
         before = writer.state
         assert before is not None
+        self.state.wait()
         moved, losses = displacement(before, self.state), self.losses.double().cpu().numpy()
         if not (math.isfinite(moved.state) and np.isfinite(losses).all()):
             raise TrainingError(

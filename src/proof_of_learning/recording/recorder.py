@@ -238,11 +238,23 @@ class Recorder:
                 EvaluationWarning,
                 stacklevel=2,
             )
+        self._set_aside()
         root = self._writer.seal(claimed, stopped=stopped)
         if self._stamper is not None:
             self.stamped = self._stamper.finish()
         self._writer.close()
         return root
+
+    def _set_aside(self) -> None:
+        """Remove heads that were stamped before an interruption, of steps that came out otherwise when they were taken again: before
+        there is a proof, and also where nothing is stamped any more.
+        """
+        if self._stamper is not None:
+            self._stamper.settle()
+        elif any((self.path / format.ATTESTATIONS).glob("head-*")):
+            from proof_of_learning.recording.stamper import set_aside
+
+            set_aside(self.path)
 
     # ---- foreign loops -------------------------------------------------------------------------------
 
@@ -358,11 +370,13 @@ class Recorder:
 
     def _capture(self) -> State:
         with task_code("capturing the state"):
-            return capture(self.parts, live=True)  # written before the loop goes on
+            return capture(self.parts, live=True, behind=self._behind is not None)
 
     def _gathered(self, stop: int) -> State:
         """The state after so many steps; of several processes, that of all, whose steps then are the rows."""
         state = self._capture()
+        if self._behind is None or self._peers is not None or not stop or self.header.rounded(stop):
+            state.wait()  # what is read before the loop goes on
         if self._peers is not None:
             state, self._rows = self._peers.join(state, self._rows, stop)
         return state

@@ -41,10 +41,11 @@ class Stamper:
 
     def __init__(self, folder: Path, header: Header, stamping: Stamping) -> None:
         self._folder, self._stamping, self._planned = folder, stamping, header.planned_segments()
+        self._authorities = stamping.authorities()
         self._interval, self._header = header.training.interval, hashlib.sha256(header.encoded()).hexdigest()
         self._changed, self._writing = threading.Condition(), threading.Lock()
         self._reached: tuple[int, int, str] | None = None  # segments, steps, digest of the log's line
-        self._ending = self._given_up = self._strange = False
+        self._ending = self._given_up = self._loaded = False
         self._heads = self._segments = self._steps = self._turn = 0  # of what is stamped
         self._previous: str | None = None  # the token before
         self._gaps: list[Gap] = []
@@ -60,6 +61,10 @@ class Stamper:
         if not self._thread.ident:
             self._thread.start()
 
+    def settle(self) -> None:
+        """All steps lie in the log: remove what :func:`set_aside` does, before there is a proof."""
+        self._guarded(self._settle)
+
     def finish(self) -> Stamped:
         """The log is complete: have its last head stamped, which is on the final state, and put everything in order."""
         with self._changed:
@@ -71,8 +76,6 @@ class Stamper:
         self.close()
         if late:
             self._failed(f"no answer within the {PATIENCE:g} seconds that the end of a recording waits", late=True)
-        if self._strange:
-            self._guarded(self._set_aside, late=True)
         return Stamped(self._heads, self._steps, tuple(map(gaps.line, self._gaps)))
 
     def close(self) -> None:
@@ -131,7 +134,7 @@ class Stamper:
         for number in range(len(urls)):
             url = urls[(self._turn + number) % len(urls)]
             try:
-                token = authority.stamp(raw, url, self._stamping.authorities, self._stamping.timeout).raw
+                token = authority.stamp(raw, url, self._authorities, self._stamping.timeout).raw
             except PolError as error:
                 why = str(error)
                 continue
@@ -185,8 +188,23 @@ class Stamper:
 
     # ---- what lies there already ---------------------------------------------------------------------
 
+    def _settle(self) -> None:
+        with self._writing:
+            gone = set_aside(self._folder)
+            if self._loaded:  # else they are counted without these
+                self._heads -= gone
+        if gone:
+            self._failed(
+                f"{gone} stamped heads were removed: their steps were taken again after an interruption, and came out otherwise"
+            )
+
     def _load(self) -> None:
         """Of an interrupted recording: the last head that is still a beginning of the log, and the gaps; else the claim's token."""
+        with self._writing:
+            self._look()
+            self._loaded = True
+
+    def _look(self) -> None:
         found = gathering.files_of(read_attestations(self._folder))
         known = heads.of_log(self._folder) if any(file.kind == "head" for file in found) else {}
         stamped = _stamped(found)
@@ -198,7 +216,6 @@ class Stamper:
                 continue
             told = gathering.read_statement(file)[0].predicate
             steps = known.get(told.get("head", ""))
-            self._strange |= steps is None
             self._heads += file.stamped_as in stamped
             if steps is not None and steps > best and file.stamped_as in stamped:
                 best, self._previous = steps, f"sha256:{_newest(file, stamped).stamped_as}"
@@ -207,34 +224,32 @@ class Stamper:
             claims = [file for file in stamped.values() if file.kind == "claim" and file.stamped_as not in stamped]
             self._previous = f"sha256:{claims[0].stamped_as}" if claims else None
 
-    def _set_aside(self) -> None:
-        """Remove heads of steps that were taken again, otherwise, after an interruption: they are no beginning of this log."""
-        known, gone = heads.of_log(self._folder), 0
-        while True:
-            found = gathering.files_of(read_attestations(self._folder))
-            stamped, there = _stamped(found), {None, *(f"sha256:{file.stamped_as}" for file in found)}
-            own = [
-                (f, gathering.read_statement(f)[0].predicate)
-                for f in found
-                if f.kind == "head" and f.form == gathering.STATEMENT
-            ]
-            lost = [
-                file
-                for file, told in own
-                if known.get(told.get("head", "")) != told.get("steps") or told.get("previous") not in there
-            ]
-            if not lost:
-                break
-            for file in lost:
-                gone += 1
-                self._heads -= file.stamped_as in stamped
-                for name in [file, *_above(file, stamped)]:
-                    (self._folder / format.ATTESTATIONS / name.name).unlink(missing_ok=True)
-        if gone:
-            self._failed(
-                f"{gone} stamped heads were removed: their steps were taken again after an interruption, and came out otherwise",
-                late=True,
-            )
+
+def set_aside(folder: Path) -> int:
+    """Remove heads of steps that were taken again, otherwise, after an interruption, from what lies beside the log of a recording.
+
+    They are no beginning of it, and would make the proof invalid. Returns how many were stamped. Raises FormatError, and OSError.
+    """
+    known, gone = heads.of_log(folder), 0
+    while True:
+        found = gathering.files_of(read_attestations(folder))
+        stamped, there = _stamped(found), {None, *(f"sha256:{file.stamped_as}" for file in found)}
+        own = [
+            (f, gathering.read_statement(f)[0].predicate)
+            for f in found
+            if f.kind == "head" and f.form == gathering.STATEMENT
+        ]
+        lost = [
+            file
+            for file, told in own
+            if known.get(told.get("head", "")) != told.get("steps") or told.get("previous") not in there
+        ]
+        if not lost:
+            return gone
+        for file in lost:
+            gone += file.stamped_as in stamped
+            for name in [file, *_above(file, stamped)]:
+                (folder / format.ATTESTATIONS / name.name).unlink(missing_ok=True)
 
 
 def _stamped(found: Sequence[File]) -> dict[str, File]:

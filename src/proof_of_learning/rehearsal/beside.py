@@ -186,6 +186,8 @@ class Rehearsal:
         if step < self._header.training.at_most and (found := altered(self._built, structure(state), step)) is not None:
             self._stop(found)
         part = grown(segment.before, state)
+        if part is not None:
+            state.wait()
         if part is not None and (found := self._regrouped(part, segment)) is not None:
             self._stop(found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from proof_of_learning.attestation.beacon import QUICKNET
 from proof_of_learning.report.text import ARITHMETIC as ARITHMETIC
 from proof_of_learning.report.text import likely, number, percent, plural
 from proof_of_learning.verifier.verdict import Decision, Moment, Nonce, Status, Verdict
@@ -44,7 +45,8 @@ def public(nonce: Nonce) -> str:
     """What it means that the nonce is a round of public randomness."""
     given = nonce.round
     assert given is not None
-    which = f"round {given.round:,} of the public randomness of network {given.chain[:16]}…, out at {given.moment}"
+    network = "quicknet" if given.chain == QUICKNET.hash else f"{given.chain}, which the verifier named"
+    which = f"round {given.round:,} of the public randomness of the network {network}, out at {given.moment}"
     if nonce.origin == "beacon":
         return (
             f"It follows from {which}: the first after the root had been stamped, which nobody could know before, "

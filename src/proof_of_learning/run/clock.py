@@ -14,6 +14,7 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.run.mode import ACTIVE, Given
 
 if TYPE_CHECKING:
+    from proof_of_learning.recording.stamping import Stamping
     from proof_of_learning.run.loaders import Planned, Source
 
 NO_EPOCH = -1  # where the loop is outside of `run.epochs`
@@ -27,6 +28,7 @@ class Run:
     out: directory for the proof; records without ``pol prove``.
     strict: whether what cannot be recorded ends the training, rather than the recording.
     pretrained: file with the weights that the run starts from.
+    stamping: ``pol.Stamping(every=50, tsa="https://…")``: have the log's head stamped while recording (default: as the command says).
     parts: whatever holds state, by any name: modules, optimizers, schedulers, scalers, averages, objects with ``state_dict()``.
     """
 
@@ -38,9 +40,10 @@ class Run:
         out: Any = None,
         strict: bool = False,
         pretrained: Any = None,
+        stamping: Stamping | None = None,
         **parts: Any,
     ) -> None:
-        self._turn_on(Given(data, interval, out, strict, pretrained, parts))
+        self._turn_on(Given(data, interval, out, strict, pretrained, stamping, parts))
 
     def _turn_on(self, given: Given) -> None:
         """Where a command executes the script, or a directory is given."""

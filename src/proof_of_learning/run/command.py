@@ -54,7 +54,7 @@ def prove_script(
         differ.
     seed, registration: what the script's randomness follows from, a number or a claim (default: it is recorded). Seeds that the
         script sets are mapped through it, so numbers are others than those of the script by itself.
-    stamping: how the log's head is stamped while the script trains.
+    stamping: how the log's head is stamped while the script trains (default: as the script's run says).
 
     Raises PolError subclasses: what the script raises, and what could not be recorded, once the script has ended.
     """
@@ -72,7 +72,9 @@ def prove_script(
         if made:
             say(SECOND)
             raise UsageError("the script makes a second pol.Run; one can be recorded, so give all parts to it")
-        made.append(Recording(given, out, list(arguments), interval, rehearse, folder, origin, stamping))
+        made.append(
+            Recording(given, out, list(arguments), interval, rehearse, folder, origin, stamping or given.stamping)
+        )
         return made[-1]
 
     if origin is not None:

@@ -171,7 +171,7 @@ class _Trying(Recording):
         )
         return self._kept
 
-    def _guard(self, work: Callable[[], None]) -> None:
+    def _guard(self, work: Callable[[], object]) -> None:
         """What cannot be recorded is a finding, and ends the script."""
         try:
             work()

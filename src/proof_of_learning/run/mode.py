@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from proof_of_learning.recording.stamping import Stamping
     from proof_of_learning.run.clock import Clock
     from proof_of_learning.run.inputs import Reads
     from proof_of_learning.run.seeds import Seeds
@@ -21,6 +22,7 @@ class Given:
     out: Any = None
     strict: bool = False
     pretrained: Any = None
+    stamping: Stamping | None = None
     parts: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -90,6 +90,8 @@ class Recording(Clock):
         self._resumes = False
         if not ranks.place().rank:  # who writes
             self._guard(lambda: refuse_used(self._path, origin is not None))
+            if stamping is not None:
+                self._guard(stamping.authorities)
         # Of an interrupted recording: where the loop is to go on, until it does; and whether the first step there has not begun yet.
         self._stood: Stood | None = None
         self._resumes = origin is not None and interrupted(self._path)
@@ -250,7 +252,7 @@ class Recording(Clock):
 
     # ---- the recording -------------------------------------------------------------------------------
 
-    def _guard(self, work: Callable[[], None]) -> None:
+    def _guard(self, work: Callable[[], object]) -> None:
         """What cannot be recorded ends the recording, not the training, unless the script is strict, or goes on, or is not what was
         claimed."""
         if self.failed:
@@ -325,8 +327,10 @@ class Recording(Clock):
                 return Following(self._board, header, found.parts, environment)
             peers = Gathering(self._board, header, found.parts, environment)
         rehearsal = self._rehearsal(header, found, environment)
+        beside = device_of(found.parts) != "cpu" and peers is None
         return Recorder(
-            self._path, header, found.parts, environment, rehearsal=rehearsal, peers=peers, stamping=self._stamping
+            self._path, header, found.parts, environment, asynchronous=beside, rehearsal=rehearsal, peers=peers,
+            stamping=self._stamping,
         )  # fmt: skip
 
     def described(self, walk: Walk) -> tuple[Header, Facts, Environment]:
@@ -426,9 +430,11 @@ def alone(given: Given) -> Recording:
     if ACTIVE.begun:
         say(SECOND)
     ACTIVE.begun += 1
-    recording = Recording(given, given.out, sys.argv[1:], None)
+    recording = Recording(given, given.out, sys.argv[1:], None, stamping=given.stamping)
 
     def ended() -> None:
+        for line in recording.stamped.lines() if recording.stamped is not None else ():
+            say(line)
         if not (recording.failed or recording.root) and not ranks.place().rank:
             say(unfinished(recording))
         recording.abandon()

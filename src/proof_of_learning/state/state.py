@@ -13,9 +13,8 @@ import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, TaskError
+from proof_of_learning.state.landing import landing
 from proof_of_learning.state.layout import Flat, Layout
 from proof_of_learning.state.names import KNOWN, escaped, family_of, joined
 from proof_of_learning.state.parts import SETTINGS, adapter_of, captured, restored
@@ -52,7 +52,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class State:
     """A captured state. ``tensors`` are contiguous, on the CPU, and shared with nobody, unless the state is ``live``.
 
-    ``flat``: the blocks that they lie in end to end, where they do.
+    ``flat``: the blocks that they lie in end to end, where they do. ``under_way``: what :meth:`wait` waits for.
     """
 
     tree: Node
@@ -61,6 +61,12 @@ class State:
     live: bool = False
     _views: dict[str, memoryview] = field(default_factory=dict, repr=False, compare=False)
     flat: Flat | None = field(default=None, repr=False, compare=False)
+    under_way: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+
+    def wait(self) -> None:
+        """Until the tensors are complete: what is captured beside the steps of a GPU is copied while they go on."""
+        if self.under_way is not None:
+            self.under_way()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         """The same tensors in memory of their own; views are of nobody else's."""
@@ -353,24 +359,10 @@ def _unkey(key: str) -> str | int:
 def _flat(tensor: Tensor, path: str) -> Tensor:
     if tensor.layout != torch.strided or tensor.dtype not in DTYPE_NAMES or tensor.dtype == torch.complex128:
         raise TaskError(f"the tensor at {path!r} is {tensor.layout} {tensor.dtype}, which cannot be recorded")
-    if tensor.device.type != "cuda":
-        tensor = tensor.detach()
-        return tensor if tensor.device.type == "cpu" and tensor.is_contiguous() else tensor.cpu().contiguous()
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return pinned.copy_(tensor.detach(), non_blocking=True)
-
-
-@contextmanager
-def _copying() -> Iterator[None]:
-    """Copies from a GPU run on a stream of their own, into pinned memory; at the end they are complete."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        yield
-        return
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
+    tensor = tensor.detach()
+    if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and tensor.is_contiguous()):
+        return tensor
+    return tensor.cpu().contiguous()
 
 
 def settings(state: State) -> bytes:
@@ -415,15 +407,18 @@ def added_rates(raw: bytes) -> list[float]:
 # ---- parts ------------------------------------------------------------------------------------------
 
 
-def capture(parts: Mapping[str, Any], *, live: bool = False) -> State:
+def capture(parts: Mapping[str, Any], *, live: bool = False, behind: bool = False) -> State:
     """Capture named parts: modules (with non-persistent buffers), optimizers, and whatever has ``state_dict()``.
 
-    ``live``: do not copy; the tensors are those of the parts, and good until the next step changes them.
+    ``live``: do not copy; the tensors are those of the parts, and good until the next step changes them. ``behind``: do not wait for
+    what comes from a GPU: steps may go on at once, and :meth:`State.wait` is to be called before the tensors are read.
     """
     tensors: dict[str, Tensor] = {}
-    with _copying():
-        items = [[f"s:{name}", encode_tree(captured(parts, name), escaped(name), tensors)] for name in sorted(parts)]
-    state = State({"d": items}, tensors, live=True)
+    items = [[f"s:{name}", encode_tree(captured(parts, name), escaped(name), tensors)] for name in sorted(parts)]
+    wait = landing(tensors)
+    state = State({"d": items}, tensors, live=wait is None, under_way=wait)
+    if not behind:
+        state.wait()
     return state if live else state.settled()
 
 
@@ -467,10 +462,11 @@ def live_settings(parts: Mapping[str, Any]) -> bytes:
     """:func:`settings` of live parts, without a look at what a module holds."""
     tensors: dict[str, Tensor] = {}
     items = []
-    with _copying():
-        for name, part in sorted(parts.items()):
-            if family_of(name) in SETTINGS:
-                told = adapter_of(part).told
-                values = captured(parts, name) if told is None else told(part)
-                items.append([f"s:{name}", encode_tree(values, escaped(name), tensors)])
-    return settings(State({"d": items}, tensors))
+    for name, part in sorted(parts.items()):
+        if family_of(name) in SETTINGS:
+            told = adapter_of(part).told
+            values = captured(parts, name) if told is None else told(part)
+            items.append([f"s:{name}", encode_tree(values, escaped(name), tensors)])
+    state = State({"d": items}, tensors, under_way=landing(tensors))
+    state.wait()
+    return settings(state)

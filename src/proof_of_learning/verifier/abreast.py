@@ -42,7 +42,7 @@ _SIZE = struct.Struct("<Q")
 
 
 class _Told(msgspec.Struct, array_like=True):
-    """A reading as it goes from a child to its parent: of layouts, which have numbers, what they are is told once.
+    """A reading as it goes from a child to its parent: of layouts, which have numbers, what they are (``described``) is told once.
 
     ``weight``: what the state took of the proof's room. ``numbers``: distance, left, inertia, and both of displacement.
     ``tensors``: those that :func:`_few` names; ``whole``: the state as the codec ``raw`` writes it, in their place.
@@ -50,7 +50,7 @@ class _Told(msgspec.Struct, array_like=True):
 
     position: int
     layout: int = -1
-    described: list[tuple[str, str, list[int]]] = []
+    described: list[tuple[str, str, list[int]]] | None = None  # an empty list: a state without tensors
     settings: bytes = b""
     weight: int = 0
     numbers: list[float] = []
@@ -138,7 +138,7 @@ def _told(reader: Reader, reading: Reading, layouts: dict[Layout, int]) -> _Told
     told = _Told(
         reading.position,
         number,
-        [(n, DTYPE_NAMES[layout.places[n].dtype], list(s)) for n, s in layout.shapes.items()] if new else [],
+        [(n, DTYPE_NAMES[layout.places[n].dtype], list(s)) for n, s in layout.shapes.items()] if new else None,
         reading.settings,
         reader.proof.weight(reader.digests[reading.position]),
         [reading.distance, reading.left, reading.inertia, *moved],
@@ -185,9 +185,14 @@ class _Child:
 
     def reading(self, reader: Reader, position: int) -> Reading | None:
         """What it tells of the state at a position; None where it tells no more."""
-        if self._lost or (told := self._next()) is None:
+        if self._lost:
             return None
-        reading = self._read(reader, told) if told.position == position else None
+        try:
+            told = self._next()
+            reading = None if told is None or told.position != position else self._read(reader, told)
+        except Exception as error:  # what nobody foresaw in a state must not part one process from several
+            log.info("what a process tells of state %d cannot be read: %r", position, error)
+            reading = None
         self._lost = reading is None
         return reading
 
@@ -207,9 +212,7 @@ class _Child:
         """None where the proof has no room for the state."""
         if told.layout < 0:
             return Reading(told.position)
-        if not reader.proof.weighed(reader.digests[told.position], told.weight):
-            return None
-        if told.described:
+        if told.described is not None:
             names = [name for name, _, _ in told.described]
             layout = Layout.of({n: (DTYPES[d], torch.Size(s)) for n, d, s in told.described}, names)
             self._layouts.append((layout, tuple(sorted(names))))
@@ -223,6 +226,8 @@ class _Child:
         picked = told.picked and Picked(
             np.frombuffer(told.picked[0], np.float32), np.frombuffer(told.picked[1], np.float64)
         )
+        if not reader.proof.weighed(reader.digests[told.position], told.weight):
+            return None
         return Reading(
             told.position, state, layout, told.settings, distance, left, inertia, Displacement(*moved) if moved else None,
             picked,

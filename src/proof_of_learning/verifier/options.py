@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from proof_of_learning import registration as registrations
-from proof_of_learning.attestation.revocation import Revoked, load_revoked
+from proof_of_learning.attestation.revocation import Revoked, load_revoked, revoked
 from proof_of_learning.errors import UsageError
 from proof_of_learning.registration import Registration
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT
@@ -189,10 +189,15 @@ class Options:
         )
         return cls(draw, comparison, _claims(choices, rules), runtime)
 
-    def for_link(self) -> Options:
-        """What a link of the chain behind a proof is verified with: its own nonce, and no claims but whom to believe about time."""
+    def for_link(self, nonce: Nonce) -> Options:
+        """What a link of the chain behind a proof is verified with: its own nonce, and no claims but whom to believe about time.
+
+        nonce: of the proof. Where that is public randomness, it counts for the link as well: the proof's root, which was there before,
+        covers the link's.
+        """
         believed = Claims(authorities=self.claims.authorities, revoked=self.claims.revoked)
-        return replace(self, draw=replace(self.draw, nonce=None, drawn=None), claims=believed)
+        drawn = nonce if nonce.origin == "beacon" else None
+        return replace(self, draw=replace(self.draw, nonce=None, drawn=drawn), claims=believed)
 
 
 def _beacon(choices: Choices) -> Beacon | None:
@@ -233,6 +238,7 @@ def _claims(choices: Choices, rules: Policy | None) -> Claims:
             laws=(*claims.laws, *rules.initialization.laws),
             trusted_keys=tuple(dict.fromkeys((*claims.trusted_keys, *(rules.trust.keys or ())))),
             threshold=max(claims.threshold, rules.trust.threshold),
+            revoked=claims.revoked.joined(revoked(rules.trust.revoked, "trust.revoked")),
             accept_nonce=claims.accept_nonce or rules.trust.chosen_nonce,
             accept_order=claims.accept_order or rules.training.free_order,
             accept_uniform=claims.accept_uniform or rules.guarantee.uniform_only,

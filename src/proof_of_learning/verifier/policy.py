@@ -11,7 +11,6 @@ import itertools
 import math
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from proof_of_learning import keeping
+from proof_of_learning.attestation.revocation import revoked
 from proof_of_learning.errors import UsageError
 from proof_of_learning.limits import MAX_POLICY
 from proof_of_learning.verifier.initialization.named import named_laws
@@ -77,6 +77,7 @@ class Initialization(_Section, frozen=True):
 
 class Trust(_Section, frozen=True):
     """``assurance``: the weakest that is accepted. ``keys``: digests of public keys, of which ``threshold`` have to have signed.
+    ``revoked``: tables of keys that count only for what was stamped before, besides those of ``--revoked``.
     ``exact``: nothing but bit-exact replay is enough. ``chosen_nonce`` grants, as ``--accept-nonce`` does, that the nonce was handed
     in.
     """
@@ -84,6 +85,7 @@ class Trust(_Section, frozen=True):
     assurance: Assurance | None = None
     keys: tuple[str, ...] | None = None
     threshold: Count = 1
+    revoked: tuple[dict[str, Any], ...] = ()
     exact: bool = False
     chosen_nonce: bool = False
 
@@ -162,17 +164,14 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     raw = keeping.read(path, f"--policy {path}", MAX_POLICY)
     if len(raw) > MAX_POLICY:
         raise UsageError(f"--policy {path}: larger than {MAX_POLICY:,} bytes")
-    try:
-        content = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{name}: not TOML: {' '.join(str(error).split())[:200]}") from None
+    content = keeping.toml(raw, name)
     for line in itertools.chain(_unknown(content), _not_finite(content)):
         raise UsageError(f"{name}: {line}")
     try:
         policy = msgspec.convert(content, Policy)
     except msgspec.ValidationError as error:
         raise UsageError(f"{name}: {_readable(str(error))}") from None
-    for line in itertools.chain(_contradictions(policy), _bad_digests(policy), _bad_laws(policy)):
+    for line in itertools.chain(_contradictions(policy), _bad_digests(policy), _bad_laws(policy), _bad_keys(policy)):
         raise UsageError(f"{name}: {line}")
     return msgspec.structs.replace(policy, name=name, digest=f"sha256:{hashlib.sha256(raw).hexdigest()}")
 
@@ -250,6 +249,13 @@ def _bad_laws(policy: Policy) -> Iterator[str]:
         named_laws(policy.initialization.laws)
     except UsageError as error:
         yield f"initialization.laws: {error}"
+
+
+def _bad_keys(policy: Policy) -> Iterator[str]:
+    try:
+        revoked(policy.trust.revoked, "trust.revoked")
+    except UsageError as error:
+        yield str(error)
 
 
 def _kind(value: Any) -> str:

@@ -82,7 +82,7 @@ def verify(
             if refusal is not None:
                 return refusal
             clock.lap("attestations")
-            if options.draw.beacon is not None:
+            if options.draw.beacon is not None and options.draw.drawn is None:
                 nonce = public_nonce(options.draw.beacon, attested)
             elif options.draw.nonce is None and options.draw.drawn is None:
                 nonce = make_nonce(None)  # drawn when the root is known
@@ -149,7 +149,7 @@ def judged(
         return verify(
             link.path,
             link.task,
-            options.for_link(),
+            options.for_link(case.picked.nonce),
             chain=remaining,
             trust=case.trusted,
             progress=progress,
