@@ -129,6 +129,19 @@ def test_products_of_batches(launched: Any, make: Callable[..., Tensor]) -> None
     check(launched, "quantise_kernel", torch.bmm, draw(8, 5, 6), heads[:, :6])
 
 
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+def test_linear_layers_take_one_step(launched: Any) -> None:
+    def both(x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> Any:
+        leaves = [t.requires_grad_() for t in (x, w, b)]
+        y = F.linear(x, w, b)
+        assert y.grad_fn is not None
+        assert y.grad_fn.name() == "LinearBackward"
+        y.backward(g)
+        return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+    check(launched, "quantise_kernel", both, draw(4, 30, 20), draw(7, 20), draw(7), draw(4, 30, 7))
+
+
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (33, 70, 1), (4, 64, 200), (3000, 40, 2), (2, 3, 9000)])
 def test_sums(launched: Any, make: Callable[..., Tensor], shape: tuple[int, int, int]) -> None:
@@ -263,8 +276,8 @@ def test_dropout(launched: Any, p: float) -> None:
         check(launched, "drawn_kernel", lambda x: x.bernoulli_(1 - p), draw(*shape))
         check(launched, "drawn_kernel", lambda x: torch.native_dropout(x, p, True), extreme(*shape))
         kept = torch.rand(shape, device=DEVICE) > 0.5
-        backward = aten.native_dropout_backward.default
-        check(launched, "kept_kernel", lambda g, kept: backward(g, kept, 1 / (1 - p)), extreme(*shape), kept)
+        backward = lambda g, kept: aten.native_dropout_backward.default(g, kept, 1 / (1 - p))  # noqa: E731
+        check(launched, "kept_kernel", backward, extreme(*shape), kept)
 
 
 def lists(make: Callable[..., Tensor]) -> list[Tensor]:

@@ -137,7 +137,9 @@ def _require_same_on_cuda() -> None:
     name = _kernels()
     differing = build.recall(name)
     if differing is None:
-        log.info("trying the kernels of portable arithmetic for CUDA, once on this machine: a minute or two")
+        log.warning(
+            "trying the kernels of portable arithmetic for CUDA, once on this machine and release: about a minute"
+        )
         differing = _trial("cuda")
         build.keep(name, differing)
     if differing:

@@ -17,12 +17,12 @@ from proof_of_learning.numeric.portable import products
 from proof_of_learning.numeric.portable.grid import total
 from proof_of_learning.numeric.portable.table import either
 
-_KINDS = (Tensor, nn.Parameter)
+KINDS = (Tensor, nn.Parameter)
 _with_bias = either("addmm.default", products._addmm)
 
 
 def _fits(x: Any) -> bool:
-    return type(x) in _KINDS and x.dtype is torch.float32 and x.device.type != "cpu" and x.numel() > 0
+    return type(x) in KINDS and x.dtype is torch.float32 and x.device.type != "cpu" and x.numel() > 0
 
 
 def taken(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

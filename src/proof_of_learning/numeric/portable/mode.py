@@ -80,6 +80,9 @@ class _Composed(TorchFunctionMode):
         kind = getattr(func, "__name__", "")
         if kind == "linear" and linear.taken(args, kwargs or {}):
             return linear.Linear.apply(*args)  # type: ignore[no-untyped-call]
+        if kind == "item" and type(args[0]) in linear.KINDS and args[0].dtype is torch.float32:
+            with torch._C._DisableTorchDispatch():  # an optimizer asks for its step count of each parameter
+                return func(*args)
         if kind in recurrent.CELLS and len(args) == 9 and isinstance(args[0], Tensor) and args[0].device.type != "cpu":
             return recurrent.run(kind, *args)
         return func(*args, **kwargs) if kwargs else func(*args)
