@@ -33,6 +33,7 @@ def launched() -> Iterator[Any]:
     """What kernels were launched, with the engine in use."""
     held = dict(table.IN_USE)
     if INTERPRETED:
+        engine.prepare()  # its entries come after those below
         for name in engine._ENTRIES_FOR_CUDA:
             importlib.import_module(f"proof_of_learning.numeric.portable.cuda.{name}")
         table.use(table.CUDA)
@@ -126,6 +127,19 @@ def test_products_of_batches(launched: Any, make: Callable[..., Tensor]) -> None
     check(launched, "quantise_kernel", torch.bmm, heads, draw(8, 8, 5))
     check(launched, "quantise_kernel", torch.bmm, draw(8, 7, 6).transpose(1, 2), make(8, 9, 7).transpose(1, 2))
     check(launched, "quantise_kernel", torch.bmm, draw(8, 5, 6), heads[:, :6])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+def test_linear_layers_take_one_step(launched: Any) -> None:
+    def both(x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> Any:
+        leaves = [t.requires_grad_() for t in (x, w, b)]
+        y = F.linear(x, w, b)
+        assert y.grad_fn is not None
+        assert y.grad_fn.name() == "LinearBackward"
+        y.backward(g)
+        return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+    check(launched, "quantise_kernel", both, draw(4, 30, 20), draw(7, 20), draw(7), draw(4, 30, 7))
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -262,9 +276,8 @@ def test_dropout(launched: Any, p: float) -> None:
         check(launched, "drawn_kernel", lambda x: x.bernoulli_(1 - p), draw(*shape))
         check(launched, "drawn_kernel", lambda x: torch.native_dropout(x, p, True), extreme(*shape))
         kept = torch.rand(shape, device=DEVICE) > 0.5
-        with using(PORTABLE):
-            gradients = [aten.native_dropout_backward.default(draw(*shape), kept, 1 / (1 - p)) for _ in range(1)]
-        assert gradients[0].shape == kept.shape
+        backward = lambda g, kept: aten.native_dropout_backward.default(g, kept, 1 / (1 - p))  # noqa: E731
+        check(launched, "kept_kernel", backward, extreme(*shape), kept)
 
 
 def lists(make: Callable[..., Tensor]) -> list[Tensor]:

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from proof_of_learning.errors import NumericEnvironmentError
 from proof_of_learning.numeric import environment
-from proof_of_learning.numeric.portable import PORTABLE, recurrent, using, windows
+from proof_of_learning.numeric.portable import PORTABLE, engine, linear, normalisation, recurrent, using, windows
 from proof_of_learning.numeric.portable.selftest import numbers
 
 aten = torch.ops.aten
@@ -118,3 +120,91 @@ def test_the_switch_for_deterministic_operations_is_off_meanwhile_and_put_back()
 def test_a_device_that_is_not_known_is_named(device: str) -> None:
     with pytest.raises(NumericEnvironmentError, match="not known here"):
         environment.require(device)
+
+
+def _gradients(call: Callable[..., Tensor], g: Tensor, *inputs: Tensor) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    with using(PORTABLE):
+        y = call(*leaves)
+        y.backward(g)
+    return [y.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2, 5, 7), (2, 3, 4, 7), (9000, 7)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_in_one_step_is_the_composed_one(shape: tuple[int, ...], bias: bool) -> None:
+    x, w, g = numbers(1, *shape), numbers(2, 6, 7), numbers(4, *shape[:-1], 6)
+    given = [x, w, numbers(3, 6)] if bias else [x, w]
+    one = _gradients(lambda x, w, b=None: linear.Linear.apply(x, w, b).add_(1.5), g, *given)
+    composed = _gradients(lambda x, w, b=None: F.linear(x, w, b).add_(1.5), g, *given)
+    assert len(one) == len(given) + 1
+    assert all(torch.equal(a, b) for a, b in zip(one, composed, strict=True))
+
+
+def test_a_gradient_of_a_gradient_goes_through_a_linear_layer() -> None:
+    def slope(call: Callable[..., Tensor]) -> Tensor:
+        x, w = numbers(1, 3, 4).requires_grad_(), numbers(2, 2, 4).requires_grad_()
+        with using(PORTABLE):
+            (by_x,) = torch.autograd.grad(call(x, w, None).pow(2).sum(), x, create_graph=True)
+            by_x.pow(2).sum().backward()
+        assert w.grad is not None
+        return w.grad
+
+    assert torch.equal(slope(linear.Linear.apply), slope(F.linear))
+
+
+def test_what_a_linear_layer_in_one_step_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = torch.ones(2, 3), torch.ones(4, 3)
+    assert not linear.taken((x, w, None), {})  # on the CPU
+    monkeypatch.setattr(linear, "_fits", lambda x: type(x) in linear.KINDS)
+    assert linear.taken((x, w, None), {})
+    assert not linear.taken((x, w), {})
+    assert not linear.taken((x[0], w, None), {})
+    assert not linear.taken((x, w.t(), None), {})
+    assert not linear.taken((x, w, torch.ones(3)), {})
+    with forward_ad.dual_level():
+        assert not linear.taken((x, w, None), {})
+
+
+@pytest.mark.parametrize(("shape", "within"), [((3, 8), (8,)), ((4, 5, 8), (5, 8)), ((8,), (8,))])
+def test_one_operation_for_rms_norm_is_the_composed_one(shape: tuple[int, ...], within: tuple[int, ...]) -> None:
+    x, w, g = numbers(1, *shape), numbers(2, *within), numbers(3, *shape)
+    y, *composed = _gradients(lambda x, w: F.rms_norm(x, within, w), g, x, w)
+    found, inverse = normalisation._rms_norm(x, within, w, None)
+    by_x, by_w = normalisation._rms_norm_backward(g, x, within, inverse, w, [True, True])
+    assert by_x is not None
+    assert by_w is not None
+    assert [torch.equal(a, b) for a, b in zip((found, by_x, by_w), (y, *composed), strict=True)] == [True] * 3
+
+
+def test_clamping_keeps_a_zeros_sign_and_nan_on_every_device() -> None:
+    x = torch.tensor([-0.0, 0.0, float("nan"), -1e-45, 1e-45, -3.0, 7.0, -float("inf"), float("inf")])
+    wanted = {
+        torch.relu: [-0.0, 0.0, float("nan"), 0.0, 1e-45, 0.0, 7.0, 0.0, float("inf")],
+        F.relu6: [-0.0, 0.0, float("nan"), 0.0, 1e-45, 0.0, 6.0, 0.0, 6.0],
+        F.hardtanh: [-0.0, 0.0, float("nan"), -1e-45, 1e-45, -1.0, 1.0, -1.0, 1.0],
+    }
+    with using(PORTABLE):
+        for call, values in wanted.items():
+            for found in (call(x), call(x.repeat(9))[-9:]):  # those that vectors leave over, too
+                assert repr(found.tolist()) == repr(torch.tensor(values).tolist()), call
+        assert torch.arange(5).clamp(1, 3).tolist() == [1, 1, 2, 3, 3]
+        assert not torch.signbit(x.clamp(max=0.0)[1])
+        assert x.double().clamp_(min=-0.0)[0].signbit()
+
+
+def test_the_engine_of_the_cpu_is_asked_after_that_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever is chosen first: on a GPU the CPU's entries take nothing, and would hide the kernels."""
+    calls: list[str] = []
+    monkeypatch.setattr(engine, "_chosen", None)
+    monkeypatch.setattr(engine, "_chosen_for_cuda", None)
+
+    def choose(device: str) -> engine.Engine:
+        calls.append(device)
+        return engine.Engine("plain", "")
+
+    monkeypatch.setattr(engine, "_choose", lambda: choose("cpu"))
+    monkeypatch.setattr(engine, "_choose_for_cuda", lambda: choose("cuda"))
+    engine.prepare_for_cuda()
+    engine.prepare()
+    assert calls == ["cpu", "cuda"]

@@ -22,6 +22,7 @@ PACKAGE = ROOT / "src" / "proof_of_learning"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WITH_REPORT = {"report/svg.py", "report/figures.py", "report/noise.py"}  # what is imported only to draw
 OF_EXTRAS = {"attestation/beacon.py": "beacon"}
+KERNELS = PACKAGE / "numeric" / "portable" / "cuda"  # loaded only where PyTorch for CUDA has brought triton
 # What these packages are built of, or called by in a program.
 WITHIN = {"markupsafe": "jinja2", "click": "typer", "rfc3161_client": "rfc3161-client", "py_ecc": "py-ecc"}
 
@@ -51,6 +52,8 @@ def undeclared(path: Path) -> set[str]:
         declared |= names(PROJECT["optional-dependencies"][extra])
     if path.parent in (PACKAGE / "integrations", PACKAGE / "distributed"):  # each has an extra that its name ends with
         declared |= names(PROJECT["optional-dependencies"].get(path.stem.rpartition("_")[2], []))
+    if path.parent == KERNELS:
+        declared.add("triton")
     return {WITHIN.get(name, name) for name in foreign(path)} - declared
 
 

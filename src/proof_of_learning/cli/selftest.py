@@ -19,8 +19,8 @@ def selftest(
 ) -> None:
     """See whether portable arithmetic gives the published bits on this machine: every operation, on fixed inputs.
 
-    The output names the engine that computes on the CPU: `native` (built once where there is a C++ compiler) or `plain`; both give the
-    same bits. `POL_PORTABLE_ENGINE=plain` or `native` demands one.
+    The output names the engine that computes on the device: `native` (on the CPU built once where there is a C++ compiler, on a GPU
+    Triton's kernels) or `plain`; both give the same bits. `POL_PORTABLE_ENGINE=plain` or `native` demands one.
 
     Exit status: 0 all of them, 1 some are others (they are named), 2 wrong usage.
 
@@ -38,7 +38,7 @@ def selftest(
 
     common.writable("--json", json)
     environment.require(device)
-    runs = engine.prepare()
+    runs = engine.prepare_for_cuda() if device.startswith("cuda") else engine.prepare()
     published, found = tests.published(), tests.digests(device)
     differing = tests.unlike(found)
     cases = {name: {"published": published.get(name), "here": found.get(name)} for name in sorted({*published, *found})}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,9 +18,9 @@ Number = float | int | bool
 
 # One operation of IEEE 754 for each number (or none): every implementation gives the same.
 _SINGLE = (
-    "mul.Tensor", "mul.Scalar", "neg", "abs", "maximum", "minimum", "fmax", "fmin", "clamp", "clamp.Tensor", "clamp_min",
-    "clamp_min.Tensor", "clamp_max", "clamp_max.Tensor", "relu", "sign", "sgn", "floor", "ceil", "round", "trunc", "reciprocal",
-    "hardtanh", "masked_fill.Scalar", "masked_fill.Tensor", "logical_not", "logical_and", "logical_or", "logical_xor",
+    "mul.Tensor", "mul.Scalar", "neg", "abs", "maximum", "minimum", "fmax", "fmin", "clamp.Tensor", "clamp_min.Tensor",
+    "clamp_max.Tensor", "sign", "sgn", "floor", "ceil", "round", "trunc", "reciprocal",
+    "masked_fill.Scalar", "masked_fill.Tensor", "logical_not", "logical_and", "logical_or", "logical_xor",
     "bitwise_not", "bitwise_and.Tensor", "bitwise_and.Scalar", "bitwise_or.Tensor", "bitwise_or.Scalar", "bitwise_xor.Tensor",
     "bitwise_xor.Scalar", "bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar", "bitwise_right_shift.Tensor",
     "bitwise_right_shift.Tensor_Scalar", "eq.Tensor", "eq.Scalar", "ne.Tensor", "ne.Scalar", "lt.Tensor", "lt.Scalar",
@@ -31,6 +33,46 @@ as_they_are(
     "isnan.default", "isinf.default", "isfinite.default", "where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar",
     "threshold_backward.default", "hardtanh_backward.default", "heaviside.default", "signbit.default", "maximum.out", "minimum.out",
 )  # fmt: skip
+
+
+@lru_cache(256)
+def _below(low: float, dtype: torch.dtype) -> float:
+    """The largest number of a type below ``low``."""
+    return float(torch.nextafter(torch.tensor(low, dtype=dtype), torch.tensor(-math.inf, dtype=dtype)))
+
+
+@portable("clamp_min.default", inplace=True)
+def _clamp_min(x: Tensor, low: Number) -> Tensor:
+    """What is below ``low`` becomes it; what equals it, as -0 does 0, stays as it is, and so does NaN.
+
+    The instructions for a maximum disagree on both, so this is PyTorch's threshold, which compares, with what is next below.
+    """
+    if not x.is_floating_point() or not math.isfinite(low):
+        return aten.clamp_min.default(x, low)  # type: ignore[no-any-return]
+    return aten.threshold.default(x, _below(float(low), x.dtype), low)  # type: ignore[no-any-return]
+
+
+@portable("clamp_max.default", inplace=True)
+def _clamp_max(x: Tensor, high: Number) -> Tensor:
+    if not x.is_floating_point() or not math.isfinite(high):
+        return aten.clamp_max.default(x, high)  # type: ignore[no-any-return]
+    return torch.where(x > high, high, x)
+
+
+@portable("clamp.default", inplace=True)
+def _clamp(x: Tensor, min: Number | None = None, max: Number | None = None) -> Tensor:
+    x = x if min is None else _clamp_min(x, min)
+    return x if max is None else _clamp_max(x, max)
+
+
+@portable("hardtanh.default", inplace=True)
+def _hardtanh(x: Tensor, low: Number = -1, high: Number = 1) -> Tensor:
+    return _clamp(x, low, high)
+
+
+@portable("relu.default", inplace=True)
+def _relu(x: Tensor) -> Tensor:
+    return _clamp_min(x, 0)
 
 
 def _times(x: Tensor | Number, factor: Number) -> Tensor | Number:

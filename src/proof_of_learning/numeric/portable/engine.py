@@ -22,7 +22,7 @@ import torch
 
 from proof_of_learning.errors import NumericEnvironmentError
 from proof_of_learning.numeric.portable.native import build, calls
-from proof_of_learning.numeric.portable.table import CUDA, IN_USE, NATIVE, use
+from proof_of_learning.numeric.portable.table import CUDA, NATIVE, use
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def prepare() -> Engine:
 def prepare_for_cuda() -> Engine:
     """The same for CUDA devices, once this process uses one: natively where there is Triton, which PyTorch for CUDA brings."""
     global _chosen_for_cuda
+    prepare()
     if _chosen_for_cuda is None:
         with _lock:
             _chosen_for_cuda = _chosen_for_cuda or _choose_for_cuda()
@@ -91,7 +92,7 @@ def _choose() -> Engine:
         return Engine(PLAIN_ENGINE, str(error))
     from proof_of_learning.numeric.portable.native import elementwise, operations  # noqa: F401 (which fill the table)
 
-    IN_USE.update(NATIVE)
+    use(NATIVE)
     return Engine(NATIVE_ENGINE, "its self-test gave the published bits")
 
 
@@ -136,7 +137,9 @@ def _require_same_on_cuda() -> None:
     name = _kernels()
     differing = build.recall(name)
     if differing is None:
-        log.info("trying the kernels of portable arithmetic for CUDA, once on this machine: a minute or two")
+        log.warning(
+            "trying the kernels of portable arithmetic for CUDA, once on this machine and release: about a minute"
+        )
         differing = _trial("cuda")
         build.keep(name, differing)
     if differing:

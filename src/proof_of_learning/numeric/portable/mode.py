@@ -22,6 +22,7 @@ from proof_of_learning.numeric.portable import (
     drawing,
     elementwise,
     engine,
+    linear,
     moving,
     normalisation,
     products,
@@ -49,6 +50,8 @@ class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         found = _RESOLVED.get(id(func))  # an overload lives as long as the process
         name, operation, checked = found if found is not None else _RESOLVED.setdefault(id(func), _find(func))
+        if not checked:  # a view: nothing to compute
+            return operation(*args, **kwargs) if kwargs else operation(*args)
         kwargs = kwargs or {}
         try:
             other = IN_USE.get(name)
@@ -56,8 +59,7 @@ class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 given = other(*args, **kwargs)
                 if given is not NotImplemented:
                     return given
-            if checked:
-                _check(func, (*args, *kwargs.values()))
+            _check(func, (*args, *kwargs.values()) if kwargs else args)
             if operation is not None:
                 return operation(*args, **kwargs)
         except RefusedError as error:
@@ -70,15 +72,20 @@ class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Composed(TorchFunctionMode):
-    """Composes recurrent layers as a CPU does, on devices that have one fused operation for them."""
+    """Composes recurrent layers as a CPU does, on devices that have one fused operation for them, and linear ones in one step."""
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kind = getattr(func, "__name__", "")
+        if kind == "linear" and linear.taken(args, kwargs or {}):
+            return linear.Linear.apply(*args)  # type: ignore[no-untyped-call]
+        if kind == "item" and type(args[0]) in linear.KINDS and args[0].dtype is torch.float32:
+            with torch._C._DisableTorchDispatch():  # an optimizer asks for its step count of each parameter
+                return func(*args)
         if kind in recurrent.CELLS and len(args) == 9 and isinstance(args[0], Tensor) and args[0].device.type != "cpu":
             return recurrent.run(kind, *args)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
 def _composing() -> AbstractContextManager[Any]:
@@ -93,7 +100,7 @@ def _check(func: Any, args: Sequence[Any]) -> None:
                 raise _refusal(func, f"{str(tensor.dtype).removeprefix('torch.')} numbers")
 
 
-# By the identity of an overload: its name in the table, what computes it, and whether kinds of numbers are looked at before.
+# By the identity of an overload: its name in the table, what computes it, and whether there is anything to look at: not of a view.
 _RESOLVED: dict[int, tuple[str, Any, bool]] = {}
 
 

@@ -54,19 +54,9 @@ def _windows(
     block_k = min(power_of_two(k), 1024 // block_p)
     numbers = (channels, 1, height, width, *out, *kernel, *settings[0], *settings[1], *settings[2], parts.shape[1],
                1.5 * 2.0 ** (24 - bits))  # fmt: skip
-    constants = {
-        "BY_CHANNEL": by_channel,
-        "TURNED": turned,
-        "SPLITS": parts.shape[0],
-        "BLOCK_K": block_k,
-        "BLOCK_P": block_p,
-    }
-    launch(
-        images.windows_kernel,
-        (-(-places // block_p), -(-k // block_k), samples),
-        (x, parts, found, *numbers),
-        constants,
-    )
+    grid = (-(-places // block_p), -(-k // block_k), samples)
+    constants = (by_channel, turned, parts.shape[0], block_k, block_p)
+    launch(images.windows_kernel, grid, (x, parts, found), numbers, constants)
     return found
 
 
@@ -170,8 +160,8 @@ def by_weight(g: Tensor, x: Tensor, shape: Ints, stride: Ints, padding: Ints, di
     left = gq.view(samples * groups, filters // groups, places)
     pieces = torch.bmm(left, seen.view(samples * groups, k, places).transpose(1, 2))
     w, size = torch.empty(list(shape), dtype=f32, device=g.device), 256
-    constants, step = {"SIZE": size}, max(1, stretch // places)
-    launch(images.stretches_kernel, (-(-w.numel() // size), 1, 1), (pieces, w, w.numel(), samples, step), constants)
+    numbers = (w.numel(), samples, max(1, stretch // places))
+    launch(images.stretches_kernel, (-(-w.numel() // size), 1, 1), (pieces, w), numbers, (size,))
     return w
 
 
@@ -212,8 +202,8 @@ def _batch_norm(
     tensors = [x if t is None else t for t in (x, weight, bias, y, now, variance, inverse, mean, var)]
     factor = 1.5 * 2.0 ** (53 - SUM_BITS + ceil_log2(r))
     numbers = (c, r, places, factor, float(r), eps, 1 - momentum, momentum, r / (r - 1) if r > 1 else 1.0)
-    constants = {"WEIGHT": weight is not None, "BIAS": bias is not None, "RUNNING": mean is not None, "BLOCK_R": block}
-    launch(images.batch_norm_kernel, (c, 1, 1), (*tensors, *numbers), constants, warps)
+    constants = (weight is not None, bias is not None, mean is not None, block)
+    launch(images.batch_norm_kernel, (c, 1, 1), tuple(tensors), numbers, constants, warps)
     return y, now, inverse
 
 
@@ -233,6 +223,6 @@ def _batch_norm_backward(
     block, warps = _norm_block(r)
     tensors = [g if t is None else t for t in (g, x, saved, inverse, weight, by_input, by_weight, by_bias)]
     factor = 1.5 * 2.0 ** (53 - SUM_BITS + ceil_log2(r))
-    constants = {"WEIGHT": weight is not None, "INPUT": by_input is not None, "BLOCK_R": block}
-    launch(images.batch_norm_backward_kernel, (c, 1, 1), (*tensors, c, r, places, factor, float(r)), constants, warps)
+    numbers, constants = (c, r, places, factor, float(r)), (weight is not None, by_input is not None, block)
+    launch(images.batch_norm_backward_kernel, (c, 1, 1), tuple(tensors), numbers, constants, warps)
     return by_input, by_weight if mask[1] else None, by_bias if mask[2] else None

@@ -12,7 +12,6 @@ import triton.language as tl
 from proof_of_learning.numeric.portable import functions
 
 INF = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
 MAGIC = tl.constexpr(functions._MAGIC)
 LOG2E = tl.constexpr(functions._LOG2E)
 LN2_HIGH, LN2_LOW = (tl.constexpr(part) for part in functions._LN2)
@@ -119,7 +118,8 @@ def log(x):
     t = (m - 1.0) / (m + 1.0)
     found = polynomial(t * t, LOG, 5) * t + exponent.to(tl.float64) * LN2_WHOLE
     found = tl.where(x == 0.0, -INF, tl.where(x == INF, INF, found))
-    return tl.where(x >= 0.0, found, NAN)
+    # Made here: Triton takes a global NaN, which is unequal to itself, for one that was changed meanwhile.
+    return tl.where(x >= 0.0, found, float("nan"))
 
 
 @triton.jit

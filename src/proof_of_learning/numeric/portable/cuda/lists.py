@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.numeric.portable.cuda import pointwise
-from proof_of_learning.numeric.portable.cuda.launching import MOST, f32, f64, given, i32, launch, takes
+from proof_of_learning.numeric.portable.cuda.launching import MOST, f32, f64, given, i32, launch, taken, takes
 from proof_of_learning.numeric.portable.cuda.operations import one
 from proof_of_learning.numeric.portable.cuda.pointwise import (
     OVER,
@@ -37,11 +37,15 @@ KEPT = 512  # lists that are remembered
 
 @dataclass(frozen=True)
 class Cut:
-    """Which program has what of tensors of some sizes: blocks [programs, 2], sizes [tensors], the factors of norms [tensors]."""
+    """Which program has what of tensors of some sizes, and how many programs:
+
+    blocks [programs, 2], sizes [tensors], the factors of norms [tensors].
+    """
 
     blocks: Tensor
     sizes: Tensor
     factors: Tensor
+    programs: int
 
 
 # An optimizer asks for the same lists in each step, and its gradients mostly lie where they lay in the last one.
@@ -61,7 +65,7 @@ def _cut(sizes: tuple[int, ...], device: torch.device) -> Cut:
             _CUTS.clear()
         blocks = [(which, start) for which, n in enumerate(sizes) for start in range(0, n, SIZE)]
         factors = [1.5 * 2.0 ** (54 - SUM_BITS + ceil_log2(n)) for n in sizes]
-        found = Cut(_there(blocks, i32, device), _there(sizes, i32, device), _there(factors, f32, device))
+        found = Cut(_there(blocks, i32, device), _there(sizes, i32, device), _there(factors, f32, device), len(blocks))
         _CUTS[device, sizes] = found
     return found
 
@@ -83,26 +87,27 @@ def _places(lists: Sequence[Tensors], sizes: tuple[int, ...], device: torch.devi
     return _PLACES[key]
 
 
-def _alike(first: Tensors, others: Sequence[Tensors]) -> bool:
-    """Whether all are contiguous float32 on one device, and the others of the first ones' shapes."""
-    if not first or not given(*first) or sum(x.numel() for x in first) >= MOST:
-        return False
-    device = first[0].device
-    if any(x.device != device for x in first):
-        return False
-    return all(
-        len(tensors) == len(first)
-        and given(*tensors)
-        and all(x.shape == y.shape and y.device == device for x, y in zip(first, tensors, strict=True))
-        for tensors in others
-    )
+def _alike(first: Tensors, others: Sequence[Tensors]) -> tuple[int, ...] | None:
+    """How many numbers each has, if all are contiguous float32 on one device, and the others of the first ones' shapes."""
+    if not first or not takes(first[0]):
+        return None
+    device, shapes = first[0].get_device(), [x.shape for x in first]
+    for tensors in (first, *others):
+        if len(tensors) != len(first) or [x.shape for x in tensors] != shapes:
+            return None
+        for x in tensors:
+            if not taken(x) or x.get_device() != device or not x.is_contiguous():
+                return None
+    sizes = tuple([x.numel() for x in first])
+    return sizes if min(sizes) > 0 and sum(sizes) < MOST else None
 
 
 def _computed(which: int, xs: Tensors, others: Sequence[Tensors], numbers: Numbers, into: bool) -> Any:
     """``which`` of each member; None where they were written ``into`` the first, else the results; NotImplemented for other kinds."""
-    if not _alike(xs, others):
+    sizes = _alike(xs, others)
+    if sizes is None:
         return NotImplemented
-    device, sizes = xs[0].device, tuple(x.numel() for x in xs)
+    device = xs[0].device
     each, number = 0, 0.0
     table: Tensor = xs[0]
     if isinstance(numbers, Tensor):
@@ -123,13 +128,8 @@ def _computed(which: int, xs: Tensors, others: Sequence[Tensors], numbers: Numbe
     if places is None:
         return NotImplemented
     cut = _cut(sizes, device)
-    constants = {"WHICH": which, "OTHERS": len(others), "EACH": each, "SIZE": SIZE}
-    launch(
-        pointwise.lists_kernel,
-        (len(cut.blocks), 1, 1),
-        (cut.blocks, places, cut.sizes, table, len(xs), number),
-        constants,
-    )
+    tensors, constants = (cut.blocks, places, cut.sizes, table), (which, len(others), each, SIZE)
+    launch(pointwise.lists_kernel, (cut.programs, 1, 1), tensors, (len(xs), number), constants)
     return None if into else ys
 
 
@@ -212,16 +212,18 @@ _lists("sqrt", ("default",), _sqrt)
 @cuda("_foreach_norm.Scalar")
 def _norm(xs: Tensors, order: Number = 2, dtype: torch.dtype | None = None) -> Any:
     """2-norms: one launch finds the largest magnitudes, one adds up, one takes the roots."""
-    if order != 2 or dtype not in (None, f32) or not _alike(xs, ()):
+    sizes = _alike(xs, ())
+    if order != 2 or dtype not in (None, f32) or sizes is None:
         return NotImplemented
-    device, sizes, count = xs[0].device, tuple(x.numel() for x in xs), len(xs)
+    device, count = xs[0].device, len(xs)
     cut, places = _cut(sizes, device), _places((xs,), sizes, device)
+    assert places is not None  # nothing is written
     blank = torch.zeros(2 * count, dtype=torch.int64, device=device)
     sums, largest = blank[:count].view(f64), blank[count:].view(i32)
-    out, grid = torch.empty(count, dtype=f32, device=device), (len(cut.blocks), 1, 1)
-    launch(pointwise.norm_largest_kernel, grid, (cut.blocks, places, cut.sizes, largest), {"SIZE": SIZE})
-    launch(pointwise.norm_sum_kernel, grid, (cut.blocks, places, cut.sizes, largest, cut.factors, sums), {"SIZE": SIZE})
-    launch(pointwise.norm_finish_kernel, (-(-count // 256), 1, 1), (sums, out, count), {"SIZE": 256})
+    out, grid = torch.empty(count, dtype=f32, device=device), (cut.programs, 1, 1)
+    launch(pointwise.norm_largest_kernel, grid, (cut.blocks, places, cut.sizes, largest), (), (SIZE,))
+    launch(pointwise.norm_sum_kernel, grid, (cut.blocks, places, cut.sizes, largest, cut.factors, sums), (), (SIZE,))
+    launch(pointwise.norm_finish_kernel, (-(-count // 256), 1, 1), (sums, out), (count,), (256,))
     return list(out.unbind(0))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Generator, Tensor
 from proof_of_learning.numeric.portable import drawing
 from proof_of_learning.numeric.portable.cuda import pointwise, reducing, rows
 from proof_of_learning.numeric.portable.cuda.device import ONE, TWO
-from proof_of_learning.numeric.portable.cuda.launching import MOST, f32, f64, given, launch, takes
+from proof_of_learning.numeric.portable.cuda.launching import MOST, f32, f64, given, launch, taken, takes
 from proof_of_learning.numeric.portable.cuda.pointwise import BLOCK
 from proof_of_learning.numeric.portable.cuda.reducing import COLUMNS, ROWS
 from proof_of_learning.numeric.portable.functions import Kernel
@@ -26,47 +28,84 @@ Ints = Sequence[int]
 # ---- products -------------------------------------------------------------------------------------------
 
 
-def operand(x: Tensor, along: int, bits: int) -> Tensor:
-    """A matrix, or a batch of them, on a grid for each row or column, float64: summed over dimension ``along`` (-1 or -2)."""
+@dataclass(frozen=True)
+class Operand:
+    """How a matrix, or a batch of them, comes onto a grid for each row or column; ``copied`` before, ``turned`` afterwards."""
+
+    copied: bool
+    shape: tuple[int, ...]
+    how: Any
+    turned: bool
+
+
+@dataclass(frozen=True)
+class Product:
+    left: Operand
+    right: Operand
+    terms: int
+    stretch: int
+    multiply: Any  # of matrices, or of batches
+
+
+def _operand(shape: Ints, stride: Ints, along: int, bits: int) -> Operand:
+    """For a sum over dimension ``along`` (-1 or -2)."""
     other = -3 - along  # the dimension that is kept
-    if 1 not in (x.stride(along), x.stride(other)):
-        x = x.contiguous()
-    batch, s0 = (x.shape[0], x.stride(0)) if x.dim() == 3 else (1, 0)
-    c, r, s1, s2 = x.shape[other], x.shape[along], x.stride(other), x.stride(along)
+    copied = 1 not in (stride[along], stride[other])
+    if copied:
+        stride = (shape[-2] * shape[-1], shape[-1], 1)[-len(shape) :]
+    batch, s0 = (shape[0], stride[0]) if len(shape) == 3 else (1, 0)
+    c, r, s1, s2 = shape[other], shape[along], stride[other], stride[along]
     if s2 == 1:  # rows of what is summed, and the result too
-        out = torch.empty((*x.shape[:-2], c, r), dtype=f64, device=x.device)
-        reducing.quantised(x, out, batch, c, r, (ROWS, s0, s1, 1), (ROWS, c * r, r, 1), bits)
-        return out if along == -1 else out.transpose(-1, -2)
-    out = torch.empty((*x.shape[:-2], r, c), dtype=f64, device=x.device)
-    reducing.quantised(x, out, batch, c, r, (COLUMNS, s0, 1, s2), (COLUMNS, c * r, 1, c), bits)
-    return out if along == -2 else out.transpose(-1, -2)
+        how = reducing.quantising(batch, c, r, (ROWS, s0, s1, 1), (ROWS, c * r, r, 1), bits)
+        return Operand(copied, (*shape[:-2], c, r), how, along != -1)
+    how = reducing.quantising(batch, c, r, (COLUMNS, s0, 1, s2), (COLUMNS, c * r, 1, c), bits)
+    return Operand(copied, (*shape[:-2], r, c), how, along != -2)
 
 
-def _near(x: Tensor) -> bool:
-    """Whether all places within the tensor are 32 bits, and batches few enough for a grid of programs."""
-    return sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) < MOST and (
-        x.dim() == 2 or x.shape[0] < 1 << 16
-    )
+def _near(shape: Ints, stride: Ints) -> bool:
+    """Whether there are numbers, all places are 32 bits, and batches are few enough for a grid of programs."""
+    span = sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    return 0 < prod(shape) < MOST and span < MOST and (len(shape) == 2 or shape[0] < 1 << 16)
+
+
+@lru_cache(reducing.KNOWN)
+def _planned(a: Ints, a_stride: Ints, b: Ints, b_stride: Ints) -> Product | None:
+    """How matrices of these shapes and strides are multiplied; None: by the plain engine."""
+    if len(a) != len(b) or len(a) not in (2, 3) or not _near(a, a_stride) or not _near(b, b_stride):
+        return None
+    terms = a[-1]
+    if terms != b[-2] or a[:-2] != b[:-2]:
+        return None
+    bits, stretch = product_bits(terms)
+    left, right = _operand(a, a_stride, -1, bits), _operand(b, b_stride, -2, bits)
+    return Product(left, right, terms, stretch, torch.mm if len(a) == 2 else torch.bmm)
+
+
+def _quantised(x: Tensor, to: Operand) -> Tensor:
+    if to.copied:
+        x = x.contiguous()
+    out = torch.empty(to.shape, dtype=f64, device=x.device)
+    reducing.quantise_as(to.how, x, out)
+    return out.mT if to.turned else out
 
 
 def product(a: Tensor, b: Tensor) -> Any:
     """a [.., m, k] times b [.., k, n] in float64, before its rounding to float32."""
-    if not takes(a, b) or a.dim() != b.dim() or a.dim() not in (2, 3) or not _near(a) or not _near(b):
+    if not (taken(a) and taken(b)):
         return NotImplemented
-    terms = a.shape[-1]
-    if terms != b.shape[-2] or (a.dim() == 3 and a.shape[0] != b.shape[0]):
+    plan = _planned(a.shape, a.stride(), b.shape, b.stride())
+    if plan is None:
         return NotImplemented
-    bits, stretch = product_bits(terms)
-    left, right = operand(a, -1, bits), operand(b, -2, bits)
-    if terms <= stretch:
-        return torch.matmul(left, right)
-    found = torch.matmul(left[..., :stretch], right[..., :stretch, :])
-    for start in range(stretch, terms, stretch):
-        found = found + torch.matmul(left[..., start : start + stretch], right[..., start : start + stretch, :])
+    left, right, stretch = _quantised(a, plan.left), _quantised(b, plan.right), plan.stretch
+    if plan.terms <= stretch:
+        return plan.multiply(left, right)
+    found = plan.multiply(left[..., :stretch], right[..., :stretch, :])
+    for start in range(stretch, plan.terms, stretch):
+        found = found + plan.multiply(left[..., start : start + stretch], right[..., start : start + stretch, :])
     return found
 
 
-@cuda("products.matmul")
+@cuda("products.matmul", "mm.default", "bmm.default")
 def matmul(a: Tensor, b: Tensor) -> Any:
     found = product(a, b)
     return found if found is NotImplemented else found.to(f32)
@@ -84,12 +123,7 @@ def finished(y: Tensor, bias: Tensor, places: int) -> Tensor:
     """``y`` (contiguous, [.., bias, places]) rounded to float32, plus the bias."""
     out = torch.empty(y.shape, dtype=f32, device=y.device)
     n = out.numel()
-    launch(
-        pointwise.finish_product_kernel,
-        (-(-n // BLOCK), 1, 1),
-        (y, bias, out, n, places, bias.numel()),
-        {"SIZE": BLOCK},
-    )
+    launch(pointwise.finish_product_kernel, (-(-n // BLOCK), 1, 1), (y, bias, out), (n, places, bias.numel()), (BLOCK,))
     return out
 
 
@@ -101,7 +135,12 @@ def total(x: Tensor, dims: Ints, keepdim: bool = False) -> Any:
     if not takes(x) or not x.dim():
         return NotImplemented
     d = x.dim()
-    return reducing.total(x.contiguous(), sorted({dim % d for dim in dims}) if dims else list(range(d)), keepdim)
+    return reducing.total(x.contiguous(), _over(d, dims), keepdim)
+
+
+def _over(d: int, dims: Ints | None) -> tuple[int, ...]:
+    """Dimensions of ``d`` from 0, sorted; none given: all."""
+    return tuple(sorted({dim % d for dim in dims})) if dims else tuple(range(d))
 
 
 @cuda("linalg_vector_norm.default")
@@ -110,9 +149,7 @@ def _norm(
 ) -> Any:
     if order != 2 or dtype is not None or not takes(x) or not x.dim():
         return NotImplemented
-    d = x.dim()
-    over = sorted({n % d for n in dim}) if dim else list(range(d))
-    return _root(reducing.total(x.contiguous(), over, keepdim, squares=True))
+    return _root(reducing.total(x.contiguous(), _over(x.dim(), dim), keepdim, squares=True))
 
 
 def _root(x: Tensor) -> Tensor:
@@ -129,8 +166,8 @@ def apply(kernel: Kernel, *inputs: Tensor) -> Any:
         return NotImplemented
     dense = [x.contiguous() for x in inputs]
     n, out = inputs[0].numel(), torch.empty(inputs[0].shape, dtype=f32, device=inputs[0].device)
-    constants = {"FUNCTION": function, "TWO": len(dense) == 2, "SIZE": 512}
-    launch(pointwise.function_kernel, (-(-n // 512), 1, 1), (dense[0], dense[-1], out, n), constants)
+    constants = (function, len(dense) == 2, 512)
+    launch(pointwise.function_kernel, (-(-n // 512), 1, 1), (dense[0], dense[-1], out), (n,), constants)
     return out
 
 
@@ -143,8 +180,8 @@ def one(which: int, x: Tensor, others: Sequence[Tensor], number: float, into: bo
     """``pointwise.computed`` of contiguous tensors of one shape."""
     n, out = x.numel(), x if into else torch.empty(x.shape, dtype=f32, device=x.device)
     a, b = (*others, x, x)[:2]
-    constants = {"WHICH": which, "OTHERS": len(others), "SIZE": BLOCK}
-    launch(pointwise.one_kernel, (-(-n // BLOCK), 1, 1), (x, a, b, out, n, float(number)), constants)
+    constants = (which, len(others), BLOCK)
+    launch(pointwise.one_kernel, (-(-n // BLOCK), 1, 1), (x, a, b, out), (n, float(number)), constants)
     return out
 
 
@@ -158,8 +195,7 @@ def _drawn(
     low = key & 0xFFFFFFFF
     low -= (low & 0x80000000) << 1
     numbers = (x.numel(), low, key >> 32, round(p * 2**32) - 2**31, scale)
-    constants = {"DROPOUT": dropout, "SIZE": size}
-    launch(pointwise.drawn_kernel, (-(-x.numel() // (8 * size)), 1, 1), (x, out, kept, *numbers), constants)
+    launch(pointwise.drawn_kernel, (-(-x.numel() // (8 * size)), 1, 1), (x, out, kept), numbers, (dropout, size))
 
 
 @cuda("bernoulli_.float")
@@ -185,11 +221,14 @@ def _dropout(x: Tensor, p: float, train: bool | None) -> Any:
 
 @cuda("native_dropout_backward.default")
 def _dropout_backward(g: Tensor, kept: Tensor, scale: float) -> Any:
-    if not takes(g) or kept.dtype is not torch.bool:
+    if not takes(g) or kept.dtype is not torch.bool or kept.shape != g.shape:
         return NotImplemented
     share = 1 / scale if scale else 0.0
     by = 0.0 if share == 0 else float(np.float32(1) / np.float32(share))
-    return torch.where(kept, by, 0.0).mul_(g)
+    g, n = g.contiguous(), g.numel()
+    out, kept = torch.empty(g.shape, dtype=f32, device=g.device), kept.contiguous().view(torch.int8)
+    launch(pointwise.kept_kernel, (-(-n // BLOCK), 1, 1), (g, kept, out), (n, by), (BLOCK,))
+    return out
 
 
 # ---- softmax and norms ----------------------------------------------------------------------------------
@@ -204,7 +243,7 @@ def _soft(which: int, x: Tensor, dim: int) -> Any:
         return NotImplemented
     x, r = x.contiguous(), x.shape[-1]
     out = torch.empty(x.shape, dtype=f32, device=x.device)
-    rows.run(rows.softmax_kernel, x.numel() // r, r, (x, out), (), {"WHICH": which})
+    rows.run(rows.softmax_kernel, x.numel() // r, r, (x, out), (), (which,))
     return out
 
 
@@ -228,7 +267,7 @@ def _soft_backward(which: int, g: Tensor, y: Tensor, dim: int) -> Any:
         return NotImplemented
     g, y, r = g.contiguous(), y.contiguous(), y.shape[-1]
     out = torch.empty(y.shape, dtype=f32, device=y.device)
-    rows.run(rows.softmax_backward_kernel, y.numel() // r, r, (g, y, out), (), {"WHICH": which})
+    rows.run(rows.softmax_backward_kernel, y.numel() // r, r, (g, y, out), (), (which,))
     return out
 
 
@@ -257,7 +296,7 @@ def _layer_norm(x: Tensor, shape: Ints, weight: Tensor | None, bias: Tensor | No
         n,
         tensors,
         (float(n), eps),
-        {"WEIGHT": weight is not None, "BIAS": bias is not None},
+        (weight is not None, bias is not None),
     )
     return y, mean, inverse
 
@@ -270,7 +309,7 @@ def _layer_norm_backward(
     if not takes(g, x) or not given(mean, inverse, weight) or x.dim() == len(shape) or n > rows.LONGEST:
         return NotImplemented
     g, x = g.contiguous(), x.contiguous()
-    outside = list(range(x.dim() - len(shape)))
+    outside = tuple(range(x.dim() - len(shape)))
     by_input = torch.empty(x.shape, dtype=f32, device=x.device) if mask[0] else None
     part = torch.empty(x.shape, dtype=f32, device=x.device) if mask[1] else None
     if mask[0] or mask[1]:
@@ -283,7 +322,7 @@ def _layer_norm_backward(
             g if by_input is None else by_input,
             g if part is None else part,
         )
-        constants = {"WEIGHT": weight is not None, "INPUT": bool(mask[0]), "PART": bool(mask[1])}
+        constants = (weight is not None, bool(mask[0]), bool(mask[1]))
         rows.run(rows.layer_norm_backward_kernel, x.numel() // n, n, tensors, (float(n),), constants)
     by_weight = None if part is None else reducing.total(part, outside, False)
     return by_input, by_weight, reducing.total(g, outside, False) if mask[2] else None

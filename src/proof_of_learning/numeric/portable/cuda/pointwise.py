@@ -176,3 +176,11 @@ def drawn_kernel(x, out, kept, n, key_low, key_high, limit, scale, DROPOUT: tl.c
         tl.store(kept + i, hit.to(tl.int8), mask=i < n)
     else:
         tl.store(out + i, tl.where(hit, 1.0, 0.0), mask=i < n)
+
+
+@triton.jit(do_not_specialize=["n", "scale"])
+def kept_kernel(g, kept, out, n, scale, SIZE: tl.constexpr):
+    """out = g times ``scale`` where ``kept`` (bytes) says so, and times 0 where not: the gradient of dropout."""
+    i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    scales = tl.where(tl.load(kept + i, mask=i < n, other=0) != 0, scale, 0.0)
+    tl.store(out + i, tl.load(g + i, mask=i < n, other=0.0) * scales, mask=i < n)

@@ -14,7 +14,8 @@ takes the largest of these. A sum is exact, so parts of it are added up in any o
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -163,6 +164,12 @@ def finish_kernel(parts, out, C, SPLITS: tl.constexpr, BLOCK_C: tl.constexpr):
 Layout = tuple[int, int, int, int]  # kind, s0, s1, s2
 
 
+Run = tuple[
+    Any, tuple[int, int, int], tuple[float, ...], tuple[Any, ...], int
+]  # kernel, grid, numbers, constants, warps
+KNOWN = 4096  # shapes for which it is remembered how kernels are run
+
+
 def blocks(batch: int, c: int, r: int, kind: int) -> tuple[int, int, int]:
     """(BLOCK_C, BLOCK_R, splits): how many programs share the ``r`` of each ``c``."""
     if kind == ROWS:
@@ -189,94 +196,112 @@ def _length(r: int, splits: int, block_r: int) -> int:
     return -(-r // (splits * block_r)) * block_r
 
 
+@lru_cache(KNOWN)
+def _finding(batch: int, c: int, r: int, layout: Layout, places: int) -> tuple[Run, int]:
+    """How the largest magnitudes are found, and in how many splits."""
+    kind, *strides = layout
+    block_c, block_r, splits = blocks(batch, c, r, kind)
+    numbers = (c, r, places, *strides, _length(r, splits, block_r), batch * c)
+    run = (
+        largest_kernel,
+        (-(-c // block_c), splits, batch),
+        numbers,
+        (kind, block_c, block_r),
+        _warps(block_c, block_r),
+    )
+    return run, splits
+
+
 def largest_parts(x: Tensor, batch: int, c: int, r: int, layout: Layout, places: int = 1) -> tuple[Tensor, int]:
     """(the bits of the largest magnitudes [splits, batch * c], splits)."""
-    block_c, block_r, splits = blocks(batch, c, r, layout[0])
+    (kernel, grid, numbers, constants, warps), splits = _finding(batch, c, r, layout, places)
     parts = torch.empty((splits, batch * c), dtype=i32, device=x.device)
-    _find_largest(x, parts, batch, c, r, layout, places, block_c, block_r, splits)
+    launch(kernel, grid, (x, parts), numbers, constants, warps)
     return parts, splits
 
 
-def _find_largest(
-    x: Tensor, parts: Tensor, batch: int, c: int, r: int, layout: Layout, places: int, block_c: int, block_r: int, splits: int
-) -> None:  # fmt: skip
+@lru_cache(KNOWN)
+def quantising(batch: int, c: int, r: int, layout: Layout, to: Layout, bits: int, places: int = 1) -> tuple[Run, Any]:
+    """How ``quantised`` is run, and what ``largest_parts`` is asked for before; None if for nothing."""
     kind, *strides = layout
-    launch(
-        largest_kernel, (-(-c // block_c), splits, batch),
-        (x, parts, c, r, places, *strides, _length(r, splits, block_r), batch * c),
-        {"KIND": kind, "BLOCK_C": block_c, "BLOCK_R": block_r}, _warps(block_c, block_r),
-    )  # fmt: skip
+    block_c, block_r, splits = blocks(batch, c, r, kind)
+    numbers = (c, r, places, *strides, *to[1:], _length(r, splits, block_r), batch * c, 1.5 * 2.0 ** (24 - bits))
+    constants = (kind, to[0], splits if splits > 1 else 0, block_c, block_r)
+    run = (quantise_kernel, (-(-c // block_c), splits, batch), numbers, constants, _warps(block_c, block_r))
+    return run, (batch, c, r, layout, places) if splits > 1 else None
+
+
+def quantise_as(how: tuple[Run, Any], x: Tensor, out: Tensor) -> None:
+    """Into ``out`` (float64): ``x`` on the grid that :func:`quantising` was told."""
+    (kernel, grid, numbers, constants, warps), before = how
+    parts = x if before is None else largest_parts(x, *before)[0]
+    launch(kernel, grid, (x, parts, out), numbers, constants, warps)
 
 
 def quantised(
     x: Tensor, out: Tensor, batch: int, c: int, r: int, layout: Layout, to: Layout, bits: int, places: int = 1
 ) -> None:
     """Into ``out`` (float64), which has the layout ``to``: ``x`` on the grid of ``bits`` bits, one for each [batch, c]."""
+    quantise_as(quantising(batch, c, r, layout, to, bits, places), x, out)
+
+
+@lru_cache(KNOWN)
+def _summing(c: int, r: int, layout: Layout, places: int, squares: bool) -> tuple[Run, int]:
     kind, *strides = layout
-    block_c, block_r, splits = blocks(batch, c, r, kind)
-    parts: Any = x
-    if splits > 1:
-        parts = torch.empty((splits, batch * c), dtype=i32, device=x.device)
-        _find_largest(x, parts, batch, c, r, layout, places, block_c, block_r, splits)
-    launch(
-        quantise_kernel, (-(-c // block_c), splits, batch),
-        (x, parts, out, c, r, places, *strides, *to[1:], _length(r, splits, block_r), batch * c, 1.5 * 2.0 ** (24 - bits)),
-        {"KIND": kind, "OUT": to[0], "SPLITS": splits if splits > 1 else 0, "BLOCK_C": block_c, "BLOCK_R": block_r},
-        _warps(block_c, block_r),
-    )  # fmt: skip
+    block_c, block_r, splits = blocks(1, c, r, kind)
+    factor = 1.5 * 2.0 ** ((54 if squares else 53) - SUM_BITS + ceil_log2(r))
+    length = r if splits == 1 else _length(r, splits, block_r)
+    numbers = (c, r, places, *strides, length, c, factor)
+    constants = (kind, squares, splits if splits > 1 else 0, block_c, block_r)
+    return (sum_kernel, (-(-c // block_c), splits, 1), numbers, constants, _warps(block_c, block_r)), splits
 
 
 def summed(x: Tensor, out: Tensor, c: int, r: int, layout: Layout, places: int = 1, squares: bool = False) -> None:
     """Into ``out`` [c], float32: the sum over ``r`` (with ``squares``: of squares), exact, then rounded."""
-    kind, *strides = layout
-    block_c, block_r, splits = blocks(1, c, r, kind)
-    factor = 1.5 * 2.0 ** ((54 if squares else 53) - SUM_BITS + ceil_log2(r))
-    constants = {"KIND": kind, "SQUARES": squares, "SPLITS": 0, "BLOCK_C": block_c, "BLOCK_R": block_r}
-    grid, warps = (-(-c // block_c), splits, 1), _warps(block_c, block_r)
+    (kernel, grid, numbers, constants, warps), splits = _summing(c, r, layout, places, squares)
     if splits == 1:
-        launch(sum_kernel, grid, (x, x, out, c, r, places, *strides, r, c, factor), constants, warps)
+        launch(kernel, grid, (x, x, out), numbers, constants, warps)
         return
-    parts = torch.empty((splits, c), dtype=i32, device=x.device)
-    _find_largest(x, parts, 1, c, r, layout, places, block_c, block_r, splits)
-    sums, constants["SPLITS"] = torch.empty((splits, c), dtype=f64, device=x.device), splits
-    length = _length(r, splits, block_r)
-    launch(sum_kernel, grid, (x, parts, sums, c, r, places, *strides, length, c, factor), constants, warps)
+    parts, _ = largest_parts(x, 1, c, r, layout, places)
+    sums = torch.empty((splits, c), dtype=f64, device=x.device)
+    launch(kernel, grid, (x, parts, sums), numbers, constants, warps)
     block = min(power_of_two(c), 32)
-    launch(finish_kernel, (-(-c // block), 1, 1), (sums, out, c), {"SPLITS": splits, "BLOCK_C": block})
+    launch(finish_kernel, (-(-c // block), 1, 1), (sums, out), (c,), (splits, block))
 
 
 def gridded(x: Tensor, out: Tensor, c: int, r: int, layout: Layout) -> None:
     """Into ``out`` (float64, of the same layout): ``x`` on the grid on which sums over ``r`` are exact."""
     kind, *strides = layout
     block_c, block_r, splits = blocks(1, c, r, kind)
-    parts = torch.empty((splits, c), dtype=i32, device=x.device)
-    _find_largest(x, parts, 1, c, r, layout, 1, block_c, block_r, splits)
+    parts, _ = largest_parts(x, 1, c, r, layout)
     numbers = (c, r, 1, *strides, _length(r, splits, block_r), c, 1.5 * 2.0 ** (53 - SUM_BITS + ceil_log2(r)))
-    constants = {"KIND": kind, "SPLITS": splits, "BLOCK_C": block_c, "BLOCK_R": block_r}
-    launch(
-        gridded_kernel, (-(-c // block_c), splits, 1), (x, parts, out, *numbers), constants, _warps(block_c, block_r)
-    )
+    constants, grid = (kind, splits, block_c, block_r), (-(-c // block_c), splits, 1)
+    launch(gridded_kernel, grid, (x, parts, out), numbers, constants, _warps(block_c, block_r))
 
 
-def total(x: Tensor, over: Sequence[int], keepdim: bool, squares: bool = False) -> Tensor:
-    """The sums of a contiguous ``x`` over dimensions (sorted, from 0), as ``grid.total`` has them."""
-    d, shape = x.dim(), x.shape
+@lru_cache(KNOWN)
+def _totalling(
+    shape: tuple[int, ...], over: tuple[int, ...], keepdim: bool
+) -> tuple[list[int], int, int, Layout, int, list[int]]:
+    """(the result's shape, how many it has, of how many each, where they lie, places, or how dimensions are moved before)."""
+    d, gone, count = len(shape), list(over), len(over)
     kept = [i for i in range(d) if i not in over]
-    out = torch.empty(
-        [1 if i in over else n for i, n in enumerate(shape) if keepdim or i in kept], dtype=f32, device=x.device
-    )
-    c, r = out.numel(), x.numel() // out.numel()
-    gone, count = list(over), len(over)
+    to = [1 if i in over else n for i, n in enumerate(shape) if keepdim or i in kept]
+    c = prod(to)
+    r = prod(shape) // c
     if c == 1 or gone == list(range(d - count, d)):
-        summed(x, out, c, r, (ROWS, 0, r, 1), squares=squares)
-    elif gone == list(range(count)):
-        summed(x, out, c, r, (COLUMNS, 0, 1, c), squares=squares)
-    elif kept == list(range(kept[0], kept[-1] + 1)):  # what is kept lies between
-        places = 1
-        for n in shape[kept[-1] + 1 :]:
-            places *= n
-        summed(x, out, c, r, (CHANNELS, 0, places, c * places), places, squares)
-    else:
-        rows = x.permute(*kept, *gone).contiguous()
-        summed(rows, out, c, r, (ROWS, 0, r, 1), squares=squares)
+        return to, c, r, (ROWS, 0, r, 1), 1, []
+    if gone == list(range(count)):
+        return to, c, r, (COLUMNS, 0, 1, c), 1, []
+    if kept == list(range(kept[0], kept[-1] + 1)):  # what is kept lies between
+        places = prod(shape[kept[-1] + 1 :])
+        return to, c, r, (CHANNELS, 0, places, c * places), places, []
+    return to, c, r, (ROWS, 0, r, 1), 1, [*kept, *gone]
+
+
+def total(x: Tensor, over: tuple[int, ...], keepdim: bool, squares: bool = False) -> Tensor:
+    """The sums of a contiguous ``x`` over dimensions (sorted, from 0), as ``grid.total`` has them."""
+    to, c, r, layout, places, moved = _totalling(x.shape, over, keepdim)
+    out = torch.empty(to, dtype=f32, device=x.device)
+    summed(x.permute(moved).contiguous() if moved else x, out, c, r, layout, places, squares)
     return out

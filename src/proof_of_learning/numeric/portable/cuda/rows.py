@@ -3,6 +3,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import triton
@@ -104,14 +105,18 @@ def layer_norm_backward_kernel(
         tl.store(by_input + c * R + r, found, mask=mask)
 
 
-def run(
-    kernel: Any, c: int, r: int, tensors: tuple[Any, ...], numbers: tuple[float, ...], constants: dict[str, Any]
-) -> None:
-    """Launch one of these for ``c`` rows of ``r`` numbers."""
+@lru_cache(4096)
+def _shape(c: int, r: int) -> tuple[tuple[int, int, int], float, int, int, int]:
+    """(grid, factor of the grid of sums, BLOCK_C, BLOCK_R, warps)."""
     block_r = power_of_two(r)
     block_c = min(power_of_two(c), max(1, 1024 // block_r))
     factor = 1.5 * 2.0 ** (53 - SUM_BITS + ceil_log2(r))
-    launch(
-        kernel, (-(-c // block_c), 1, 1), (*tensors, c, r, factor, *numbers), {**constants, "BLOCK_C": block_c, "BLOCK_R": block_r},
-        16 if block_r > 4096 else 8 if block_r > 1024 else 4,
-    )  # fmt: skip
+    return (-(-c // block_c), 1, 1), factor, block_c, block_r, 16 if block_r > 4096 else 8 if block_r > 1024 else 4
+
+
+def run(
+    kernel: Any, c: int, r: int, tensors: tuple[Any, ...], numbers: tuple[float, ...], constants: tuple[Any, ...]
+) -> None:
+    """Launch one of these for ``c`` rows of ``r`` numbers."""
+    grid, factor, block_c, block_r, warps = _shape(c, r)
+    launch(kernel, grid, tensors, (c, r, factor, *numbers), (*constants, block_c, block_r), warps)
