@@ -315,7 +315,7 @@ def report(found: dict[str, Cell], given: Any, tasks: tuple[str, ...], steps: in
         f"The CPU: {cpus}.\n",
         table(["task", "states", "GPU against CPU", "step, CPU", "step, GPU", "last digest"], bits),
         "## Cost\n",
-        "In alternating blocks, nothing else on the machine; wall time.\n",
+        "In alternating blocks, before anything else of this program; wall time.\n",
         table(["task", "what", "ratio", "target", "a bare step"], costs),
     ]
     Path(given.output).mkdir(parents=True, exist_ok=True)
