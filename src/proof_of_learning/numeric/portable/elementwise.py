@@ -31,7 +31,7 @@ for _name in _SINGLE:
     as_they_are(f"{_base}.{_overload or 'default'}", f"{_base}_.{_overload or 'default'}")
 as_they_are(
     "isnan.default", "isinf.default", "isfinite.default", "where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar",
-    "threshold_backward.default", "hardtanh_backward.default", "heaviside.default", "signbit.default", "maximum.out", "minimum.out",
+    "threshold_backward.default", "heaviside.default", "signbit.default", "maximum.out", "minimum.out",
 )  # fmt: skip
 
 
@@ -68,6 +68,12 @@ def _clamp(x: Tensor, min: Number | None = None, max: Number | None = None) -> T
 @portable("hardtanh.default", inplace=True)
 def _hardtanh(x: Tensor, low: Number = -1, high: Number = 1) -> Tensor:
     return _clamp(x, low, high)
+
+
+@portable("hardtanh_backward.default")
+def _hardtanh_backward(grad: Tensor, x: Tensor, low: Number, high: Number) -> Tensor:
+    """Nothing where ``x`` is NaN: with PyTorch's own that depends on the place of a number in its vector."""
+    return torch.where((x > low) & (x < high), grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
 
 
 @portable("relu.default", inplace=True)

@@ -121,8 +121,13 @@ def _choose_for_cuda() -> Engine:
             raise build.UnavailableError("there is no triton, which PyTorch for CUDA brings")
         if wanted != _UNTRIED:
             _require_same_on_cuda()
-        for name in _ENTRIES_FOR_CUDA:
-            importlib.import_module(f"{__package__}.cuda.{name}")
+        modules = [importlib.import_module(f"{__package__}.cuda.{name}") for name in _ENTRIES_FOR_CUDA]
+        try:
+            modules[0].try_one()
+        except Exception as error:  # Triton's own, or the compiler's
+            raise build.UnavailableError(
+                f"Triton runs no kernel here ({type(error).__name__}: {error})"[:300]
+            ) from None
     except (build.UnavailableError, ImportError, OSError) as error:
         if wanted == NATIVE_ENGINE:
             raise NumericEnvironmentError(f"{VARIABLE}={NATIVE_ENGINE}: on CUDA, {error}") from None

@@ -185,6 +185,13 @@ def one(which: int, x: Tensor, others: Sequence[Tensor], number: float, into: bo
     return out
 
 
+def try_one() -> None:
+    """Compile and run one kernel, for which Triton needs a C compiler and a folder to write to; raises whatever goes wrong."""
+    x = torch.full((1,), 2.0, dtype=f32, device="cuda")
+    if one(pointwise.TIMES_NUMBER, x, (), 3.0, False).item() != 6:
+        raise ArithmeticError("2 times 3 is not 6")
+
+
 # ---- random bits ------------------------------------------------------------------------------------------
 
 
