@@ -16,7 +16,7 @@ WEAPONS = ("factory", "loss", "frozen-base", "augmentation")
 
 @pytest.fixture(scope="module")
 def target(digits: pol.TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Target:
-    return Target.record(digits, tmp_path_factory.mktemp("weapons"))
+    return Target.record(digits, tmp_path_factory.mktemp("weapons"), interval=4)
 
 
 @pytest.mark.parametrize(
