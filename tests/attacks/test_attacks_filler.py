@@ -76,6 +76,7 @@ def test_padding_is_caught_and_does_not_count(how: str, check: str, task: Task, 
     assert trivial == (STEPS * 0.9 if how == "rate" else 0)
 
 
+@pytest.mark.slow(reason="fifty draws over 360 segments; test_attacks_gambling looks for jumps at rate 0, too")
 def test_padding_that_the_schedule_allows_leaves_the_jump_among_few(task: Task, tmp_path: Path) -> None:
     """A task whose rate is 0 from step 40 on: nine tenths of the segments replay, and none of them is drawn in the jump's place."""
     idle = replace(task, scheduler=lambda o: lr_scheduler.LambdaLR(o, lambda step: float(step < 40)))

@@ -73,6 +73,9 @@ def test_segments_that_make_no_progress_are_missed_as_often_as_is_promised(
         assert found.bound <= 0.01 and found.miss <= 0.01 + NOISE
 
 
+@pytest.mark.slow(
+    reason="forges until one is inconspicuous, and is judged four times; that a nonce was chosen is said elsewhere"
+)
 def test_grinding_helps_only_against_a_nonce_that_is_known_before_the_root(
     task: Task, target: Proof, tmp_path: Path
 ) -> None:

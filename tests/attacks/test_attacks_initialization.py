@@ -26,7 +26,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def target(digits: pol.TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Target:
-    return Target.record(digits, tmp_path_factory.mktemp("initialization"))
+    return Target.record(digits, tmp_path_factory.mktemp("initialization"), interval=4)
 
 
 def first_and_last(proof: pol.Proof) -> tuple[State, State]:

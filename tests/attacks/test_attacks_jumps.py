@@ -174,8 +174,8 @@ def test_tasks_without_a_place_for_them_are_named(digits: pol.TaskReference, pla
         pytest.param("late-jump", {"agreement": 0.6, "parts": 2}, 3, 0.5, marks=ALIKE),
         pytest.param("late-jump", {"filler": "training"}, 1, 1.0, marks=ALIKE),
         ("late-jump", {"agreement": 0.6, "how": "gradient", "parts": 3}, 5, 0.5),
-        ("decoy-network", {"agreement": 0.6, "living": 0.25}, 2, 1.0),  # units wake up
-        ("poisoned-probe", {"left": 3, "head": 0.2}, 2, 0.25),
+        pytest.param("decoy-network", {"agreement": 0.6, "living": 0.25}, 2, 1.0, marks=ALIKE),  # units wake up
+        pytest.param("poisoned-probe", {"left": 3, "head": 0.2}, 2, 0.25, marks=ALIKE),
     ],
 )
 def test_a_detour_costs_its_honest_steps_and_ends_in_the_target(
@@ -249,7 +249,7 @@ def weighted(context: Any, batches: list[Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "parameters",
-    [{}, pytest.param({"value": "inf"}, marks=ALIKE), {"where": "part", "value": "0"}],
+    [pytest.param({}, marks=ALIKE), pytest.param({"value": "inf"}, marks=ALIKE), {"where": "part", "value": "0"}],
 )
 def test_a_falsified_number_freezes_all_later_steps(parameters: dict[str, Any], plain: Made, tmp_path: Path) -> None:
     if parameters.get("where") == "part":

@@ -72,8 +72,13 @@ def lying(proof: Proof) -> Proof:
     return Liar(*(getattr(proof, field.name) for field in fields(Proof)))
 
 
+LIKE = pytest.mark.slow(reason="a line to the target is found as a jump to it is")
+
+
 @pytest.mark.parametrize(
-    ("make", "answered"), [(straight, None), (jump, None), (jump, lying)], ids=["straight", "jump", "liar"]
+    ("make", "answered"),
+    [pytest.param(straight, None, marks=LIKE), (jump, None), (jump, lying)],
+    ids=["straight", "jump", "liar"],
 )
 def test_who_trained_nothing_is_found_out(make: Any, answered: Any, tmp_path: Path) -> None:
     table = support_opening.build(tmp_path / "table", make, 12, answered)

@@ -285,8 +285,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", SAMPLES)
+# Each page on one of them, the hostile one on both.
+LEFT = {("valid", 390), ("invalid", 1280), ("inconclusive", 390), ("bare", 1280)}
+AGAIN = pytest.mark.slow(reason="the same page on a screen that others are shown on")
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        pytest.param(name, width, marks=AGAIN if (name, width) in LEFT else ())
+        for name in SAMPLES
+        for width in (1280, 390)
+    ],
+)
 def test_the_page_fits_desk_and_phone(browser: Browser, pages: dict[str, Path], name: str, width: int) -> None:
     path = pages[name]
     browser.open(path, width)

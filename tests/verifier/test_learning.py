@@ -116,8 +116,20 @@ def test_a_start_that_knows_under_every_key_leaves_nothing_to_teach(tmp_path: Pa
     assert found.evidence["known_under_a_fresh_key"] > 0.9
 
 
-@pytest.mark.parametrize("interval", [1, 4, 20, STEPS])
-@pytest.mark.parametrize("settings", [{"optimizer": "sgd"}, {}, {"optimizer": "adam"}, {"net": "batchnorm"}], ids=str)
+LENGTHS = (1, 4, 20, STEPS)
+KINDS: list[dict[str, Any]] = [{"optimizer": "sgd"}, {}, {"optimizer": "adam"}, {"net": "batchnorm"}]
+PAIRED = pytest.mark.slow(reason="each kind at another length, and each length with another kind, stay")
+
+
+@pytest.mark.parametrize(
+    ("settings", "interval"),
+    [
+        pytest.param(kind, length, marks=() if place == at or kind == {} else PAIRED)
+        for place, kind in enumerate(KINDS)
+        for at, length in enumerate(LENGTHS)
+    ],
+    ids=str,
+)
 def test_honest_runs_of_few_segments_learned_something(settings: dict[str, Any], interval: int, tmp_path: Path) -> None:
     _, found = judged(tasks.task(steps=STEPS, **settings), tmp_path, interval)
     assert found.status == "pass", found.summary
