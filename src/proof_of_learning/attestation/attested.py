@@ -16,11 +16,20 @@ def rfc3339(moment: datetime.datetime) -> str:
 
 @dataclass(frozen=True)
 class Signed:
-    """A statement about this very proof. ``keys``: digests of those that signed it; none where it is only stamped."""
+    """A statement about this very proof.
+
+    keys: digests of those that signed it; none where it is only stamped. revoked: of those whose signature counts for nothing, since
+    no trusted authority stamped it before they were revoked.
+    """
 
     file: str
     kind: str
     keys: tuple[str, ...]
+    revoked: tuple[str, ...] = ()
+
+    def left_out(self, key: str) -> str:
+        """Why the signature of one of those revoked counts for nothing."""
+        return f"{self.file} is signed with {key[:19]}…, which was revoked, and no authority that you named stamped it before"
 
 
 @dataclass(frozen=True)

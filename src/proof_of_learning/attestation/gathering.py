@@ -125,11 +125,10 @@ def gather(proof: Proof, authorities: Authorities | None, revoked: Revoked = Rev
         else:
             ignored.append(f"{file.name} stamps something else than a statement about this proof that is here")
     stamps = _unrevoked(stamps, tokens, links, revoked)
-    believed, doubted = _believed(signed, stamps, revoked)
+    believed = _believed(signed.values(), stamps, revoked)
+    doubted = [item.left_out(key) for item in believed for key in item.revoked]
     false += broken(heads, stamps, links.below, links.about)
-    attested = Attested(
-        tuple(believed.values()), tuple(stamps), (*ignored, *doubted), false=tuple(false), gaps=tuple(noted)
-    )
+    attested = Attested(believed, tuple(stamps), (*ignored, *doubted), false=tuple(false), gaps=tuple(noted))
     attested = replace(attested, replaced=_replaced(proof, attested, recoveries))
     chain, reason = _anchored(proof, attested, links.names, tokens)
     attested = _ordered(replace(attested, registered=not reason, unregistered=reason, anchored=chain))
@@ -175,24 +174,17 @@ def _unrevoked(
     ]
 
 
-def _believed(
-    signed: Mapping[str, Signed], stamps: Iterable[Stamp], revoked: Revoked
-) -> tuple[dict[str, Signed], list[str]]:
-    """The same without signatures by keys that were revoked, unless an authority stamped them before; and what was left out."""
+def _believed(signed: Iterable[Signed], stamps: Iterable[Stamp], revoked: Revoked) -> tuple[Signed, ...]:
+    """The same, where signatures by keys that were revoked do not count, unless an authority stamped them before."""
     by: dict[str, list[datetime.datetime]] = {}
     for stamp in stamps:
         if not stamp.refused:
             by.setdefault(stamp.about, []).append(stamp.latest)
-    found, doubted = dict[str, Signed](), list[str]()
-    for name, item in signed.items():
-        keys = tuple(key for key in item.keys if revoked.counts(key, by.get(name, ())))
-        doubted += [
-            f"{name} is signed with {key[:19]}…, which was revoked, and no authority that you named stamped it before"
-            for key in item.keys
-            if key not in keys
-        ]
-        found[name] = replace(item, keys=keys)
-    return found, doubted
+    found = []
+    for item in signed:
+        keys = tuple(key for key in item.keys if revoked.counts(key, by.get(item.file, ())))
+        found.append(replace(item, keys=keys, revoked=tuple(key for key in item.keys if key not in keys)))
+    return tuple(found)
 
 
 def _replaced(

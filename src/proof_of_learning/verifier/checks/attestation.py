@@ -79,7 +79,8 @@ class AttestationCheck:
                 else f"the trusted key {wanted[0][:19]}…"
             )
             odd = sorted(attested.ignored, key=lambda line: not line.startswith("seal"))
-            revoked = [line for key in wanted for line in odd if f"with {key[:19]}…, which was revoked" in line]
+            seals = sorted(attested.signed, key=lambda item: item.kind != "seal")
+            revoked = [item.left_out(key) for key in wanted for item in seals if key in item.revoked]
             others = f"only {_keys(signers)} did" if signers else "nobody did"
             if why := revoked or ([] if signers else odd):
                 others += f"; {why[0]}"
@@ -161,7 +162,7 @@ def _below(stamp: Stamp, attested: Attested, anchor: str | None) -> bool:
 
 def _left_out(attested: Attested) -> str:
     """How many signatures counted for nothing, since their keys were revoked."""
-    count = sum("which was revoked, and no" in line for line in attested.ignored)
+    count = sum(len(item.revoked) for item in attested.signed)
     what = (
         "1 signature does not count: its key was" if count == 1 else f"{count} signatures do not count: their keys were"
     )
