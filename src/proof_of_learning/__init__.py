@@ -69,6 +69,7 @@ _HOMES = {
     "register": "prover",
     "sealed_program": "task",
     "sign": "signing",
+    "standby": "replay.standby",
     "thin": "thinning",
     "timestamp": "signing",
     "unpack": "proof.pack",
@@ -92,5 +93,5 @@ def __dir__() -> list[str]:
 __all__ = [
     "CheckResult", "Dispute", "Indexed", "PolError", "Proof", "Recorder", "Recording", "Run", "Stamping", "State", "StepContext",
     "Task", "TaskReference", "Verdict", "__version__", "attacks", "calibrate", "check", "dispute", "errors", "export", "load_task",
-    "pack", "prove", "recover", "regenerate", "register", "sealed_program", "sign", "thin", "timestamp", "unpack", "verify",
+    "pack", "prove", "recover", "regenerate", "register", "sealed_program", "sign", "standby", "thin", "timestamp", "unpack", "verify",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -27,6 +28,15 @@ MAX_THREADS = max(64, 4 * (os.cpu_count() or 1))  # are set at most
 MOST = 16  # workers that are started before their number was looked at
 LOOKING, TAKING = "looking", "taking"  # the roles of workers, see pool.WorkerPool
 Name = tuple[str, int]  # role and place
+
+
+class Started(Protocol):
+    """Processes that were started before it was known whether they are needed."""
+
+    def take(
+        self, name: Name, environment: Environment, sandbox: Sandbox | None, timeout: float
+    ) -> WorkerProcess | None: ...
+    def ended(self) -> None: ...
 
 
 class Early:
@@ -50,6 +60,9 @@ class Early:
     ) -> WorkerProcess | None:
         """The process of that name, if it was started in that environment and sandbox."""
         return self._waiting.pop(name, None) if (environment, sandbox, timeout) == self._made_for else None
+
+    def ended(self) -> None:
+        """Nothing is begun for another verification."""
 
     def close(self) -> None:
         """End those that nobody took."""

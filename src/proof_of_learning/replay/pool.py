@@ -19,7 +19,7 @@ from proof_of_learning.numeric import randomness
 from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.numeric.portable import NATIVE
 from proof_of_learning.replay import protocol
-from proof_of_learning.replay.early import LOOKING, TAKING, Early
+from proof_of_learning.replay.early import LOOKING, TAKING, Started
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, AnyWorker, LocalWorker, OnWork, WorkerProcess, idle
 from proof_of_learning.replay.protocol import AnyAnswer, AnyRequest
 from proof_of_learning.replay.sandbox import Sandbox
@@ -329,9 +329,9 @@ class LocalPool(WorkerPool):
         timeout: float = DEFAULT_TIMEOUT,
         sandbox: Sandbox | None = None,
         workers: int = 1,
-        early: Early | None = None,
+        early: Started | None = None,
     ) -> None:
-        """``early``: processes that were started before it was known whether they are needed."""
+        """``early``: processes that were started before."""
         reference = job.reference
         if reference is None and workers > 1:
             raise UsageError(
@@ -350,6 +350,8 @@ class LocalPool(WorkerPool):
     def close(self) -> None:
         super().close()
         self._exit.close()
+        if self._early is not None:
+            self._early.ended()
 
     def _new(self, environment: Environment, role: str, place: int) -> AnyWorker:
         if self._apart:
