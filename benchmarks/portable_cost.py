@@ -1,10 +1,11 @@
-"""What a training step in portable arithmetic costs over the same step in PyTorch's own: CPU time, one thread, one process.
+"""What a training step in portable arithmetic costs over the same step in PyTorch's own: CPU time, one thread, one process
+(``--threads N``: wall time on so many).
 
 A CNN with BatchNorm and dropout (SGD, images of 28 by 28, batch 64) and Transformers (AdamW, 16 sequences of 64), in alternating
 blocks; the ratio of the two modes' minima. With ``--profile 1`` says which operations take the time. POL_PORTABLE_ENGINE=plain
 measures the plain engine.
 
-    python benchmarks/portable_cost.py [--quick | --tiny] [--profile 1] --json FILE
+    python benchmarks/portable_cost.py [--quick | --tiny] [--profile 1] [--threads N] --json FILE
 """
 
 from __future__ import annotations
@@ -75,11 +76,15 @@ def steps(name: str, batch: int) -> Callable[[], None]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    with benchmark(__doc__ or "", profile=0) as run:
+    with benchmark(__doc__ or "", profile=0, threads=1) as run:
+        threads = run.numbers["threads"]
+        torch.set_num_threads(threads)
         runs = engine.prepare()
         run.note(f"{runs.name} engine: {runs.reason}")
         blocks, each, batch = run.size.of(12, 4, 1), run.size.of(4, 2, 1), run.size.of(64, 64, 4)
+
+        def taken(cost: Cost) -> float:
+            return cost.cpu if threads == 1 else cost.wall
 
         def consume(step: Callable[[], None]) -> None:
             for _ in range(each):
@@ -97,9 +102,9 @@ def main() -> None:
                 block()
                 modes[arithmetic] = block
             costs = alternate(modes, blocks)
-            ratios = [p.cpu / n.cpu for p, n in zip(costs[PORTABLE], costs[NATIVE], strict=True)]
+            ratios = [taken(p) / taken(n) for p, n in zip(costs[PORTABLE], costs[NATIVE], strict=True)]
             quarters = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-            least = {mode: min(cost.cpu for cost in found) / each for mode, found in costs.items()}
+            least = {mode: min(map(taken, found)) / each for mode, found in costs.items()}
             run.add(f"{name}: step, native", least[NATIVE] * 1e3, "ms")
             run.add(f"{name}: step, portable", least[PORTABLE] * 1e3, "ms")
             run.add(
