@@ -328,3 +328,12 @@ def test_initial_weights_and_draws_follow_from_the_seed_alone() -> None:
     )
     assert abs(uniform.mean() - 0.5) < 0.02 and uniform.min() >= 0 and uniform.max() < 1
     assert abs(kept.gt(0).float().mean() - 0.75) < 0.02
+
+
+def test_modules_are_copied_as_averages_of_weights_do() -> None:
+    with using("portable"):
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        model(torch.ones(5, 3)).sum().backward()
+        average = torch.optim.swa_utils.AveragedModel(model)
+        average.update_parameters(model)
+    assert all(torch.equal(a, b) for a, b in zip(average.module.parameters(), model.parameters(), strict=True))

@@ -21,7 +21,8 @@ VIEWS = frozenset((
     "squeeze.default", "squeeze.dim", "squeeze.dims", "squeeze_.dim", "split.Tensor", "split_with_sizes.default",
     "unbind.int", "unsafe_split.Tensor", "unsafe_chunk.default", "chunk.default", "diagonal.default", "as_strided.default",
     "unfold.default", "movedim.int", "view_as_real.default", "lift.default", "lift_fresh.default", "lift_fresh_copy.default",
-    "narrow.default", "flatten.using_ints", "real.default", "set_.source_Tensor", "set_.source_Storage_storage_offset",
+    "narrow.default", "flatten.using_ints", "real.default", "set_.source_Tensor", "set_.source_Storage",
+    "set_.source_Storage_storage_offset",
 ))  # fmt: skip
 as_they_are(
     *VIEWS,
