@@ -24,9 +24,11 @@ def _fetched(path: Path | None) -> None:
     if path is not None and str(path).startswith(("http:/", "https:/")):
         raise UsageError("--beacon takes a file, and nothing is fetched here: `curl -o round.json ADDRESS` before")
     if path is not None and not path.exists():
+        from proof_of_learning.attestation.beacon import QUICKNET
+
         raise UsageError(
             f"--beacon {path}: there is no such file; fetch the round once, from whom you like (`curl -o {path.name} "
-            "https://api.drand.sh/52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba94600c84e971/public/ROUND`)"
+            f"https://api.drand.sh/{QUICKNET.hash}/public/ROUND`)"
         )
 
 

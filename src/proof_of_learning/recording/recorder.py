@@ -368,15 +368,11 @@ class Recorder:
 
     # ---- inside --------------------------------------------------------------------------------------
 
-    def _capture(self) -> State:
-        with task_code("capturing the state"):
-            return capture(self.parts, live=True, behind=self._behind is not None)
-
     def _gathered(self, stop: int) -> State:
         """The state after so many steps; of several processes, that of all, whose steps then are the rows."""
-        state = self._capture()
-        if self._behind is None or self._peers is not None or not stop or self.header.rounded(stop):
-            state.wait()  # what is read before the loop goes on
+        read = self._peers is not None or not stop or self.header.rounded(stop)  # before the loop goes on
+        with task_code("capturing the state"):
+            state = capture(self.parts, live=True, behind=self._behind is not None and not read)
         if self._peers is not None:
             state, self._rows = self._peers.join(state, self._rows, stop)
         return state

@@ -188,8 +188,8 @@ class Rehearsal:
         part = grown(segment.before, state)
         if part is not None:
             state.wait()
-        if part is not None and (found := self._regrouped(part, segment)) is not None:
-            self._stop(found)
+            if (found := self._regrouped(part, segment)) is not None:
+                self._stop(found)
 
     def _regrouped(self, part: str, segment: Hop) -> Finding | None:
         """What is wrong with a segment in which an optimizer was given a group: a replay of it, waited for, tells."""

@@ -32,7 +32,7 @@ def landing(tensors: dict[str, Tensor]) -> tuple[Flat, Callable[[], None]] | Non
     tensors.update(layout.tensors(blocks))
     if here:
         torch._foreach_copy_([tensors[name] for name in here], list(here.values()))
-    waiting = [_begin(found, device, tensors) for device, found in there.items()]
+    waiting = [_begin(found, device, layout, tensors) for device, found in there.items()]
     lock = threading.Lock()
 
     def wait() -> None:
@@ -52,7 +52,9 @@ def _layout(described: tuple[tuple[str, torch.dtype, torch.Size], ...]) -> Layou
     )
 
 
-def _begin(there: Mapping[str, Tensor], device: torch.device, places: Mapping[str, Tensor]) -> Callable[[], None]:
+def _begin(
+    there: Mapping[str, Tensor], device: torch.device, layout: Layout, places: Mapping[str, Tensor]
+) -> Callable[[], None]:
     """Begin to copy what is on one device to where it belongs; returns what waits for that."""
     small: dict[torch.dtype, dict[str, Tensor]] = {}
     large = {name: tensor for name, tensor in there.items() if tensor.nbytes > _SMALL}
@@ -80,7 +82,7 @@ def _begin(there: Mapping[str, Tensor], device: torch.device, places: Mapping[st
     def wait() -> None:
         done.synchronize()
         for dtype, block in arrived.items():
-            parts = _cut(block.view(dtype), small[dtype])
+            parts = layout.cut(list(small[dtype]), block.view(dtype))
             torch._foreach_copy_([places[name] for name in parts], list(parts.values()))
 
     return wait
@@ -89,12 +91,6 @@ def _begin(there: Mapping[str, Tensor], device: torch.device, places: Mapping[st
 def _end_to_end(tensors: list[Tensor]) -> Tensor:
     """The bytes of tensors of one dtype. (Not their elements: some dtypes cannot be put together.)"""
     return torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
-
-
-def _cut(block: Tensor, alike: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A block of their elements, as tensors of their shapes."""
-    parts = torch.split(block, [tensor.numel() for tensor in alike.values()])
-    return {name: part.view(tensor.shape) for (name, tensor), part in zip(alike.items(), parts, strict=True)}
 
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}

@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proof_of_learning.numeric.portable.cuda import pointwise
-from proof_of_learning.numeric.portable.cuda.launching import MOST, f32, f64, given, i32, launch, taken, takes
-from proof_of_learning.numeric.portable.cuda.operations import one
-from proof_of_learning.numeric.portable.cuda.pointwise import (
+from proof_of_learning.numeric.portable.composite import (
     OVER,
     OVER_NUMBER,
     PLUS,
@@ -24,7 +21,11 @@ from proof_of_learning.numeric.portable.cuda.pointwise import (
     TIMES,
     TIMES_NUMBER,
     TOWARD,
-)  # fmt: skip
+    enter,
+)
+from proof_of_learning.numeric.portable.cuda import pointwise
+from proof_of_learning.numeric.portable.cuda.launching import MOST, f32, f64, given, i32, launch, taken, takes
+from proof_of_learning.numeric.portable.cuda.operations import one
 from proof_of_learning.numeric.portable.grid import SUM_BITS, ceil_log2
 from proof_of_learning.numeric.portable.table import cuda
 
@@ -238,25 +239,4 @@ def _one(which: int, x: Any, others: Tensors, number: Any, into: bool) -> Any:
     return one(which, x, others, number, into)
 
 
-def _entries(name: str, call: Callable[..., Any]) -> None:
-    """The forms that make a result, and that write into the first."""
-    base, _, overload = name.partition(".")
-    cuda(name)(lambda *args, **kwargs: call(False, *args, **kwargs))
-    cuda(f"{base}_.{overload}")(lambda *args, **kwargs: call(True, *args, **kwargs))
-
-
-def _add_tensor(into: bool, x: Tensor, y: Any, alpha: Number = 1) -> Any:
-    if alpha == 1 or not isinstance(y, Tensor):  # one operation
-        return NotImplemented
-    return _one(PLUS_SCALED, x, (y,), alpha, into)
-
-
-_entries("add.Tensor", _add_tensor)
-_entries("addcmul.default", lambda into, x, a, b, *, value=1: _one(PLUS_PRODUCT, x, (a, b), value, into))
-_entries("addcdiv.default", lambda into, x, a, b, *, value=1: _one(PLUS_QUOTIENT, x, (a, b), value, into))
-_entries("lerp.Scalar", lambda into, x, end, weight: _one(TOWARD, x, (end,), weight, into))
-_by_a_number: Callable[..., Any] = lambda into, x, y: (  # noqa: E731
-    NotImplemented if isinstance(y, Tensor) else _one(OVER_NUMBER, x, (), y, into)
-)
-_entries("div.Tensor", _by_a_number)
-_entries("div.Scalar", _by_a_number)
+enter(cuda, _one, ("div.Tensor", "div.Scalar"))

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from proof_of_learning.numeric.portable import drawing
+from proof_of_learning.numeric.portable.composite import ROOT, TIMES_NUMBER
 from proof_of_learning.numeric.portable.cuda import pointwise, reducing, rows
 from proof_of_learning.numeric.portable.cuda.device import ONE, TWO
 from proof_of_learning.numeric.portable.cuda.launching import MOST, f32, f64, given, launch, taken, takes
@@ -153,7 +154,7 @@ def _norm(
 
 
 def _root(x: Tensor) -> Tensor:
-    return one(pointwise.ROOT, x, (), 0.0, False)
+    return one(ROOT, x, (), 0.0, False)
 
 
 # ---- functions ------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def one(which: int, x: Tensor, others: Sequence[Tensor], number: float, into: bo
 def try_one() -> None:
     """Compile and run one kernel, for which Triton needs a C compiler and a folder to write to; raises whatever goes wrong."""
     x = torch.full((1,), 2.0, dtype=f32, device="cuda")
-    if one(pointwise.TIMES_NUMBER, x, (), 3.0, False).item() != 6:
+    if one(TIMES_NUMBER, x, (), 3.0, False).item() != 6:
         raise ArithmeticError("2 times 3 is not 6")
 
 

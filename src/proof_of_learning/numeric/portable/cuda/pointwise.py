@@ -8,10 +8,6 @@ import triton.language as tl
 
 from proof_of_learning.numeric.portable.cuda.device import magnitude, power
 
-# What ``computed`` knows; as the native engine's (native/elementwise.py).
-PLUS_SCALED, PLUS_PRODUCT, PLUS_QUOTIENT, TOWARD, TIMES_NUMBER, OVER_NUMBER, ROOT, PLUS_NUMBER, PLUS, TIMES, OVER = (
-    range(11)
-)
 BLOCK = 1024  # numbers of a program
 
 

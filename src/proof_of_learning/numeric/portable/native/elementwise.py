@@ -9,6 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proof_of_learning.numeric.portable.composite import (
+    OVER,
+    OVER_NUMBER,
+    PLUS,
+    PLUS_NUMBER,
+    PLUS_PRODUCT,
+    PLUS_QUOTIENT,
+    PLUS_SCALED,
+    ROOT,
+    TIMES,
+    TIMES_NUMBER,
+    TOWARD,
+    enter,
+)
 from proof_of_learning.numeric.portable.native.calls import run
 from proof_of_learning.numeric.portable.native.operations import KINDS, f32
 from proof_of_learning.numeric.portable.table import native
@@ -16,11 +30,6 @@ from proof_of_learning.numeric.portable.table import native
 Number = float | int | bool
 Numbers = Number | Sequence[Number]
 Tensors = Sequence[Tensor]
-
-# In the order of pol_elementwise in functions.cpp.
-PLUS_SCALED, PLUS_PRODUCT, PLUS_QUOTIENT, TOWARD, TIMES_NUMBER, OVER_NUMBER, ROOT, PLUS_NUMBER, PLUS, TIMES, OVER = (
-    range(11)
-)
 
 
 def _computed(which: int, xs: Tensors, others: Sequence[Tensors], numbers: Numbers | None, into: bool) -> Any:
@@ -157,23 +166,4 @@ def _one(which: int, x: Tensor, others: Tensors, number: Any, into: bool) -> Any
     return found if found is NotImplemented else x if into else found[0]
 
 
-def _entries(name: str, call: Callable[..., Any]) -> None:
-    """The forms that make a result, and that write into the first."""
-    base, _, overload = name.partition(".")
-    native(name)(lambda *args, **kwargs: call(False, *args, **kwargs))
-    native(f"{base}_.{overload}")(lambda *args, **kwargs: call(True, *args, **kwargs))
-
-
-def _add_tensor(into: bool, x: Tensor, y: Any, alpha: Number = 1) -> Any:
-    if alpha == 1 or not isinstance(y, Tensor):  # one operation
-        return NotImplemented
-    return _one(PLUS_SCALED, x, (y,), alpha, into)
-
-
-_entries("add.Tensor", _add_tensor)
-_entries("addcmul.default", lambda into, x, a, b, *, value=1: _one(PLUS_PRODUCT, x, (a, b), value, into))
-_entries("addcdiv.default", lambda into, x, a, b, *, value=1: _one(PLUS_QUOTIENT, x, (a, b), value, into))
-_entries("lerp.Scalar", lambda into, x, end, weight: _one(TOWARD, x, (end,), weight, into))
-_entries(
-    "div.Tensor", lambda into, x, y: _one(OVER_NUMBER, x, (), y, into) if not isinstance(y, Tensor) else NotImplemented
-)
+enter(native, _one)
