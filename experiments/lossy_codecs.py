@@ -8,6 +8,7 @@ The difference is taken seed by seed. Resumes: finished runs are kept beside FIL
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -22,10 +23,14 @@ from cells import EXAMPLES, Cell, Result, Size, compute, parser, part_of, write
 from proof_of_learning import Task, load_task
 from proof_of_learning.numeric import randomness
 from proof_of_learning.proof.codecs import get_codec
+from proof_of_learning.state.state import State
 from proof_of_learning.training.steps import Session, derived_feed
 
 INTERVAL = 10
 CODECS = ("none", "float16", "quantised")
+Encode = Callable[
+    [State, State], tuple[State, float | None]
+]  # state, base: what training goes on from, bytes (None: not looked at)
 
 
 def fashion(optimizer: str, steps: int, data: str) -> Task:
@@ -48,32 +53,49 @@ def tasks(size: Size, data: str | None) -> dict[str, tuple[Task, int]]:
     return found
 
 
-def train(task: Task, seed: int, codec_name: str) -> Cell:
-    """Final metrics, and the bytes a parameter and checkpoint (differences only) that the codec would have stored."""
-    task, codec = replace(task, seed=seed), None if codec_name == "none" else get_codec(codec_name)
+def train(task: Task, seed: int, encode: Encode | None, interval: int = INTERVAL) -> Cell:
+    """Final metrics, the mean loss of the last 20 steps, and bytes a parameter and checkpoint (differences only)."""
+    task = replace(task, seed=seed)
     session = Session(task, randomness.key_from_seed(seed))
     data = task.data()
     feed, order = derived_feed(task, data, session.key, "cpu")
     steps = task.total_steps(len(data))
-    base, stored, taken = session.capture(), 0, 0
+    base, sizes, losses = session.capture(), list[float](), list[float]()
     for result in session.run(steps, feed, order):
-        if codec is not None and (result.step + 1) % INTERVAL == 0 and result.step + 1 < steps:
-            encoded = codec.encode(session.capture(), base)
-            if taken % 5 == 0:
-                stored += sum(len(chunk) for chunk in encoded.chunks())
-            taken, base = taken + 1, encoded.state
+        losses.append(float(result.loss))
+        if encode is not None and (result.step + 1) % interval == 0 and result.step + 1 < steps:
+            base, size = encode(session.capture(), base)
             session.restore(base)
+            if size is not None:
+                sizes.append(size)
     parameters = sum(p.numel() for p in session.model.parameters())
     metrics = session.evaluate() or {}
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    return {"shown": shown, **metrics, "bytes": stored / max(1, -(-taken // 5)) / parameters}
+    stored = math.fsum(sizes) / max(1, len(sizes)) / parameters
+    return {"shown": shown, **metrics, "train_loss": statistics.mean(losses[-20:]), "bytes": stored}
+
+
+def through(name: str, every: int = 5) -> Encode:
+    """A codec of this package; each ``every``-th object is written, to see how large it is."""
+    codec, calls = get_codec(name), itertools.count()
+
+    def encode(state: State, base: State) -> tuple[State, float | None]:
+        encoded = codec.encode(state, base)
+        size = None if next(calls) % every else float(sum(len(chunk) for chunk in encoded.chunks()))
+        return encoded.state, size
+
+    return encode
+
+
+def trained(task: Task, seed: int, codec: str) -> Cell:
+    return train(task, seed, None if codec == "none" else through(codec))
 
 
 def main() -> None:
     options = parser(__doc__, "digits only, three seeds, a quarter of the steps").parse_args()
     torch.set_num_threads(1)
     todo: dict[str, Callable[[], Cell]] = {
-        f"{name}; seed {seed}; {codec}": partial(train, task, seed, codec)
+        f"{name}; seed {seed}; {codec}": partial(trained, task, seed, codec)
         for name, (task, seeds) in tasks(options.size, options.data).items()
         for seed in range(seeds)
         for codec in CODECS

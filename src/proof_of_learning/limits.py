@@ -67,7 +67,8 @@ MAX_CHAIN = 64  # differences between a state and a whole one, so that any opens
 # a gigabyte. Weights compress to no less than a hundredth of a number's size; a writer stores a state as `raw`, which
 # weighs nothing here, before it would break this.
 WEIGHT_ROOM = 16 << 20  # for any proof, however small, and
-MAX_EXPANSION = 32  # times the bytes of its objects
+MAX_EXPANSION = 32  # times the bytes of its objects,
+MAX_EXPANSION_COMPACT = 64  # or as many times those of the codec `compact`, which keeps a bit of a number
 HEADER_WEIGHT = 32  # bytes of memory that a byte of JSON may become: five of them make a node
 
 # ---- sealed programs --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from proof_of_learning import Proof, TaskReference, verify
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof import codecs
+from proof_of_learning.proof.codecs.compact import CompactCodec
 from proof_of_learning.proof.codecs.float16 import Float16Codec
 from proof_of_learning.proof.codecs.lossless import LosslessCodec
 from proof_of_learning.proof.codecs.quantised import QuantisedCodec
@@ -127,7 +128,7 @@ def test_what_is_no_proof_starts_no_worker(path: str, tmp_path: Path, tiny: Task
 
 def test_the_table_of_codecs_says_what_they_are() -> None:
     made = {("raw", 1): RawCodec, ("lossless", 1): LosslessCodec, ("float16", 1): Float16Codec,
-            ("quantised", 1): QuantisedCodec}  # fmt: skip
+            ("quantised", 1): QuantisedCodec, ("compact", 1): CompactCodec}  # fmt: skip
     assert set(codecs._CODECS) == set(made)
     for (name, version), kind in made.items():
         codec = codecs.get_codec(name, version)

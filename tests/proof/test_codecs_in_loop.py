@@ -28,7 +28,7 @@ from support_proofs import tree_of
 from support_strategies import same, states
 
 LOSSLESS = get_codec("lossless")
-ROUNDING = ("float16", "quantised")
+ROUNDING = ("float16", "quantised", "compact")
 
 
 def there_and_back(state: State, base: State | None, codec: Any = LOSSLESS) -> tuple[bytes, State]:
@@ -116,10 +116,12 @@ def test_rounding_keeps_counters_and_buffers_and_what_is_small(name: str) -> Non
         error = (back.tensors[rounded] - state.tensors[rounded]).norm()
         moved = (state.tensors[rounded] - base.tensors[rounded]).norm()
         reference = state.tensors[rounded].norm() if "exp_avg" in rounded else moved
-        assert 0 < float(error) < float(reference)
+        assert 0 < float(error) < float(reference) * (1.5 if name == "compact" else 1.0)
     second = back.tensors["optimizer/state/0/exp_avg_sq"]
     assert bool((second > 0).all())  # none became zero, by which an update would be divided
-    assert float((second.log2() - state.tensors["optimizer/state/0/exp_avg_sq"].log2()).abs().max()) < 0.2
+    assert float((second.log2() - state.tensors["optimizer/state/0/exp_avg_sq"].log2()).abs().max()) < (
+        0.33 if name == "compact" else 0.2
+    )
 
 
 @pytest.mark.parametrize("name", ROUNDING)
@@ -193,7 +195,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, tiny: TaskReference) -> d
 # Each codec with one optimizer, and each optimizer with one of the codecs that round.
 PAIRED = {
     ("raw", "momentum"), ("lossless", "rmsprop-centered"), ("float16", "adamw"), ("quantised", "momentum"),
-    ("quantised", "rmsprop-centered"),
+    ("quantised", "rmsprop-centered"), ("compact", "momentum"), ("compact", "adamw"),
 }  # fmt: skip
 OTHER = pytest.mark.slow(reason="another pair of a codec and an optimizer that stay in other pairs")
 

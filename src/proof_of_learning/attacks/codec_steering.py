@@ -20,7 +20,7 @@ from proof_of_learning.attacks.moves import as_claimed
 from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.proof.codecs import get_codec
-from proof_of_learning.proof.codecs.rounding import RoundingCodec, given_of
+from proof_of_learning.proof.codecs.rounding import RoundingCodec
 from proof_of_learning.proof.format import CodecClaim
 from proof_of_learning.replay.measure import weights
 from proof_of_learning.state.state import State
@@ -34,7 +34,7 @@ class CodecSteering(Attack):
     knowledge = "the target's final state, the data and the task"
     ends_in_target = False
 
-    codec: str = parameter("quantised", "the codec that is claimed", choices=("quantised", "float16"))
+    codec: str = parameter("quantised", "the codec that is claimed", choices=("quantised", "float16", "compact"))
     seed: int | None = parameter(None, "seed of the attacker's run (default: one of his own)", low=0, high=2**64 - 1)
 
     def mount(self, victim: Victim, path: Path, progress: ProgressCallback) -> Mounted:
@@ -75,10 +75,11 @@ def leaning(codec: RoundingCodec, state: State, base: State, goal: State) -> Sta
     decoded = codec.encode(state, base).state
     tensors = dict(decoded.tensors)
     for name, here in weights(state).items():
-        rule, wanted = codec.rule_for(name, here, base), goal.tensors.get(name)
+        told = codec.foretell([name], state.tensors, tensors, base).get(name)
+        rule, wanted = codec.rule_for(name, state.tensors, base, told), goal.tensors.get(name)
         if rule is None or wanted is None:
             continue
-        flat, given = here.reshape(-1), given_of(name, base, tensors)
+        flat, given = here.reshape(-1), codec.given(name, base, tensors, told)
         scales = rule.scales(flat, [len(flat)], given)
         items = rule.items(flat, scales, given)
         if items is not None:

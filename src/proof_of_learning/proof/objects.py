@@ -42,12 +42,12 @@ def write_state(
 
     name, size = written(chunks)
     weight = weigh(folder, name, codec)
-    if not balance.admits(weight, size):
+    if not balance.admits(weight, codec, size):
         remove(folder, name)
         name, size = written(RawCodec().encode(state, None).chunks())
         weight, codec = 0, RawCodec.name
     if stays:
-        balance.add(weight, size)
+        balance.add(weight, codec, size)
     return name, size, codec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ class Memory:
     @classmethod
     def of(cls, index: Mapping[str, Stored]) -> Memory:
         """Nothing yet. One object may stand for several states, but its bytes make room once."""
-        return cls(Room.of(_bytes(index)))
+        return cls(Room.of(_objects(index)))
 
     def take(self, digest: str) -> Room:
         """The room for a state: what it took before, or all that is left."""
@@ -169,10 +169,14 @@ class Proof:
         self._memory.took(digest, given)
         return True
 
+    def room(self) -> Room:
+        """What its compressed states may weigh together."""
+        return Room.of(_objects(self.index))
+
     @property
     def stored_bytes(self) -> int:
         """How many bytes all objects have together."""
-        return _bytes(self.index)
+        return sum(size for _, size in _objects(self.index))
 
     @property
     def codec(self) -> Codec:
@@ -214,8 +218,9 @@ class Proof:
             os.close(descriptor)
 
 
-def _bytes(index: Mapping[str, Stored]) -> int:
-    return sum({stored.object: stored.bytes for stored in index.values()}.values())
+def _objects(index: Mapping[str, Stored]) -> Collection[tuple[str, int]]:
+    """Codec and bytes of each object, once however many lines name it."""
+    return {stored.object: (stored.codec, stored.bytes) for stored in index.values()}.values()
 
 
 def object_path(folder: Path, name: str) -> Path:

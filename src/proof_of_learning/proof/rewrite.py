@@ -13,7 +13,7 @@ from proof_of_learning import canonical
 from proof_of_learning.errors import BusyError, IntegrityError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.codecs import get_codec
-from proof_of_learning.proof.codecs.room import Balance, Room
+from proof_of_learning.proof.codecs.room import Balance
 from proof_of_learning.proof.format import Stored
 from proof_of_learning.proof.objects import weigh, write_state
 from proof_of_learning.proof.reader import Proof, object_path
@@ -78,9 +78,9 @@ def _write(
         stored = proof.index.get(digest)
         linked = stored is not None and stored.base is None
         if stored is not None and linked:
-            weight = weigh(proof.path, stored.object, stored.codec, Room.of(proof.stored_bytes))
-            if linked := balance.admits(weight, stored.bytes):
-                balance.add(weight, stored.bytes)
+            weight = weigh(proof.path, stored.object, stored.codec, proof.room())
+            if linked := balance.admits(weight, stored.codec, stored.bytes):
+                balance.add(weight, stored.codec, stored.bytes)
         if stored is not None and linked:
             target = object_path(folder, stored.object)
             target.parent.mkdir(exist_ok=True)

@@ -43,7 +43,7 @@ _IDENTITY = files.TEMPORARY + "identity"
 PLACES = files.TEMPORARY + "places"  # of a script's loop at its checkpoints
 
 # By codec: a whole state after so many objects. A difference is small beside a whole state only if it is a coarse one.
-KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64}
+KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64, "compact": 64}
 
 
 class ProofWriter:
@@ -322,7 +322,7 @@ class ProofWriter:
             difference = item.base is not None or item.state in bases
             (staying if stays or difference else self._passing).append(item)
             if stays or difference:
-                self._balance.add(weigh(self.path, item.object, item.codec), item.bytes)
+                self._balance.add(weigh(self.path, item.object, item.codec), item.codec, item.bytes)
         with files.writing(str(self.path)):
             for name, size in ((format.LOG_FILE, log_bytes), (format.BLOCKS_FILE, block_bytes)):
                 if (self.path / name).exists():

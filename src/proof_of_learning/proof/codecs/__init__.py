@@ -20,6 +20,7 @@ _CODECS: dict[tuple[str, int], tuple[str, bool]] = {  # by name and version: the
     ("lossless", 1): ("lossless.LosslessCodec", True),
     ("float16", 1): ("float16.Float16Codec", False),
     ("quantised", 1): ("quantised.QuantisedCodec", False),
+    ("compact", 1): ("compact.CompactCodec", False),
 }
 NAMES = tuple(sorted({name for name, _ in _CODECS}))
 DEFAULT = RAW

@@ -8,12 +8,13 @@ difference of bit patterns to the checkpoint before. All else is kept to the bit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
+from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, Scales, extremes, unsigned
 from proof_of_learning.state.names import role
 from proof_of_learning.state.state import State
@@ -27,7 +28,8 @@ class Float16Codec(RoundingCodec):
     def __init__(self) -> None:
         self.rules: dict[str, Rule] = {rule.how: rule for rule in (_Half(positive=False), _Half(positive=True))}
 
-    def rule(self, name: str, tensor: Tensor, base: State) -> Rule | None:
+    def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
+        tensor = tensors[name]
         match role(name):
             case "weights" | "momentum":
                 return self.rules["half"]
@@ -37,6 +39,8 @@ class Float16Codec(RoundingCodec):
 
 
 class _Half:
+    parts = 1
+
     def __init__(self, positive: bool) -> None:
         self.how = "positive-half" if positive else "half"
         self._positive = positive
@@ -47,6 +51,8 @@ class _Half:
 
     def items(self, x: Tensor, scales: Scales, given: Given) -> Tensor | None:
         return self._bits(x, scales) - self._before(len(x), scales, given)
+
+    recognised = items
 
     def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor:
         bits = (items + self._before(len(items), scales, given)).to(torch.int16)

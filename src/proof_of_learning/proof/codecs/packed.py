@@ -3,8 +3,9 @@
 Layout: ``u32`` length and zstd frame of the header (canonical JSON ``{"tree": …, "tensors": {name: {"dtype", "shape",
 "items", …}}}``), then, for each width in bytes from the largest, the items of all tensors of that width in order of their names, in
 chunks of ``CHUNK`` items: for each byte of an item one plane, as ``u32`` length and zstd frame. Every frame says its content's size.
-Items of one byte have two planes instead: their low halves, two to a byte (the first in the lower half; neighbours are alike, and
-so a byte says more than its parts), and their high halves, a byte each.
+Items of one byte are cut into parts of a few bits, the codec says which: their low halves, two to a byte (the first in the lower half;
+neighbours are alike, and so a byte says more than its parts), and their high halves, a byte each; or two bits, four to a byte, and
+two more, and their high halves. Each part of all items is a plane.
 
 ``items`` is the width of a tensor's items; what they mean is the codec's business.
 """
@@ -14,11 +15,12 @@ from __future__ import annotations
 import math
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 import zstandard
 from torch import Tensor
@@ -31,7 +33,13 @@ from proof_of_learning.state.state import DTYPE_NAMES, DTYPES, State, check_tree
 
 CHUNK = 1 << 20  # items
 LEVEL = 1
+HALVES, QUARTERS = (
+    (4, 8),
+    (2, 2, 8),
+)  # bits of an item of one byte that a plane has; 8: what is left, in a byte of its own
 WIDTHS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+Bytes = npt.NDArray[np.uint8]
 
 _SIZE = struct.Struct("<I")
 _zstd = threading.local()  # contexts are reused, but not between threads
@@ -68,7 +76,9 @@ def entry(tensor: Tensor, items: int, how: str, scale: int = 0, **more: Any) -> 
     return Entry(DTYPE_NAMES[tensor.dtype], list(tensor.shape), items, how, scale, **more)
 
 
-def pack(tree: Any, entries: dict[str, Entry], items: Callable[[str], Tensor]) -> Iterator[bytes]:
+def pack(
+    tree: Any, entries: dict[str, Entry], items: Callable[[str], Tensor], planes: Sequence[int] = HALVES
+) -> Iterator[bytes]:
     """The object in pieces. ``items(name)``: a tensor's items, flat; called once each, one tensor at a time in memory."""
     header = {"tensors": {name: msgspec.to_builtins(item) for name, item in entries.items()}, "tree": tree}
     yield _frame(canonical.encode_plain(header))
@@ -84,7 +94,7 @@ def pack(tree: Any, entries: dict[str, Entry], items: Callable[[str], Tensor]) -
                 room[filled : filled + len(part)] = part
                 filled, total, values = filled + len(part), total - len(part), values[len(part) :]
                 if filled == len(room):
-                    yield from _planes(room, width)
+                    yield from _planes(room, width, planes)
 
 
 def weight(stream: BinaryIO, room: Room) -> int:
@@ -95,7 +105,7 @@ def weight(stream: BinaryIO, room: Room) -> int:
 
 
 def unpack(
-    raw: bytes | bytearray, base: State | None, room: Room | None = None
+    raw: bytes | bytearray, base: State | None, room: Room | None = None, planes: Sequence[int] = HALVES
 ) -> tuple[Any, dict[str, Entry], dict[str, Tensor]]:
     """Tree, entries and items of what :func:`pack` wrote; FormatError for anything else.
 
@@ -103,7 +113,7 @@ def unpack(
     """
     stream = _Stream(raw)
     if room is None:
-        room = Room.of(len(raw))
+        room = Room.of([("", len(raw))])
         room.left += 0 if base is None else base.nbytes
     header = _header(stream, room)
     check_tree(header.tree, header.tensors)
@@ -111,7 +121,7 @@ def unpack(
     for width in sorted(WIDTHS, reverse=True):
         names = [name for name in sorted(header.tensors) if header.tensors[name].items == width]
         counts = [header.tensors[name].count for name in names]
-        whole = _read(stream, width, sum(counts))
+        whole = _read(stream, width, sum(counts), planes)
         items.update(zip(names, torch.split(whole, counts), strict=True))
     if not stream.done:
         raise FormatError("an object goes on after its last frame")
@@ -134,31 +144,56 @@ def _header(stream: _Stream, room: Room) -> _Header:
     return header
 
 
-def _planes(items: Tensor, width: int) -> Iterator[bytes]:
-    raw = items.view(torch.uint8).numpy()
+def _planes(items: Tensor, width: int, planes: Sequence[int]) -> Iterator[bytes]:
+    raw: Bytes = items.view(torch.uint8).numpy()
     if width == 1:
-        low = np.zeros(len(raw) + len(raw) % 2, dtype=np.uint8)
-        np.bitwise_and(raw, 15, out=low[: len(raw)])
-        yield _frame((low[::2] | (low[1::2] << 4)).data)
-        yield _frame((raw >> 4).data)
+        shift = 0
+        for bits in planes:
+            yield _frame(_side_by_side(raw >> np.uint8(shift), bits).data)
+            shift += bits
         return
     for byte in range(width):
         yield _frame(raw[byte::width].copy().data)  # far faster than a transposition
 
 
-def _read(stream: _Stream, width: int, total: int) -> Tensor:
+def _read(stream: _Stream, width: int, total: int, planes: Sequence[int]) -> Tensor:
     whole = torch.empty(total, dtype=WIDTHS[width])
     for start in range(0, total, CHUNK):
         part = whole[start : start + CHUNK]
         shuffled = part.view(torch.uint8).numpy()
         if width == 1:
-            pairs = np.frombuffer(stream.next(-(-len(part) // 2), exact=True), dtype=np.uint8)
-            shuffled[::2], shuffled[1::2] = pairs & 15, pairs[: len(part) // 2] >> 4
-            shuffled |= np.frombuffer(stream.next(len(part), exact=True), dtype=np.uint8) << 4
+            shuffled[:], shift = 0, 0
+            for bits in planes:
+                shuffled |= _apart(stream.next(-(-len(part) * min(bits, 8) // 8), exact=True), bits, len(part)) << shift
+                shift += bits
             continue
         for byte in range(width):
             shuffled[byte::width] = np.frombuffer(stream.next(len(part), exact=True), dtype=np.uint8)
     return whole
+
+
+def _side_by_side(values: Bytes, bits: int) -> Bytes:
+    """The lowest ``bits`` of each value, as many to a byte as go into one, the first lowest."""
+    if bits == 8:
+        return values
+    each = 8 // bits
+    padded = np.zeros(-(-len(values) // each) * each, dtype=np.uint8)
+    np.bitwise_and(values, (1 << bits) - 1, out=padded[: len(values)])
+    found = padded[::each].copy()
+    for place in range(1, each):
+        found |= padded[place::each] << (place * bits)
+    return found
+
+
+def _apart(raw: bytes, bits: int, count: int) -> Bytes:
+    """The inverse of :func:`_side_by_side`."""
+    packed, each = np.frombuffer(raw, dtype=np.uint8), 8 // bits
+    if each == 1:
+        return packed
+    found = np.empty(len(packed) * each, dtype=np.uint8)
+    for place in range(each):
+        found[place::each] = (packed >> (place * bits)) & ((1 << bits) - 1)
+    return found[:count]
 
 
 def _frame(content: bytes | memoryview) -> bytes:

@@ -9,9 +9,12 @@ decoder only evaluates them, in operations that IEEE 754 rounds correctly, none 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +26,8 @@ from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.state.names import role, second_of
 from proof_of_learning.state.state import State
 
+Matrix = npt.NDArray[np.float64]
+
 PREDICTED = "predicted"
 # Elements from which factors and gain are estimated; what smaller tensors would save is not worth the work.
 SAMPLE = 1 << 11
@@ -32,6 +37,28 @@ SMALLEST_SCALE, LARGEST_SCALE = -100, 0  # of the exponents that an object may n
 EPSILON = 2.0**-30  # beside the root of a second moment
 # Of the momenta: no product or quotient overflows then, and no sum is NaN, which is not the same bits everywhere.
 LARGEST = 2.0**60
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """``by``: a momentum; ``factors``: of it here and in the base, whole numbers, times 2 to ``scale``.
+
+    explained: share of the square of a weight's movement that the prediction explains, from 0 to 1.
+    """
+
+    by: str
+    factors: tuple[int, int]
+    scale: int
+    explained: float = 0.0
+
+    @property
+    def values(self) -> tuple[float, float]:
+        now, then = (math.ldexp(factor, self.scale) for factor in self.factors)
+        return now, then
+
+    def entry(self) -> dict[str, Any]:
+        """How it is written in an object, where ``scale`` says something else."""
+        return {"by": self.by, "factors": [*self.factors, self.scale]}
 
 
 def entries(state: State, base: State | None) -> dict[str, Entry]:
@@ -48,14 +75,14 @@ def entries(state: State, base: State | None) -> dict[str, Entry]:
         if tensor.dtype == torch.float32 and tensor.numel() >= SAMPLE and same_kind(tensor, base, name)
     }
     weights = [name for name in large if role(name) == "weights"]
-    momenta = [name for name in large if role(name) == "momentum" and _alike(state, base, name)]
+    momenta = [name for name in large if role(name) == "momentum" and _alike(state.tensors, base, name)]
     if not weights or not momenta:
         return {}
     spread = {shape: _spread(shape.numel()) for shape in set(large.values())}
-    before = torch.stack([_flat(base, name)[spread[large[name]]] for name in weights]).double()
-    move = torch.stack([_flat(state, name)[spread[large[name]]] for name in weights]).double() - before
+    before = torch.stack([_flat(base.tensors, name)[spread[large[name]]] for name in weights]).double()
+    move = torch.stack([_flat(state.tensors, name)[spread[large[name]]] for name in weights]).double() - before
     now, then = (
-        torch.stack([_direction(at, by, spread[large[by]]) for by in momenta]).double() for at in (state, base)
+        torch.stack([_direction(at.tensors, by, spread[large[by]]) for by in momenta]).double() for at in (state, base)
     )
     likeness = (move @ now.T).abs() / torch.linalg.vector_norm(now, dim=1).clamp(min=1e-300)
     other = torch.tensor([[large[name] != large[by] for by in momenta] for name in weights])
@@ -70,7 +97,11 @@ def entries(state: State, base: State | None) -> dict[str, Entry]:
         if not gain > GAIN or large[name] != large[momenta[by]]:
             continue
         scale = math.frexp(max(map(abs, pair)))[1] - FACTOR_BITS
-        if SMALLEST_SCALE <= scale <= LARGEST_SCALE and _defined(state, base, name, momenta[by]):
+        if (
+            SMALLEST_SCALE <= scale <= LARGEST_SCALE
+            and finite(base.tensors[name])
+            and _bounded(state.tensors, base, momenta[by])
+        ):
             whole = [round(math.ldexp(factor, -scale)) for factor in pair]
             found[name] = packed.entry(state.tensors[name], 4, PREDICTED, scale, by=momenta[by], factors=whole)
     return found
@@ -78,34 +109,119 @@ def entries(state: State, base: State | None) -> dict[str, Entry]:
 
 def predicted(entry: Entry, name: str, state: State, base: State) -> Tensor:
     """The predicted values, flat; ``state`` holds at least the momenta."""
-    values = torch.empty(entry.count, dtype=torch.float32)
-    for start in range(0, entry.count, PIECE):
-        part = slice(start, start + PIECE)
-        values[part] = _predicted(entry, name, state, base, part)
+    foretold = Foretold(entry.by, (entry.factors[0], entry.factors[1]), entry.scale)
+    return moved(foretold, name, state.tensors, base)
+
+
+def moved(foretold: Foretold, name: str, tensors: Mapping[str, Tensor], base: State) -> Tensor:
+    """Where a foretold movement leads from the base, flat; ``tensors`` holds at least the momenta."""
+    start = _flat(base.tensors, name)
+    values, (now, then) = torch.empty_like(start), foretold.values
+    for begin in range(0, len(start), PIECE):
+        part = slice(begin, begin + PIECE)
+        movement = _direction(tensors, foretold.by, part).mul(now)
+        movement.add_(_direction(base.tensors, foretold.by, part).mul(then))
+        values[part] = movement.add_(start[part])
     return values
+
+
+def foretell(
+    names: Sequence[str], tensors: Mapping[str, Tensor], decoded: Mapping[str, Tensor], base: State, bits: int
+) -> dict[str, Foretold]:
+    """What momenta say of those weights that they explain at all, with factors of ``bits`` bits; ``decoded`` holds the momenta.
+
+    The same everywhere: samples are whole numbers of 15 bits, whose products and sums float64 holds exactly, in any order; what
+    follows is single operations of IEEE 754.
+    """
+    rows = [name for name in names if role(name) == "weights" and _movable(name, tensors, base)]
+    momenta = [name for name in decoded if role(name) == "momentum" and _movable(name, decoded, base)]
+    momenta = [name for name in momenta if _alike(decoded, base, name) and _bounded(decoded, base, name)]
+    found: dict[str, Foretold] = {}
+    for shape in dict.fromkeys(tensors[name].shape for name in rows):
+        here = [name for name in rows if tensors[name].shape == shape]
+        others = [name for name in momenta if decoded[name].shape == shape]
+        if not here or not others:
+            continue
+        where = _spread(shape.numel()) if shape.numel() > SAMPLE else slice(None)
+        move, top = _whole([_flat(tensors, name)[where] - _flat(base.tensors, name)[where] for name in here])
+        now, top_now = _whole([_direction(decoded, by, where) for by in others])
+        then, top_then = _whole([_direction(base.tensors, by, where) for by in others])
+        along = move @ now.T
+        chosen = (along * along / np.maximum((now * now).sum(1), 1.0)).argmax(1)
+        now, then, top_now, top_then = now[chosen], then[chosen], top_now[chosen], top_then[chosen]
+        factors = _least_squares(*(torch.from_numpy(side) for side in (now, then, move))).numpy().T
+        left = move - factors[:, :1] * now - factors[:, 1:] * then
+        explained = 1.0 - (left * left).sum(1) / np.maximum((move * move).sum(1), 1.0)
+        factors = np.ldexp(factors, np.stack([top - top_now, top - top_then], 1))
+        for name, by, pair, share in zip(here, chosen.tolist(), factors.tolist(), explained.tolist(), strict=True):
+            if all(map(math.isfinite, pair)) and any(pair):
+                scale = math.frexp(max(map(abs, pair)))[1] - bits
+                whole = (round(math.ldexp(pair[0], -scale)), round(math.ldexp(pair[1], -scale)))
+                if SMALLEST_SCALE <= scale <= LARGEST_SCALE:
+                    found[name] = Foretold(others[by], whole, scale, share)
+    return found
+
+
+def likened(names: Sequence[str], tensors: Mapping[str, Tensor], base: State, bits: int) -> dict[str, Foretold]:
+    """What a momentum in the base says of itself here: by what factor it is nearest to it. The same everywhere, too."""
+    found = {}
+    for name in names:
+        if role(name) != "momentum" or not _movable(name, tensors, base):
+            continue
+        where = _spread(tensors[name].numel()) if tensors[name].numel() > SAMPLE else slice(None)
+        (here,), (top,) = _whole([_flat(tensors, name)[where]])
+        (then,), (top_then,) = _whole([_flat(base.tensors, name)[where]])
+        square = float((then * then).sum())
+        factor = math.ldexp(float((here * then).sum()) / square, int(top - top_then)) if square else 0.0
+        scale = math.frexp(factor)[1] - bits
+        if factor and SMALLEST_SCALE <= scale <= LARGEST_SCALE:
+            found[name] = Foretold(name, (0, round(math.ldexp(factor, -scale))), scale)
+    return found
+
+
+def _movable(name: str, tensors: Mapping[str, Tensor], base: State) -> bool:
+    """Whether a tensor and its base are finite float32 of some dimensions, small enough that no difference overflows."""
+    tensor = tensors[name]
+    fits = tensor.dtype == torch.float32 and tensor.numel() > 0 and tensor.ndim > 0 and same_kind(tensor, base, name)
+    return fits and all(_within(side, -LARGEST, LARGEST) for side in (tensor, base.tensors[name]))
+
+
+def _whole(rows: Sequence[Tensor]) -> tuple[Matrix, npt.NDArray[np.int64]]:
+    """Rows of finite float32 as whole numbers of 15 bits in float64, and the exponents that bring them back: times 2^(top - 15)."""
+    values = torch.stack(list(rows)).numpy().astype(np.float64)
+    top = np.frexp(np.abs(values).max(1))[1].astype(np.int64)
+    return np.rint(np.ldexp(values, (15 - top)[:, None])), top
 
 
 def check(entry: Entry, name: str, others: Mapping[str, Entry], base: State | None) -> None:
     """FormatError for an entry that :func:`entries` does not write: ``others`` are those of the same object."""
-    fits = (entry.dtype, entry.items, role(entry.by), len(entry.factors)) == ("float32", 4, "momentum", 2)
+    fits = (entry.dtype, entry.items, len(entry.factors)) == ("float32", 4, 2)
     fits = fits and all(abs(factor) <= 2**FACTOR_BITS for factor in entry.factors)
-    fits = fits and SMALLEST_SCALE <= entry.scale <= LARGEST_SCALE
-    second = second_of(entry.by)
-    has_second = second in others or (base is not None and second in base.tensors)
-    for needed in [entry.by, second] if has_second else [entry.by]:
-        other = others.get(needed)
-        fits = fits and other is not None and (other.dtype, other.shape, other.by) == (entry.dtype, entry.shape, "")
-        fits = fits and same_kind(torch.empty(entry.shape, dtype=torch.float32, device="meta"), base, needed)
-    if not fits:
+    fits = fits and SMALLEST_SCALE <= entry.scale <= LARGEST_SCALE and foretells(entry, others, base)
+    fits = fits and not others[entry.by].by
+    second = others.get(second_of(entry.by))
+    if not fits or (second is not None and second.by):
         raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
 
 
-def _alike(state: State, base: State, momentum: str) -> bool:
+def foretells(entry: Entry, others: Mapping[str, Entry], base: State | None) -> bool:
+    """Whether ``entry.by`` is a momentum that can say where the entry's tensor moves: like it here and in the base, its second too."""
+    second = second_of(entry.by)
+    has_second = second in others or (base is not None and second in base.tensors)
+    fits = role(entry.by) == "momentum"
+    for needed in [entry.by, second] if has_second else [entry.by]:
+        other = others.get(needed)
+        fits = fits and other is not None and (other.dtype, other.shape) == (entry.dtype, entry.shape)
+        fits = fits and same_kind(torch.empty(entry.shape, dtype=torch.float32, device="meta"), base, needed)
+    return fits
+
+
+def _alike(tensors: Mapping[str, Tensor], base: State, momentum: str) -> bool:
     """Whether the second moments beside a momentum, if there are any, have its dtype and shape, here and in the base."""
-    seconds = [at.tensors.get(second_of(momentum)) for at in (state, base)]
+    seconds, like = [at.get(second_of(momentum)) for at in (tensors, base.tensors)], tensors[momentum]
     if all(second is None for second in seconds):
         return True
-    return all(second is not None and same_kind(second, state, momentum) for second in seconds)
+    return all(second is not None and (second.dtype, second.shape) == (like.dtype, like.shape) for second in seconds)
 
 
 def _least_squares(now: Tensor, then: Tensor, move: Tensor) -> Tensor:
@@ -124,30 +240,24 @@ def _spread(count: int) -> Tensor:
     return (torch.arange(SAMPLE, dtype=torch.float64) * ((5**0.5 - 1) / 2) % 1 * count).long()
 
 
-def _defined(state: State, base: State, name: str, by: str) -> bool:
-    """Whether the prediction is the same bits everywhere."""
-    for at in (state, base):
-        second = at.tensors.get(second_of(by))
-        if not _within(at.tensors[by], -LARGEST, LARGEST):
+def _bounded(tensors: Mapping[str, Tensor], base: State, by: str) -> bool:
+    """Whether what a momentum predicts is the same bits everywhere."""
+    for at in (tensors, base.tensors):
+        second = at.get(second_of(by))
+        if not _within(at[by], -LARGEST, LARGEST):
             return False
         if second is not None and not _within(second, 0.0, torch.finfo(torch.float32).max):
             return False
-    return finite(base.tensors[name])
+    return True
 
 
 def _within(tensor: Tensor, low: float, high: float) -> bool:
     return all(low <= float(end) <= high for end in torch.aminmax(tensor))
 
 
-def _predicted(entry: Entry, name: str, state: State, base: State, part: slice) -> Tensor:
-    now, then = (math.ldexp(factor, entry.scale) for factor in entry.factors)
-    movement = _direction(state, entry.by, part).mul(now).add_(_direction(base, entry.by, part).mul(then))
-    return movement.add_(_flat(base, name)[part])
-
-
-def _direction(state: State, by: str, part: slice | Tensor) -> Tensor:
+def _direction(tensors: Mapping[str, Tensor], by: str, part: slice | Tensor) -> Tensor:
     """A momentum, over the root of the second moment beside it if there is one (as in Adam)."""
-    along, second = _flat(state, by)[part], state.tensors.get(second_of(by))
+    along, second = _flat(tensors, by)[part], tensors.get(second_of(by))
     if second is None:
         return along
     with np.errstate(invalid="ignore"):
@@ -156,5 +266,5 @@ def _direction(state: State, by: str, part: slice | Tensor) -> Tensor:
     return along / root.add_(EPSILON)
 
 
-def _flat(state: State, name: str) -> Tensor:
-    return state.tensors[name].reshape(-1)
+def _flat(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    return tensors[name].reshape(-1)

@@ -13,7 +13,7 @@ else - integers, buffers, scalars, tensors that the base lacks, values that are 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import same_kind
+from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.rounding import (
     Given,
     RoundingCodec,
@@ -46,7 +47,8 @@ class QuantisedCodec(RoundingCodec):
     def __init__(self) -> None:
         self.rules: dict[str, Rule] = {rule.how: rule for rule in (_Move(), _Value(), _Logarithm())}
 
-    def rule(self, name: str, tensor: Tensor, base: State) -> Rule | None:
+    def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
+        tensor = tensors[name]
         known = same_kind(tensor, base, name)
         match role(name):
             case "weights" if known:
@@ -62,6 +64,7 @@ class _Linear:
     """Multiples of a step of what :meth:`measure` gives."""
 
     how: str
+    parts = 1
     exponent: int
 
     def measure(self, x: Tensor, given: Given) -> Tensor:
@@ -79,6 +82,8 @@ class _Linear:
         return (
             multiples.to(torch.int32) if all(abs(float(end)) <= LARGEST for end in torch.aminmax(multiples)) else None
         )
+
+    recognised = items
 
     def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor:
         return self.rebuild(scales.times(items.to(torch.float32)), given)
@@ -103,14 +108,14 @@ class _Value(_Linear):
     how, exponent = "value", MOMENTUM
 
     def measure(self, x: Tensor, given: Given) -> Tensor:
-        return x if given.second is None else x * power(-_half_exponent(given.second))
+        return x if given.second is None else x * power(-half_exponent(given.second))
 
     def rebuild(self, measured: Tensor, given: Given) -> Tensor:
-        return measured if given.second is None else measured * power(_half_exponent(given.second))
+        return measured if given.second is None else measured * power(half_exponent(given.second))
 
 
 class _Logarithm:
-    how = "logarithm"
+    how, parts = "logarithm", 1
 
     def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
         moved = packed.map_bits(x) - packed.map_bits(given.base)
@@ -122,6 +127,8 @@ class _Logarithm:
         shift = scales.each(0, SECOND_LARGEST)
         moved = packed.map_bits(x) - packed.map_bits(given.base)
         return (moved + ((1 << shift) >> 1)) >> shift
+
+    recognised = items
 
     def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor:
         before = packed.map_bits(given.base)
@@ -137,30 +144,37 @@ class _Logarithm:
         return packed.unmap_bits(within, torch.float32, [len(before)])
 
 
-def _half_exponent(second: Tensor) -> Tensor:
+def half_exponent(second: Tensor) -> Tensor:
     """The exponent of the power of two below the square root of each element."""
     return (((second.view(torch.int32) & 0x7FFFFFFF) >> 23) - 127) >> 1
 
 
-def magnitudes(values: Tensor, sizes: Sequence[int]) -> list[int]:
-    """For each tensor that ``values`` is made of, the smallest e with a root mean square of at most 2^e, from integers alone."""
-    found, parts = [], torch.split(values, list(sizes))
-    for part, low, high in zip(parts, *(ends.tolist() for ends in extremes(values, sizes)), strict=True):
+def magnitudes(values: Tensor, sizes: Sequence[int], parts: int = 1, nothing: int = 0) -> list[int]:
+    """For each tensor that ``values`` is made of, the smallest e with a root mean square of at most 2^(e / parts).
+
+    From integers alone. ``nothing``: for one that is all zeros or not finite.
+    """
+    found, tensors = [], torch.split(values, list(sizes))
+    for part, low, high in zip(tensors, *(ends.tolist() for ends in extremes(values, sizes)), strict=True):
         largest = max(-low, high)
         if largest == 0 or not math.isfinite(largest):  # what is not finite is kept to the bit in the end
-            found.append(0)
+            found.append(nothing)
             continue
         top = math.frexp(largest)[1]  # largest < 2^top
         sample = part[:: -(-len(part) // SAMPLE)].numpy()
         units = np.rint(sample * np.float64(2.0 ** (15 - top)))
         total = int(np.square(units, out=units).sum())  # of integers, and small enough to be exact
-        found.append(_exponent(max(total, 1), len(sample)) + top - 15)
+        found.append(_exponent(max(total, 1), len(sample), parts) + (top - 15) * parts)
     return found
 
 
-def _exponent(total: int, count: int) -> int:
-    """The smallest e from -16 to 16 with total <= count * 4^e."""
+def _exponent(total: int, count: int, parts: int) -> int:
+    """The smallest e from -16 to 16 octaves with total <= count * 4^(e / parts); parts: 1 or 4."""
     e = 16
     while e > -16 and count * 4 ** (e - 1 + 16) >= total * 4**16:
         e -= 1
+    e *= parts
+    for _ in range(parts - 1):  # of 4^(e / 4), which is 2^(e / 2), the square
+        if count**2 * 2 ** (e - 1 + 128) >= total**2 * 2**128:
+            e -= 1
     return e

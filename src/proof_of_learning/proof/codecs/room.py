@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from proof_of_learning.errors import FormatError
-from proof_of_learning.limits import MAX_EXPANSION, WEIGHT_ROOM
+from proof_of_learning.limits import MAX_EXPANSION, MAX_EXPANSION_COMPACT, WEIGHT_ROOM
+
+COMPACT = "compact"  # the codec that may expand more than others
+
+
+def made(codec: str, stored: int) -> int:
+    """The room that an object of so many bytes makes."""
+    return stored * (MAX_EXPANSION_COMPACT if codec == COMPACT else MAX_EXPANSION)
 
 
 @dataclass
@@ -15,9 +23,9 @@ class Room:
     left: int
 
     @classmethod
-    def of(cls, stored: int) -> Room:
-        """The room that ``stored`` bytes of objects make."""
-        return cls(WEIGHT_ROOM + MAX_EXPANSION * stored)
+    def of(cls, stored: Iterable[tuple[str, int]]) -> Room:
+        """The room that objects make, each given by its codec and its bytes."""
+        return cls(WEIGHT_ROOM + sum(made(*stored) for stored in stored))
 
     def take(self, weight: int) -> None:
         """FormatError where it is more than there is."""
@@ -31,15 +39,15 @@ class Room:
 
 @dataclass
 class Balance:
-    """What the objects of a proof weigh, and how many bytes they have, as one after the other is written."""
+    """What the objects of a proof weigh, and what room they make, as one after the other is written."""
 
     weight: int = 0
-    stored: int = 0
+    room: int = WEIGHT_ROOM
 
-    def admits(self, weight: int, size: int) -> bool:
+    def admits(self, weight: int, codec: str, size: int) -> bool:
         """Whether a reader has room for one more."""
-        return self.weight + weight <= Room.of(self.stored + size).left
+        return self.weight + weight <= self.room + made(codec, size)
 
-    def add(self, weight: int, size: int) -> None:
+    def add(self, weight: int, codec: str, size: int) -> None:
         self.weight += weight
-        self.stored += size
+        self.room += made(codec, size)

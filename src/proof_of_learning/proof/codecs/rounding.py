@@ -8,7 +8,7 @@ nearest. All arithmetic is exact, on integers, or one correctly rounded operatio
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -22,29 +22,41 @@ from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import PIECE, Encoded, finite, same_kind
 from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_value
 from proof_of_learning.proof.codecs.packed import Entry
+from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.state.names import role, second_of
 from proof_of_learning.state.state import State
 
-LARGEST_SCALE = 200  # of the exponents that an object may name
+LARGEST_SCALE = 200  # octaves that an object may name
+ROOTS = (1.0, 1.1875, 1.4140625, 1.6875)  # about the powers of the fourth root of two
+PHASES = ("second", "momentum", "")  # roles in the order in which they are decoded; weights and all else come last
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a rule may look at beside the tensor: itself at the last checkpoint, and a momentum's decoded ``second`` moment."""
+    """What a rule may look at beside the tensor, flat like it.
+
+    before: itself at the last checkpoint. second: beside a momentum, the decoded second moment. expected: what a codec that predicts
+        expects it to be. noise: from 0 to below 1, where it is rounded up or down by that.
+    """
 
     before: Tensor | None = None
     second: Tensor | None = None
+    expected: Tensor | None = None
+    noise: Tensor | None = None
 
     def part(self, part: slice) -> Given:
         """What belongs to a part of the tensor."""
-        return Given(*(None if tensor is None else tensor[part] for tensor in (self.before, self.second)))
+        return Given(*(None if tensor is None else tensor[part] for tensor in self._all()))
 
     @classmethod
     def joined(cls, parts: Sequence[Given]) -> Given:
         """What belongs to tensors that are laid end to end, each of which has the same beside it."""
-        before, second = zip(*((given.before, given.second) for given in parts), strict=True)
-        return cls(None if before[0] is None else joined(before), None if second[0] is None else joined(second))
+        columns = zip(*(given._all() for given in parts), strict=True)
+        return cls(*(None if column[0] is None else joined(column) for column in columns))
+
+    def _all(self) -> tuple[Tensor | None, ...]:
+        return self.before, self.second, self.expected, self.noise
 
     @property
     def base(self) -> Tensor:
@@ -56,14 +68,18 @@ class Given:
 
 @dataclass(frozen=True)
 class Scales:
-    """Exponents of two, one for each of the tensors that a flat tensor is made of."""
+    """Exponents of two, one for each of the tensors that a flat tensor is made of.
+
+    ``parts``: of an octave, in which exponents count: 1, or 4, whose powers of the fourth root of two are the nearest of eight bits.
+    """
 
     exponents: Sequence[int]
     sizes: Sequence[int]
+    parts: int = 1
 
     def times(self, x: Tensor, sign: int = 1) -> Tensor:
         """``x`` times 2 to its exponent or, with ``sign`` -1, divided by that; a new tensor."""
-        powers = [2.0 ** min(max(sign * exponent, -126), 127) for exponent in self.exponents]
+        powers = [_power(exponent, self.parts, sign) for exponent in self.exponents]
         if len(powers) == 1:
             return x * powers[0]
         product = torch.empty_like(x)
@@ -80,10 +96,20 @@ class Scales:
         return torch.split(x, list(self.sizes))
 
 
+def _power(exponent: int, parts: int, sign: int) -> float:
+    octave, part = divmod(exponent, parts)
+    root = ROOTS[part * (4 // parts)]
+    return (root if sign > 0 else float(np.float32(1.0 / root))) * 2.0 ** min(max(sign * octave, -126), 127)
+
+
 class Rule(Protocol):
-    """Rounds float32 tensors, flat, one or several end to end. ``items`` are the integers that are stored."""
+    """Rounds float32 tensors, flat, one or several end to end. ``items`` are the integers that are stored.
+
+    ``parts``: of an octave, in which its scales count.
+    """
 
     how: str
+    parts: int
 
     def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
         """What follows from the values of the tensors of ``sizes`` elements that ``x`` is made of."""
@@ -94,6 +120,10 @@ class Rule(Protocol):
         ...
 
     def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor: ...
+
+    def recognised(self, value: Tensor, scales: Scales, given: Given) -> Tensor | None:
+        """The items of what :meth:`value` gave; anything, or None, for what it gives for none."""
+        ...
 
     def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
         """``x``, each element moved as little as possible to where it rounds to ``items``."""
@@ -106,23 +136,50 @@ class RoundingCodec:
     name: str
     version = 1
     exact = False
+    planes: Sequence[int] = packed.HALVES
     rules: dict[str, Rule]  # by what they call themselves in an object
 
-    def rule(self, name: str, tensor: Tensor, base: State) -> Rule | None:
-        """The rule for a float32 tensor with dimensions; None to keep it to the bit."""
+    def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
+        """The rule for ``tensors[name]``, float32 with dimensions; None to keep it to the bit."""
         raise NotImplementedError
+
+    def foretell(
+        self, names: Sequence[str], tensors: Mapping[str, Tensor], decoded: Mapping[str, Tensor], base: State
+    ) -> dict[str, Foretold]:
+        """What is expected of ``tensors``, all of one phase: by what of earlier phases was ``decoded``, and by the base."""
+        return {}
+
+    def told(self, name: str, entries: Mapping[str, Entry], base: State) -> Foretold | None:
+        """What :meth:`foretell` said, from the entry; FormatError for anything that it does not say."""
+        if entries[name].by:
+            raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
+        return None
+
+    def given(self, name: str, base: State, decoded: Mapping[str, Tensor], foretold: Foretold | None) -> Given:
+        """What a rule may look at for the tensor ``name``: ``decoded`` holds at least those of earlier phases."""
+        before, second = base.tensors.get(name), decoded.get(second_of(name))
+        return Given(None if before is None else before.reshape(-1), None if second is None else second.reshape(-1))
+
+    def tries(self, rule: Rule, foretold: Foretold | None) -> Iterator[tuple[Rule, Foretold | None]]:
+        """What noise may have made of a rule and of what was foretold, the likeliest first."""
+        yield rule, foretold
 
     def encode(self, state: State, base: State | None) -> Encoded:
         if base is None:
             raise FormatError(f"the codec {self.name} needs the checkpoint before")
         tensors, entries, items = dict(state.tensors), dict[str, Entry](), dict[str, Tensor]()
-        rules = {name: rule for name in tensors if (rule := self.rule_for(name, tensors[name], base)) is not None}
-        wanted = {name: (rules[name].how, tensors[name].numel()) for name in rules}
-        for names in _batches(wanted, base, tensors):
-            for name, rounded in _rounded(rules[names[0]], names, tensors, base).items():
-                tensor = tensors[name]
-                items[name], tensors[name] = rounded.items, rounded.value.reshape(tensor.shape)
-                entries[name] = packed.entry(tensor, rounded.items.element_size(), rules[name].how, rounded.scale)
+        for phase in _phases(tensors):
+            foretold = self.foretell(phase, tensors, tensors, base)
+            found = {name: self.rule_for(name, tensors, base, foretold.get(name)) for name in phase}
+            rules = {name: rule for name, rule in found.items() if rule is not None}
+            wanted = {name: (rule.how, tensors[name].numel()) for name, rule in rules.items()}
+            for names in _batches(wanted, base, tensors):
+                given = {name: self.given(name, base, tensors, foretold.get(name)) for name in names}
+                for name, rounded in _rounded(rules[names[0]], names, tensors, given).items():
+                    tensor, told = tensors[name], foretold.get(name)
+                    items[name], tensors[name] = rounded.items, rounded.value.reshape(tensor.shape)
+                    width, more = rounded.items.element_size(), {} if told is None else told.entry()
+                    entries[name] = packed.entry(tensor, width, rules[name].how, rounded.scale, **more)
         for name, tensor in state.tensors.items():
             if name not in entries:
                 entries[name] = bits_entry(tensor, base, name)
@@ -132,69 +189,87 @@ class RoundingCodec:
             def stored(name: str) -> Tensor:
                 return items[name] if name in items else bits_items(tensors[name], entries[name], base, name)
 
-            return packed.pack(state.tree, {name: entries[name] for name in tensors}, stored)
+            return packed.pack(state.tree, {name: entries[name] for name in tensors}, stored, self.planes)
 
         return Encoded(State(state.tree, tensors), chunks)
 
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
-        tree, entries, stored = packed.unpack(raw, base, room)
+        tree, entries, stored = packed.unpack(raw, base, room, self.planes)
         tensors, rounded = dict[str, Tensor](), dict[str, tuple[str, int]]()
         for name, entry in entries.items():
             if entry.how in self.rules:
-                if entry.dtype != "float32" or abs(entry.scale) > LARGEST_SCALE or entry.by or base is None:
+                largest = LARGEST_SCALE * self.rules[entry.how].parts
+                if entry.dtype != "float32" or abs(entry.scale) > largest or base is None:
                     raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
                 rounded[name] = (f"{entry.how} {entry.items}", entry.count)
             else:
                 tensors[name] = bits_value(entry, stored.pop(name), base, name)
-        for names in _batches(rounded, base, entries):
-            assert base is not None
-            beside = []
-            for name in names:
-                given = given_of(name, base, tensors)
-                if given.before is not None:
-                    base_tensor(base, entries[name], name)
-                if given.second is not None and (
-                    given.second.dtype != torch.float32 or len(given.second) != entries[name].count
-                ):
-                    raise FormatError(f"the tensor {name[:80]!r} has a second moment of another kind beside it")
-                beside.append(given)
-            sizes = [entries[name].count for name in names]
-            items = packed.unzigzag(joined([stored.pop(name) for name in names])).to(torch.int32)
-            scales = Scales([entries[name].scale for name in names], sizes)
-            try:
-                value = self.rules[entries[names[0]].how].value(items, scales, Given.joined(beside))
-            except (RuntimeError, TypeError, AttributeError):
-                raise FormatError(f"the tensor {names[0][:80]!r} cannot be decoded") from None
-            for name, flat in zip(names, torch.split(value, sizes), strict=True):
-                tensors[name] = flat.reshape(entries[name].shape)
+        for phase in _phases(rounded):
+            for names in _batches({name: rounded[name] for name in phase}, base, entries):
+                assert base is not None
+                sizes, given = [entries[name].count for name in names], list[Given]()
+                for name in names:
+                    told = self.told(name, entries, base)
+                    if name in base.tensors:
+                        base_tensor(base, entries[name], name)
+                    second = tensors.get(second_of(name))
+                    if second is not None and (second.dtype, second.numel()) != (torch.float32, entries[name].count):
+                        raise FormatError(f"the tensor {name[:80]!r} has a second moment of another kind beside it")
+                    given.append(self.given(name, base, tensors, told))
+                items = packed.unzigzag(joined([stored.pop(name) for name in names])).to(torch.int32)
+                rule = self.rules[entries[names[0]].how]
+                scales = Scales([entries[name].scale for name in names], sizes, rule.parts)
+                try:
+                    value = rule.value(items, scales, Given.joined(given))
+                except (RuntimeError, TypeError, AttributeError):
+                    raise FormatError(f"the tensor {names[0][:80]!r} cannot be decoded") from None
+                for name, flat in zip(names, torch.split(value, sizes), strict=True):
+                    tensors[name] = flat.reshape(entries[name].shape)
         return State(tree, {name: tensors[name] for name in entries})
 
     def nearest(self, arrived: State, recorded: State, base: State) -> State:
         """Each value of ``arrived``, moved into the interval that rounds to the recorded one (as recorded where there is none)."""
-        tensors = dict(recorded.tensors)
+        tensors, alike = dict(recorded.tensors), list[str]()
         for name, wanted in recorded.tensors.items():
-            here = arrived.tensors.get(name)
-            rule = self.rule_for(name, wanted, base) if here is not None and same_kind(wanted, arrived, name) else None
-            if rule is None or here is None:
-                continue
-            given, flat, goal = given_of(name, base, recorded.tensors), here.reshape(-1), wanted.reshape(-1)
-            least = math.inf
-            # Noise may have led to the next scale; all of this choice is one of three roundings a tensor.
-            (scale,) = rule.scales(flat, [len(flat)], given_of(name, base, arrived.tensors)).exponents
-            for exponent in (scale, scale - 1, scale + 1):
-                tried = Scales([exponent], [len(flat)])
-                items = rule.items(goal, tried, given)
-                if items is not None and torch.equal(rule.value(items, tried, given), goal):
-                    inside = rule.inside(flat, items, tried, given)
-                    error = float(torch.linalg.vector_norm(inside - flat, dtype=torch.float64))
-                    if error < least:
-                        least, tensors[name] = error, inside.reshape(wanted.shape)
+            if name in arrived.tensors and same_kind(wanted, arrived, name):
+                alike.append(name)
+        for phase in _phases(alike):
+            foretold = self.foretell(phase, arrived.tensors, recorded.tensors, base)
+            for name in phase:
+                told = foretold.get(name)
+                rule = self.rule_for(name, recorded.tensors, base, told)
+                if rule is not None:
+                    inside = self._inside(rule, name, told, arrived, recorded, base)
+                    tensors[name] = recorded.tensors[name] if inside is None else inside
         return State(recorded.tree, tensors)
 
-    def rule_for(self, name: str, tensor: Tensor, base: State) -> Rule | None:
-        """The rule by which a tensor is rounded; None if it is kept to the bit."""
+    def _inside(
+        self, rule: Rule, name: str, told: Foretold | None, arrived: State, recorded: State, base: State
+    ) -> Tensor | None:
+        """The tensor of ``arrived``, moved as little as possible to where it rounds to that of ``recorded``; None if nothing does."""
+        flat, goal = arrived.tensors[name].reshape(-1), recorded.tensors[name].reshape(-1)
+        nearest, least = None, math.inf
+        for by, expected in self.tries(rule, told):
+            given = self.given(name, base, recorded.tensors, expected)
+            # Noise may have led to the next scale; all of this choice is one of a few roundings a tensor.
+            (scale,) = by.scales(flat, [len(flat)], self.given(name, base, arrived.tensors, expected)).exponents
+            for exponent in (scale, scale - 1, scale + 1):
+                tried = Scales([exponent], [len(flat)], by.parts)
+                items = by.recognised(goal, tried, given)
+                if items is not None and torch.equal(by.value(items, tried, given), goal):
+                    inside = by.inside(flat, items, tried, given)
+                    error = float(torch.linalg.vector_norm(inside - flat, dtype=torch.float64))
+                    if error < least:
+                        least, nearest = error, inside.reshape(recorded.tensors[name].shape)
+            if nearest is not None:
+                break
+        return nearest
+
+    def rule_for(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
+        """The rule by which a tensor of a state is rounded; None if it is kept to the bit."""
+        tensor = tensors[name]
         fits = tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
-        return self.rule(name, tensor, base) if fits and finite(tensor) else None
+        return self.rule(name, tensors, base, foretold) if fits and finite(tensor) else None
 
 
 class _Rounded(NamedTuple):
@@ -203,10 +278,12 @@ class _Rounded(NamedTuple):
     scale: int
 
 
-def _rounded(rule: Rule, names: list[str], tensors: dict[str, Tensor], base: State) -> dict[str, _Rounded]:
+def _rounded(
+    rule: Rule, names: Sequence[str], tensors: Mapping[str, Tensor], beside: Mapping[str, Given]
+) -> dict[str, _Rounded]:
     """Tensors of one batch, rounded, without those that are kept to the bit."""
     x = joined([tensors[name].reshape(-1) for name in names])
-    given = Given.joined([given_of(name, base, tensors) for name in names])
+    given = Given.joined([beside[name] for name in names])
     sizes = [tensors[name].numel() for name in names]
     scales = rule.scales(x, sizes, given)
     items, value = torch.empty_like(x, dtype=torch.int32), torch.empty_like(x)
@@ -216,7 +293,7 @@ def _rounded(rule: Rule, names: list[str], tensors: dict[str, Tensor], base: Sta
         if rounded is None:
             if len(names) == 1:
                 return {}
-            return {key: found for name in names for key, found in _rounded(rule, [name], tensors, base).items()}
+            return {key: found for name in names for key, found in _rounded(rule, [name], tensors, beside).items()}
         items[part], value[part] = rounded, rule.value(rounded, scales, given.part(part))
     widths = _widths(items, sizes)
     items = packed.zigzag(items)
@@ -228,18 +305,26 @@ def _rounded(rule: Rule, names: list[str], tensors: dict[str, Tensor], base: Sta
     }
 
 
+def _phases(names: Iterable[str]) -> Iterator[list[str]]:
+    """Names by the order in which their tensors are rounded and decoded: what an earlier phase gave lies beside a later one."""
+    phases: dict[str, list[str]] = {phase: [] for phase in PHASES}
+    for name in names:
+        kind = role(name)
+        phases[kind if kind in phases else PHASES[-1]].append(name)
+    return (found for found in phases.values() if found)
+
+
 def _batches(
     wanted: Mapping[str, tuple[str, int]], base: State | None, present: Collection[str]
 ) -> Iterator[list[str]]:
     """Names of tensors to be rounded together, given by what rule, and the number of elements; ``present``: those of the state.
 
-    A batch is one large tensor or many small ones: an operation on each of these would cost more than the arithmetic. Second
-    moments come first, for what they decode to lies beside the momenta.
+    A batch is one large tensor or many small ones: an operation on each of these would cost more than the arithmetic.
     """
-    alike: dict[tuple[bool, str, bool, bool], list[str]] = {}
+    alike: dict[tuple[str, bool, bool], list[str]] = {}
     for name, (how, _) in wanted.items():
         known, beside = base is not None and name in base.tensors, second_of(name) in present
-        alike.setdefault((role(name) != "second", how, known, beside), []).append(name)
+        alike.setdefault((how, known, beside), []).append(name)
     for _, names in sorted(alike.items()):
         batch, size = list[str](), 0
         for name in names:
@@ -274,12 +359,6 @@ def unsigned(tensor: Tensor) -> bool:
 def power(exponents: Tensor) -> Tensor:
     """2 to integers from -126 to 127 (clamped), exactly."""
     return ((exponents.clamp(-126, 127) + 127) << 23).view(torch.float32)
-
-
-def given_of(name: str, base: State, decoded: dict[str, Tensor]) -> Given:
-    """What a rule may look at for the tensor ``name``: ``decoded`` holds the second moments as they were decoded."""
-    before, second = base.tensors.get(name), decoded.get(second_of(name))
-    return Given(None if before is None else before.reshape(-1), None if second is None else second.reshape(-1))
 
 
 def _widths(items: Tensor, sizes: Sequence[int]) -> list[torch.dtype]:

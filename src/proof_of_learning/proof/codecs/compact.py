@@ -1,0 +1,230 @@
+"""The ``compact`` codec, in the loop: a bit or two a number, for checkpoints that lie close together.
+
+What can be foretold is not stored. A *momentum* is a multiple of the last one and something new; *weights* move along the momenta at
+both ends, and by something else; *second moments* hardly change. Of what is left, these are kept:
+
+- *Momenta*: what is new, in multiples of a step of more than twice its root mean square, rounded up or down by a noise that makes
+  it right in the mean (as gradients are in QSGD, Alistarh et al., NeurIPS 2017). Beside second moments (Adam) the step of each
+  element is in proportion to the power of two below their square root.
+- *Weights*: the rest of the movement, in multiples of such a step of the movement: to the nearest where the momenta explain a good
+  part of it (what is dropped is small, and the next gradients see it), else up or down like the momenta.
+- *Second moments*: quarters of an octave, up or down.
+
+The noise follows from what the last checkpoint holds, so nothing is left for a prover to choose. Values end on a grid far finer than
+the step, so that whole states compress as well. All else is kept to the bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.codecs import packed, prediction
+from proof_of_learning.proof.codecs.base import same_kind
+from proof_of_learning.proof.codecs.packed import Entry
+from proof_of_learning.proof.codecs.prediction import Foretold
+from proof_of_learning.proof.codecs.quantised import LARGEST, half_exponent, magnitudes
+from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, Scales, power, unsigned
+from proof_of_learning.state.names import role
+from proof_of_learning.state.state import State
+
+PARTS = 4  # of an octave, in which steps are chosen
+STEP = 5  # such parts above the root mean square: 2.4 to 2.8 times it
+GRID = 4  # octaves below the step on whose multiples values end
+OCTAVE = 21  # a second moment's step is 2 to this in the order of bit patterns: a quarter of an octave
+EXPLAINED = 0.25  # of a movement's square, above which the rest is rounded to the nearest
+FACTOR_BITS = 8  # few, so that a replay with noise finds the same factors
+WHOLE = float(1 << 23)  # from here on every float32 is a whole number
+
+
+class CompactCodec(RoundingCodec):
+    name = "compact"
+    planes = packed.QUARTERS
+
+    def __init__(self) -> None:
+        self.rules: dict[str, Rule] = {
+            rule.how: rule for rule in (_Steps("nearest", drawn=False), _Steps("drawn", drawn=True), _Octaves())
+        }
+
+    def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
+        tensor = tensors[name]
+        new, beside = name not in base.tensors, name.rpartition("/")[0]
+        if f"{beside}/grad_avg" in tensors:  # RMSprop's variance, of which no rounding may make less than nothing
+            return None
+        match role(name):
+            case "weights" if same_kind(tensor, base, name):
+                return self.rules["nearest" if _explained(foretold) else "drawn"]
+            case "momentum" if new or same_kind(tensor, base, name):
+                return self.rules["drawn"]
+            case "second" if unsigned(tensor) and (new or _unsigned_before(tensor, base, name)):
+                return self.rules["octaves"]
+        return None
+
+    def foretell(
+        self, names: Sequence[str], tensors: Mapping[str, Tensor], decoded: Mapping[str, Tensor], base: State
+    ) -> dict[str, Foretold]:
+        momenta = prediction.likened(names, tensors, base, FACTOR_BITS)
+        return {**momenta, **prediction.foretell(names, tensors, decoded, base, FACTOR_BITS)}
+
+    def told(self, name: str, entries: Mapping[str, Entry], base: State) -> Foretold | None:
+        entry = entries[name]
+        if not entry.by:
+            return None
+        fits = len(entry.factors) == 3 and all(abs(factor) <= 2**FACTOR_BITS for factor in entry.factors[:2])
+        if fits:
+            found = Foretold(entry.by, (entry.factors[0], entry.factors[1]), entry.factors[2])
+            fits = prediction.SMALLEST_SCALE <= found.scale <= prediction.LARGEST_SCALE
+            if entry.by == name:
+                fits = fits and role(name) == "momentum" and found.factors[0] == 0 and _like(entry, name, base)
+            else:
+                fits = fits and role(name) == "weights" and prediction.foretells(entry, entries, base)
+        if not fits:
+            raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
+        return found
+
+    def given(self, name: str, base: State, decoded: Mapping[str, Tensor], foretold: Foretold | None) -> Given:
+        plain = super().given(name, base, decoded, foretold)
+        expected = plain.before
+        if role(name) == "momentum" and plain.before is not None:
+            expected = plain.before * (0.0 if foretold is None else foretold.values[1])
+        elif foretold is not None:
+            expected = prediction.moved(foretold, name, decoded, base)
+        noisy = name in decoded and (role(name) != "weights" or not _explained(foretold))  # decoding needs none
+        return replace(plain, expected=expected, noise=_noise(decoded[name].numel(), plain.before) if noisy else None)
+
+    def tries(self, rule: Rule, foretold: Foretold | None) -> Iterator[tuple[Rule, Foretold | None]]:
+        yield rule, foretold
+        if foretold is None:
+            return
+        (now, then), moves = foretold.factors, (0, -1, 1)
+        ways = ("drawn",) if foretold.by and not now else (rule.how, *({"nearest", "drawn"} - {rule.how}))
+        for how, by_now, by_then in itertools.product(ways, moves if now else (0,), moves):
+            told = replace(foretold, factors=(now + by_now, then + by_then), explained=float(how == "nearest"))
+            yield self.rules[how], told
+
+
+class _Steps:
+    """What is not expected, in multiples of a step."""
+
+    parts = PARTS
+
+    def __init__(self, how: str, *, drawn: bool) -> None:
+        self.how, self._drawn = how, drawn
+
+    def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
+        # Of weights the whole movement counts: where it is foretold, little is left to be said.
+        start = given.expected if given.second is not None or self._drawn else given.before
+        found = magnitudes(_apart(x, start, given), sizes, PARTS, -126 * PARTS)
+        return Scales([min(max(part + STEP, -126 * PARTS), 126 * PARTS) for part in found], sizes, PARTS)
+
+    def items(self, x: Tensor, scales: Scales, given: Given) -> Tensor | None:
+        return _items(self._rounded(scales.times(_apart(x, given.expected, given), -1), given))
+
+    def recognised(self, value: Tensor, scales: Scales, given: Given) -> Tensor | None:
+        return _items(scales.times(_apart(value, given.expected, given), -1).round_())
+
+    def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor:
+        moved = scales.times(items.to(torch.float32))
+        if given.expected is not None:
+            moved += _scaled(given.expected, given, -1)
+        grid = Scales([exponent // PARTS - GRID for exponent in scales.exponents], scales.sizes)
+        steps = grid.times(moved, -1)
+        on_grid = grid.times(steps.round())
+        return _scaled(torch.where(steps.abs() < WHOLE, on_grid, moved), given, 1)
+
+    def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
+        measured, middle = scales.times(_apart(x, given.expected, given), -1), items.to(torch.float32)
+        low = middle - (_noise_of(given) if self._drawn else 0.5)
+        moved = _scaled(scales.times(torch.minimum(torch.maximum(measured, low), low + 1.0)), given, 1)
+        edge = moved if given.expected is None else given.expected + moved
+        # Where steps are finer than float32, several multiples are one value.
+        own = self._rounded(measured, given).clamp_(-LARGEST, LARGEST).to(torch.int32)
+        return torch.where(self.value(own, scales, given) == self.value(items, scales, given), x, edge)
+
+    def _rounded(self, multiples: Tensor, given: Given) -> Tensor:
+        return (multiples + _noise_of(given)).floor_() if self._drawn else multiples.round()
+
+
+class _Octaves:
+    """Moves of second moments, in the order of bit patterns; such patterns are positive and finite, or 0 as before."""
+
+    how, parts = "octaves", 1
+
+    def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
+        return Scales([0] * len(sizes), sizes)
+
+    def items(self, x: Tensor, scales: Scales, given: Given) -> Tensor | None:
+        before, noise = self._before(given, len(x)), (_noise_of(given) * float(1 << OCTAVE)).to(torch.int32)
+        here = packed.map_bits(x)
+        items = (here - before + noise) >> OCTAVE
+        return torch.where((before == 0) & (here > 0), items.clamp(min=1), items)
+
+    def recognised(self, value: Tensor, scales: Scales, given: Given) -> Tensor | None:
+        moved = packed.map_bits(value) - self._before(given, len(value))
+        return (moved + (1 << (OCTAVE - 1))) >> OCTAVE
+
+    def value(self, items: Tensor, scales: Scales, given: Given) -> Tensor:
+        before = self._before(given, len(items))
+        after = (before + (items << OCTAVE)).clamp(1, 0x7F7FFFFF)
+        return packed.unmap_bits(torch.where(items == 0, before, after), torch.float32, [len(items)])
+
+    def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
+        low = self._before(given, len(x)) + (items << OCTAVE) - (_noise_of(given) * float(1 << OCTAVE)).to(torch.int32)
+        within = torch.minimum(torch.maximum(packed.map_bits(x), low), low + ((1 << OCTAVE) - 1)).clamp(0, 0x7F7FFFFF)
+        return packed.unmap_bits(within, torch.float32, [len(x)])
+
+    def _before(self, given: Given, length: int) -> Tensor:
+        return torch.zeros(length, dtype=torch.int32) if given.before is None else packed.map_bits(given.before)
+
+
+def _items(multiples: Tensor) -> Tensor | None:
+    fits = all(abs(float(end)) <= LARGEST for end in torch.aminmax(multiples))
+    return multiples.to(torch.int32) if fits else None
+
+
+def _apart(x: Tensor, start: Tensor | None, given: Given) -> Tensor:
+    """A new tensor: how far ``x`` is from ``start``, of a momentum in proportion to the root of its second moment."""
+    return _scaled(x.clone() if start is None else x - start, given, -1)
+
+
+def _scaled(x: Tensor, given: Given, sign: int) -> Tensor:
+    return x if given.second is None else x * power(half_exponent(given.second) * sign)
+
+
+def _noise_of(given: Given) -> Tensor:
+    if given.noise is None:
+        raise FormatError("a tensor is rounded without noise")
+    return given.noise
+
+
+def _noise(count: int, before: Tensor | None) -> Tensor:
+    """From 0 to below 1 in 24 bits, for each place; other ones for each state ``before`` (a finaliser of MurmurHash3)."""
+    salt = 0 if before is None else int(before.view(torch.int32).sum(dtype=torch.int64))
+    mixed = np.arange(count, dtype=np.uint32)
+    mixed *= np.uint32(0x9E3779B1)
+    mixed += np.uint32((salt ^ (salt >> 32)) * 0x9E3779B1 & 0xFFFFFFFF)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed ^= mixed >> np.uint32(shift)
+        mixed *= np.uint32(factor)
+    mixed ^= mixed >> np.uint32(16)
+    mixed >>= np.uint32(8)
+    return torch.from_numpy(mixed.view(np.int32)).to(torch.float32).mul_(2.0**-24)
+
+
+def _unsigned_before(tensor: Tensor, base: State, name: str) -> bool:
+    return same_kind(tensor, base, name) and unsigned(base.tensors[name])
+
+
+def _explained(foretold: Foretold | None) -> bool:
+    return foretold is not None and foretold.explained >= EXPLAINED
+
+
+def _like(entry: Entry, name: str, base: State) -> bool:
+    before = base.tensors.get(name)
+    return before is not None and before.dtype == torch.float32 and list(before.shape) == entry.shape
