@@ -32,18 +32,21 @@ from proof_of_learning.state.state import State
 
 SEEDS = 5
 STEPS = dict.fromkeys(("Fashion-MNIST CNN, momentum", "Fashion-MNIST CNN, AdamW", "character Transformer, AdamW"), 300)
-# By name: steps of momenta and of weights over the root mean square of what is rounded, and how it is rounded.
-WAYS: dict[str, tuple[float, float, str]] = {
-    "nearest, 2": (2.0, 2.0, "nearest"),
-    "drawn, 2": (2.0, 2.0, "drawn"),
-    "drawn, 2.5": (2.5, 2.5, "drawn"),
-    "drawn, 4": (4.0, 4.0, "drawn"),
-    "mixed, 2": (2.0, 2.0, "mixed"),
-    "mixed, 2.5": (2.5, 2.5, "mixed"),
-    "carried, 2.5": (2.5, 2.5, "carried"),
-    "carried, 4": (4.0, 4.0, "carried"),
-    "sparse, 5 %": (1.0, 0.05, "sparse"),
-    "sparse, 1 %": (1.0, 0.01, "sparse"),
+# By name: steps of momenta and of weights over a root mean square, how they are rounded, and octaves of second moments.
+WAYS: dict[str, tuple[float, float, str, float]] = {
+    "mixed, 2": (2.0, 2.0, "mixed", 0.25),
+    "mixed, 2.5": (2.5, 2.5, "mixed", 0.25),
+    "mixed, 3 and 2": (3.0, 2.0, "mixed", 0.25),
+    "mixed, 4 and 2": (4.0, 2.0, "mixed", 0.25),
+    "mixed, 3 and 1.5": (3.0, 1.5, "mixed", 0.25),
+    "mixed, 3 and 2, half octaves": (3.0, 2.0, "mixed", 0.5),
+    "nearest, 2": (2.0, 2.0, "nearest", 0.25),
+    "drawn, 2": (2.0, 2.0, "drawn", 0.25),
+    "drawn, 2.5": (2.5, 2.5, "drawn", 0.25),
+    "carried, 2.5": (2.5, 2.5, "carried", 0.25),
+    "carried, 4": (4.0, 4.0, "carried", 0.25),
+    "sparse, 5 %": (1.0, 0.05, "sparse", 0.25),
+    "sparse, 1 %": (1.0, 0.01, "sparse", 0.25),
 }
 PACKAGED = ("quantised", "compact")
 
@@ -73,12 +76,11 @@ def measured(name: str, way: str, interval: int, seed: int, steps: int, data: st
         return train(task_of(name, steps, data), seed, None)
     if way in PACKAGED:
         return train(task_of(name, steps, data), seed, through(way), interval)
-    momentum, weights, rounding = WAYS[way]
-    share = weights if rounding == "sparse" else 0.0
+    momentum, weights, rounding, octaves = WAYS[way]
     found: dict[str, list[float]] = {}
-    coder = Coder(momentum, 1.0 if rounding == "sparse" else weights, rounding, share)
+    coder = Coder(momentum, weights, rounding, weights, octaves)
     cell = train(task_of(name, steps, data), seed, entropies(coder, found), interval)
-    return {**cell, "in_context": statistics.fmean(found["in context"]) / 8 / found["parameters"][0]}
+    return {**cell, "in_context": statistics.fmean(found["in context"]) / 8 / found["parameters"][0]} if found else cell
 
 
 def entropies(coder: Coder, found: dict[str, list[float]]) -> Encode:

@@ -23,7 +23,7 @@ from proof_of_learning.proof.codecs import packed
 from proof_of_learning.state.names import role, second_of
 from proof_of_learning.state.state import State
 
-QUARTER = 1 << 21  # of an octave, in the order of bit patterns
+OCTAVE = 1 << 23  # in the order of bit patterns
 LARGEST_BITS = 0x7F7FFFFF  # of what is finite
 EPSILON = 1e-20
 
@@ -32,13 +32,15 @@ EPSILON = 1e-20
 class Coder:
     """momentum, weights: steps over the root mean square of what is rounded. rounding: *nearest*, *drawn*, *carried* or *sparse*.
 
-    share: of numbers that *sparse* keeps. predict: whether momenta are predicted, and weights from momenta.
+    share: of numbers that *sparse* keeps. octaves: a second moment's step. predict: whether momenta are predicted, and weights
+        from momenta.
     """
 
     momentum: float
     weights: float
     rounding: str
     share: float = 0.01
+    octaves: float = 0.25
     predict: bool = True
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(1))
     left: dict[str, Tensor] = field(default_factory=dict)  # what was rounded off, by name
@@ -69,7 +71,7 @@ class Coder:
         return [(tensors[by], tensors.get(second)), (base.tensors[by], base.tensors.get(second))]
 
     def second(self, name: str, now: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
-        before = packed.map_bits(then).long()
+        before, step = packed.map_bits(then).long(), int(self.octaves * OCTAVE)
         # They move by less than a step, so the nearest would be to stand still: drawn, where nothing is carried.
         how = (
             "drawn"
@@ -79,8 +81,8 @@ class Coder:
             else self.rounding
         )
         moved = (packed.map_bits(now).long() - before).float()
-        _, items = self.rounded(name, moved, float(QUARTER), how)
-        bits = (before + items.long() * QUARTER).clamp(1, LARGEST_BITS).int()
+        _, items = self.rounded(name, moved, float(step), how)
+        bits = (before + items.long() * step).clamp(1, LARGEST_BITS).int()
         return packed.unmap_bits(bits, torch.float32, list(now.shape)), items
 
     def moment(self, name: str, now: Tensor, then: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:

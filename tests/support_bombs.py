@@ -17,7 +17,7 @@ from proof_of_learning.data.commitment import DataCommitment
 from proof_of_learning.numeric import environment
 from proof_of_learning.proof import format
 from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.codecs import packed
+from proof_of_learning.proof.codecs import is_exact, packed
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, Stored, TaskClaim, Training
@@ -40,7 +40,7 @@ def header(steps: int, codec: str = "lossless", description: dict[str, Any] | No
     digest = canonical.sha256(b"pol/v1/task\0", canonical.encode(described))
     return Header(
         format.FORMAT, TaskClaim(digest, "bomb", described, {}), DataCommitment(DIGEST, 1), Training(steps, 1, steps),
-        Randomness("derived", "0" * 64, "0"), Initialization("derived"), CodecClaim(codec, 1, codec in ("float16", "quantised")),
+        Randomness("derived", "0" * 64, "0"), Initialization("derived"), CodecClaim(codec, 1, not is_exact(codec)),
         parts={"model": "module", "progress": "progress"},
     )  # fmt: skip
 

@@ -185,6 +185,7 @@ def strange(chance: Random, files: Files, old: Any) -> Any:
         "a" * 5000,
         "raw",
         "quantised",
+        "compact",
         "float32",
         "int64",
     ]

@@ -292,7 +292,7 @@ def draft(
     commitment: dict[str, Any] | None = None,
 ) -> Draft:
     """An intact proof of so many steps. ``arrived``: training goes on from another state than it arrived at."""
-    in_loop = codec in ("float16", "quantised")
+    in_loop = codec in ("float16", "quantised", "compact")
     bounds = [*range(0, steps, INTERVAL), steps]
     held = [make(step) for step in bounds]
     header: dict[str, Any] = {

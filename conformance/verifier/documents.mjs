@@ -16,7 +16,7 @@ const VARIABLES = {
   NPY_ENABLE_CPU_FEATURES: /^[A-Za-z0-9_, ]{1,512}$/,
   CUBLAS_WORKSPACE_CONFIG: /^:\d{1,6}:\d{1,4}(:\d{1,6}:\d{1,4})?$/,
 };
-const CODECS = ["raw", "lossless", "float16", "quantised"];
+const CODECS = ["raw", "lossless", "float16", "quantised", "compact"];
 export const EXACT = ["raw", "lossless"];
 const ARITHMETICS = ["native", "portable"];
 

@@ -90,7 +90,7 @@ def prove(
     start_from: another proof, whose final weights are the start wherever they fit the task's model (a chain of trust).
     evaluations: at how many checkpoints, evenly spread, the model is evaluated on the way (the end always is).
     codec: how states are stored (default: what the claim says, else ``raw``): ``raw`` and ``lossless`` keep them to the bit;
-        ``float16`` and ``quantised`` round them in the loop, so that training goes on from the rounded state.
+        ``float16``, ``quantised`` and ``compact`` round them in the loop, so that training goes on from the rounded state.
     keep_every: keep the bytes of only every so many-th state (and the first and last); the digests of all are recorded.
     asynchronous: encode and write beside the training loop (default: where it runs on an accelerator; on CPU cores that training
         keeps busy it gains nothing).

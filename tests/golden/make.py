@@ -50,7 +50,7 @@ def make(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for codec in ("raw", "lossless", "quantised"):
+        for codec in ("raw", "lossless", "quantised", "compact"):
             pol.prove(TASK, folder / codec, interval=INTERVAL, codec=codec, portable=True)
         pol.thin(folder / "raw", 2, folder / "thinned")
         claim = home / "claim.json"

@@ -120,7 +120,7 @@ def test_rounding_keeps_counters_and_buffers_and_what_is_small(name: str) -> Non
     second = back.tensors["optimizer/state/0/exp_avg_sq"]
     assert bool((second > 0).all())  # none became zero, by which an update would be divided
     assert float((second.log2() - state.tensors["optimizer/state/0/exp_avg_sq"].log2()).abs().max()) < (
-        0.33 if name == "compact" else 0.2
+        0.6 if name == "compact" else 0.2
     )
 
 
@@ -248,6 +248,98 @@ def test_a_state_continued_off_the_grid_is_rejected(
     assert verdict.verdict == "invalid"
     assert [s.index for s in verdict.segments if s.status == "fail"] == [3, 4]
     assert "codec" in next(s.note for s in verdict.segments if s.index == 3)
+
+
+# ---- compact ---------------------------------------------------------------------------------------------
+
+
+def stepped(steps: int, seed: int = 0, adam: bool = False) -> tuple[State, State]:
+    """Two states, so many steps of an optimizer apart, with the optimizer's own arithmetic."""
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.nn.Parameter(torch.randn(80, 60, generator=draw) * 0.1)
+    optimizer = torch.optim.AdamW([weight], lr=1e-3) if adam else torch.optim.SGD([weight], lr=0.05, momentum=0.9)
+
+    def state() -> State:
+        kept = optimizer.state[weight]
+        tensors = {"model/parameters/w": weight.detach().clone()}
+        tensors |= {f"optimizer/state/0/{key}": value.clone() for key, value in kept.items() if value.ndim}
+        return State(tree_of(tensors), tensors)
+
+    found = []
+    for step in range(30 + steps):
+        if step in (30, 30 + steps):
+            found.append(state())
+        weight.grad = torch.randn(80, 60, generator=draw) * 0.01
+        optimizer.step()
+    return found[0], state()
+
+
+@pytest.mark.parametrize(
+    ("adam", "steps", "most"), [(False, 1, 0.3), (False, 10, 0.35), (True, 1, 0.45), (True, 10, 0.65)]
+)
+def test_compact_keeps_a_bit_or_two_a_number(adam: bool, steps: int, most: float) -> None:
+    base, state = stepped(steps, adam=adam)
+    raw, _ = there_and_back(state, base, get_codec("compact"))
+    assert len(raw) / state.tensors["model/parameters/w"].numel() < most
+
+
+def test_what_compact_rounds_off_is_nothing_in_the_mean() -> None:
+    """Over forty bases, whose noise differs, with the same movement."""
+    codec, errors, moved = get_codec("compact"), [], []
+    for seed in range(40):
+        base, state = stepped(10)
+        nudge = torch.full((80, 60), 2.0 ** -(18 + seed % 3)) * (seed + 1)
+        before = State(base.tree, {**base.tensors, "model/parameters/w": base.tensors["model/parameters/w"] + nudge})
+        after = State(state.tree, {**state.tensors, "model/parameters/w": state.tensors["model/parameters/w"] + nudge})
+        found = codec.encode(after, before).state
+        errors.append(found.tensors["model/parameters/w"] - after.tensors["model/parameters/w"])
+        moved.append(after.tensors["model/parameters/w"] - before.tensors["model/parameters/w"])
+    single = torch.stack(errors).norm() / torch.stack(moved).norm()
+    together = torch.stack(errors).mean(0).norm() / torch.stack(moved).mean(0).norm()
+    assert float(single) > 0.5  # each is coarse
+    assert float(together) < 0.3 * float(single)  # and they cancel: by the root of forty, if they are independent
+
+
+def test_the_noise_of_compact_follows_from_the_base_alone() -> None:
+    (base, state), codec = stepped(10), get_codec("compact")
+    other = {**base.tensors, "model/parameters/w": base.tensors["model/parameters/w"].clone()}
+    other["model/parameters/w"][0, 0] += 1e-3  # far from most elements
+    one, two = (codec.encode(state, State(base.tree, tensors)).state for tensors in (base.tensors, other))
+    apart = one.tensors["model/parameters/w"] != two.tensors["model/parameters/w"]
+    assert apart.float().mean() > 0.1
+    assert codec.encode(state, base).state.digest() == one.digest()
+
+
+def test_a_variance_that_is_a_difference_is_kept_to_the_bit(recorded: dict[str, Path]) -> None:
+    """RMSprop's ``square_avg`` less the square of its ``grad_avg`` is no less than nothing."""
+    proof = Proof.open(recorded["compact rmsprop-centered"])
+    assert proof.segments[0].arrived != proof.segments[0].state  # weights are rounded
+    for digest in proof.state_digests()[1:]:
+        tensors = proof.state(digest).tensors
+        for name in [name for name in tensors if name.endswith("/grad_avg")]:
+            assert bool((tensors[name.replace("grad_avg", "square_avg")] >= tensors[name] ** 2 * (1 - 1e-5)).all())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"factors": [0, 2, -3]}, {"factors": [1, 2, 3]}, {"factors": [0, 300, -8]}, {"factors": [0, 2, -200]}, {"factors": [0, 2]},
+     {"by": "model/parameters/w", "factors": [0, 2, -8]}, {"by": "nowhere", "factors": [1, 2, -8]}, {"scale": 900}],
+)  # fmt: skip
+def test_a_prediction_that_compact_would_not_make_is_refused(change: dict[str, Any]) -> None:
+    base, state = stepped(10)
+    raw, _ = there_and_back(state, base, get_codec("compact"))
+    tree, entries, items = packed.unpack(bytearray(raw), base, None, packed.QUARTERS)
+    name = (
+        "model/parameters/w"
+        if change.get("factors") in ([0, 2, -3], [1, 2, 3], [1, 2, -8])
+        else "optimizer/state/0/momentum_buffer"
+    )
+    if change == {"factors": [0, 2, -3]}:
+        change = {"by": name, **change}  # a weight that foretells itself
+    entries[name] = msgspec.structs.replace(entries[name], **change)
+    altered = b"".join(packed.pack(tree, entries, items.__getitem__, packed.QUARTERS))
+    with pytest.raises(FormatError, match="wrongly"):
+        get_codec("compact").decode(bytearray(altered), base)
 
 
 # ---- hostile objects ------------------------------------------------------------------------------------

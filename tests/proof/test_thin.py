@@ -38,7 +38,7 @@ from proof_of_learning.verifier.expected import planned_steps
 from support_forging import relog, rewrite
 from support_proofs import INTERVAL, SEGMENTS, contents, recorded
 
-CODECS = ("raw", "lossless", "float16", "quantised")
+CODECS = ("raw", "lossless", "float16", "quantised", "compact")
 KEEP = 5
 KEPT = [0, 5, 10, 12]
 

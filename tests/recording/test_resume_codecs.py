@@ -33,6 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "lossless beside, thinned": {"codec": "lossless", "asynchronous": True, "keep_every": 4},
     "float16 beside": {"codec": "float16", "asynchronous": True},
     "quantised": {"codec": "quantised"},
+    "compact": {"codec": "compact"},
     "quantised beside": {"codec": "quantised", "asynchronous": True},
     "quantised, thinned": {"codec": "quantised", "keep_every": 4},
     "raw, thinned": {"codec": "raw", "keep_every": 3},

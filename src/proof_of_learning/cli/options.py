@@ -39,7 +39,7 @@ StartFrom = Annotated[
 Codec = Annotated[
     str | None,
     typer.Option(
-        help="How states are stored: `raw`, `lossless`; `float16`, `quantised` round them in the loop.  [default: raw]"
+        help="How states are stored: `raw`, `lossless`; `float16`, `quantised`, `compact` round them in the loop.  [default: raw]"
     ),
 ]
 Arithmetic = Annotated[

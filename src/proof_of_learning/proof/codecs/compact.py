@@ -1,14 +1,13 @@
 """The ``compact`` codec, in the loop: a bit or two a number, for checkpoints that lie close together.
 
 What can be foretold is not stored. A *momentum* is a multiple of the last one and something new; *weights* move along the momenta at
-both ends, and by something else; *second moments* hardly change. Of what is left, these are kept:
+both ends, and by something else; *second moments* hardly change. What is left is rounded up or down by a noise that makes it right in
+the mean (as gradients are in QSGD, Alistarh et al., NeurIPS 2017), in multiples of a step of more than twice a root mean square:
 
-- *Momenta*: what is new, in multiples of a step of more than twice its root mean square, rounded up or down by a noise that makes
-  it right in the mean (as gradients are in QSGD, Alistarh et al., NeurIPS 2017). Beside second moments (Adam) the step of each
-  element is in proportion to the power of two below their square root.
-- *Weights*: the rest of the movement, in multiples of such a step of the movement: to the nearest where the momenta explain a good
-  part of it (what is dropped is small, and the next gradients see it), else up or down like the momenta.
-- *Second moments*: quarters of an octave, up or down.
+- of momenta, that of what is new. Beside second moments (Adam) the step of each element is in proportion to the power of two below
+  their square root;
+- of weights, that of their movement;
+- of second moments the step is half an octave.
 
 The noise follows from what the last checkpoint holds, so nothing is left for a prover to choose. Values end on a grid far finer than
 the step, so that whole states compress as well. All else is kept to the bit.
@@ -37,8 +36,7 @@ from proof_of_learning.state.state import State
 PARTS = 4  # of an octave, in which steps are chosen
 STEP = 5  # such parts above the root mean square: 2.4 to 2.8 times it
 GRID = 4  # octaves below the step on whose multiples values end
-OCTAVE = 21  # a second moment's step is 2 to this in the order of bit patterns: a quarter of an octave
-EXPLAINED = 0.25  # of a movement's square, above which the rest is rounded to the nearest
+OCTAVE = 22  # a second moment's step is 2 to this in the order of bit patterns: half an octave
 FACTOR_BITS = 8  # few, so that a replay with noise finds the same factors
 WHOLE = float(1 << 23)  # from here on every float32 is a whole number
 
@@ -49,7 +47,7 @@ class CompactCodec(RoundingCodec):
 
     def __init__(self) -> None:
         self.rules: dict[str, Rule] = {
-            rule.how: rule for rule in (_Steps("nearest", drawn=False), _Steps("drawn", drawn=True), _Octaves())
+            rule.how: rule for rule in (_Steps("moved", whole=True), _Steps("new", whole=False), _Octaves())
         }
 
     def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
@@ -58,10 +56,12 @@ class CompactCodec(RoundingCodec):
         if f"{beside}/grad_avg" in tensors:  # RMSprop's variance, of which no rounding may make less than nothing
             return None
         match role(name):
-            case "weights" if same_kind(tensor, base, name):
-                return self.rules["nearest" if _explained(foretold) else "drawn"]
+            case "weights" if not new and same_kind(tensor, base, name):
+                return self.rules[
+                    "moved"
+                ]  # of weights the whole movement counts: what is foretold well is then hardly kept
             case "momentum" if new or same_kind(tensor, base, name):
-                return self.rules["drawn"]
+                return self.rules["new"]
             case "second" if unsigned(tensor) and (new or _unsigned_before(tensor, base, name)):
                 return self.rules["octaves"]
         return None
@@ -95,31 +95,28 @@ class CompactCodec(RoundingCodec):
             expected = plain.before * (0.0 if foretold is None else foretold.values[1])
         elif foretold is not None:
             expected = prediction.moved(foretold, name, decoded, base)
-        noisy = name in decoded and (role(name) != "weights" or not _explained(foretold))  # decoding needs none
-        return replace(plain, expected=expected, noise=_noise(decoded[name].numel(), plain.before) if noisy else None)
+        noise = _noise(decoded[name].numel(), plain.before) if name in decoded else None  # decoding needs none
+        return replace(plain, expected=expected, noise=noise)
 
     def tries(self, rule: Rule, foretold: Foretold | None) -> Iterator[tuple[Rule, Foretold | None]]:
         yield rule, foretold
         if foretold is None:
             return
         (now, then), moves = foretold.factors, (0, -1, 1)
-        ways = ("drawn",) if foretold.by and not now else (rule.how, *({"nearest", "drawn"} - {rule.how}))
-        for how, by_now, by_then in itertools.product(ways, moves if now else (0,), moves):
-            told = replace(foretold, factors=(now + by_now, then + by_then), explained=float(how == "nearest"))
-            yield self.rules[how], told
+        for by_now, by_then in itertools.product(moves if now else (0,), moves):
+            yield rule, replace(foretold, factors=(now + by_now, then + by_then))
 
 
 class _Steps:
-    """What is not expected, in multiples of a step."""
+    """What is not expected, in multiples of a step. ``whole``: the step follows from the whole movement, not from that."""
 
     parts = PARTS
 
-    def __init__(self, how: str, *, drawn: bool) -> None:
-        self.how, self._drawn = how, drawn
+    def __init__(self, how: str, *, whole: bool) -> None:
+        self.how, self._whole = how, whole
 
     def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
-        # Of weights the whole movement counts: where it is foretold, little is left to be said.
-        start = given.expected if given.second is not None or self._drawn else given.before
+        start = given.before if self._whole else given.expected
         found = magnitudes(_apart(x, start, given), sizes, PARTS, -126 * PARTS)
         return Scales([min(max(part + STEP, -126 * PARTS), 126 * PARTS) for part in found], sizes, PARTS)
 
@@ -140,7 +137,7 @@ class _Steps:
 
     def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
         measured, middle = scales.times(_apart(x, given.expected, given), -1), items.to(torch.float32)
-        low = middle - (_noise_of(given) if self._drawn else 0.5)
+        low = middle - _noise_of(given)
         moved = _scaled(scales.times(torch.minimum(torch.maximum(measured, low), low + 1.0)), given, 1)
         edge = moved if given.expected is None else given.expected + moved
         # Where steps are finer than float32, several multiples are one value.
@@ -148,7 +145,7 @@ class _Steps:
         return torch.where(self.value(own, scales, given) == self.value(items, scales, given), x, edge)
 
     def _rounded(self, multiples: Tensor, given: Given) -> Tensor:
-        return (multiples + _noise_of(given)).floor_() if self._drawn else multiples.round()
+        return (multiples + _noise_of(given)).floor_()
 
 
 class _Octaves:
@@ -219,10 +216,6 @@ def _noise(count: int, before: Tensor | None) -> Tensor:
 
 def _unsigned_before(tensor: Tensor, base: State, name: str) -> bool:
     return same_kind(tensor, base, name) and unsigned(base.tensors[name])
-
-
-def _explained(foretold: Foretold | None) -> bool:
-    return foretold is not None and foretold.explained >= EXPLAINED
 
 
 def _like(entry: Entry, name: str, base: State) -> bool:

@@ -33,6 +33,7 @@ PREDICTED = "predicted"
 SAMPLE = 1 << 11
 GAIN = 0.25  # bits a value that a prediction must save
 FACTOR_BITS = 24
+APART = 0.05  # more, and noise in a replay would be a lot of noise in the factors
 SMALLEST_SCALE, LARGEST_SCALE = -100, 0  # of the exponents that an object may name
 EPSILON = 2.0**-30  # beside the root of a second moment
 # Of the momenta: no product or quotient overflows then, and no sum is NaN, which is not the same bits everywhere.
@@ -41,15 +42,11 @@ LARGEST = 2.0**60
 
 @dataclass(frozen=True)
 class Foretold:
-    """``by``: a momentum; ``factors``: of it here and in the base, whole numbers, times 2 to ``scale``.
-
-    explained: share of the square of a weight's movement that the prediction explains, from 0 to 1.
-    """
+    """``by``: a momentum; ``factors``: of it here and in the base, whole numbers, times 2 to ``scale``."""
 
     by: str
     factors: tuple[int, int]
     scale: int
-    explained: float = 0.0
 
     @property
     def values(self) -> tuple[float, float]:
@@ -149,16 +146,15 @@ def foretell(
         along = move @ now.T
         chosen = (along * along / np.maximum((now * now).sum(1), 1.0)).argmax(1)
         now, then, top_now, top_then = now[chosen], then[chosen], top_now[chosen], top_then[chosen]
-        factors = _least_squares(*(torch.from_numpy(side) for side in (now, then, move))).numpy().T
-        left = move - factors[:, :1] * now - factors[:, 1:] * then
-        explained = 1.0 - (left * left).sum(1) / np.maximum((move * move).sum(1), 1.0)
+        here_now, here_then, here_move = (torch.from_numpy(side) for side in (now, then, move))
+        factors = _least_squares(here_now, here_then, here_move, APART).numpy().T
         factors = np.ldexp(factors, np.stack([top - top_now, top - top_then], 1))
-        for name, by, pair, share in zip(here, chosen.tolist(), factors.tolist(), explained.tolist(), strict=True):
+        for name, by, pair in zip(here, chosen.tolist(), factors.tolist(), strict=True):
             if all(map(math.isfinite, pair)) and any(pair):
                 scale = math.frexp(max(map(abs, pair)))[1] - bits
                 whole = (round(math.ldexp(pair[0], -scale)), round(math.ldexp(pair[1], -scale)))
                 if SMALLEST_SCALE <= scale <= LARGEST_SCALE:
-                    found[name] = Foretold(others[by], whole, scale, share)
+                    found[name] = Foretold(others[by], whole, scale)
     return found
 
 
@@ -224,11 +220,14 @@ def _alike(tensors: Mapping[str, Tensor], base: State, momentum: str) -> bool:
     return all(second is not None and (second.dtype, second.shape) == (like.dtype, like.shape) for second in seconds)
 
 
-def _least_squares(now: Tensor, then: Tensor, move: Tensor) -> Tensor:
-    """For each row the two factors that bring ``now`` and ``then`` nearest to ``move``; NaN where there are none."""
+def _least_squares(now: Tensor, then: Tensor, move: Tensor, apart: float = 1e-9) -> Tensor:
+    """For each row the two factors that bring ``now`` and ``then`` nearest to ``move``; NaN where there are none.
+
+    ``apart``: the square of the sine of their angle, below which one says as much as two.
+    """
     a, b, c, p, q = ((x * y).sum(1) for x, y in ((now, now), (now, then), (then, then), (now, move), (then, move)))
     determinant = a * c - b * b
-    both = determinant > 1e-9 * a * c  # else one direction says as much as two
+    both = determinant > apart * a * c
     alone, nothing = p / a, torch.zeros_like(p)
     return torch.stack(
         [((p * c - q * b) / determinant).where(both, alone), ((q * a - p * b) / determinant).where(both, nothing)]

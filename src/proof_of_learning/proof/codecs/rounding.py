@@ -252,7 +252,7 @@ class RoundingCodec:
         for by, expected in self.tries(rule, told):
             given = self.given(name, base, recorded.tensors, expected)
             # Noise may have led to the next scale; all of this choice is one of a few roundings a tensor.
-            (scale,) = by.scales(flat, [len(flat)], self.given(name, base, arrived.tensors, expected)).exponents
+            (scale,) = by.scales(flat, [len(flat)], given).exponents
             for exponent in (scale, scale - 1, scale + 1):
                 tried = Scales([exponent], [len(flat)], by.parts)
                 items = by.recognised(goal, tried, given)
