@@ -274,13 +274,12 @@ def stepped(steps: int, seed: int = 0, adam: bool = False) -> tuple[State, State
     return found[0], state()
 
 
-@pytest.mark.parametrize(
-    ("adam", "steps", "most"), [(False, 1, 0.3), (False, 10, 0.35), (True, 1, 0.45), (True, 10, 0.65)]
-)
-def test_compact_keeps_a_bit_or_two_a_number(adam: bool, steps: int, most: float) -> None:
+@pytest.mark.parametrize("adam", [False, True])
+@pytest.mark.parametrize("steps", [1, 10])
+def test_compact_takes_less_than_quantised(adam: bool, steps: int) -> None:
     base, state = stepped(steps, adam=adam)
-    raw, _ = there_and_back(state, base, get_codec("compact"))
-    assert len(raw) / state.tensors["model/parameters/w"].numel() < most
+    compact, quantised = (len(there_and_back(state, base, get_codec(name))[0]) for name in ("compact", "quantised"))
+    assert compact < 0.8 * quantised  # a header of 300 bytes included, which larger tensors would not notice
 
 
 def test_what_compact_rounds_off_is_nothing_in_the_mean() -> None:
