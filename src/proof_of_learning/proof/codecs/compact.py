@@ -9,7 +9,7 @@ the mean (as gradients are in QSGD, Alistarh et al., NeurIPS 2017), in multiples
 - of weights, that of their movement;
 - of second moments the step is half an octave.
 
-The noise follows from what the last checkpoint holds, so nothing is left for a prover to choose. Values end on a grid far finer than
+The noise follows from what the last checkpoint holds, so nothing is left for a prover to choose. Values end on a grid finer than
 the step, so that whole states compress as well. All else is kept to the bit.
 """
 
@@ -35,7 +35,7 @@ from proof_of_learning.state.state import State
 
 PARTS = 4  # of an octave, in which steps are chosen
 STEP = 5  # such parts above the root mean square: 2.4 to 2.8 times it
-GRID = 4  # octaves below the step on whose multiples values end
+GRID = 2  # octaves below the step on whose multiples values end
 OCTAVE = 22  # a second moment's step is 2 to this in the order of bit patterns: half an octave
 FACTOR_BITS = 8  # few, so that a replay with noise finds the same factors
 WHOLE = float(1 << 23)  # from here on every float32 is a whole number

@@ -42,6 +42,10 @@ WIDTHS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Bytes = npt.NDArray[np.uint8]
 
 _SIZE = struct.Struct("<I")
+_LITERALS = zstandard.ZstdCompressionParameters(  # Huffman codes, and next to no matches
+    strategy=zstandard.STRATEGY_FAST, window_log=17, hash_log=6, chain_log=6, search_log=1, min_match=7, target_length=0,
+    write_content_size=True,
+)  # fmt: skip
 _zstd = threading.local()  # contexts are reused, but not between threads
 
 
@@ -149,7 +153,7 @@ def _planes(items: Tensor, width: int, planes: Sequence[int]) -> Iterator[bytes]
     if width == 1:
         shift = 0
         for bits in planes:
-            yield _frame(_side_by_side(raw >> np.uint8(shift), bits).data)
+            yield _frame(_side_by_side(raw >> np.uint8(shift), bits).data, dense=bits == QUARTERS[0])
             shift += bits
         return
     for byte in range(width):
@@ -196,10 +200,15 @@ def _apart(raw: bytes, bits: int, count: int) -> Bytes:
     return found[:count]
 
 
-def _frame(content: bytes | memoryview) -> bytes:
+def _frame(content: bytes | memoryview, *, dense: bool = False) -> bytes:
+    """``dense``: hardly anything in it is said twice, so what a search for matches finds may take more than it saves."""
     if not hasattr(_zstd, "compressor"):
         _zstd.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
     frame: bytes = _zstd.compressor.compress(content)
+    if dense:
+        if not hasattr(_zstd, "literals"):
+            _zstd.literals = zstandard.ZstdCompressor(compression_params=_LITERALS)
+        frame = min(frame, _zstd.literals.compress(content), key=len)
     return _SIZE.pack(len(frame)) + frame
 
 
