@@ -34,17 +34,15 @@ SEEDS = 5
 STEPS = dict.fromkeys(("Fashion-MNIST CNN, momentum", "Fashion-MNIST CNN, AdamW", "character Transformer, AdamW"), 300)
 # By name: steps of momenta and of weights over a root mean square, how they are rounded, and octaves of second moments.
 WAYS: dict[str, tuple[float, float, str, float]] = {
-    "mixed, 2": (2.0, 2.0, "mixed", 0.25),
-    "mixed, 2.5": (2.5, 2.5, "mixed", 0.25),
-    "mixed, 3 and 2": (3.0, 2.0, "mixed", 0.25),
-    "mixed, 4 and 2": (4.0, 2.0, "mixed", 0.25),
-    "mixed, 3 and 1.5": (3.0, 1.5, "mixed", 0.25),
-    "mixed, 3 and 2, half octaves": (3.0, 2.0, "mixed", 0.5),
-    "nearest, 2": (2.0, 2.0, "nearest", 0.25),
     "drawn, 2": (2.0, 2.0, "drawn", 0.25),
-    "drawn, 2.5": (2.5, 2.5, "drawn", 0.25),
-    "carried, 2.5": (2.5, 2.5, "carried", 0.25),
-    "carried, 4": (4.0, 4.0, "carried", 0.25),
+    "drawn, 2.5, half octaves": (2.5, 2.5, "drawn", 0.5),
+    "drawn, 3, half octaves": (3.0, 3.0, "drawn", 0.5),
+    "drawn, 4, half octaves": (4.0, 4.0, "drawn", 0.5),
+    "nearest, 2": (2.0, 2.0, "nearest", 0.25),
+    "mixed, 2": (2.0, 2.0, "mixed", 0.25),
+    "mixed, 3 and 2": (3.0, 2.0, "mixed", 0.25),
+    "carried, 2.5, half octaves": (2.5, 2.5, "carried", 0.5),
+    "carried, 4, half octaves": (4.0, 4.0, "carried", 0.5),
     "sparse, 5 %": (1.0, 0.05, "sparse", 0.25),
     "sparse, 1 %": (1.0, 0.01, "sparse", 0.25),
 }
