@@ -111,7 +111,7 @@ def describe(proof: Any) -> dict[str, Any]:
         "initialization": header["initialization"],
         "codec": header["codec"],
         "environments": {digest: msgspec.to_builtins(env) for digest, env in proof.environments.items()},
-        "parameters": sum(math.prod(shape) for shape in shapes(description)),
+        "parameters": parameters(description),
         "states": {"held": len(stored), "of": len(proof.segments) + 1, "bytes": sum(item.bytes for item in stored),
                    "differences": sum(item.base is not None for item in stored),
                    "bytes_of_differences": sum(item.bytes for item in stored if item.base is not None),
@@ -149,9 +149,12 @@ def _stretch(stretch: dict[str, Any]) -> str:
     return f"up to step {stretch['stop']:,} {when}"
 
 
-def shapes(description: dict[str, Any]) -> list[list[int]]:
-    """Those of the model's parameters, by a task's description."""
-    return [entry[1] for entry in description.get("model", {}).get("parameters") or []]
+def parameters(description: dict[str, Any]) -> int:
+    """How many numbers the model's parameters are, by a task's description; 0 where this does not say."""
+    try:
+        return sum(math.prod(map(int, shape)) for _, _, shape, _ in description["model"]["parameters"])
+    except (KeyError, TypeError, ValueError):  # the prover wrote it
+        return 0
 
 
 def _whole(states: dict[str, Any], parameters: int) -> str:
