@@ -246,5 +246,4 @@ def test_the_command_says_what_it_needs(tmp_path: Path, tiny_proof: Path, networ
         (["--beacon", network], "missing required field `round`"),
     ):
         assert told in one_line(pol("verify", tiny_proof, *arguments), 2)
-    ended = pol("verify", tiny_proof, "--beacon", made)
-    assert ended.exit_code == 3 and "no timestamp on the seal" in " ".join(ended.stdout.split())
+    assert "no timestamp on the seal" in one_line(pol("verify", tiny_proof, "--beacon", made), 2)
