@@ -54,7 +54,7 @@ HASH_SEEDS = (1, 2)
 class Diagnosis:
     """What was found: ``findings``, after how many ``steps`` in this process and ``replays`` in others.
 
-    skipped: what could not be looked at, and why.
+    skipped: what could not be looked at, and why. notices: what replays, and is seldom meant.
     """
 
     task: str
@@ -63,6 +63,7 @@ class Diagnosis:
     findings: list[Finding]
     skipped: list[str]
     seconds: float
+    notices: list[str] = field(default_factory=list)
 
     def to_json(self) -> bytes:
         fields = {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "schema": "pol/doctor/v1"}
@@ -115,7 +116,13 @@ def diagnose(
     if is_script(reference.target):
         seen = look(reference.target, reference.arguments or (), interval=interval, steps=steps, progress=progress)
         return Diagnosis(
-            reference.target, seen.steps, seen.replays, seen.findings, seen.skipped, time.monotonic() - begun
+            reference.target,
+            seen.steps,
+            seen.replays,
+            seen.findings,
+            seen.skipped,
+            time.monotonic() - begun,
+            seen.notices,
         )
     with randomness.preserved(), environments.recording(device, threads) as environment:
         doctor = _Doctor(reference, interval, steps, device, environment, progress, arithmetic)

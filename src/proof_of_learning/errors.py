@@ -45,6 +45,10 @@ class UnreadableError(FormatError):
     """A file of the input cannot be read just now (no memory, a failing disk), which says nothing about what it holds."""
 
 
+class MissingStateError(PolError):
+    """A state that is needed is not in the proof (dropped, or never handed out), which says nothing about what it held."""
+
+
 class IntegrityError(PolError):
     """The proof reads, but contradicts itself: a digest, a link of the chain or the root does not fit."""
 

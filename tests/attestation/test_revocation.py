@@ -102,6 +102,10 @@ def test_a_revoked_key_counts_for_what_was_stamped_before(sealed: Path, world: W
     # The claim's signature, too.
     verdict = judged(sealed, trusted_tsa=[world.second.roots], revoked=[revoking(tmp_path, key, NOW - HOUR)])
     assert verdict.assurance == "seed-derived" and not verdict.signers
+    said = [moment.shows for moment in verdict.timeline if moment.what == "claim" and moment.trusted]
+    assert said and all(
+        "Not all of its signatures count" in text and "signed by its owners" not in text for text in said
+    )
     # Which is said, and not that they are not there.
     assert "2 signatures do not count: their keys were revoked" in verdict.check("attestation").summary
     verdict = seen(sealed, world, revoked=[revoking(tmp_path, key, NOW - HOUR)])
@@ -109,6 +113,8 @@ def test_a_revoked_key_counts_for_what_was_stamped_before(sealed: Path, world: W
     assert "which was revoked, and no authority" in verdict.check("attestation").summary
     verdict = judged(sealed, trusted_tsa=[world.second.roots], revoked=[revoking(tmp_path, key, NOW + HOUR)])
     assert verdict.assurance == "registered"
+    said = [moment.shows for moment in verdict.timeline if moment.what == "claim" and moment.trusted]
+    assert said and all("signed by its owners" in text for text in said)
     # Of two lists the earlier moment.
     both = [revoking(tmp_path, key, NOW - HOUR), tmp_path / "later.toml"]
     both[1].write_text(both[0].read_text().replace((NOW - HOUR).isoformat(), (NOW + HOUR).isoformat()))

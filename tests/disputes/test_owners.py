@@ -65,6 +65,22 @@ def test_a_successor_of_an_owner_answers_and_opens_as_one(succeeded: Table, tmp_
     assert "none of the owners" in said(spare)
     # The old key was stolen and never counted: nor does the claim that names the recovery key then, for nobody signed it.
     assert "none of the owners" in said(old)
+    # Answered by the owner, and opened by who was put in their place: it is one owner's, unless the key that answered was revoked.
+    head, envelope = path / "answers" / documents.ANSWERS_FILE, path / "answers" / "answers.dsse.json"
+    before = envelope.read_bytes()
+    envelope.write_bytes(
+        documents.sign(documents.load(head, documents.AnswersHead), signatures.load_private(folder / "old.pem"))
+    )
+    assert said() == "" and "revoked" in said(old)
+    envelope.write_bytes(before)
+    # So it is where the verifier asks for the opening.
+    options = replace(OPTIONS, claims=Claims(revoked=Revoked({new: None})))
+    with pytest.raises(IntegrityError, match="the answers are signed with a key that was revoked"):
+        challenging.challenge_second(
+            folder / "manifest.pol", succeeded.first, folder / "answers", succeeded.task, options=options
+        )
+    with pytest.raises(IntegrityError, match="revoked"):
+        challenging.answered_by(folder / "manifest.pol", folder / "answers", options)
     # And not without the statement, nor by one that anybody else signed, or that puts the key in the place of a stranger.
     (true,) = (path / "proof" / "attestations").glob("recovery-*")
     claim = Proof.open(path / "proof").header.randomness.claim

@@ -53,3 +53,52 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     assert changed.returncode == 2 and told in changed.stderr, changed.stderr
     assert b"goes on after" not in changed.stderr, changed.stderr
     assert before == {file: file.read_bytes() for file in (tmp_path / "run.pol").rglob("*") if file.is_file()}
+
+
+SEALING = """import os, signal
+from proof_of_learning.proof.writer import ProofWriter
+plain = ProofWriter.seal
+ProofWriter.seal = lambda *a, **k: plain(*a, **k) if os.path.exists(AGAIN) else os.kill(os.getpid(), signal.SIGKILL)
+run.close()"""
+
+
+def test_a_recording_that_was_killed_behind_its_loop_goes_on_from_a_checkpoint_within(tmp_path: Path) -> None:
+    """The last checkpoint, which the end of the loop brought about, says nothing of where the loop stood."""
+    again = tmp_path / "again"
+    again.mkdir()
+    path = script(tmp_path, end=SEALING.replace("AGAIN", repr(str(again / "now"))))
+    killed = derived(path, tmp_path / "run.pol", "-k", 4)  # of 40 steps
+    assert killed.returncode == -9, killed.stderr
+    (again / "now").touch()
+    resumed = derived(path, tmp_path / "run.pol", "-k", 4)
+    assert resumed.returncode == 0 and b"goes on after step 36" in resumed.stderr, resumed.stderr
+    assert derived(path, tmp_path / "whole.pol", "-k", 4).returncode == 0
+    assert Proof.open(tmp_path / "run.pol").root == Proof.open(tmp_path / "whole.pol").root
+
+
+def test_where_nothing_can_be_written_no_script_is_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = script(tmp_path, begin=f"open({str(tmp_path / 'ran')!r}, 'w')")
+    done = nursery.run(("prove", path, "-o", tmp_path / "file" / "run.pol"), variables(), tmp_path)
+    assert done.returncode == 2 and b"cannot be written" in done.stderr, done.stderr
+    assert b"Traceback" not in done.stderr and not (tmp_path / "ran").exists()
+
+
+SAME = "visits the samples in the same order"
+
+
+def test_a_sampler_that_is_never_told_the_epoch_is_said_and_valid(tmp_path: Path) -> None:
+    path = script(tmp_path)
+    forgotten = "DistributedSampler(data, num_replicas=1, rank=0)"
+    text = path.read_text().replace("shuffle=True)", f"sampler=torch.utils.data.{forgotten})")
+    path.write_text(text)
+    done = record(path, tmp_path / "run.pol")
+    assert done.returncode == 0 and done.stderr.count(SAME) == 1, done.stderr
+    found = verdict(tmp_path / "run.pol", path)
+    (order,) = (check for check in found.checks if check.name == "order")
+    assert found.verdict == "valid" and SAME in order.summary, found.reason
+    told = nursery.run(("doctor", path), variables(), tmp_path)
+    assert told.returncode == 0 and told.stdout.decode().count(SAME) == 1, told.stdout
+    path.write_text(text.replace("    for number", "    loader.sampler.set_epoch(epoch)\n    for number"))
+    done = record(path, tmp_path / "told.pol")
+    assert done.returncode == 0 and SAME not in done.stderr, done.stderr

@@ -78,7 +78,7 @@ def _show(found: Diff) -> None:
     )
     rows["first state that differs"] = _apart(found.state) if found.state else "none that both hold"
     rows["final weights"] = "equal" if found.same_weights else "not equal"
-    rows["final state"] = _apart(found.final) if found.final else "not held by both"
+    rows["final state"] = _apart(found.final, found.steps) if found.final else "not held by both"
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -87,12 +87,14 @@ def _show(found: Diff) -> None:
     common.results().print(table)
 
 
-def _apart(found: Apart) -> str:
+def _apart(found: Apart, ends: tuple[int, int] | None = None) -> str:
+    """``ends``: after how many steps each of two last states was reached."""
     from proof_of_learning.report.text import number, percent
 
+    when = f"after {found.step:,}" if ends is None or ends[0] == ends[1] else f"after {ends[0]:,} and {ends[1]:,}"
     if not found.comparable or found.overall is None:
-        return f"after {found.step:,} steps: other tensors, so there is no distance"
-    text = f"after {found.step:,} steps: l2 {number(found.overall.l2)}, largest {number(found.overall.linf)}"
+        return f"{when} steps: other tensors, so there is no distance"
+    text = f"{when} steps: l2 {number(found.overall.l2)}, largest {number(found.overall.linf)}"
     if found.relative is not None:
         text += f" ({percent(found.relative)} of what the first one's segment moved)"
     if found.tensors:

@@ -97,15 +97,15 @@ def dispute(
             model, named, Options.of(choices), chain=links, trust=trust or (),
             fresh=FRESH if fresh is None else fresh, progress=progress,
         )  # fmt: skip
+    if json != "-":  # before any file: a disk that is full does not cost the answer
+        from proof_of_learning.report.dispute import print_dispute
+
+        print_dispute(found, common.results())
     common.write_json(found.to_json(), json)
     if report is not None:
         from proof_of_learning.report.dispute import write_dispute
 
         write_dispute(found, report)
-    if json != "-":
-        from proof_of_learning.report.dispute import print_dispute
-
-        print_dispute(found, common.results())
-        if report is not None:
+        if json != "-":
             common.say(f"report: {report}")
     raise typer.Exit(found.exit_status)

@@ -39,7 +39,8 @@ def doctor(
     arguments: Annotated[list[str] | None, typer.Argument(help="Of a script: its own arguments, behind `--`.")] = None,
 ) -> None:
     """Train a task for a while, replay it in two fresh processes, and list everything that a replay would trip over. Records nothing;
-    what a script writes, it writes.
+    what a script writes, it writes. A script of several processes is looked at as one process; `pol prove --ranks N` replays
+    stretches of all of them while it records.
 
     Exit status: 0 nothing was found, 1 something was, 2 the task cannot be used.
 
@@ -81,6 +82,8 @@ def doctor(
                     common.say(f"- {name}: {text}")
         for text in found.skipped:
             common.say(f"not looked at: {text}")
+        for text in found.notices:
+            common.say(f"notice: {text}")
         count = len(found.findings)
         told = "nothing was found" if not count else "1 finding" if count == 1 else f"{count} findings"
         common.say(f"{task}: {told} in {found.steps:,} steps and {found.replays:,} replays")

@@ -59,7 +59,7 @@ def environment(
     `pol environment run.pol -o run-environment`
     """
     from proof_of_learning.errors import FormatError, UsageError
-    from proof_of_learning.proof.files import write_atomic
+    from proof_of_learning.proof.files import write_atomic, writing
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.proof.remote import local
     from proof_of_learning.replay.replayer import MAX_ENVIRONMENTS
@@ -76,10 +76,10 @@ def environment(
             f"the proof names {len(found):,} numeric environments, of which at most {MAX_ENVIRONMENTS} are tried"
         )
     written = files(opened)
-    try:
+    if not folder.parent.is_dir():
+        raise UsageError(f"-o {folder}: there is no folder {folder.parent}")
+    with writing(str(folder)):
         folder.mkdir()
-    except FileNotFoundError:
-        raise UsageError(f"-o {folder}: there is no folder {folder.parent}") from None
     for file, text in written.items():
         write_atomic(folder / file, [text.encode()])
     common.say(f"{folder}: {', '.join(written)}")

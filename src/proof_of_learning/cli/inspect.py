@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +17,9 @@ SHOWN = 5  # events or inputs in the table; the JSON has all
 
 @common.command("interrupted; the proof was only read")
 def inspect(
-    proof: Annotated[str, typer.Argument(help="The proof's directory, or its address (`s3://…`).")],
+    proof: Annotated[
+        str, typer.Argument(help="The proof's directory, or its address (`s3://…`); or a claim (`pol register`).")
+    ],
     program: Annotated[
         bool, typer.Option("--program", help="Show the sealed program: each operation, its shapes, what it carries.")
     ] = False,
@@ -21,19 +27,33 @@ def inspect(
         str | None, typer.Option("--json", help="Write it as JSON to this file (`-`: standard output).")
     ] = None,
 ) -> None:
-    """Show what is in a proof: the task as the prover describes it, data, randomness, environments, size. Judges nothing.
+    """Show what is in a proof: the task as the prover describes it, data, randomness, environments, size; or what a claim fixes.
+    Judges nothing.
 
     **Examples**
 
     `pol inspect run.pol`
 
     `pol inspect run.pol --program`
+
+    `pol inspect claim.json`
     """
     import msgspec
 
+    from proof_of_learning.errors import UsageError
     from proof_of_learning.proof.reader import Proof
     from proof_of_learning.proof.remote import local
 
+    if os.path.isfile(proof):
+        from proof_of_learning.cli import inspect_claim
+
+        if program:
+            raise UsageError(f"{proof} is a file, and a sealed program is in a proof's directory; leave --program out")
+        claim = inspect_claim.describe(Path(proof))
+        common.write_json(msgspec.json.format(msgspec.json.encode(claim), indent=2), json)
+        if json != "-":
+            _print(inspect_claim.rows(claim))
+        return
     with local(proof) as folder:
         opened = Proof.open(folder)
         if program:
@@ -62,6 +82,7 @@ def describe(proof: Any) -> dict[str, Any]:
     import msgspec
 
     from proof_of_learning import sources
+    from proof_of_learning.proof.writer import KEYFRAMES
     from proof_of_learning.verifier.expected import expected_steps
 
     header = msgspec.to_builtins(proof.header)
@@ -90,7 +111,11 @@ def describe(proof: Any) -> dict[str, Any]:
         "initialization": header["initialization"],
         "codec": header["codec"],
         "environments": {digest: msgspec.to_builtins(env) for digest, env in proof.environments.items()},
-        "states": {"held": len(stored), "of": len(proof.segments) + 1, "bytes": sum(item.bytes for item in stored)},
+        "parameters": parameters(description),
+        "states": {"held": len(stored), "of": len(proof.segments) + 1, "bytes": sum(item.bytes for item in stored),
+                   "differences": sum(item.base is not None for item in stored),
+                   "bytes_of_differences": sum(item.bytes for item in stored if item.base is not None),
+                   "whole_after": KEYFRAMES.get(header["codec"]["name"])},
         "verification": {"uniform_draws": draws, "steps": steps, "share": steps / proof.steps},
         "stamped": _stamped(proof),
         "final": {"weights": proof.end.final_weights, "evaluation": proof.end.evaluation},
@@ -124,6 +149,28 @@ def _stretch(stretch: dict[str, Any]) -> str:
     return f"up to step {stretch['stop']:,} {when}"
 
 
+def parameters(description: dict[str, Any]) -> int:
+    """How many numbers the model's parameters are, by a task's description; 0 where this does not say."""
+    try:
+        return sum(math.prod(map(int, shape)) for _, _, shape, _ in description["model"]["parameters"])
+    except (KeyError, TypeError, ValueError):  # the prover wrote it
+        return 0
+
+
+def _whole(states: dict[str, Any], parameters: int) -> str:
+    """What whole states weigh beside differences, which a longer run has more of."""
+    from proof_of_learning.report.text import size
+
+    differences, apart = states["differences"], states["bytes_of_differences"]
+    whole, bytes_ = states["held"] - differences, states["bytes"] - apart
+    text = f"{whole:,} with {size(bytes_)}, beside {differences:,} differences with {size(apart)}"
+    if parameters and states["whole_after"]:
+        each = (apart / differences + bytes_ / whole / states["whole_after"]) / parameters
+        now = states["bytes"] / states["held"] / parameters
+        text += f": {now:.2f} bytes a parameter and checkpoint here, about {each:.2f} in a long run"
+    return text
+
+
 def _length(training: dict[str, Any]) -> str:
     """Planned and taken steps, in words."""
     taken, planned = f"{training['steps']:,} steps", training["planned"]
@@ -133,10 +180,7 @@ def _length(training: dict[str, Any]) -> str:
 
 
 def _show(content: dict[str, Any]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from proof_of_learning.report.text import ARITHMETIC, line, size
+    from proof_of_learning.report.text import ARITHMETIC, size
 
     program, events = content["program"], content["events"]
     training, states, cost = content["training"], content["states"], content["verification"]
@@ -145,6 +189,7 @@ def _show(content: dict[str, Any]) -> None:
     }
     seed = content["randomness"]["seed"]
     source = f"claim {content['randomness']['claim']}" if seed is None else f"seed {seed}"
+    recorded = content["randomness"]["mode"] == "recorded"
     rows = {
         "root": content["root"],
         "format": content["format"],
@@ -159,12 +204,15 @@ def _show(content: dict[str, Any]) -> None:
         **({"processes": f"{content['ranks']}, which trained together"} if content["ranks"] > 1 else {}),
         "training": f"{_length(training)}, {training['steps_per_epoch']:,} an epoch; "
         f"{training['segments']:,} segments of {training['interval']}",
-        "randomness": f"{content['randomness']['mode']}, {source}",
+        "randomness": "recorded: written down by the prover" if recorded else f"derived, {source}",
         "arithmetic": f"{content['arithmetic']}. {ARITHMETIC[content['arithmetic']]}",
         "per step": ", ".join(content["per_step"]),
         "states": f"{states['held']:,} of {states['of']:,} held, {size(states['bytes'])}, codec {content['codec']['name']}",
         "to verify": f"{cost['uniform_draws']:,} uniform draws replay about {cost['steps']:,} steps ({cost['share']:.1%}); "
-        + ("weighted draws and what sticks out come on top" if states["held"] == states["of"] else "thinned: they are all there is"),
+        + ("weighted draws and what sticks out come on top" if states["held"] == states["of"]
+           else "states are missing, so none are weighted"),
+        **({} if states["held"] else {"to verify": "nothing can be replayed, for no state is here; `pol challenge` asks for some"}),
+        **({"whole states": _whole(states, content["parameters"])} if states["differences"] else {}),
         "final model": content["final"]["weights"],
         "claims": ", ".join(f"{n} {v:.4g}" for n, v in (content["final"]["evaluation"] or {}).items()) or "nothing",
     }  # fmt: skip
@@ -191,9 +239,19 @@ def _show(content: dict[str, Any]) -> None:
             f"{environment['capability']}, {environment['threads']} threads"
             + "".join(f", {n}={v}" for n, v in environment["variables"].items())
         )
+    _print(rows)
+
+
+def _print(rows: Mapping[str, str | list[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from proof_of_learning.report.text import line
+
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, Text(line(str(value))))
+        parts = value if isinstance(value, list) else [value]
+        table.add_row(name, Text("\n".join(line(part) for part in parts)))
     common.results().print(table)

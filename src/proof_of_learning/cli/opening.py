@@ -55,6 +55,8 @@ def challenge(
     docket: Annotated[
         Path | None, typer.Option(help="A file that keeps what you asked, and whether it was answered.")
     ] = None,
+    trusted_tsa: options.TrustedTsa = None,
+    revoked: options.Revoked = None,
     sandbox: Annotated[str, typer.Option(help="Confine the task's code: `auto`, `require` or `off`.")] = "auto",
     set_: options.Settings = None,
 ) -> None:
@@ -74,6 +76,8 @@ def challenge(
     kept, keys = ledger.load(docket, ledger.Docket), list[str]()
     if (answers is None) != (first is None) or (answers is None) != (task is None):
         raise UsageError("the second round takes --answers, --first and --task together; the first one none of them")
+    if answers is None and (trusted_tsa or revoked):
+        raise UsageError("--trusted-tsa and --revoked say whose answers count, and have no meaning in the first round")
     made: documents.First | documents.Second
     if answers is None or first is None or task is None:
         made = challenging.challenge_first(manifest, days=due)
@@ -81,12 +85,13 @@ def challenge(
     else:
         asked = documents.load(first, documents.First)
         named = common.reference(task, common.settings(set_), None)
+        chosen = Options.of({"sandbox": sandbox, "trusted_tsa": trusted_tsa or (), "revoked": revoked or ()})
         with common.progress_bar() as progress:
             made, picked = challenging.challenge_second(
-                manifest, asked, answers, named, random=random, days=due, options=Options.of({"sandbox": sandbox}),
+                manifest, asked, answers, named, random=random, days=due, options=chosen,
                 progress=progress,
             )  # fmt: skip
-        kept, keys = kept.answered(asked.digest()), challenging.answered_by(manifest, answers)
+        kept, keys = kept.answered(asked.digest()), challenging.answered_by(manifest, answers, chosen)
         proof = challenging.opened_proof(manifest)
         told = [
             f"{out}: {len(made.segments):,} of {len(proof.segments):,} segments are to be opened; send it to the owner (`pol open`)",

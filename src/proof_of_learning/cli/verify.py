@@ -218,16 +218,16 @@ def verify(
                 verdict = pol.verify(
                     proof, reference, Options.of(choices), chain=links, trust=roots, pool=pool, progress=progress
                 )
+    if json != "-":  # before any file: a disk that is full does not cost the verdict
+        from proof_of_learning.report.terminal import print_verdict
+
+        print_verdict(verdict, common.results())
     common.write_json(verdict.to_json(), json)
     if report is not None:
         from proof_of_learning.report.html import write_html
 
         write_html(verdict, report)
-    if json != "-":
-        from proof_of_learning.report.terminal import print_verdict
-
-        print_verdict(verdict, common.results())
-        if report is not None:
+        if json != "-":
             common.say(f"report: {report}")
     raise typer.Exit(verdict.exit_status)
 

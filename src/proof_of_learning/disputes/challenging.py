@@ -54,7 +54,7 @@ def challenge_second(
     FormatError or IntegrityError for answers that are none, or are no answers to ``first``.
     """
     proof = opened_proof(manifest)
-    given = read(Path(answers), proof, first)
+    given = read(Path(answers), proof, first, _whose(proof, options or Options()))
     with ExitStack() as stack:
         replayer = stack.enter_context(unopened(proof, task, options or Options()))
         found = looked(proof, given, replayer, reference(task))
@@ -68,10 +68,15 @@ def challenge_second(
     return made, picked
 
 
-def answered_by(manifest: AnyPath, answers: AnyPath) -> list[str]:
+def answered_by(manifest: AnyPath, answers: AnyPath, options: Options | None = None) -> list[str]:
     """Digests of the keys that signed the answers, of an owner's among them where the claim names owners."""
     head = documents.load(Path(answers) / documents.ANSWERS_FILE, documents.AnswersHead)
-    return documents.signers(head, documents.envelope(Path(answers), "answers"), Owners.of(opened_proof(manifest)))
+    whose = _whose(opened_proof(manifest), options or Options())
+    return documents.signers(head, documents.envelope(Path(answers), "answers"), whose)
+
+
+def _whose(proof: Proof, options: Options) -> Owners:
+    return Owners.of(proof, options.claims.authorities, options.claims.revoked)
 
 
 def draw(proof: Proof, found: Survey, nonce: Nonce, answers: Answers, random: int | None = None) -> Challenge:

@@ -194,8 +194,8 @@ def read(folder: Path, mine: Second | None, options: Options) -> Opening:
     if second.first != first.digest() or second.answers != given.digest:
         raise IntegrityError("the second challenge is on other answers, or follows another first challenge")
     keys = documents.signers(head, documents.envelope(folder, "opening"), whose)
-    if not set(keys) & set(given.keys):
-        raise IntegrityError("answers and opening are signed with different keys")
+    if not whose.standing(keys) & whose.standing(given.keys):
+        raise IntegrityError("answers and opening are signed with different keys, none of which stands for another")
     trusted = options.claims.trusted_keys
     if trusted and not whose.standing(keys) & set(trusted):
         raise IntegrityError("the opening is signed with no trusted key")

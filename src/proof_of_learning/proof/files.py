@@ -93,9 +93,24 @@ def writing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "free some space and run the same command again; it resumes from the last complete checkpoint"
-            raise RecordingError(f"the disk is full while writing {what}; {advice}") from error
+            raise RecordingError(
+                f"the disk is full while writing {what}; free some space and run the same command again"
+            ) from error
         raise RecordingError(f"{what} cannot be written: {error.strerror or error}") from error
+
+
+def require_writable(folder: Path) -> None:
+    """RecordingError where nothing can be written into ``folder``, or it cannot be made; nothing is."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    with writing(str(folder)):
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def require_new(folder: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from proof_of_learning.data.opened import Samples
 from proof_of_learning.errors import (
     DivergedError,
-    FormatError,
+    MissingStateError,
     NumericEnvironmentError,
     PolError,
     WorkerError,
@@ -398,7 +398,10 @@ class Replayer:
                 last = None
                 state = self._state(digests[here], surveyed=True)
             elif here == 0:
-                raise FormatError(f"no state before segment {index} is in the proof, so that it cannot be replayed")
+                raise MissingStateError(
+                    f"neither the state that segment {index} starts from nor any before it is in the proof, so that it cannot be "
+                    "replayed; ask for the proof with its states, or (of a manifest) for an opening (`pol challenge`)"
+                )
             else:
                 here -= 1
         del last

@@ -10,6 +10,7 @@ from typing import Any
 
 from proof_of_learning.errors import RecordingError, TaskError, UsageError
 from proof_of_learning.numeric.environment import Environment
+from proof_of_learning.proof import files
 from proof_of_learning.proof.format import Header
 from proof_of_learning.recording.header import script_program
 from proof_of_learning.recording.stamping import Stamped, Stamping
@@ -60,6 +61,8 @@ def prove_script(
     """
     keyed, resuming = seed is not None or registration is not None, interrupted(Path(out))
     refuse_used(Path(out), keyed)
+    if not ranks.place().rank:
+        files.require_writable(Path(out))
     made: list[Recording] = []
     folder, origin = os.getcwd(), Origin.of(seed, registration, resuming)
     if origin is not None and origin.claim is not None:

@@ -37,10 +37,12 @@ INTERVAL = 5  # where nobody says: stretches are short, for what they differ in 
 
 @dataclass
 class Looked:
-    """``findings``, after ``steps`` here and ``replays`` elsewhere; ``skipped``: what could not be looked at."""
+    """``findings``, after ``steps`` here and ``replays`` elsewhere; ``skipped``: what could not be looked at; ``notices``:
+    what is no fault, and seldom meant."""
 
     findings: list[Finding] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     steps: int = 0
     replays: int = 0
 
@@ -185,6 +187,9 @@ class _Trying(Recording):
             what, _, cure = self.failed.partition("; ")
             self._found.add(Finding(what, f"after {self.steps:,} steps" if self.steps else "", "", cure))
             raise _EnoughError from None
+
+    def _notice(self, told: str) -> None:
+        self._found.notices.append(told)
 
     def _finish(self) -> None:
         super()._finish()

@@ -33,6 +33,7 @@ from proof_of_learning.run.facts import Facts, device_of, facts, script_path
 from proof_of_learning.run.gathering import Board, Following, Gathering, OtherGaveUpError
 from proof_of_learning.run.loaders import Drawn, Named, Planned, generators, moved
 from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.orders import SAME, Orders
 from proof_of_learning.run.origin import Origin
 from proof_of_learning.run.parts import PLACE
 from proof_of_learning.run.rehearsing import RanksRehearsal, ScriptRehearsal
@@ -81,6 +82,7 @@ class Recording(Clock):
         self._seen: Seen | None = None
         self._events: list[Event] | None = None  # of the step under way
         self._indices: list[int] = []
+        self._orders = Orders()
         self._rng: RngSnapshot | None = None
         self._flowing = self._told = False
         self._length = 1  # epochs that are planned
@@ -207,8 +209,13 @@ class Recording(Clock):
         self._drawn(BEFORE, handed.drawn)
         self._note(Event(BATCH, self.place(walk), walk.position, len(handed.indices)))
         self._indices += handed.indices
+        if self._orders.add(walk.position, handed.indices) and not ranks.place().rank:
+            self._notice(SAME)
         if not first:
             self._after(before)
+
+    def _notice(self, told: str) -> None:
+        say(told)
 
     def told(self, value: Any) -> None:
         if self._seen is not None:

@@ -16,7 +16,7 @@ from typing import Unpack
 
 from proof_of_learning import memory
 from proof_of_learning.attestation.attested import Attested
-from proof_of_learning.errors import IntegrityError, PolError
+from proof_of_learning.errors import IntegrityError, PolError, UsageError
 from proof_of_learning.progress import ProgressCallback, silent
 from proof_of_learning.proof import remote
 from proof_of_learning.proof.reader import Proof
@@ -86,6 +86,11 @@ def verify(
             refuse_other_kind(proof, task)
             if options.draw.beacon is not None and options.draw.drawn is None:
                 nonce = public_nonce(options.draw.beacon, attested)
+                if nonce.why and not options.claims.accept_nonce:  # before any replay: no verdict would rest on it
+                    raise UsageError(
+                        f"--beacon: round {options.draw.beacon.round} would count as handed in: {nonce.why}; name the round that "
+                        "counts, or accept one that was handed in (--accept-nonce)"
+                    )
             elif options.draw.nonce is None and options.draw.drawn is None:
                 nonce = make_nonce(None)  # drawn when the root is known
             parent = None if task is None else parent_of(proof, links)

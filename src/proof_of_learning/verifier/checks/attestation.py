@@ -20,6 +20,7 @@ _SHOWS = {
     "seal": "The finished proof existed by then, the final state with it.",
     "recovery": "A new key had been put in an owner's place by then.",
 }
+_REVOKED = "The claim existed by then. Not all of its signatures count: the key of an owner was revoked before."
 _LIMITS = {
     "claim": "It does not show that this run was trained after it, nor that there are no other claims.",
     "anchor": "It does not show that no other claims were stamped, nor who did the training.",
@@ -133,6 +134,11 @@ def _moment(time: datetime.datetime | None) -> str | None:
 def timeline(attested: Attested, anchor: str | None) -> list[Moment]:
     """The timestamps in the order of their times, those that count for nothing last."""
 
+    left_out = {item.file for item in attested.signed if item.kind == "claim" and item.revoked}
+
+    def shows(stamp: Stamp, kind: str) -> str:
+        return _REVOKED if stamp.about in left_out else _SHOWS[kind]
+
     def moment(stamp: Stamp) -> Moment:
         kind = (
             "anchor"
@@ -147,7 +153,7 @@ def timeline(attested: Attested, anchor: str | None) -> list[Moment]:
             trusted=not stamp.refused,
             earliest=_moment(stamp.earliest) or "",
             latest=_moment(stamp.latest) or "",
-            shows="" if stamp.refused else _SHOWS[kind],
+            shows="" if stamp.refused else shows(stamp, kind),
             limits=stamp.refused or _LIMITS[kind],
         )
 

@@ -18,6 +18,7 @@ from proof_of_learning import canonical
 from proof_of_learning.canonical import brief
 from proof_of_learning.errors import FormatError, UsageError
 from proof_of_learning.limits import MAX_OBJECT_HEADER
+from proof_of_learning.proof.format import HEADER_FILE
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.state.names import is_weight, short_name
 from proof_of_learning.verifier.evidence import Answers, Evidence, Plan, result
@@ -108,6 +109,10 @@ def weight_files(path: Path) -> list[Path]:
     if not index.exists():
         if one.exists():
             return [one]
+        if (path / HEADER_FILE).exists():
+            raise UsageError(
+                f"{path} is a proof, and a model is wanted: `pol export {path} -o model.safetensors` writes its"
+            )
         pickled = next((item.name for item in sorted(path.glob("*.bin"))), None)
         why = f"{pickled} is pickled, and no pickle is read" if pickled else "nor model.safetensors.index.json"
         raise UsageError(

@@ -33,6 +33,7 @@ MAX_REPEATED_SHARE = 0.01
 MAX_USES = 2
 SIGMAS = 6.0
 REMEDY = "if the sampler is meant to do so, accept it (--accept-order; in a policy, training.free_order = true)"
+SAME = "; every epoch visits the samples in the same order"
 STOPPED = "if it may stop early, accept it (--accept-stopped; in a policy, training.stopped_early = true)"
 
 
@@ -147,7 +148,7 @@ class OrderCheck:
                 or _alike(evidence, answers)
             )
         else:
-            found = f"{steps:,} steps in {loop.walks:,} passes over loaders, order as recorded; {use.share:.1%} of the samples used"
+            found = f"{steps:,} steps in {loop.walks:,} passes over loaders, order as recorded; {use.used}"
             unsized = None if rule.batch else "the script's own batch sampler decides how many samples a batch has"
             others = "other loaders give batches beside, whose data are not committed to" if loop.beside else None
             odd = odd or (loop.odd or [""])[0] or unsized or others or use.odd(shuffled=options["shuffle"])
@@ -193,7 +194,7 @@ class OrderCheck:
             use.add(step, indices)
         use.end_epoch()
         odd = use.odd(shuffled=options["shuffle"])
-        found = f"{evidence.proof.steps:,} steps, order as recorded; {use.share:.1%} of the samples used"
+        found = f"{evidence.proof.steps:,} steps, order as recorded; {use.used}"
         if odd is None:
             return result(self, "pass", found, **use.told())
         if evidence.options.claims.accept_order:
@@ -255,6 +256,11 @@ class _Use:
         self.short: int | None = None  # the first step that has an epoch's last one's size elsewhere
         self.moved: int | None = None  # the first step that does not take the data set's own order
         self._epoch: list[npt.NDArray[np.int64]] = []
+        self._first: npt.NDArray[np.int64] | None = None  # the first epoch
+        self._epochs, self._alike = (
+            0,
+            True,
+        )  # how many there were after it, and whether each went as it did, as far as it went
 
     def add(self, step: int, indices: npt.NDArray[np.int64], position: int | None = None) -> None:
         """``position``: of a script's batch in its walk."""
@@ -270,7 +276,13 @@ class _Use:
 
     def end_epoch(self) -> None:
         if self._epoch:
-            uses = np.bincount(np.concatenate(self._epoch), minlength=self.rule.samples)
+            taken = np.concatenate(self._epoch)
+            if self._first is None:
+                self._first = taken
+            else:
+                self._epochs += 1
+                self._alike &= np.array_equal(taken, self._first[: len(taken)])
+            uses = np.bincount(taken, minlength=self.rule.samples)
             self.counts += uses
             self.distinct.append(int((uses > 0).sum()))
             self.repeats.append(int(uses.sum()) - self.distinct[-1])
@@ -281,6 +293,12 @@ class _Use:
     def share(self) -> float:
         """The share of the data that was used at all."""
         return float((self.counts > 0).mean())
+
+    @property
+    def used(self) -> str:
+        """What was used, and whether all epochs go through it in one order, which is not the data set's own."""
+        same = self._epochs and self._alike and self.moved is not None
+        return f"{self.share:.1%} of the samples used{SAME if same else ''}"
 
     def odd(self, shuffled: bool) -> str | None:
         """Why this is not nearly a permutation of the data in every epoch; None if it is."""

@@ -33,9 +33,8 @@ class RegistrationCheck:
         if header.claim is None:
             if given is not None:
                 return result(self, "fail", "the proof was not made under the given claim, nor under any other")
-            return result(
-                self, "skipped", "the proof was made from a seed, without a registered claim", mandatory=False
-            )
+            source = "from a seed" if header.randomness.mode == "derived" else "with recorded randomness"
+            return result(self, "skipped", f"the proof was made {source}, without a registered claim", mandatory=False)
         try:
             claim = registration.claim_of(header)
         except FormatError as error:
