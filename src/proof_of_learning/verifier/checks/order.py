@@ -144,6 +144,7 @@ class OrderCheck:
                 odd
                 or (loop.odd or [""])[0]
                 or ("generators are moved amid its steps" if loop.moved or loop.beside else None)
+                or _stuck(evidence)
                 or _alike(evidence, answers)
             )
         else:
@@ -199,6 +200,17 @@ class OrderCheck:
         if evidence.options.claims.accept_order:
             return result(self, "pass", f"{found}; accepted by the verifier although {odd}", accepted=odd, **use.told())
         return result(self, "inconclusive", f"{found}, but {odd}; {REMEDY}", **use.told())
+
+
+def _stuck(evidence: Evidence) -> str | None:
+    """Samples follow from a generator that draws no random numbers; the proof alone says where it starts."""
+    for name, position in evidence.survey.stuck.items():
+        step = evidence.proof.segments[position - 1].stop if position else 0
+        return (
+            f"after {step:,} steps the generator {canonical.brief(name)!r} is in a state from which it draws a few numbers over and "
+            "over, which no seed leads to: the loop may take the same samples again and again"
+        )
+    return None
 
 
 def _alike(evidence: Evidence, answers: Answers) -> str | None:
