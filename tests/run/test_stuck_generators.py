@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import proof_of_learning as pol
 from proof_of_learning.replay.twins import stuck
 from proof_of_learning.run.parts import Generators
 from proof_of_learning.state.state import State, capture
@@ -94,4 +95,7 @@ def test_the_same_sample_over_and_over_does_not_pass_for_those_that_a_script_dra
         order = found.check("order")
         assert order.status == ("pass" if name == "honest" else "inconclusive"), order.summary
     assert "a few numbers over and over" in order.summary
+    pol.thin(proof, 100)
+    thinned = verdict(proof, path, accept_uniform=True, keep_going=True).check("order")
+    assert thinned.status == "inconclusive" and "after 4 steps" in thinned.summary  # seen where it was trained again
     assert verdict(proof, path, accept_order=True).check("order").status == "pass"

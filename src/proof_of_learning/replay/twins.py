@@ -8,6 +8,7 @@ filled takes long to recover, so it is what they draw that is looked at.
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ CHANCE = 32  # numbers in common that eight processes have at most by chance (on
 BITS = {"torch": 31}  # of a number that is drawn, where they are not 32
 SIGMAS = 8.0  # of chance, by which each bit of the numbers is 1 as often as 0
 REPEATS = 8  # numbers that one generator draws again by chance, at most (of a hundred, one draws any again)
+_one_at_a_time = threading.Lock()  # what draws are the process's own generators
 
 
 def twins(state: State, before: State | None = None) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ def twins(state: State, before: State | None = None) -> tuple[str, ...]:
     held = {name: states for name, states in held.items() if name in used}
     if not any(len(states) > 1 for states in held.values()):
         return ()
-    with preserved():
+    with _one_at_a_time, preserved():
         return tuple(sorted(name for name, states in held.items() if _meet([_drawn(name, its) for its in states])))
 
 
@@ -60,7 +62,7 @@ def stuck(state: State, before: State | None = None) -> tuple[str, ...]:
             drawing.setdefault(rest[0], []).append(tensor)
     if not drawing:
         return ()
-    with preserved():
+    with _one_at_a_time, preserved():
         found = {
             name: all(_random(_drawn(name, its), BITS.get(name, 32)) for its in states)
             for name, states in drawing.items()
