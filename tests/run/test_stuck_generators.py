@@ -40,7 +40,7 @@ def generators(put: Callable[[], object]) -> State:
     [
         (lambda: torch.set_rng_state(blank()), ("torch",)),
         (lambda: torch.set_rng_state(blank(filled=2)), ("torch",)),
-        (lambda: np.random.set_state(("MT19937", np.zeros(624, np.uint32), 624)), ("numpy",)),
+        (lambda: np.random.set_state(("MT19937", np.zeros(624, np.uint32), 624, 0, 0.0)), ("numpy",)),
         (lambda: random.setstate((3, (0,) * 624 + (624,), None)), ("python",)),
     ],
 )
