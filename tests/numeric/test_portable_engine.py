@@ -188,13 +188,13 @@ def _batch_norm(d: Draw) -> Callable[[], Any]:
 
 def _pooling(d: Draw) -> Callable[[], Any]:
     kernel, padding = d.choice(2, 2, 3), d.choice(0, 0, 1)
-    x = d.tensor(d.size(3), d.size(4), 3 + d.size(12), 3 + d.size(12)).round()
-    stride = d.choice(2, 1, 3)
+    x = d.tensor(d.size(3), d.size(4), 5 + d.size(12), 5 + d.size(12)).round()
+    stride, dilation = d.choice(2, 1, 3), d.choice([1], [1], [1, 2])
 
     def call() -> Any:
-        y, places = aten.max_pool2d_with_indices.default(x, [kernel], [stride], [padding])
+        y, places = aten.max_pool2d_with_indices.default(x, [kernel], [stride], [padding], dilation)
         g = numbers(d.seed, *y.shape, spread=9)
-        by = aten.max_pool2d_with_indices_backward.default(g, x, [kernel], [stride], [padding], [1], False, places)
+        by = aten.max_pool2d_with_indices_backward.default(g, x, [kernel], [stride], [padding], dilation, False, places)
         return [y, places, by]
 
     return call
@@ -283,6 +283,83 @@ def test_both_engines_give_the_same_bits(name: str) -> None:
             with plainly():
                 wanted = call()
         assert same(found, wanted), f"seed {seed}"
+
+
+def test_a_sum_of_one_term_is_never_minus_zero() -> None:
+    zeros, negative = torch.zeros(3, 1), -torch.ones(1, 5)
+    image, filters = torch.zeros(2, 1, 3, 3), -torch.ones(4, 1, 1, 1)
+    for engine_of in (contextlib.nullcontext, plainly):
+        with using(PORTABLE), engine_of():
+            by_input, by_weight, _ = aten.convolution_backward.default(
+                torch.zeros(1, 4, 1, 1), -torch.ones(1, 1, 1, 1), filters, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+                [True, True, False],
+            )  # fmt: skip
+            found = [zeros @ negative, F.conv2d(image, filters), by_input, by_weight]
+        assert not any(torch.signbit(x).any() for x in found)
+
+
+def test_the_gradient_of_spread_out_windows_that_share_places_adds_up() -> None:
+    x = torch.tensor([[[[0.0, 0, 5, 0, 0, 0]]]], requires_grad=True)
+    for engine_of in (contextlib.nullcontext, plainly):
+        with using(PORTABLE), engine_of():
+            y = F.max_pool2d(x, (1, 2), (1, 2), dilation=(1, 2))
+            (by,) = torch.autograd.grad(y.sum(), x)
+        assert by.flatten().tolist() == [0, 0, 2, 0, 0, 0]
+
+
+def test_what_is_infinite_reaches_no_place_that_no_window_does() -> None:
+    x, w = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1)
+    x[0, 0, 0, 0] = float("inf")
+    for engine_of in (contextlib.nullcontext, plainly):
+        with using(PORTABLE), engine_of():
+            y = F.conv_transpose2d(x, w, stride=2)
+        assert y.isnan().flatten().tolist() == [True, False, True, False, False, False, True, False, True]
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape)
+
+
+PLACES_OF_A_POOL = torch.full((1, 1, 2, 2), 1 << 40)
+MISFITS: dict[str, Callable[[], Any]] = {
+    "bias of a convolution": lambda: aten.conv2d.default(ones(2, 3, 5, 5), ones(64, 3, 3, 3), ones(1)),
+    "channels": lambda: aten.conv2d.default(ones(2, 3, 5, 5), ones(64, 30, 3, 3)),
+    "groups": lambda: aten.conv2d.default(ones(2, 4, 5, 5), ones(6, 1, 3, 3), None, [1, 1], [0, 0], [1, 1], 4),
+    "padding": lambda: aten.conv2d.default(ones(2, 4, 9, 9), ones(6, 4, 3, 3), None, [1, 1], [-2, -2]),
+    "dilation": lambda: aten.conv2d.default(ones(2, 4, 9, 9), ones(6, 4, 3, 3), None, [1, 1], [0, 0], [-1, -1]),
+    "stride": lambda: aten.conv2d.default(ones(2, 4, 3, 3), ones(6, 4, 9, 9), None, [-1, -1]),
+    "transposed": lambda: aten.conv_transpose2d.input(ones(2, 4, 3, 3), ones(40, 4, 3, 3)),
+    "gradient of a convolution": lambda: aten.convolution_backward.default(
+        ones(2, 3, 9, 9), ones(2, 3, 3, 3), ones(3, 3, 3, 3), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True],
+    ),
+    "parameters of layer_norm": lambda: aten.layer_norm.default(ones(2, 400), [400], ones(4)),
+    "shape of layer_norm": lambda: aten.native_layer_norm.default(ones(2, 400), [7], None, None, 1e-5),
+    "gradient of layer_norm": lambda: aten.native_layer_norm_backward.default(
+        ones(1, 4), ones(90, 4), [4], ones(90, 1), ones(90, 1), None, None, [True] * 3
+    ),
+    "parameters of batch_norm": lambda: aten.native_batch_norm.default(
+        ones(2, 400), ones(4), None, None, None, True, 0.1, 1e-5
+    ),
+    "gradient of batch_norm": lambda: aten.native_batch_norm_backward.default(
+        ones(2, 4), ones(90, 4), None, None, None, ones(4), ones(4), True, 1e-5, [True] * 3
+    ),
+    "embedding": lambda: aten.embedding_dense_backward.default(ones(1, 4), torch.zeros(900, dtype=torch.int64), 3, -1, False),
+    "kernel of a pool": lambda: aten.max_pool2d.default(ones(2, 4, 9, 9), [-5, -5], [1, 1], [-3, -3]),
+    "gradient of a pool": lambda: aten.max_pool2d_with_indices_backward.default(
+        ones(1, 1, 1, 1), ones(1, 1, 4, 4), [2, 2], [2, 2], [0, 0], [1, 1], False, PLACES_OF_A_POOL
+    ),
+    "places of a pool": lambda: aten.max_pool2d_with_indices_backward.default(
+        ones(1, 1, 2, 2), ones(1, 1, 4, 4), [2, 2], [2, 2], [0, 0], [1, 1], False, PLACES_OF_A_POOL
+    ),
+    "dimension of a softmax": lambda: torch.softmax(ones(2, 3), 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_sizes_that_do_not_fit_are_refused_before_any_kernel_trusts_them(name: str) -> None:
+    for engine_of in (contextlib.nullcontext, plainly):
+        with using(PORTABLE), engine_of(), pytest.raises((RuntimeError, IndexError)):
+            MISFITS[name]()
 
 
 OVERLAPPING: dict[str, Callable[[Tensor, Tensor], Any]] = {

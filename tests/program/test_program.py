@@ -172,6 +172,9 @@ def test_an_honest_program_passes(honest: Document) -> None:
         (("sum.default", "%0.3"), "one of several"),
         (("relu.default", "p0"), "its loss is not one number"),
         (("sum.default", [["p0"] * 5000]), "too long"),
+        (("conv_transpose2d.input", "i0", "p0"), "a convolution of 1 channels, where 8 fit"),
+        (("conv2d.default", "i0", "p0", "p0"), "the bias of a convolution"),
+        (("conv2d.default", "i0", "p0", None, [{"i": "1"}], [{"i": "-1"}]), "padding is below 0"),
     ],
 )
 def test_a_hostile_operation_is_refused(honest: Document, operation: tuple[Any, ...], told: str) -> None:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from proof_of_learning import canonical, limits
 from proof_of_learning.canonical import brief
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric.portable.fitting import FITTING
 from proof_of_learning.program.document import FILE, REFERENCE, SCHEMA, Graph, Operation, Program, plain, tensor_of
 from proof_of_learning.program.interpreter import Runner
 from proof_of_learning.program.operations import OPERATIONS, PLACES, VIEWS, overload, written
@@ -251,6 +252,9 @@ class _Counted(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         count = _pieces(func, args, kwargs or {})
         self.taken, self.all = self.taken + count, self.all + count
+        fitting = FITTING.get(str(func).partition(".")[2])
+        if fitting is not None:  # PyTorch lets tensors without memory pass that its implementations refuse
+            fitting(*args, **(kwargs or {}))
         need(self.taken <= limits.MAX_KERNELS, f"a graph takes more than {limits.MAX_KERNELS:,} kernels")
         need(self.all <= limits.MAX_ALL_KERNELS, f"its graphs take more than {limits.MAX_ALL_KERNELS:,} kernels")
         return func(*args, **(kwargs or {}))

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from proof_of_learning import errors
 from proof_of_learning.errors import PolError, TaskError, WorkerError
@@ -96,6 +96,28 @@ class LocalWorker:
         """Nothing to end; what it set, the pool puts back."""
 
 
+class Beginning(NamedTuple):
+    """All that a process is begun with, but for its folder of temporary files: of two that are equal, one can stand for the other."""
+
+    command: list[str]
+    variables: dict[str, str]
+    folder: str
+
+
+def beginning(environment: Environment | None, sandbox: Sandbox | None, folder: str | None = None) -> Beginning:
+    """What a process would be begun with now: it follows from the variables, the folder that we are in, and the files that a sandbox
+    shows and hides."""
+    variables = dict(os.environ) if environment is None else environments.process_variables(environment)
+    command, variables = [sys.executable, "-m", "proof_of_learning.replay.worker"], {**LARGE_PAGES, **variables}
+    if sandbox is not None:
+        command = sandbox.command(command, gpu=environment is not None and environment.device.type == "cuda")
+        variables = sandbox.variables(variables)
+    if folder is None:
+        with suppress(OSError):  # it is gone
+            folder = os.getcwd()
+    return Beginning(command, variables, folder or "")
+
+
 class WorkerProcess:
     """A worker in a child process, started with ``environment``'s variables.
 
@@ -118,21 +140,16 @@ class WorkerProcess:
         self._forks = True
         self.spent = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
-        variables = dict(os.environ) if environment is None else environments.process_variables(environment)
-        command = [sys.executable, "-m", "proof_of_learning.replay.worker"]
+        self.beginning = beginning(environment, sandbox, folder)
         # Of what is written outside of a sandbox nothing is left.
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
-        variables = {**LARGE_PAGES, **variables, "TMPDIR": self._scratch.name}
-        if sandbox is not None:
-            command = sandbox.command(command, gpu=environment is not None and environment.device.type == "cuda")
-            variables = sandbox.variables(variables)
         self._process = subprocess.Popen(
-            command,
+            self.beginning.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             bufsize=0,  # so that `select` sees all there is to read
-            env=variables,
+            env=self.beginning.variables | ({} if sandbox is not None else {"TMPDIR": self._scratch.name}),
             cwd=folder,
             start_new_session=True,  # no terminal that it could write to
         )

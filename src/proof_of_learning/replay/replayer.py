@@ -44,7 +44,7 @@ from proof_of_learning.replay.pool import LocalPool, MakePool, Pool
 from proof_of_learning.replay.process import DEFAULT_TIMEOUT, OnWork, idle
 from proof_of_learning.replay.requests import PER_SEGMENT, AnyCheckAnswer, AnyCheckRequest
 from proof_of_learning.replay.sandbox import Sandbox
-from proof_of_learning.replay.twins import own_twins
+from proof_of_learning.replay.twins import own_twins, stuck, twins
 from proof_of_learning.replay.where import Where
 from proof_of_learning.state.names import CARRYING
 from proof_of_learning.state.ranks import of_process
@@ -328,13 +328,17 @@ class Replayer:
                     comparison = compare(arrived, wanted)
                     if request.calibrate:
                         details = detail(arrived, wanted, before, self._final_weights(), self._momenta(where))
+        twins_, stuck_ = tuple[str, ...](), tuple[str, ...]()
+        if not (self._proof.has_state(self._digests[request.index]) and self._proof.has_state(segment.state)):
+            twins_ = twins(arrived, before) if self._proof.header.ranks > 1 else ()
+            stuck_ = stuck(arrived, before)
         if request.calibrate:
             self._keep(request, arrived)
         self._lane.last = None if request.calibrate else ended
         seconds = time.perf_counter() - begun
         return requests.Replayed(
             arrived.digest(), ended.digest(), taken.losses, taken.rates, comparison, displacement, details, seconds,
-            taken.seconds, walked + len(taken.losses), taken.closed, taken.asked, where.workers,
+            taken.seconds, walked + len(taken.losses), taken.closed, taken.asked, where.workers, twins_, stuck_,
         )  # fmt: skip
 
     def _noise(self, request: requests.Noise, where: Where) -> requests.Replayed:

@@ -68,6 +68,7 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     digest; ``step_seconds`` the steps alone, ``steps`` how many they were: more than the segment's where its start was thinned.
     ``closed``: whether a script closed its run there; ``asked``: where else it asked for the next batch. ``workers``: who took the
     steps, by name, each once.
+    ``twins``, ``stuck``: generators at the end (:mod:`replay.twins`), where the proof no longer holds both ends.
     """
 
     arrived: str
@@ -83,6 +84,8 @@ class Replayed(Answer, frozen=True, tag="replayed"):
     closed: bool | None = None
     asked: list[int] = msgspec.field(default_factory=list)
     workers: list[str] = msgspec.field(default_factory=list)
+    twins: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
 
 
 class Evaluate(Request, frozen=True, tag="evaluate-segment"):

@@ -15,7 +15,7 @@ from functools import partial
 from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.replay.early import Name
 from proof_of_learning.replay.pool import LocalPool, MakePool
-from proof_of_learning.replay.process import WorkerProcess
+from proof_of_learning.replay.process import WorkerProcess, beginning
 from proof_of_learning.replay.sandbox import Sandbox
 
 
@@ -26,7 +26,8 @@ def standby(workers: int = 1) -> Iterator[MakePool]:
     workers: how many take steps side by side (``workers`` of ``verify`` counts for nothing then).
 
     What is kept ready is what the verification before asked for: in another numeric environment, or with another task in the sandbox,
-    a process starts as always. It takes the memory of as many idle processes (some 250 MB each, much of it shared).
+    a process starts as always, and so where variables, the working directory or the files that a sandbox shows are others by then.
+    It takes the memory of as many idle processes (some 250 MB each, much of it shared).
     """
     ready = Standby(workers)
     try:
@@ -54,6 +55,7 @@ class Standby:
         self._waiting: list[_Waiting] = []
         self._taken: list[_Wanted] = []
         self._lock = threading.Lock()
+        self._closed = False
         # One thread, which stays: a sandbox ends with the thread that began it.
         self._starting = ThreadPoolExecutor(1, thread_name_prefix="pol-standby")
 
@@ -67,8 +69,14 @@ class Standby:
             if found is not None:
                 self._waiting.remove(found)
             self._taken.append(wanted)
-        process = None if found is None else found.process.result()
-        if process is not None and process.died:
+        if found is None:
+            return None
+        try:
+            process = found.process.result()
+        except OSError:  # it could not be begun then
+            return None
+        # What a fresh one would be begun with may have changed since: variables, our folder, a file that the sandbox hides.
+        if process.died or process.beginning != beginning(environment, sandbox):
             process.close()
             return None
         return process
@@ -78,7 +86,7 @@ class Standby:
         with self._lock:
             wanted, self._taken = self._taken[-self._most :], []
             surplus, self._waiting = self._waiting, []
-            for item in wanted:
+            for item in wanted if not self._closed else ():
                 name, environment, sandbox, timeout = item
                 begun = partial(WorkerProcess, environment, timeout, sandbox, name=f"worker {name[1] + 1}")
                 self._waiting.append(_Waiting(item, self._starting.submit(begun)))
@@ -89,6 +97,7 @@ class Standby:
         """End those that nobody took."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
+            self._closed = True
         for item in waiting:
             _end(item)
         self._starting.shutdown()

@@ -1,12 +1,14 @@
-"""Generators of several processes that draw the same numbers: where they choose the samples, one process's work passes for all.
+"""Generators that choose the samples of a loop, and draw what no seed makes them draw: the same numbers in several processes, so that
+one's work passes for all, or few numbers over and over (a twister of zeros draws nothing else), so that few samples pass for all.
 
-Two states of a generator can differ and draw alike (a cached number, a seed that was, a place farther on), so it is what they draw
-that is compared.
+Two states of a generator can differ and draw alike (a cached number, a seed that was, a place farther on), and one that is hardly
+filled takes long to recover, so it is what they draw that is looked at.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,10 @@ from proof_of_learning.state.state import State
 GENERATORS = "generators"  # the part of a state
 DRAWN = 1 << 13  # numbers of 32 bits that each draws: two of which one is ahead by less than that meet
 CHANCE = 32  # numbers in common that eight processes have at most by chance (one is expected)
+BITS = {"torch": 31}  # of a number that is drawn, where they are not 32
+SIGMAS = 8.0  # of chance, by which each bit of the numbers is 1 as often as 0
+REPEATS = 8  # numbers that one generator draws again by chance, at most (of a hundred, one draws any again)
+_one_at_a_time = threading.Lock()  # what draws are the process's own generators
 
 
 def twins(state: State, before: State | None = None) -> tuple[str, ...]:
@@ -41,8 +47,27 @@ def twins(state: State, before: State | None = None) -> tuple[str, ...]:
     held = {name: states for name, states in held.items() if name in used}
     if not any(len(states) > 1 for states in held.values()):
         return ()
-    with preserved():
+    with _one_at_a_time, preserved():
         return tuple(sorted(name for name, states in held.items() if _meet([_drawn(name, its) for its in states])))
+
+
+def stuck(state: State, before: State | None = None) -> tuple[str, ...]:
+    """The names of the generators whose numbers are no random ones; ``before`` as for :func:`twins`."""
+    drawing = dict[str, list[Tensor]]()
+    for name, tensor in state.tensors.items():
+        part, *rest = split(name)
+        if of_process(part)[0] != GENERATORS or len(rest) != 1:
+            continue
+        if before is None or name not in before.tensors or before.tensor_digest(name) != state.tensor_digest(name):
+            drawing.setdefault(rest[0], []).append(tensor)
+    if not drawing:
+        return ()
+    with _one_at_a_time, preserved():
+        found = {
+            name: all(_random(_drawn(name, its), BITS.get(name, 32)) for its in states)
+            for name, states in drawing.items()
+        }
+    return tuple(sorted(name for name, sound in found.items() if not sound))
 
 
 def own_twins(own: State, recorded: State) -> tuple[str, ...]:
@@ -73,3 +98,12 @@ def _drawn(name: str, state: Tensor) -> npt.NDArray[np.uint32]:
 def _meet(drawn: list[npt.NDArray[np.uint32]]) -> bool:
     _, counts = np.unique(np.concatenate([np.unique(numbers) for numbers in drawn]), return_counts=True)
     return int((counts > 1).sum()) > CHANCE
+
+
+def _random(numbers: npt.NDArray[np.uint32], bits: int) -> bool:
+    """Whether numbers of so many bits look drawn: hardly one comes twice, and each bit is 1 about as often as 0."""
+    if not len(numbers):
+        return True
+    ones = np.array([np.count_nonzero(numbers & np.uint32(1 << bit)) for bit in range(bits)])
+    away = np.abs(ones - len(numbers) / 2).max() / np.sqrt(len(numbers) / 4)
+    return bool(away <= SIGMAS and len(numbers) - len(np.unique(numbers)) <= REPEATS)

@@ -56,6 +56,7 @@ class _Told(msgspec.Struct, array_like=True):
     numbers: list[float] = []
     picked: tuple[bytes, bytes] | None = None
     twins: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
     tree: bytes = b""
     tensors: bytes = b""
     whole: bytes = b""
@@ -145,6 +146,7 @@ def _told(reader: Reader, reading: Reading, layouts: dict[Layout, int]) -> _Told
         [reading.distance, reading.left, reading.inertia, *moved],
         None if reading.picked is None else (reading.picked.narrow.tobytes(), reading.picked.wide.tobytes()),
         reading.twins,
+        reading.stuck,
     )
     if reading.position in reader.wanted:
         told.whole = written(state)
@@ -232,7 +234,7 @@ class _Child:
             return None
         return Reading(
             told.position, state, layout, told.settings, distance, left, inertia, Displacement(*moved) if moved else None,
-            picked, told.twins,
+            picked, told.twins, told.stuck,
         )  # fmt: skip
 
     def _next(self) -> _Told | None:

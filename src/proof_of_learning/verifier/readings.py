@@ -14,7 +14,7 @@ from proof_of_learning.proof.format import Displacement
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay.held import Weights
 from proof_of_learning.replay.measure import displacement
-from proof_of_learning.replay.twins import twins
+from proof_of_learning.replay.twins import stuck, twins
 from proof_of_learning.state.joining import layout_of
 from proof_of_learning.state.layout import Layout
 from proof_of_learning.state.names import family_of
@@ -31,7 +31,7 @@ class Reading:
         everything else here, is missing from the proof.
     settings: what it holds beside trained values. distance, left: of its weights from the start, and to the end.
     moved: from the state before, where that is there. picked: what it holds where samplers look. twins: the
-        generators that draw the same in two of several processes.
+        generators that draw the same in two of several processes; stuck: those that draw no random numbers.
     """
 
     position: int
@@ -44,6 +44,7 @@ class Reading:
     moved: Displacement | None = None
     picked: Picked | None = None
     twins: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Reader:
             None if before is None else displacement(before, state),
             None if self.sampler is None else self.sampler.pick(state),
             twins(state, before) if position and self.proof.header.ranks > 1 else (),
+            stuck(state, before) if position else (),
         )
 
 

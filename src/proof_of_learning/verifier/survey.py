@@ -61,7 +61,7 @@ class Survey:
     their start, with the reason; ``relaid``: segments that end in other tensors than they start from, by name, type or shape.
     ``scalars``: the history of the numbers that no distance measures. ``unreplayed``: what the proof says happened beside its steps,
     in whichever segment, so that nothing of it follows from a replay. ``twins``: generators that draw the same in two of several
-    processes, with the first state (by position) in which they do.
+    processes, with the first state (by position) in which they do; ``stuck``: the same of those that draw no random numbers.
     """
 
     displacement: Array
@@ -89,6 +89,7 @@ class Survey:
     scalars: Scalars = field(default_factory=Scalars)
     unreplayed: str = ""
     twins: dict[str, int] = field(default_factory=dict)
+    stuck: dict[str, int] = field(default_factory=dict)
 
     def progress_share(self) -> list[float]:
         """The share of the squared distance from start to end that is covered at each segment's end."""
@@ -171,10 +172,13 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
     layout: Layout | None = None
     scalars = Scalars()
     twins: dict[str, int] = {}
+    stuck: dict[str, int] = {}
     for read in readings:
         position, state = read.position, read.state
         for name in read.twins:
             twins.setdefault(name, position)
+        for name in read.stuck:
+            stuck.setdefault(name, position)
         held.append(read.settings)
         scalers.append(None if state is None else _scaler(state))
         scalars.add(position, state, _steps(proof, position))
@@ -227,7 +231,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
         irregular=irregular, relaid=relaid, measures=measures, restless=restless, function=function,
         blind="" if function is not None else blind, missing=missing, parameters=parameters, bytes=stored,
         final_model=final_model, d_ref=d_ref, scalars=scalars, unreplayed=steps.unreplayed,
-        twins=twins,
+        twins=twins, stuck=stuck,
     )  # fmt: skip
 
 

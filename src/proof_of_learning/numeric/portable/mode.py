@@ -29,6 +29,7 @@ from proof_of_learning.numeric.portable import (
     recurrent,
     reductions,
 )
+from proof_of_learning.numeric.portable.fitting import FITTING
 from proof_of_learning.numeric.portable.moving import VIEWS
 from proof_of_learning.numeric.portable.table import IN_USE, TABLE, RefusedError, into_first
 
@@ -53,6 +54,9 @@ class _Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not checked:  # a view: nothing to compute
             return operation(*args, **kwargs) if kwargs else operation(*args)
         kwargs = kwargs or {}
+        fitting = FITTING.get(name)
+        if fitting is not None:
+            fitting(*args, **kwargs)
         try:
             other = IN_USE.get(name)
             if other is not None:

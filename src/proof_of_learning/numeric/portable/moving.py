@@ -79,6 +79,12 @@ def _to_copy(x: Tensor, **options: Any) -> Tensor:
 # ---- what adds up the same number in several places ------------------------------------------------------
 
 
+def windows_apart(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether no two windows share a place. In the gaps of one that is spread out others may lie."""
+    kernel, stride, dilation = ([*n] * (2 if len(n) == 1 else 1) for n in (kernel, stride or kernel, dilation))
+    return all(s >= d * (k - 1) + 1 for k, s, d in zip(kernel, stride, dilation, strict=True))
+
+
 @portable("max_pool2d_with_indices_backward.default")
 def _max_pool_backward(
     g: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
@@ -91,9 +97,8 @@ def _max_pool_backward(
     def spread(added: Tensor) -> Tensor:
         return added.new_zeros(n, c).scatter_add_(1, flat, added.reshape(n, -1)).reshape(x.shape)
 
-    steps = [*stride] or kernel
-    if all(s >= k for s, k in zip(steps * (2 if len(steps) == 1 else 1), kernel, strict=True)):
-        return spread(g)  # no two windows share a place
+    if windows_apart(kernel, stride, dilation):
+        return spread(g)
     return scattered(g, kernel[0] * kernel[1], spread)
 
 

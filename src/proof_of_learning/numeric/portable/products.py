@@ -2,7 +2,7 @@
 
 One grid for all that one sum takes from an operand: of a matrix product, for each row of the left and each column of the right one; of
 a convolution, for each sample and each output channel. Where a sum has more than 2**13 terms it is cut into stretches of so many,
-whose float64 sums are added from the first to the last.
+whose float64 sums are added from the first to the last. A sum begins with 0: none is -0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     found = torch.matmul(left[..., :stretch], right[..., :stretch, :])
     for start in range(stretch, terms, stretch):
         found = found + torch.matmul(left[..., start : start + stretch], right[..., start : start + stretch, :])
-    return found.to(torch.float32)
+    return _rounded(found)
+
+
+def _rounded(sums: Tensor) -> Tensor:
+    """Sums as float32. They begin with 0, so that none is -0, which libraries make of a sum of one term, or not."""
+    return sums.add_(0.0).to(torch.float32)
 
 
 @portable("mm.default", "bmm.default")
@@ -115,7 +120,7 @@ def _forward(
             piece = windows.forward(xs, wq[:, part], stride, padding, dilation, groups)
         y = piece if y is None else y + piece
     assert y is not None
-    found = y.to(torch.float32)
+    found = _rounded(y)
     return found if bias is None else found.add_(bias.reshape(_along_channels(bias, found)))
 
 
@@ -155,7 +160,7 @@ def _by_input(
             piece = windows.by_input(gs, ws, shape, stride, padding, dilation, groups)
         y = piece if y is None else y + piece
     assert y is not None
-    return y.to(torch.float32)
+    return _rounded(y)
 
 
 @building_block("products.by_weight")
@@ -184,7 +189,7 @@ def _by_weight(
             piece = windows.by_weight(gs, xs, shape, stride, padding, dilation, groups)
         y = piece if y is None else y + piece
     assert y is not None
-    return y.to(torch.float32)
+    return _rounded(y)
 
 
 @portable("convolution_backward.default", "convolution_backward_overrideable.default")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -53,7 +53,7 @@ class OrderCheck:
                 _replay(evidence, index)
                 for index in sorted({*evidence.challenge.segments, *turns, _last(evidence).index})
             ]
-            if evidence.survey.twins:
+            if _seen(evidence, answers, "twins"):
                 yield [second_start(evidence.challenge.nonce)]
 
     def judge(self, evidence: Evidence, answers: Answers) -> CheckResult:
@@ -145,6 +145,7 @@ class OrderCheck:
                 odd
                 or (loop.odd or [""])[0]
                 or ("generators are moved amid its steps" if loop.moved or loop.beside else None)
+                or _stuck(evidence, answers)
                 or _alike(evidence, answers)
             )
         else:
@@ -202,17 +203,41 @@ class OrderCheck:
         return result(self, "inconclusive", f"{found}, but {odd}; {REMEDY}", **use.told())
 
 
+def _seen(evidence: Evidence, answers: Answers, what: Literal["twins", "stuck"]) -> dict[str, int]:
+    """Generators with the position of the first state in which they are so, also of states that were trained again."""
+    found: dict[str, int] = dict(getattr(evidence.survey, what))
+    for request in answers.requests(Replay):
+        if request.steps is None and answers.failure(request) is None:
+            for name in getattr(answers.get(request, Replayed), what):
+                found[name] = min(request.index + 1, found.get(name, request.index + 1))
+    return found
+
+
+def _stuck(evidence: Evidence, answers: Answers) -> str | None:
+    """Samples follow from a generator that draws no random numbers; the proof alone says where it starts."""
+    for name, position in _seen(evidence, answers, "stuck").items():
+        return (
+            f"after {_step(evidence, position):,} steps the generator {canonical.brief(name)!r} is in a state from which it draws "
+            "a few numbers over and over, which no seed leads to: the loop may take the same samples again and again"
+        )
+    return None
+
+
+def _step(evidence: Evidence, position: int) -> int:
+    return evidence.proof.segments[position - 1].stop if position else 0
+
+
 def _alike(evidence: Evidence, answers: Answers) -> str | None:
     """Several processes draw the same samples, so that the work of one passes for that of all; None where the script has it so."""
-    if not evidence.survey.twins:
+    twins = _seen(evidence, answers, "twins")
+    if not twins:
         return None
     own = answers.get(second_start(evidence.challenge.nonce), Initialized).twins
-    for name, position in evidence.survey.twins.items():
+    for name, position in twins.items():
         if name not in own:
-            step = evidence.proof.segments[position - 1].stop if position else 0
             return (
-                f"after {step:,} steps two processes draw the same numbers from their generator {canonical.brief(name)!r}, which the "
-                "script does not seed so: they may all take the samples of one"
+                f"after {_step(evidence, position):,} steps two processes draw the same numbers from their generator "
+                f"{canonical.brief(name)!r}, which the script does not seed so: they may all take the samples of one"
             )
     return None
 

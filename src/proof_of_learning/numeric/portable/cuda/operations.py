@@ -243,7 +243,7 @@ def _dropout_backward(g: Tensor, kept: Tensor, scale: float) -> Any:
 
 
 def _last(x: Tensor, dim: int) -> bool:
-    return bool(x.dim()) and dim % x.dim() == x.dim() - 1 and x.shape[-1] <= rows.LONGEST
+    return bool(x.dim()) and dim in (-1, x.dim() - 1) and x.shape[-1] <= rows.LONGEST
 
 
 def _soft(which: int, x: Tensor, dim: int) -> Any:

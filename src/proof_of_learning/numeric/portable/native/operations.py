@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from proof_of_learning.numeric.portable import drawing
 from proof_of_learning.numeric.portable.functions import Kernel
 from proof_of_learning.numeric.portable.grid import product_bits
+from proof_of_learning.numeric.portable.moving import windows_apart
 from proof_of_learning.numeric.portable.native.calls import FUNCTIONS, SQUARE_ROOT, run, threads
 from proof_of_learning.numeric.portable.table import native
 
@@ -160,8 +161,8 @@ def by_input(g: Tensor, w: Tensor, shape: Ints, stride: Ints, padding: Ints, dil
     rest = [n + 2 * p - d * (k - 1) - 1 - (o - 1) * s for n, p, d, k, o, s in settings]
     if min(around) < 0 or min(rest) < 0:
         return NotImplemented
-    if (stride != [1, 1] or dilation != [1, 1]) and not w.abs().max() < 2.0**120:
-        return NotImplemented  # zeros that the plain engine leaves out would count
+    if (stride != [1, 1] or dilation != [1, 1]) and not (w.abs().max() < 2.0**120 and g.abs().max() < 2.0**120):
+        return NotImplemented  # zeros that the plain engine leaves out would count: on a grid of NaN they are NaN
     if stride != [1, 1] or any(rest):
         wide = [(o - 1) * s + 1 + r for o, s, r in zip(g.shape[2:], stride, rest, strict=True)]
         spread = g.new_zeros((*g.shape[:2], *wide))
@@ -282,7 +283,7 @@ def _bernoulli(x: Tensor, p: float = 0.5, *, generator: Generator | None = None)
 
 
 def _last(x: Tensor, dim: int) -> bool:
-    return bool(x.dim()) and dim % x.dim() == x.dim() - 1
+    return bool(x.dim()) and dim in (-1, x.dim() - 1)
 
 
 def _soft(which: int, x: Tensor, dim: int) -> Any:
@@ -420,12 +421,11 @@ def _max_pool_backward(
     g: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool, indices: Tensor
 ) -> Any:
     kernel = _pair(kernel)
-    step = _pair(stride) or kernel
     if not _takes(g, x) or not indices.is_contiguous() or not indices.is_cpu:
         return NotImplemented
     g = g.contiguous()
     out = _alike(x)
-    apart = all(s >= k for s, k in zip(step, kernel, strict=True))
+    apart = windows_apart(kernel, stride, dilation)
     run("pol_max_pool_backward", g.data_ptr(), indices.data_ptr(), x.shape[:-2].numel(), x.shape[-2] * x.shape[-1],
         g.shape[-2] * g.shape[-1], apart, kernel[0] * kernel[1], out.data_ptr(), threads())  # fmt: skip
     return out

@@ -120,6 +120,7 @@ int pol_max_pool(const float* x, Long planes, Long height, Long width, Long out_
 
 // Its gradient. apart: no two windows share a place; else sums of at most `terms`, on one grid for the whole tensor.
 int pol_max_pool_backward(const float* g, const Long* indices, Long planes, Long places, Long outputs, Long apart, Long terms, float* out, Long threads) try {
+    for (Long i = 0; i < planes * outputs; i++) if (indices[i] < 0 || indices[i] >= places) return 3;
     const double m = apart ? 0.0 : sum_grid(largest_of(g, planes * outputs), terms);
     parallel(planes * places > 1 << 16 ? static_cast<int>(threads) : 1, planes, [&](Long begin, Long end) {
         static thread_local Scratch<double> sums_;
