@@ -18,7 +18,7 @@ from proof_of_learning import TaskReference, prove
 from proof_of_learning.proof import remote
 from proof_of_learning.prover import Recording
 from proof_of_learning.rehearsal import beside
-from proof_of_learning.replay import process
+from proof_of_learning.replay import pool, process
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from support_workers import Nursery
 
@@ -35,6 +35,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 # Replay workers are forked from a process that has imported what they import (support_workers), but in tests of how they start.
 nursery = Nursery()
 vars(process)["subprocess"] = SimpleNamespace(Popen=nursery.popen, PIPE=subprocess.PIPE)
+vars(pool)["WorkerProcess"] = nursery.worker
+
+# Where tests are of what a verdict says, and not of who takes its steps, replays take theirs in the test's own process, as those of
+# a task without a reference do; but not under POL_TEST_WORKERS=real, and not in tests for `make quick`.
+HERE_REPLAYED = (
+    "attacks/", "attestation/", "disputes/", "proof/", "program/", "recording/", "rehearsal/", "report/", "state/", "verifier/",
+)  # fmt: skip
+APART = ("verifier/test_workers.py", "verifier/test_abreast.py", "verifier/test_plan.py", "verifier/test_calibrate.py")
 
 
 # One process runs all tests of a file: those that take longest come first, so that none is left for the end.
@@ -63,6 +71,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     marked = item.get_closest_marker("real_workers") is not None
     nursery.real = marked or os.environ.get("POL_TEST_WORKERS") == "real"
+    place = item.path.relative_to(HERE).as_posix()
+    nursery.here = (
+        place.startswith(HERE_REPLAYED) and not place.startswith(APART) and item.get_closest_marker("quick") is None
+    )
 
 
 def pytest_unconfigure() -> None:

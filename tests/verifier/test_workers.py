@@ -106,7 +106,7 @@ def test_the_first_forgery_is_the_plans_whichever_arrives_first(
 
 def test_a_script(tmp_path: Path) -> None:
     command = ("prove", SCRIPT, "-o", tmp_path / "run.pol", "-k", 5, "--", "--epochs", "1", "--lr", "0.1")
-    done = nursery.run(command, {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path)
+    done = nursery.run(command, {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}, tmp_path)
     assert done.returncode == 0, done.stderr
     assert alike(tmp_path / "run.pol", TaskReference(str(SCRIPT)), (2,)).verdict == "valid"
 
