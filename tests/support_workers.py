@@ -42,6 +42,7 @@ from proof_of_learning.numeric.environment import VARIABLES, Environment
 from proof_of_learning.replay import process, protocol
 from proof_of_learning.replay.process import AnyWorker, OnWork, WorkerProcess
 from proof_of_learning.replay.protocol import AnyRequest, Reply
+from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.state.state import State
 from proof_of_learning.task import TaskReference, is_script, load_task
 
@@ -179,9 +180,9 @@ class Nursery:
             os.close(stdout)
         return Forked(told, open(ours_in, "wb", buffering=0), open(ours_out, "rb", buffering=0))
 
-    def worker(self, environment: Environment, *rest: Any, name: str, **more: Any) -> AnyWorker:
+    def worker(self, environment: Environment, timeout: float, sandbox: Sandbox | None, *, name: str) -> AnyWorker:
         """Stands in for the class of workers, where a verification starts one."""
-        start = partial(process.WorkerProcess, environment, *rest, name=name, **more)
+        start = partial(process.WorkerProcess, environment, timeout, sandbox, name=name)
         return Here(environment, name, start) if self.here and not self.real else start()
 
     def run(
