@@ -47,13 +47,15 @@ APART = ("verifier/test_workers.py", "verifier/test_abreast.py", "verifier/test_
 
 # One process runs all tests of a file: those that take longest come first, so that none is left for the end.
 LONGEST = (
-    "run/test_scripts.py", "integrations/test_frameworks.py", "attacks/test_attacks.py", "cli/test_cli.py",
-    "attacks/test_attacks_jumps.py", "verifier/test_workers.py", "attacks/test_attacks_calibrated.py",
-    "disputes/test_dispute.py", "run/test_scripts_derived.py", "disputes/test_opening.py",
-    "attacks/test_attacks_trajectory.py", "report/test_report.py", "replay/test_replay.py",
-    "attacks/test_attacks_gambling.py", "program/test_sealing.py", "run/test_scripts_ranks.py",
-    "rehearsal/test_situations.py", "recording/test_resume_codecs.py", "numeric/test_portable_proofs.py",
-    "run/test_scripts_rehearsal.py",
+    "attacks/test_attacks.py", "run/test_scripts.py", "cli/test_cli.py", "replay/test_sandbox.py",
+    "report/test_report.py", "numeric/test_portable_proofs.py", "program/test_sealing.py", "replay/test_replay.py",
+    "run/test_scripts_derived.py", "recording/test_resume_codecs.py", "verifier/test_workers.py",
+    "attacks/test_attacks_jumps.py", "integrations/test_frameworks.py", "rehearsal/test_situations.py",
+    "attacks/test_attacks_calibrated.py", "run/test_scripts_ranks.py", "run/test_scripts_attacks.py",
+    "run/test_scripts_rehearsal.py", "distributed/test_untrusted.py", "recording/test_resume.py",
+    "proof/test_bombs.py", "attacks/test_attacks_trajectory.py", "attacks/test_attacks_lazy.py",
+    "disputes/test_opening.py", "proof/test_remote.py", "numeric/test_portable.py", "disputes/test_dispute.py",
+    "verifier/test_calibrate.py",
 )  # fmt: skip
 
 
