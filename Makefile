@@ -38,9 +38,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)  # of the package and of the tests, side by side
-	@echo "$(BIN)/mypy and $(BIN)/mypy --config-file tests/mypy.ini"
-	@$(BIN)/mypy & package=$$!; $(BIN)/mypy --config-file tests/mypy.ini; tests=$$?; wait $$package && exit $$tests
+types: $(STAMP)  # of the package, the tests and the programs
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 # A file's tests share what they prepared, so one process runs them; which files come first, tests/conftest.py says.
 # Bytecode is kept even where PYTHONDONTWRITEBYTECODE says not to: hundreds of processes import the package.

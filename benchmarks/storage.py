@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from common import Benchmark, benchmark, fashion
@@ -144,7 +145,7 @@ def long_log(run: Benchmark, folder: Path, steps: int, interval: int, target: fl
     header = make_header(short, Session(short, randomness.key_from_seed(0)), [0] * 60000, data_commitment=data)
     segments = -(-steps // interval)
     training = format.Training(steps, interval, 469)
-    header = format.msgspec.structs.replace(header, training=training)
+    header = msgspec.structs.replace(header, training=training)
     environment, loss = current(), np.ones(interval)
     with ProofWriter.create(path, header, keep_every=1 << 40) as writer:
         writer.start(state)

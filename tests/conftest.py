@@ -18,7 +18,7 @@ from proof_of_learning import TaskReference, prove
 from proof_of_learning.proof import remote
 from proof_of_learning.prover import Recording
 from proof_of_learning.rehearsal import beside
-from proof_of_learning.replay import process
+from proof_of_learning.replay import pool, process
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from support_workers import Nursery
 
@@ -35,17 +35,27 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 # Replay workers are forked from a process that has imported what they import (support_workers), but in tests of how they start.
 nursery = Nursery()
 vars(process)["subprocess"] = SimpleNamespace(Popen=nursery.popen, PIPE=subprocess.PIPE)
+vars(pool)["WorkerProcess"] = nursery.worker
+
+# Where tests are of what a verdict says, and not of who takes its steps, replays take theirs in the test's own process, as those of
+# a task without a reference do; but not under POL_TEST_WORKERS=real, and not in tests for `make quick`.
+HERE_REPLAYED = (
+    "attacks/", "attestation/", "disputes/", "proof/", "program/", "recording/", "rehearsal/", "report/", "state/", "verifier/",
+)  # fmt: skip
+APART = ("verifier/test_workers.py", "verifier/test_abreast.py", "verifier/test_plan.py", "verifier/test_calibrate.py")
 
 
 # One process runs all tests of a file: those that take longest come first, so that none is left for the end.
 LONGEST = (
-    "run/test_scripts.py", "integrations/test_frameworks.py", "attacks/test_attacks.py", "cli/test_cli.py",
-    "attacks/test_attacks_jumps.py", "verifier/test_workers.py", "attacks/test_attacks_calibrated.py",
-    "disputes/test_dispute.py", "run/test_scripts_derived.py", "disputes/test_opening.py",
-    "attacks/test_attacks_trajectory.py", "report/test_report.py", "replay/test_replay.py",
-    "attacks/test_attacks_gambling.py", "program/test_sealing.py", "run/test_scripts_ranks.py",
-    "rehearsal/test_situations.py", "recording/test_resume_codecs.py", "numeric/test_portable_proofs.py",
-    "run/test_scripts_rehearsal.py",
+    "attacks/test_attacks.py", "run/test_scripts.py", "cli/test_cli.py", "replay/test_sandbox.py",
+    "report/test_report.py", "numeric/test_portable_proofs.py", "program/test_sealing.py", "replay/test_replay.py",
+    "run/test_scripts_derived.py", "recording/test_resume_codecs.py", "verifier/test_workers.py",
+    "attacks/test_attacks_jumps.py", "integrations/test_frameworks.py", "rehearsal/test_situations.py",
+    "attacks/test_attacks_calibrated.py", "run/test_scripts_ranks.py", "run/test_scripts_attacks.py",
+    "run/test_scripts_rehearsal.py", "distributed/test_untrusted.py", "recording/test_resume.py",
+    "proof/test_bombs.py", "attacks/test_attacks_trajectory.py", "attacks/test_attacks_lazy.py",
+    "disputes/test_opening.py", "proof/test_remote.py", "numeric/test_portable.py", "disputes/test_dispute.py",
+    "verifier/test_calibrate.py",
 )  # fmt: skip
 
 
@@ -63,6 +73,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     marked = item.get_closest_marker("real_workers") is not None
     nursery.real = marked or os.environ.get("POL_TEST_WORKERS") == "real"
+    place = item.path.relative_to(HERE).as_posix()
+    nursery.here = (
+        place.startswith(HERE_REPLAYED) and not place.startswith(APART) and item.get_closest_marker("quick") is None
+    )
 
 
 def pytest_unconfigure() -> None:

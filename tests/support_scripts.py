@@ -50,7 +50,7 @@ def script(folder: Path, name: str = "train.py", *, epochs: int = 2, begin: str 
 
 
 def variables(rehearse: bool = False) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "POL_REHEARSAL": str(int(rehearse))}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "POL_REHEARSAL": str(int(rehearse))}
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:

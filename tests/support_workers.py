@@ -14,27 +14,40 @@ import gc
 import importlib
 import json
 import os
+import platform
 import runpy
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import SimpleNamespace
-from typing import IO, Any, cast
+from typing import IO, Any
+
+import torch
 
 from proof_of_learning.cli.main import run
-from proof_of_learning.numeric.environment import VARIABLES
-from proof_of_learning.replay import process
+from proof_of_learning.numeric import environment as environments
+from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.environment import VARIABLES, Environment
+from proof_of_learning.replay import process, protocol
+from proof_of_learning.replay.process import AnyWorker, OnWork, WorkerProcess
+from proof_of_learning.replay.protocol import AnyRequest, Reply
+from proof_of_learning.replay.sandbox import Sandbox
+from proof_of_learning.state.state import State
+from proof_of_learning.task import TaskReference, is_script, load_task
 
 WORKER = [sys.executable, "-m", "proof_of_learning.replay.worker"]
+ALSO_IMPORTED = "POL_TEST_IMPORTED"  # names of modules that a test file's processes find imported
 # What may be read while Python, NumPy and PyTorch are loaded.
 EARLY = (
     "PYTHON",
@@ -49,20 +62,29 @@ EARLY = (
     "ATEN_",
     "TORCH",
     "NPY_",
-    "POL_TEST_IMPORTED",
+    ALSO_IMPORTED,
 )
 LATE = {  # set anew in what is forked, or without meaning there
     "PYTHONIOENCODING",
     "PYTHONUSERBASE",
     "PYTHONUNBUFFERED",
     "PYTHONDONTWRITEBYTECODE",
+    "PYTHONMALLOC",
     "TORCHINDUCTOR_CACHE_DIR",
 }
-IMPORTED = {  # what they import before they do anything
-    "worker": ("torch", "proof_of_learning.replay.worker"),
-    "command": ("proof_of_learning.verifier.verify", "proof_of_learning.report.html"),
+IMPORTED = {  # what they import before they do anything, or as soon as they do it
+    "worker": ("torch", "proof_of_learning.replay.worker", "proof_of_learning.run.serve", "numpy.ma"),
+    "command": (
+        "proof_of_learning.verifier.verify",
+        "proof_of_learning.report.html",
+        "proof_of_learning.run.command",
+        "proof_of_learning.rehearsal.beside",
+        "typer._adapters",
+    ),
     "script": (),
 }
+# A fork copies the tables of all pages, and a worker forks for each request: large pages have short tables.
+LARGE_PAGES = {**process.LARGE_PAGES, "PYTHONMALLOC": "malloc"}
 AT_ONCE = 4  # each holds what PyTorch takes in memory
 LONGEST = 1 << 20
 
@@ -71,6 +93,16 @@ def early(variables: Mapping[str, str]) -> str:
     """Which parent a process with these variables can have."""
     names = sorted(name for name in variables if name.startswith(EARLY) or name in VARIABLES)
     return json.dumps([(name, variables[name]) for name in names if name not in LATE])
+
+
+@contextmanager
+def imported(*names: str) -> Iterator[None]:
+    """Processes that are started meanwhile find these modules imported."""
+    os.environ[ALSO_IMPORTED] = " ".join(names)
+    try:
+        yield
+    finally:
+        del os.environ[ALSO_IMPORTED]
 
 
 class Forked:
@@ -124,23 +156,34 @@ class Nursery:
 
     def __init__(self, inherited: tuple[str, socket.socket] | None = None) -> None:
         self.real = False  # whether workers are started as they are outside of tests
+        self.here = False  # whether workers that need not be processes are none
         self._parents: dict[str, tuple[subprocess.Popen[bytes], socket.socket]] = {}
+        self._leaving: list[subprocess.Popen[bytes]] = []
         self._inherited = inherited  # in a forked command: what its parent was started with, and how to ask it
 
     def popen(self, command: list[str], **options: Any) -> subprocess.Popen[bytes] | Forked:
         """Stands in for ``subprocess.Popen``, for workers: what is to start one in a sandbox gets one without."""
-        other = self._inherited is not None and self._inherited[0] != early(options["env"])
+        given = {
+            name: value for name, value in os.environ.items() if name == ALSO_IMPORTED
+        }  # which no sandbox lets through
+        variables = {**options["env"], **given}
+        other = self._inherited is not None and self._inherited[0] != early(variables)
         if self.real or other or command[-len(WORKER) :] != WORKER:
             return subprocess.Popen(command, **options)
         stdin, ours_in = os.pipe()
         ours_out, stdout = os.pipe()
         try:
             streams = [stdin, stdout, options["stderr"].fileno()]
-            told = self._fork("worker", [], options["env"], streams, options.get("cwd"))
+            told = self._fork("worker", [], variables, streams, options.get("cwd"))
         finally:
             os.close(stdin)
             os.close(stdout)
         return Forked(told, open(ours_in, "wb", buffering=0), open(ours_out, "rb", buffering=0))
+
+    def worker(self, environment: Environment, timeout: float, sandbox: Sandbox | None, *, name: str) -> AnyWorker:
+        """Stands in for the class of workers, where a verification starts one."""
+        start = partial(process.WorkerProcess, environment, timeout, sandbox, name=name)
+        return Here(environment, name, start) if self.here and not self.real else start()
 
     def run(
         self, arguments: Sequence[object], variables: dict[str, str], folder: Path | None = None, kind: str = "command"
@@ -150,6 +193,8 @@ class Nursery:
         ``kind``: ``script`` for the script that is the first of the arguments, with the others.
         """
         words = [str(argument) for argument in arguments]
+        if kind == "script":  # PyTorch imports its compiler with the first optimizer, in a second
+            variables = {ALSO_IMPORTED: "torch._dynamo", **variables}
         if self.real:
             ours = ["-c", "from proof_of_learning.cli.main import run; run()"] if kind == "command" else []
             start = [sys.executable, *ours, *words]
@@ -164,6 +209,9 @@ class Nursery:
     def close(self) -> None:
         for parent, connection in self._parents.values():
             connection.close()
+            self._leaving.append(parent)
+        for parent in self._leaving:
+            parent.kill()  # nobody waits for what a test may have left behind
             parent.wait()
         self._parents.clear()
 
@@ -186,14 +234,14 @@ class Nursery:
         if parent is None or connection is None or parent.poll() is not None:
             while len(self._parents) >= AT_ONCE:
                 oldest, its = self._parents.pop(next(iter(self._parents)))
-                its.close()
-                oldest.wait()
+                its.close()  # it ends with the last of what it forked
+                self._leaving.append(oldest)
             connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             parent = subprocess.Popen(
                 [sys.executable, "-P", str(Path(__file__)), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=variables,
+                env={**variables, **LARGE_PAGES},
                 start_new_session=True,
             )
             theirs.close()
@@ -201,37 +249,106 @@ class Nursery:
         return connection
 
 
+class Here:
+    """A worker in this process, as for a task without a reference; for what only another process can do, ``process`` starts one."""
+
+    def __init__(self, environment: Environment, name: str, process: Callable[[], WorkerProcess]) -> None:
+        self.name, self._environment, self._process = name, environment, process
+        self._worker: AnyWorker | None = None
+
+    @property
+    def died(self) -> bool:
+        return self._worker is not None and self._worker.died
+
+    @property
+    def spent(self) -> bool:
+        return self._worker is not None and self._worker.spent
+
+    @property
+    def silent(self) -> bool:
+        return self._worker is not None and self._worker.silent
+
+    def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = process.idle) -> Reply:
+        if self._worker is None:
+            self._worker = self._opened(request)
+        with environments.restored(), randomness.preserved():
+            return self._worker.ask(request, states, on_work)
+
+    def kill(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+    def _opened(self, request: AnyRequest) -> AnyWorker:
+        ours = {name: os.environ.get(name, "") for name in VARIABLES}
+        named = {name: value for name, value in self._environment.variables.items() if value}
+        if (
+            not isinstance(request, protocol.Open)
+            or request.program
+            or is_script(request.task)
+            or self._environment.threads != torch.get_num_threads()
+            or self._environment.device.type != "cpu"
+            or named != {name: value for name, value in ours.items() if value}
+        ):
+            return self._process()
+        return process.LocalWorker(load_task(TaskReference(request.task, request.settings)), self._environment)
+
+
 def serve(connection: socket.socket) -> None:
-    """Fork a process for each message, until nobody is there to send one."""
+    """Fork a process for each message, and say which it is and how it ended, until nobody sends one any more and all have ended."""
     prepared = set[str]()
-    prepare(prepared, "worker", os.environ.get("POL_TEST_IMPORTED", ""))
+    prepare(prepared, "worker", os.environ.get(ALSO_IMPORTED, ""))
     key = early(os.environ)
+    asking, ended = dict[int, socket.socket](), dict[int, tuple[int, socket.socket]]()  # by what the selector watches
     with selectors.DefaultSelector() as selector:
-        selector.register(connection, selectors.EVENT_READ)
+
+        def listen(to: socket.socket) -> None:
+            asking[to.fileno()] = to
+            selector.register(to.fileno(), selectors.EVENT_READ)
+
+        listen(connection)
         while True:
             for ready, _ in selector.select():
-                asking = cast(socket.socket, ready.fileobj)
-                message, files, *_ = socket.recv_fds(asking, LONGEST, 4)
-                with suppress(ChildProcessError):
-                    while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                        pass
-                if not message:
-                    if asking is connection:
+                if ready.fd in ended:
+                    child, tells = ended.pop(ready.fd)
+                    selector.unregister(ready.fd)
+                    os.close(ready.fd)
+                    with tells, suppress(BrokenPipeError):
+                        tells.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+                    if connection.fileno() < 0 and not ended:
                         return
-                    selector.unregister(asking)
-                    asking.close()
+                    continue
+                message, files, *_ = socket.recv_fds(asking[ready.fd], LONGEST, 4)
+                if not message:
+                    selector.unregister(ready.fd)
+                    asking.pop(ready.fd).close()
+                    if connection.fileno() < 0 and not ended:
+                        return
                     continue
                 given = json.loads(message.decode("utf-8", "surrogateescape"))
                 prepare(prepared, given["kind"])
+                *streams, told = files
+                tells = socket.socket(fileno=told)
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                if os.fork() == 0:
-                    for each in [ours, *(cast(socket.socket, item.fileobj) for item in selector.get_map().values())]:
+                child = os.fork()
+                if child == 0:
+                    for each in (ours, tells, *asking.values(), *(its for _, its in ended.values())):
                         each.close()
-                    os._exit(watch(given, files, (key, theirs)))
-                selector.register(ours, selectors.EVENT_READ)
+                    for file in ended:
+                        os.close(file)
+                    os._exit(become(given, streams, (key, theirs)))
                 theirs.close()
-                for file in files:
-                    os.close(file)
+                for stream in streams:
+                    os.close(stream)
+                listen(ours)
+                with suppress(BrokenPipeError):
+                    tells.send(str(child).encode())
+                end = os.pidfd_open(child)
+                ended[end] = child, tells
+                selector.register(end, selectors.EVENT_READ)
 
 
 def prepare(ready: set[str], kind: str, more: str = "") -> None:
@@ -240,25 +357,10 @@ def prepare(ready: set[str], kind: str, more: str = "") -> None:
         ready.add(kind)
         for name in (*IMPORTED[kind], *more.split()):
             importlib.import_module(name)
+        sysconfig.get_paths()  # both look for once, outside of this process, what never changes
+        platform.processor()
         gc.collect()
         gc.freeze()
-
-
-def watch(given: dict[str, Any], files: list[int], parent: tuple[str, socket.socket]) -> int:
-    """Fork the process, and say which it is and how it ended."""
-    *streams, told = files
-    tells = socket.socket(fileno=told)
-    child = os.fork()
-    if child == 0:
-        tells.close()
-        os._exit(become(given, streams, parent))
-    parent[1].close()
-    for stream in streams:
-        os.close(stream)
-    tells.send(str(child).encode())
-    _, status = os.waitpid(child, 0)
-    tells.send(str(os.waitstatus_to_exitcode(status)).encode())
-    return 0
 
 
 def become(given: dict[str, Any], streams: list[int], parent: tuple[str, socket.socket]) -> int:

@@ -77,18 +77,35 @@ def decisive(
 
     ``entry``: the function by which all is entered; with it, functions that nothing mentions at all are left out, too.
     """
-    trees: dict[str, ast.Module | None] = {}
+    place = _place(aside)
+    texts = _module_texts(functions, root).items()
+    own = None if place is None else place[1:]
+    return dict(
+        _decisive(
+            tuple((name, raw, own if place and place[0] == path else None) for name, (raw, path) in texts),
+            keyword,
+            entry,
+        )
+    )
+
+
+@functools.lru_cache(maxsize=16)  # each session that is described asks for the same texts
+def _decisive(
+    texts: tuple[tuple[str, bytes | None, tuple[str, int] | None], ...], keyword: str, entry: str | None
+) -> tuple[tuple[str, str], ...]:
+    """:func:`decisive` of texts under their names, each with the name and first line of the definition in it that is left out."""
+    trees: dict[str, ast.Module] = {}
     found: dict[str, str] = {}
     dropped: list[ast.AST] = []
-    for name, (raw, path) in _module_texts(functions, root).items():
+    for name, raw, aside in texts:
         found[MODULE + name] = UNAVAILABLE if raw is None else canonical.sha256(raw)
         if raw is not None and (tree := _parsed(raw)) is not None:
             trees[name] = tree
-            dropped += [node for node in ast.walk(tree) if _is_definition(node, aside, path)]
+            dropped += [node for node in ast.walk(tree) if _is_definition(node, aside)]
             for call in ast.walk(tree):
                 if isinstance(call, ast.Call) and _last_name(call.func) == "Task":
                     dropped += [k for k in call.keywords if k.arg == keyword]
-    whole = [tree for tree in trees.values() if tree is not None]
+    whole = list(trees.values())
     for node in dropped:
         _cut(whole, node)
     wanted = {name for node in dropped for name in _mentions(node)}
@@ -98,9 +115,8 @@ def decisive(
             _cut(whole, node)
             wanted.update(_mentions(node))
     for name, tree in trees.items():
-        if tree is not None:
-            found[MODULE + name] = canonical.sha256(ast.dump(tree).encode())
-    return found
+        found[MODULE + name] = canonical.sha256(ast.dump(tree).encode())
+    return tuple(found.items())
 
 
 def _module_texts(functions: Iterable[Any], root: ModuleType | None) -> dict[str, tuple[bytes | None, Path | None]]:
@@ -205,16 +221,20 @@ _DYNAMIC = {
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-def _is_definition(node: ast.AST, function: Any, path: Path | None) -> bool:
-    """Whether ``node`` of the file ``path`` defines ``function`` (or, of an object, its class)."""
+def _place(function: Any) -> tuple[Path, str, int] | None:
+    """The file, the name and the first line of what defines ``function`` (or, of an object, its class); None where none is known."""
     plain = _plain_function(function)
     try:
-        if not isinstance(node, _DEFINITIONS) or path is None or Path(inspect.getfile(plain)).resolve() != path:
-            return False
-        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-        return node.name == plain.__name__ and first == inspect.getsourcelines(plain)[1]
+        return Path(inspect.getfile(plain)).resolve(), plain.__name__, inspect.getsourcelines(plain)[1]
     except (OSError, TypeError):
+        return None
+
+
+def _is_definition(node: ast.AST, place: tuple[str, int] | None) -> bool:
+    """Whether ``node`` defines what has this name and first line."""
+    if place is None or not isinstance(node, _DEFINITIONS):
         return False
+    return place == (node.name, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]))
 
 
 def _last_name(node: ast.AST) -> str:

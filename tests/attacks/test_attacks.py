@@ -217,7 +217,9 @@ def test_the_joint_is_among_the_largest_displacements(target: Proof, task: Task,
     ("claimed", "stored", "check"),
     [
         ("tiny", "tiny", "hyperparameters"),
-        ("schedule", "tiny", "hyperparameters"),
+        pytest.param(
+            "schedule", "tiny", "hyperparameters", marks=pytest.mark.slow(reason="stored rates are judged above")
+        ),
         ("schedule", "schedule", "trajectory"),
     ],
 )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,10 +61,10 @@ def test_prove_verify_check_inspect(target: str, tmp_path: Path) -> None:
     assert again.exit_code == 0 and Proof.open(run).root in again.stdout
 
 
-def test_json_on_standard_output_is_alone_there(target: str, tiny_proof: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, "verify", tiny_proof, "--task", target, "--all", "--json", "-"], capture_output=True, check=False
-    )
+def test_json_on_standard_output_is_alone_there(
+    target: str, tiny_proof: Path, command: Callable[..., subprocess.CompletedProcess[bytes]]
+) -> None:
+    done = command("verify", tiny_proof, "--task", target, "--all", "--json", "-")
     verdict = json.loads(done.stdout)
     assert (verdict["schema"], verdict["verdict"], done.returncode) == ("pol/verdict/v1", "valid", 0)
     fields = ("assurance", "randomness", "exactness", "conditions", "proof", "checks", "segments", "thresholds")

@@ -12,6 +12,7 @@ import pytest
 
 from proof_of_learning.proof.reader import Proof
 from support_scripts import SCRIPTS, record, run, verdict
+from support_workers import imported
 
 LOADED = ("accelerate", "lightning.pytorch", "transformers.trainer", "transformers.models.bert.modeling_bert")
 LESS = pytest.mark.slow(reason="the row with two micro-batches asks for more")
@@ -36,10 +37,9 @@ RATE = "{optimizer}.param_groups[0]['lr'] = 0.3"
 
 @pytest.fixture(autouse=True, scope="module")
 def _imported() -> Iterator[None]:
-    """Starts of these libraries take seconds: what workers are forked from has imported them."""
-    os.environ["POL_TEST_IMPORTED"] = " ".join(LOADED)
-    yield
-    del os.environ["POL_TEST_IMPORTED"]
+    """Starts of these libraries take seconds."""
+    with imported(*LOADED):
+        yield
 
 
 @pytest.mark.parametrize(("name", "arguments", "interval"), TABLE, ids=IDS)

@@ -16,7 +16,8 @@ from PIL import Image
 from rich.console import Console
 
 from proof_of_learning.replay.measure import Distance
-from proof_of_learning.report import advice, print_verdict, render_html, summary_table, words, write_html
+from proof_of_learning.report import advice, figures, print_verdict, render_html, summary_table, words, write_html
+from proof_of_learning.report.svg import Plot
 from proof_of_learning.report.text import evidence_rows, number, percent, seconds, visible
 from proof_of_learning.verifier.verdict import (
     CheckResult,
@@ -43,6 +44,23 @@ from support_verdicts import (
     valid,
     verdict_of,
 )
+
+
+@pytest.fixture(autouse=True)
+def drawn_once(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Figures of the same numbers are drawn for the first time only, but in the test that they are drawn alike."""
+
+    def remembered(verdict: Verdict) -> list[Plot]:
+        told = repr((verdict.trajectory, verdict.segments, verdict.proof, verdict.thresholds, verdict.exactness))
+        if told not in DRAWN or "same_bytes" in request.node.name:
+            DRAWN[told] = draw(verdict)
+        return DRAWN[told]
+
+    draw = figures.draw
+    monkeypatch.setattr(figures, "draw", remembered)
+
+
+DRAWN: dict[str, list[Plot]] = {}
 
 # --- The page ----------------------------------------------------------------------------------------------------------
 

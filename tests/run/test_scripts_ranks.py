@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from proof_of_learning.proof.reader import Proof
 from proof_of_learning.run import launching
 from proof_of_learning.run.launching import launch
 from support_scripts import SCRIPTS, run, variables, verdict
+from support_workers import imported
 
 # Places as in support_scripts.LOOP. Parameters are registered in another order than they are used in, and in several buckets.
 LOOP = """
@@ -61,6 +63,13 @@ END
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _imported() -> Iterator[None]:
+    """What DistributedDataParallel imports takes a second in each process."""
+    with imported("torch._dynamo", "torch.distributed.nn"):
+        yield
+
+
 def script(
     folder: Path, *, setup: str = "pass", begin: str = "pass", step: str = "pass", end: str = "run.close()"
 ) -> Path:
@@ -90,7 +99,7 @@ def record(
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def honest(_imported: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The script, and a proof of three processes: 12 steps, the last segment shorter. Read only."""
     folder = tmp_path_factory.mktemp("ranks")
     path = script(folder)

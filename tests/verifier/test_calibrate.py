@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from proof_of_learning import Task, TaskReference, calibrate, load_task
+from proof_of_learning import Task, TaskReference, calibrate, calibration, load_task
 from proof_of_learning.calibration import Calibration
 from proof_of_learning.cli.main import app
 from proof_of_learning.errors import UsageError
 from proof_of_learning.verifier.calibrated import CAP, FLOOR
+
+ENVIRONMENTS = {"threads 1 → 2", "the verifier's second"}
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +24,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(tiny: TaskReference, cache: Path) -> Calibration:
+    """With two of the environments that are to be had, for each is a start of Python and PyTorch."""
+    every = calibration._variants
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setattr(calibration, "_variants", lambda here: [row for row in every(here) if row[0] in ENVIRONMENTS])
         return calibrate(tiny, intervals=(1, 4), steps=12, runs=2, segments=2)
+
+
+@pytest.mark.slow
+def test_there_are_environments_of_every_kind(tiny: TaskReference) -> None:
+    measured = calibrate(tiny, intervals=(4,), steps=12, runs=2, segments=1, cache=False)
+    found = {row.environment for row in measured.noise}
+    assert {*ENVIRONMENTS, "without oneDNN", calibration.NUDGED} <= found
+    assert len(found) == 1 + len(list(calibration._variants(measured.environment)))
 
 
 def test_noise_is_measured_for_every_interval_and_environment(measured: Calibration) -> None:
     environments = {row.environment for row in measured.noise}
-    assert {"threads 1 → 2", "the verifier's second"} <= environments
+    assert environments >= ENVIRONMENTS
     assert {(row.k, row.environment) for row in measured.noise} == {(k, e) for k in (1, 4) for e in environments}
     assert all(0 <= row.overall < CAP / 3 for row in measured.noise)  # a small MLP strays by rounding alone
     assert set(measured.rho) == {"1", "4"} and all(FLOOR <= rho <= CAP for rho in measured.rho.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -46,46 +47,58 @@ def alike(path: Path, task: TaskReference, counts: tuple[int, ...] = (2,), **opt
     return alone
 
 
+@pytest.fixture(scope="module")
+def long(tiny: TaskReference) -> TaskReference:
+    """Sixty steps of the smallest task."""
+    return TaskReference(tiny.target, {"steps": 60})
+
+
+@pytest.fixture(scope="module")
+def long_proof(long: TaskReference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In twelve segments. Read only."""
+    return Path(pol.prove(long, tmp_path_factory.mktemp("long") / "run.pol", interval=5).path)
+
+
 # ---- the same verdict -------------------------------------------------------------------------------------
 
 
 @pytest.mark.quick
-def test_an_honest_proof(digits_proof: Path, digits: TaskReference) -> None:
-    verdict = alike(digits_proof, digits, (2, 3))
+def test_an_honest_proof(long_proof: Path, long: TaskReference) -> None:
+    verdict = alike(long_proof, long, (2, 3))
     assert verdict.verdict == "valid"
     (share,) = verdict.cost.workers
     assert share.segments == [s.index for s in verdict.segments] and share.steps == verdict.cost.steps_replayed
 
 
-def test_every_segment(digits_proof: Path, digits: TaskReference) -> None:
-    assert alike(digits_proof, digits, everything=True).verdict == "valid"
+def test_every_segment(long_proof: Path, long: TaskReference) -> None:
+    assert alike(long_proof, long, everything=True).verdict == "valid"
 
 
 @pytest.fixture(scope="module")
-def forged(digits_proof: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits with wrong losses in the segments 4 and 8."""
+def forged(long_proof: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The proof with wrong losses in the segments 4 and 8."""
 
     def lied(columns: list[Columns]) -> list[Columns]:
         return [replace(c, loss=c.loss * (0.999 if index in (4, 8) else 1)) for index, c in enumerate(columns)]
 
-    return rewrite(digits_proof, tmp_path_factory.mktemp("forged") / "run.pol", columns=lied)
+    return rewrite(long_proof, tmp_path_factory.mktemp("forged") / "run.pol", columns=lied)
 
 
-def test_a_forged_proof(forged: Path, digits: TaskReference) -> None:
-    verdict = alike(forged, digits, everything=True)
+def test_a_forged_proof(forged: Path, long: TaskReference) -> None:
+    verdict = alike(forged, long, everything=True)
     assert verdict.verdict == "invalid"
     assert [s.status for s in verdict.segments] == [*["pass"] * 4, "fail", *["skipped"] * 7]
     assert "1 of 5 segments that were replayed before it ended (of 12 challenged)" in verdict.reason
 
 
-def test_a_forged_proof_to_the_end(forged: Path, digits: TaskReference) -> None:
-    verdict = alike(forged, digits, (2,), everything=True, keep_going=True)
+def test_a_forged_proof_to_the_end(forged: Path, long: TaskReference) -> None:
+    verdict = alike(forged, long, (2,), everything=True, keep_going=True)
     assert [s.index for s in verdict.segments if s.status == "fail"] == [4, 8]
 
 
 @pytest.mark.parametrize("late", [4, 8])
 def test_the_first_forgery_is_the_plans_whichever_arrives_first(
-    late: int, forged: Path, digits: TaskReference, monkeypatch: pytest.MonkeyPatch
+    late: int, forged: Path, long: TaskReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, arrived, ask = Replay(12 - late), threading.Event(), Replayer.ask
 
@@ -99,23 +112,23 @@ def test_the_first_forgery_is_the_plans_whichever_arrives_first(
                 arrived.set()
 
     monkeypatch.setattr(Replayer, "ask", slow)
-    verdict = pol.verify(forged, digits, everything=True, workers=2, sandbox="off")
+    verdict = pol.verify(forged, long, everything=True, workers=2, sandbox="off")
     assert [s.index for s in verdict.segments if s.status == "fail"] == [4]
     assert all(s.status == "pass" for s in verdict.segments[:4])
 
 
 def test_a_script(tmp_path: Path) -> None:
     command = ("prove", SCRIPT, "-o", tmp_path / "run.pol", "-k", 5, "--", "--epochs", "1", "--lr", "0.1")
-    done = nursery.run(command, {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path)
+    done = nursery.run(command, {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}, tmp_path)
     assert done.returncode == 0, done.stderr
     assert alike(tmp_path / "run.pol", TaskReference(str(SCRIPT)), (2,)).verdict == "valid"
 
 
-def test_a_thinned_proof(digits_proof: Path, digits: TaskReference, tmp_path: Path) -> None:
-    thinned = pol.thin(digits_proof, 4, tmp_path / "thin.pol").path
-    verdict = alike(thinned, digits, everything=True, accept_uniform=True)
+def test_a_thinned_proof(long_proof: Path, long: TaskReference, tmp_path: Path) -> None:
+    thinned = pol.thin(long_proof, 4, tmp_path / "thin.pol").path
+    verdict = alike(thinned, long, everything=True, accept_uniform=True)
     assert (verdict.verdict, verdict.cost.steps_replayed) == ("valid", 60)
-    few = alike(thinned, digits, (2,), top_q=0, random=5, accept_uniform=True)
+    few = alike(thinned, long, (2,), top_q=0, random=5, accept_uniform=True)
     assert few.cost.steps_replayed >= 5 * len(few.segments)
 
 
@@ -128,13 +141,13 @@ def test_a_comparison_within_noise(tiny_proof: Path, tiny: TaskReference) -> Non
 
 
 def test_what_starts_where_another_replay_ends_is_answered_in_a_row(
-    digits_proof: Path, digits: TaskReference, tmp_path: Path
+    long_proof: Path, long: TaskReference, tmp_path: Path
 ) -> None:
-    thinned = Proof.open(pol.thin(digits_proof, 4, tmp_path / "thin.pol").path)
-    with Replayer(thinned, digits) as replayer:
+    thinned = Proof.open(pol.thin(long_proof, 4, tmp_path / "thin.pol").path)
+    with Replayer(thinned, long) as replayer:
         asked: list[AnyCheckRequest] = [Replay(index) for index in (0, 1, 3, 4, 6, 10, 11)]
         assert replayer._chains(asked) == [[0, 1, 2], [3, 4], [5, 6]]
-    with Replayer(Proof.open(digits_proof), digits) as replayer:
+    with Replayer(Proof.open(long_proof), long) as replayer:
         assert replayer._chains(asked) == [[0], [1], [2], [3], [4], [5], [6]]
         noise: list[AnyCheckRequest] = [
             Noise(3, keep=True, nudge=1),
@@ -165,28 +178,35 @@ def test_nothing_behind_the_last_wanted_answer_is_begun() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_worker_that_is_killed_over_its_steps_costs_nothing_but_time(
-    count: int, digits_proof: Path, digits: TaskReference, monkeypatch: pytest.MonkeyPatch
+    count: int, long_proof: Path, long: TaskReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"nonce": NONCE, "accept_nonce": True, "sandbox": "off", "random": 4}
-    undisturbed = pol.verify(digits_proof, digits, **options)
-    taken, wait = list[int](), WorkerProcess._wait
-    send = protocol.send
+    undisturbed = pol.verify(long_proof, long, **options)
+    taken, stopped, asking = list[int](), list[Any](), threading.local()
+    ask, send, wait = WorkerProcess.ask, protocol.send, WorkerProcess._wait
+
+    def asked(self: WorkerProcess, *request: Any) -> Any:
+        asking.process = self._process
+        return ask(self, *request)
 
     def noted(stream: Any, message: Any, states: Any = ()) -> None:
         if isinstance(message, Take):
             taken.append(message.start)
+            if len(taken) == 3:
+                stopped.append(asking.process)
+                os.kill(asking.process.pid, signal.SIGSTOP)  # so that it has not answered when it is killed
         send(stream, message, states)
 
     def killed(self: WorkerProcess) -> None:
-        if len(taken) == 3 and not killed_before:
-            killed_before.append(self._process.kill())  # type: ignore[func-returns-value]
+        if self._process in stopped:
+            self._process.kill()
         wait(self)
 
-    killed_before: list[None] = []
+    monkeypatch.setattr(WorkerProcess, "ask", asked)
     monkeypatch.setattr(protocol, "send", noted)
     monkeypatch.setattr(WorkerProcess, "_wait", killed)
-    assert told(pol.verify(digits_proof, digits, workers=count, **options)) == told(undisturbed)
-    assert killed_before and len(taken) == len(undisturbed.segments) + 1
+    assert told(pol.verify(long_proof, long, workers=count, **options)) == told(undisturbed)
+    assert stopped and len(taken) == len(undisturbed.segments) + 1
 
 
 def test_steps_over_which_every_worker_ends_are_not_tried_for_ever(tiny_proof: Path) -> None:
@@ -198,7 +218,7 @@ def test_steps_over_which_every_worker_ends_are_not_tried_for_ever(tiny_proof: P
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_interruption_ends_every_worker(
-    count: int, digits_proof: Path, digits: TaskReference, monkeypatch: pytest.MonkeyPatch
+    count: int, long_proof: Path, long: TaskReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[WorkerProcess] = []
     begin = WorkerProcess.__init__
@@ -213,13 +233,13 @@ def test_an_interruption_ends_every_worker(
 
     monkeypatch.setattr(WorkerProcess, "__init__", noted)
     with pytest.raises(KeyboardInterrupt):
-        pol.verify(digits_proof, digits, everything=True, workers=count, progress=interrupt, sandbox="off")
+        pol.verify(long_proof, long, everything=True, workers=count, progress=interrupt, sandbox="off")
     assert len(started) == count + 1  # and one that looks at states
     assert all(worker._process.poll() is not None for worker in started)
 
 
 def test_a_worker_with_another_environment_is_not_given_steps(
-    digits_proof: Path, digits: TaskReference, monkeypatch: pytest.MonkeyPatch
+    long_proof: Path, long: TaskReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask = WorkerProcess.ask
 
@@ -230,7 +250,7 @@ def test_a_worker_with_another_environment_is_not_given_steps(
         return answer, states
 
     monkeypatch.setattr(WorkerProcess, "ask", other)
-    verdict = pol.verify(digits_proof, digits, everything=True, workers=2, sandbox="off")
+    verdict = pol.verify(long_proof, long, everything=True, workers=2, sandbox="off")
     assert verdict.verdict == "valid"
     assert [share.name for share in verdict.cost.workers] == ["worker 1"]
 
