@@ -73,7 +73,7 @@ def measured(name: str, way: str, interval: int, seed: int, steps: int, data: st
     if way == "none":
         return train(task_of(name, steps, data), seed, None)
     if way in PACKAGED:
-        return train(task_of(name, steps, data), seed, through(way), interval)
+        return train(task_of(name, steps, data), seed, through(way, 10, 5), interval)
     momentum, weights, rounding, octaves = WAYS[way]
     found: dict[str, list[float]] = {}
     coder = Coder(momentum, weights, rounding, weights, octaves)

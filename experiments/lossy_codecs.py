@@ -75,13 +75,13 @@ def train(task: Task, seed: int, encode: Encode | None, interval: int = INTERVAL
     return {"shown": shown, **metrics, "train_loss": statistics.mean(losses[-20:]), "bytes": stored}
 
 
-def through(name: str, every: int = 5) -> Encode:
-    """A codec of this package; each ``every``-th object is written, to see how large it is."""
+def through(name: str, every: int = 5, first: int = 0) -> Encode:
+    """A codec of this package; each ``every``-th object from the ``first`` is written, to see how large it is."""
     codec, calls = get_codec(name), itertools.count()
 
     def encode(state: State, base: State) -> tuple[State, float | None]:
         encoded = codec.encode(state, base)
-        size = None if next(calls) % every else float(sum(len(chunk) for chunk in encoded.chunks()))
+        size = None if next(calls) % every != first else float(sum(len(chunk) for chunk in encoded.chunks()))
         return encoded.state, size
 
     return encode

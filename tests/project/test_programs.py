@@ -25,7 +25,8 @@ PARTS |= {"experiments/pages"}  # computes nothing; test_experiments compares wh
 # Most of what these take is the start of one process after another, which is what they measure or compare.
 SLOW = {
     "benchmarks/attestation_cost", "benchmarks/calibrated_cost", "benchmarks/frameworks", "benchmarks/memory", "benchmarks/opening",
-    "benchmarks/overhead", "benchmarks/probe_cost", "benchmarks/profile", "benchmarks/scale", "benchmarks/storage",
+    "benchmarks/overhead", "benchmarks/probe_cost", "benchmarks/profile", "benchmarks/rehearsal_cost", "benchmarks/scale",
+    "benchmarks/storage",
     "benchmarks/verify_cost", "benchmarks/whole", "experiments/byzantine", "experiments/gpu", "experiments/honest",
     "experiments/other_environments", "experiments/paper", "experiments/portable",
 }  # fmt: skip
