@@ -28,7 +28,10 @@ from proof_of_learning.proof.blocks import Columns
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.state.state import State
 
-TARGETS = {("sgd", "lossless"): 6.0, ("sgd", "quantised"): 0.5, ("adamw", "quantised"): 0.9}
+TARGETS = {
+    ("sgd", "lossless"): 6.0, ("sgd", "quantised"): 0.5, ("adamw", "quantised"): 0.9,
+    ("sgd", "compact"): 0.25, ("adamw", "compact"): 0.4,
+}  # fmt: skip
 EPOCHS = 5  # as the example trains
 
 
