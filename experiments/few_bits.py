@@ -15,7 +15,7 @@ import multiprocessing
 import statistics
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,46 +129,73 @@ def main() -> None:
     report(done, given)
 
 
-def report(done: Mapping[str, Cell], given: Any) -> None:
-    rows, results = list[list[str]](), list[Result]()
+@dataclass(frozen=True)
+class Row:
+    """A way of storing on a task, held against the runs without one: differences seed by seed."""
+
+    task: str
+    way: str
+    interval: str
+    metric: str
+    plain: float  # the metric without a codec, in the mean
+    gained: list[float]
+    lost: list[float]  # of the training loss
+    bytes: float
+    in_context: float | None
+
+
+def rows_of(done: Mapping[str, Cell]) -> list[Row]:
+    found = []
     for name, way, interval in dict.fromkeys(tuple(key.split("; ")[:3]) for key in done):
-        if way == "none":
-            continue
         pairs = [
-            (done[f"{name}; none; k = 10; seed {seed}"], done[key])
+            (done[bare], done[key])
             for seed in range(SEEDS)
             if (key := f"{name}; {way}; {interval}; seed {seed}") in done
-            and f"{name}; none; k = 10; seed {seed}" in done
+            and (bare := f"{name}; none; k = 10; seed {seed}") in done
         ]
-        if len(pairs) < 2:
+        if way == "none" or len(pairs) < 2:
             continue
         metric = "test_accuracy" if "test_accuracy" in pairs[0][0] else "test_loss"
         gained, lost = ([after[key] - before[key] for before, after in pairs] for key in (metric, "train_loss"))
-        cells = [after for _, after in pairs]
-        bytes_ = statistics.fmean(cell["bytes"] for cell in cells)
-        context = [cell["in_context"] for cell in cells if "in_context" in cell]
-        plain = statistics.fmean(before[metric] for before, _ in pairs)
-        rows.append(
-            [name, interval, way, f"{bytes_:.3f}", f"{statistics.fmean(context):.3f}" if context else "written",
-             f"{plain:.4f}", interval_of(gained), interval_of(lost)]
+        contexts = [after["in_context"] for _, after in pairs if "in_context" in after]
+        found.append(
+            Row(name, way, interval, metric, statistics.fmean(before[metric] for before, _ in pairs), gained, lost,
+                statistics.fmean(after["bytes"] for _, after in pairs), statistics.fmean(contexts) if contexts else None)
         )  # fmt: skip
-        label = f"{name}, {way}, {interval}"
-        mean, half = statistics.fmean(gained), two_errors(gained)
-        better = "higher" if metric == "test_accuracy" else "lower"
-        results.append(Result(f"{label}: {metric} gained", mean, "", better, None, (mean - half, mean + half)))
-        results.append(Result(f"{label}: bytes a parameter and checkpoint", bytes_, "B", "lower"))
-    page = [
-        "# How few bits a checkpoint may have\n",
-        f"Measured by `python experiments/few_bits.py` ({given.size.name}): {provenance()}; one thread a run.\n",
-        "Each row: the mean over seeds of the difference to the run without a codec from the same seed, with two standard errors. "
-        "Bytes are those of a difference, a parameter and checkpoint: written, or the entropy of the integers (alone, and with eight "
-        "contexts by the size of what the reader knows). Test: accuracy, of the Transformer the loss.\n",
-        table(["task", "interval", "way", "bytes", "in context", "test without", "test gained", "training loss gained"], rows),
-    ]  # fmt: skip
-    Path(given.output).mkdir(parents=True, exist_ok=True)
-    write_page(Path(given.output) / "few-bits.md", "\n".join(page))
+    return found
+
+
+def report(done: Mapping[str, Cell], given: Any) -> None:
+    results = list[Result]()
+    for row in rows_of(done):
+        label = f"{row.task}, {row.way}, {row.interval}"
+        mean, half = statistics.fmean(row.gained), two_errors(row.gained)
+        better = "higher" if row.metric == "test_accuracy" else "lower"
+        results.append(Result(f"{label}: {row.metric} gained", mean, "", better, None, (mean - half, mean + half)))
+        results.append(Result(f"{label}: bytes a parameter and checkpoint", row.bytes, "B", "lower"))
     runs = {name: {key: value for key, value in cell.items() if key != "shown"} for name, cell in done.items()}
+    Path(given.output).mkdir(parents=True, exist_ok=True)
+    write_page(Path(given.output) / "few-bits.md", page(runs))
     write(given.json, results, size=given.size, runs=runs, keep=given.only is not None)
+
+
+def page(runs: Mapping[str, Cell]) -> str:
+    """The page, from the finished runs by name."""
+    rows = [
+        [row.task, row.interval, row.way, f"{row.bytes:.3f}", "written" if row.in_context is None else f"{row.in_context:.3f}",
+         f"{row.plain:.4f}", interval_of(row.gained), interval_of(row.lost)]
+        for row in rows_of(runs)
+    ]  # fmt: skip
+    return "\n".join([
+        "# How few bits a checkpoint may have\n",
+        f"From `python experiments/few_bits.py --data DIR --json FILE`; {provenance()}; one thread a run, {SEEDS} seeds, 300 steps.\n",
+        "Each row: the mean over seeds of the difference to the run without a codec from the same seed, with two standard errors. "
+        "Bytes are those of a difference, a parameter and checkpoint: as written or, of what is no codec, the entropy of the "
+        "integers (alone, and with eight contexts by the size of what the reader knows). The test is accuracy, of the Transformer the "
+        "loss, where less is better. A name such as *drawn, 3* says how it is rounded, and the step over the root mean square of what "
+        "is rounded ([the ways](../../experiments/few_bits_coders.py)).\n",
+        table(["task", "interval", "way", "bytes", "in context", "test without", "test gained", "training loss gained"], rows),
+    ])  # fmt: skip
 
 
 def interval_of(values: list[float]) -> str:

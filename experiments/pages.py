@@ -15,6 +15,7 @@ from typing import Any
 
 import byzantine
 import cells
+import few_bits
 import honest
 import matrix_page
 import other_environments
@@ -33,6 +34,10 @@ def _honest(found: Document, output: Path, pictures: bool) -> None:
 
 def _byzantine(found: Document, output: Path, pictures: bool) -> None:
     byzantine.write_pages(found["cells"], found["planned"], output, pictures)
+
+
+def _few_bits(found: Document, output: Path, pictures: bool) -> None:
+    cells.write_page(output / "few-bits.md", few_bits.page(found["runs"]))
 
 
 def _selection(found: Document, output: Path, pictures: bool) -> None:
@@ -64,8 +69,8 @@ def _paper(found: Document, output: Path, pictures: bool) -> None:
 
 
 PAGES: dict[str, Callable[[Document, Path, bool], None]] = {
-    "attack-matrix": _attack_matrix, "byzantine": _byzantine, "honest": _honest, "other-environments": _other_environments,
-    "paper": _paper, "private-replay": _private_replay, "selection": _selection,
+    "attack-matrix": _attack_matrix, "byzantine": _byzantine, "few-bits": _few_bits, "honest": _honest,
+    "other-environments": _other_environments, "paper": _paper, "private-replay": _private_replay, "selection": _selection,
 }  # fmt: skip
 
 
