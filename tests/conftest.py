@@ -42,7 +42,10 @@ vars(pool)["WorkerProcess"] = nursery.worker
 HERE_REPLAYED = (
     "attacks/", "attestation/", "disputes/", "proof/", "program/", "recording/", "rehearsal/", "report/", "state/", "verifier/",
 )  # fmt: skip
-APART = ("verifier/test_workers.py", "verifier/test_abreast.py", "verifier/test_plan.py", "verifier/test_calibrate.py")
+APART = (  # of processes, and of tasks that end theirs
+    "verifier/test_workers.py", "verifier/test_abreast.py", "verifier/test_plan.py", "verifier/test_calibrate.py",
+    "proof/test_hostile.py", "recording/test_task.py",
+)  # fmt: skip
 
 
 # One process runs all tests of a file: those that take longest come first, so that none is left for the end.
