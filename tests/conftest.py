@@ -40,9 +40,13 @@ vars(pool)["WorkerProcess"] = nursery.worker
 # Where tests are of what a verdict says, and not of who takes its steps, replays take theirs in the test's own process, as those of
 # a task without a reference do; but not under POL_TEST_WORKERS=real, and not in tests for `make quick`.
 HERE_REPLAYED = (
-    "attacks/", "attestation/", "disputes/", "proof/", "program/", "recording/", "rehearsal/", "report/", "state/", "verifier/",
+    "attacks/", "attestation/", "disputes/", "program/", "rehearsal/test_situations.py", "report/",
+    "recording/test_resume_codecs.py",
 )  # fmt: skip
-APART = ("verifier/test_workers.py", "verifier/test_abreast.py", "verifier/test_plan.py", "verifier/test_calibrate.py")
+APART = (  # of processes, and of tasks that end theirs
+    "verifier/test_workers.py", "verifier/test_abreast.py", "verifier/test_plan.py", "verifier/test_calibrate.py",
+    "proof/test_hostile.py", "recording/test_task.py",
+)  # fmt: skip
 
 
 # One process runs all tests of a file: those that take longest come first, so that none is left for the end.
