@@ -196,7 +196,7 @@ def test_units_that_wake_up_in_a_decoy_are_paid_for_all_the_way(plain: Made, tmp
     with environments.recording("cpu") as here:
         victim = Victim.of(target, task, "cpu", here)
     session = victim.own_session(1)
-    put(session, model_of(proof.state(proof.state_digests()[leave])))
+    session.restore(proof.state(proof.state_digests()[leave]))
     alive = max(float((gate.mean > 0).double().mean()) for gate in gates(session, victim))
     honest = victim.samples(0, enter + 1) + victim.samples(leave, STEPS)
     assert forgery.samples_processed >= honest + 0.9 * alive * victim.samples(enter + 1, leave)
