@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,18 @@ def test_every_segment_of_every_codec_replays_bit_for_bit(
     rounded = [segment.arrived != segment.state for segment in proof.segments]
     assert rounded[:-1] == [codec in ROUNDING] * (len(rounded) - 1)
     assert not rounded[-1]  # the final state is as training left it
+
+
+@pytest.mark.parametrize(
+    ("codec", "interval", "said"), [("quantised", 2, True), ("quantised", 10, False), ("compact", 2, False)]
+)
+def test_a_codec_that_harms_training_at_such_an_interval_is_said(
+    codec: str, interval: int, said: bool, tiny: TaskReference, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pol.prove(tiny, tmp_path / "run.pol", interval=interval, codec=codec, rehearse=False)
+    assert any("`compact`" in str(warning.message) for warning in caught) == said
 
 
 def test_states_open_in_any_order(recorded: dict[str, Path]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proof_of_learning import canonical
 from proof_of_learning.data.commit import Dataset, commit
 from proof_of_learning.data.commitment import DataCommitment
-from proof_of_learning.errors import TaskError, UsageError
+from proof_of_learning.errors import RecordingWarning, TaskError, UsageError
 from proof_of_learning.limits import MAX_ARGUMENTS, MAX_TEXT
 from proof_of_learning.proof import codecs, format, parse
 from proof_of_learning.proof.format import (
@@ -29,6 +30,7 @@ from proof_of_learning.state.parts import adapter_of, stray_parameters
 from proof_of_learning.task import Task, default_interval
 from proof_of_learning.training.steps import Session
 
+COARSE = 10  # steps between states below which `quantised` was seen to harm training (docs/evidence/few-bits.md)
 _EXACT = 2**53  # integers below it have one spelling everywhere
 
 
@@ -55,6 +57,13 @@ def make_header(
     if codec not in codecs.NAMES:
         raise UsageError(f"there is no codec {codec[:40]!r}; choose one of {', '.join(codecs.NAMES)}")
     stored = codecs.get_codec(codec)
+    if codec == "quantised" and interval < COARSE:
+        warnings.warn(
+            f"with the codec quantised and {interval} steps between states, what moves by less than half a step is dropped so often "
+            "that training suffers; `compact` keeps it in the mean, in fewer bytes",
+            RecordingWarning,
+            stacklevel=2,
+        )
     session.rates()  # there is one for every group
     for name, number in stray_parameters(session.parts).items():
         raise TaskError(
