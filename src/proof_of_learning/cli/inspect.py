@@ -82,7 +82,7 @@ def describe(proof: Any) -> dict[str, Any]:
     import msgspec
 
     from proof_of_learning import sources
-    from proof_of_learning.proof.writer import KEYFRAMES
+    from proof_of_learning.proof.codecs import KEYFRAMES
     from proof_of_learning.verifier.expected import expected_steps
 
     header = msgspec.to_builtins(proof.header)

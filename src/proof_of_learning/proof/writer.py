@@ -20,7 +20,7 @@ from proof_of_learning.errors import FormatError, IntegrityError, RecordingError
 from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof import files, format, parse
 from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.codecs import get_codec
+from proof_of_learning.proof.codecs import KEYFRAMES, get_codec
 from proof_of_learning.proof.codecs.base import Codec, Encoded
 from proof_of_learning.proof.codecs.room import Balance
 from proof_of_learning.proof.format import (
@@ -41,9 +41,6 @@ from proof_of_learning.state.state import State
 # What decides an unfinished run's numbers; not part of the proof, and gone with the seal.
 _IDENTITY = files.TEMPORARY + "identity"
 PLACES = files.TEMPORARY + "places"  # of a script's loop at its checkpoints
-
-# By codec: a whole state after so many objects. A difference is small beside a whole state only if it is a coarse one.
-KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64, "compact": 64}
 
 
 class ProofWriter:

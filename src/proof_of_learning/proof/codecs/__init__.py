@@ -24,8 +24,10 @@ _CODECS: dict[tuple[str, int], tuple[str, bool]] = {  # by name and version: the
 }
 NAMES = tuple(sorted({name for name, _ in _CODECS}))
 DEFAULT = RAW
+# By codec: a whole state after so many objects. A difference is small beside a whole state only if it is a coarse one.
+KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64, "compact": 64}
 
-__all__ = ["DEFAULT", "NAMES", "RAW", "get_codec", "is_exact"]
+__all__ = ["DEFAULT", "KEYFRAMES", "NAMES", "RAW", "get_codec", "is_exact"]
 
 
 def _known(name: str, version: int) -> tuple[str, bool]:
