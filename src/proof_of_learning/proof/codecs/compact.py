@@ -9,12 +9,13 @@ the mean (as gradients are in QSGD, Alistarh et al., NeurIPS 2017), in multiples
 - of weights, that of their movement;
 - of second moments the step is half an octave.
 
-The noise follows from what the last checkpoint holds, so nothing is left for a prover to choose. Values end on a grid finer than
+The noise follows from a tensor's name and the step, so nothing is left for a prover to choose. Values end on a grid finer than
 the step, so that whole states compress as well. All else is kept to the bit.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -83,7 +84,8 @@ class CompactCodec(RoundingCodec):
             if entry.by == name:
                 fits = fits and role(name) == "momentum" and found.factors[0] == 0 and _like(entry, name, base)
             else:
-                fits = fits and role(name) == "weights" and prediction.foretells(entry, entries, base)
+                fits = fits and role(name) == "weights" and _like(entry, name, base)
+                fits = fits and prediction.foretells(entry, entries, base)
         if not fits:
             raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
         return found
@@ -95,7 +97,7 @@ class CompactCodec(RoundingCodec):
             expected = plain.before * (0.0 if foretold is None else foretold.values[1])
         elif foretold is not None:
             expected = prediction.moved(foretold, name, decoded, base)
-        noise = _noise(decoded[name].numel(), plain.before) if name in decoded else None  # decoding needs none
+        noise = _noise(decoded[name].numel(), name, base) if name in decoded else None  # decoding needs none
         return replace(plain, expected=expected, noise=noise)
 
     def tries(self, rule: Rule, foretold: Foretold | None) -> Iterator[tuple[Rule, Foretold | None]]:
@@ -200,18 +202,30 @@ def _noise_of(given: Given) -> Tensor:
     return given.noise
 
 
-def _noise(count: int, before: Tensor | None) -> Tensor:
-    """From 0 to below 1 in 24 bits, for each place; other ones for each state ``before`` (a finaliser of MurmurHash3)."""
-    salt = 0 if before is None else int(before.view(torch.int32).sum(dtype=torch.int64))
+def _noise(count: int, name: str, base: State) -> Tensor:
+    """From 0 to below 1 in 24 bits, for each place; other ones for each tensor and step (a finaliser of MurmurHash3).
+
+    No value of the base has a part in it: a prover whose replay is compared within noise may change the last bit of one, and would
+    have new noise for each try.
+    """
+    salt = hashlib.sha256(f"{_step(base)}/{name}".encode()).digest()
     mixed = np.arange(count, dtype=np.uint32)
+    mixed += np.uint32(int.from_bytes(salt[:4], "little"))
     mixed *= np.uint32(0x9E3779B1)
-    mixed += np.uint32((salt ^ (salt >> 32)) * 0x9E3779B1 & 0xFFFFFFFF)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed ^= mixed >> np.uint32(shift)
         mixed *= np.uint32(factor)
     mixed ^= mixed >> np.uint32(16)
     mixed >>= np.uint32(8)
     return torch.from_numpy(mixed.view(np.int32)).to(torch.float32).mul_(2.0**-24)
+
+
+def _step(state: State) -> str:
+    """The number of steps that a state says were done; nothing where it does not say it as states of a proof do."""
+    try:
+        return str(dict(dict(state.tree["d"])["s:progress"]["d"])["s:step"]["i"])
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def _unsigned_before(tensor: Tensor, base: State, name: str) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric.denormals import with_denormals
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import PIECE, Encoded, finite, same_kind
 from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_value
@@ -164,6 +165,7 @@ class RoundingCodec:
         """What noise may have made of a rule and of what was foretold, the likeliest first."""
         yield rule, foretold
 
+    @with_denormals
     def encode(self, state: State, base: State | None) -> Encoded:
         if base is None:
             raise FormatError(f"the codec {self.name} needs the checkpoint before")
@@ -193,6 +195,7 @@ class RoundingCodec:
 
         return Encoded(State(state.tree, tensors), chunks)
 
+    @with_denormals
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
         tree, entries, stored = packed.unpack(raw, base, room, self.planes)
         tensors, rounded = dict[str, Tensor](), dict[str, tuple[str, int]]()
@@ -227,6 +230,7 @@ class RoundingCodec:
                     tensors[name] = flat.reshape(entries[name].shape)
         return State(tree, {name: tensors[name] for name in entries})
 
+    @with_denormals
     def nearest(self, arrived: State, recorded: State, base: State) -> State:
         """Each value of ``arrived``, moved into the interval that rounds to the recorded one (as recorded where there is none)."""
         tensors, alike = dict(recorded.tensors), list[str]()
