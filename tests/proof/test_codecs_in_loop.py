@@ -353,6 +353,20 @@ def test_a_variance_that_is_a_difference_is_kept_to_the_bit(recorded: dict[str, 
             assert bool((tensors[name.replace("grad_avg", "square_avg")] >= tensors[name] ** 2 * (1 - 1e-5)).all())
 
 
+@pytest.mark.parametrize("other", ["exp_inf", "of_my_own"])
+def test_a_momentum_is_kept_to_the_bit_beside_what_may_divide_it(other: str) -> None:
+    """Adamax's update is its momentum over ``exp_inf``, which may be small where the momentum is and nowhere else."""
+    base, state = stepped(10, adam=True)
+
+    def renamed(at: State) -> State:
+        tensors = {n.replace("exp_avg_sq", other): tensor for n, tensor in at.tensors.items()}
+        return State(tree_of(tensors), tensors)
+
+    back = there_and_back(renamed(state), renamed(base), get_codec("compact"))[1]
+    assert same(back.tensors["optimizer/state/0/exp_avg"], state.tensors["optimizer/state/0/exp_avg"])
+    assert not same(back.tensors["model/parameters/w"], state.tensors["model/parameters/w"])
+
+
 @pytest.mark.parametrize(
     "change",
     [{"factors": [0, 2, -3]}, {"factors": [1, 2, 3]}, {"factors": [0, 300, -8]}, {"factors": [0, 2, -200]}, {"factors": [0, 2]},

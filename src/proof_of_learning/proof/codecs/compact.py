@@ -15,6 +15,7 @@ the step, so that whole states compress as well. All else is kept to the bit.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.quantised import LARGEST, half_exponent, magnitudes
 from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, Scales, power, unsigned
-from proof_of_learning.state.names import role
+from proof_of_learning.state.names import STATE, role
 from proof_of_learning.state.state import State
 
 PARTS = 4  # of an octave, in which steps are chosen
@@ -39,6 +40,7 @@ STEP = 5  # such parts above the root mean square: 2.4 to 2.8 times it
 GRID = 2  # octaves below the step on whose multiples values end
 OCTAVE = 22  # a second moment's step is 2 to this in the order of bit patterns: half an octave
 FACTOR_BITS = 8  # few, so that a replay with noise finds the same factors
+BESIDE = ("step", "mu_product", "eta", "mu", "ax", "acc_delta")  # what PyTorch's optimizers keep and divide no momentum by
 WHOLE = float(1 << 23)  # from here on every float32 is a whole number
 
 
@@ -54,7 +56,7 @@ class CompactCodec(RoundingCodec):
     def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
         tensor = tensors[name]
         new, beside = name not in base.tensors, name.rpartition("/")[0]
-        if f"{beside}/grad_avg" in tensors:  # RMSprop's variance, of which no rounding may make less than nothing
+        if role(name) != "weights" and beside in _kept(tuple(tensors)):
             return None
         match role(name):
             case "weights" if not new and same_kind(tensor, base, name):
@@ -180,6 +182,21 @@ class _Octaves:
 
     def _before(self, given: Given, length: int) -> Tensor:
         return torch.zeros(length, dtype=torch.int32) if given.before is None else packed.map_bits(given.before)
+
+
+@functools.lru_cache(4)
+def _kept(names: tuple[str, ...]) -> frozenset[str]:
+    """What precedes the names of momenta and second moments that are not rounded, of a state with tensors of these names.
+
+    RMSprop's variance is a difference to the square of its ``grad_avg``, and no rounding may make less than nothing of it. And a tensor of
+    no known role may be what a momentum is divided by, as Adamax's ``exp_inf``: where that is small, a step of the others' size explodes.
+    """
+    entries = (name.rpartition("/") for name in names if STATE in name)
+    return frozenset(before for before, _, key in entries if key == "grad_avg" or not _known(before, key))
+
+
+def _known(before: str, key: str) -> bool:
+    return role(f"{before}/{key}") != "" or key in BESIDE
 
 
 def _items(multiples: Tensor) -> Tensor | None:
