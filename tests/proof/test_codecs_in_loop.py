@@ -291,9 +291,7 @@ def at_step(state: State, step: int) -> State:
 def test_what_compact_rounds_off_is_nothing_in_the_mean() -> None:
     """Over forty steps, whose noise differs, with the same movement."""
     (base, state), codec, name = stepped(10), get_codec("compact"), "model/parameters/w"
-    errors = [
-        codec.encode(state, at_step(base, step)).state.tensors[name] - state.tensors[name] for step in range(40)
-    ]
+    errors = [codec.encode(state, at_step(base, step)).state.tensors[name] - state.tensors[name] for step in range(40)]
     moved = state.tensors[name] - base.tensors[name]
     single = torch.stack(errors).norm() / math.sqrt(40) / moved.norm()
     together = torch.stack(errors).mean(0).norm() / moved.norm()
@@ -306,7 +304,9 @@ def test_the_noise_of_compact_is_not_the_prover_s_to_choose() -> None:
     (base, state), codec, name = stepped(10), get_codec("compact"), "model/parameters/w"
     nudged = base.tensors[name].clone()
     nudged[0, 0] += 1e-7
-    one, two = (codec.encode(state, State(base.tree, {**base.tensors, name: at})).state for at in (nudged, base.tensors[name]))
+    one, two = (
+        codec.encode(state, State(base.tree, {**base.tensors, name: at})).state for at in (nudged, base.tensors[name])
+    )
     apart = one.tensors[name] != two.tensors[name]
     assert int(apart.sum()) <= 1
     later = codec.encode(state, at_step(base, 31)).state  # and every step has its own

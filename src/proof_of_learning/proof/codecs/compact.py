@@ -40,7 +40,14 @@ STEP = 5  # such parts above the root mean square: 2.4 to 2.8 times it
 GRID = 2  # octaves below the step on whose multiples values end
 OCTAVE = 22  # a second moment's step is 2 to this in the order of bit patterns: half an octave
 FACTOR_BITS = 8  # few, so that a replay with noise finds the same factors
-BESIDE = ("step", "mu_product", "eta", "mu", "ax", "acc_delta")  # what PyTorch's optimizers keep and divide no momentum by
+BESIDE = (
+    "step",
+    "mu_product",
+    "eta",
+    "mu",
+    "ax",
+    "acc_delta",
+)  # what PyTorch's optimizers keep and divide no momentum by
 WHOLE = float(1 << 23)  # from here on every float32 is a whole number
 
 

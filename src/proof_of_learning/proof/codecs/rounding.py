@@ -219,11 +219,11 @@ class RoundingCodec:
                     if second is not None and (second.dtype, second.numel()) != (torch.float32, entries[name].count):
                         raise FormatError(f"the tensor {name[:80]!r} has a second moment of another kind beside it")
                     given.append(self.given(name, base, tensors, told))
-                items = packed.unzigzag(joined([stored.pop(name) for name in names])).to(torch.int32)
+                items = joined([stored.pop(name) for name in names])
                 rule = self.rules[entries[names[0]].how]
                 scales = Scales([entries[name].scale for name in names], sizes, rule.parts)
                 try:
-                    value = rule.value(items, scales, Given.joined(given))
+                    value = _value(rule, items, scales, Given.joined(given))
                 except (RuntimeError, TypeError, AttributeError):
                     raise FormatError(f"the tensor {names[0][:80]!r} cannot be decoded") from None
                 for name, flat in zip(names, torch.split(value, sizes), strict=True):
@@ -307,6 +307,15 @@ def _rounded(
             names, torch.split(items, sizes), widths, torch.split(value, sizes), scales.exponents, strict=True
         )
     }
+
+
+def _value(rule: Rule, stored: Tensor, scales: Scales, given: Given) -> Tensor:
+    """What a rule makes of the items of one batch, in pieces: a small object may hold a large tensor."""
+    value = torch.empty(len(stored), dtype=torch.float32)
+    for start in range(0, len(stored), PIECE):
+        part = slice(start, start + PIECE)
+        value[part] = rule.value(packed.unzigzag(stored[part]).to(torch.int32), scales, given.part(part))
+    return value
 
 
 def _phases(names: Iterable[str]) -> Iterator[list[str]]:
