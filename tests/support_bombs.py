@@ -55,11 +55,13 @@ def named(tree: Any, tensors: dict[str, Tensor] | None = None) -> str:
     return State(tree, tensors or {}).digest()
 
 
-def tightly(tree: Any, entries: dict[str, Entry], items: dict[str, Tensor]) -> bytes:
+def tightly(
+    tree: Any, entries: dict[str, Entry], items: dict[str, Tensor], planes: Sequence[int] = packed.HALVES
+) -> bytes:
     """An object of the compressing codecs, compressed as well as anyone can."""
     packed._zstd.compressor = zstandard.ZstdCompressor(level=19, write_content_size=True)
     try:
-        return b"".join(packed.pack(tree, entries, lambda name: items[name]))
+        return b"".join(packed.pack(tree, entries, lambda name: items[name], planes))
     finally:
         del packed._zstd.compressor
 

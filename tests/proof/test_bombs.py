@@ -16,7 +16,7 @@ import torch
 
 import proof_of_learning as pol
 from proof_of_learning.errors import FormatError, IntegrityError
-from proof_of_learning.limits import HEADER_WEIGHT, MAX_EXPANSION, WEIGHT_ROOM
+from proof_of_learning.limits import HEADER_WEIGHT, MAX_EXPANSION, MAX_EXPANSION_COMPACT, WEIGHT_ROOM
 from proof_of_learning.numeric import environment
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.reader import Proof
@@ -99,6 +99,20 @@ def padded(path: Path) -> Path:
     return write(path, [digest(1), made.state], [made])
 
 
+def rounded(path: Path) -> Path:
+    """The same with the codec that makes the most room, in one momentum, which takes the most memory to decode."""
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, 900_000, dtype=np.uint8))
+    room = WEIGHT_ROOM + MAX_EXPANSION_COMPACT * len(noise) - len(noise) - HEADER_WEIGHT * 1000
+    momentum, size = "model/state/0/exp_avg", room // 4
+    entries = {momentum: packed.Entry("float32", [size], 1, "new"), "model/b": packed.entry(noise, 1, "plain")}
+    tree = under([["s:b", {"t": "model/b"}], ["s:state", {"d": [["s:0", {"d": [["s:exp_avg", {"t": momentum}]]}]]}]])
+    items = {momentum: torch.zeros(size, dtype=torch.int8), "model/b": packed.map_bits(noise)}
+    first = whole({"d": [["s:model", {"d": []}], ["s:progress", {"i": "0"}]]}, codec="raw")
+    state = named(tree, {momentum: torch.zeros(size), "model/b": noise})
+    made = Made(tightly(tree, entries, items, packed.QUARTERS), "compact", state, first.state)
+    return write(path, [first.state, made.state], [first, made], codec="compact")
+
+
 def names(path: Path) -> Path:
     """A long name above many nodes."""
     made = whole(under([["s:" + "k" * 400_000, {"l": [None] * 100_000}]]), codec="raw")
@@ -124,6 +138,7 @@ BOMBS: dict[Callable[[Path], Path], str] = {
     zeros: "decompression bomb",
     differences: "decompression bomb",
     padded: "all digests correct",
+    rounded: "all digests correct",
     names: "all digests correct",
     lists: "all digests correct",
     nodes: "all digests correct",

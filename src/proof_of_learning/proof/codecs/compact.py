@@ -9,12 +9,14 @@ the mean (as gradients are in QSGD, Alistarh et al., NeurIPS 2017), in multiples
 - of weights, that of their movement;
 - of second moments the step is half an octave.
 
-The noise follows from what the last checkpoint holds, so nothing is left for a prover to choose. Values end on a grid finer than
+The noise follows from a tensor's name and the step, so nothing is left for a prover to choose. Values end on a grid finer than
 the step, so that whole states compress as well. All else is kept to the bit.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +32,7 @@ from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.quantised import LARGEST, half_exponent, magnitudes
 from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, Scales, power, unsigned
-from proof_of_learning.state.names import role
+from proof_of_learning.state.names import STATE, role
 from proof_of_learning.state.state import State
 
 PARTS = 4  # of an octave, in which steps are chosen
@@ -38,6 +40,14 @@ STEP = 5  # such parts above the root mean square: 2.4 to 2.8 times it
 GRID = 2  # octaves below the step on whose multiples values end
 OCTAVE = 22  # a second moment's step is 2 to this in the order of bit patterns: half an octave
 FACTOR_BITS = 8  # few, so that a replay with noise finds the same factors
+BESIDE = (
+    "step",
+    "mu_product",
+    "eta",
+    "mu",
+    "ax",
+    "acc_delta",
+)  # what PyTorch's optimizers keep and divide no momentum by
 WHOLE = float(1 << 23)  # from here on every float32 is a whole number
 
 
@@ -53,7 +63,7 @@ class CompactCodec(RoundingCodec):
     def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
         tensor = tensors[name]
         new, beside = name not in base.tensors, name.rpartition("/")[0]
-        if f"{beside}/grad_avg" in tensors:  # RMSprop's variance, of which no rounding may make less than nothing
+        if role(name) != "weights" and beside in _kept(tuple(tensors)):
             return None
         match role(name):
             case "weights" if not new and same_kind(tensor, base, name):
@@ -83,7 +93,8 @@ class CompactCodec(RoundingCodec):
             if entry.by == name:
                 fits = fits and role(name) == "momentum" and found.factors[0] == 0 and _like(entry, name, base)
             else:
-                fits = fits and role(name) == "weights" and prediction.foretells(entry, entries, base)
+                fits = fits and role(name) == "weights" and _like(entry, name, base)
+                fits = fits and prediction.foretells(entry, entries, base)
         if not fits:
             raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
         return found
@@ -95,7 +106,7 @@ class CompactCodec(RoundingCodec):
             expected = plain.before * (0.0 if foretold is None else foretold.values[1])
         elif foretold is not None:
             expected = prediction.moved(foretold, name, decoded, base)
-        noise = _noise(decoded[name].numel(), plain.before) if name in decoded else None  # decoding needs none
+        noise = _noise(decoded[name].numel(), name, base) if name in decoded else None  # decoding needs none
         return replace(plain, expected=expected, noise=noise)
 
     def tries(self, rule: Rule, foretold: Foretold | None) -> Iterator[tuple[Rule, Foretold | None]]:
@@ -180,6 +191,21 @@ class _Octaves:
         return torch.zeros(length, dtype=torch.int32) if given.before is None else packed.map_bits(given.before)
 
 
+@functools.lru_cache(4)
+def _kept(names: tuple[str, ...]) -> frozenset[str]:
+    """What precedes the names of momenta and second moments that are not rounded, of a state with tensors of these names.
+
+    RMSprop's variance is a difference to the square of its ``grad_avg``, and no rounding may make less than nothing of it. And a tensor of
+    no known role may be what a momentum is divided by, as Adamax's ``exp_inf``: where that is small, a step of the others' size explodes.
+    """
+    entries = (name.rpartition("/") for name in names if STATE in name)
+    return frozenset(before for before, _, key in entries if key == "grad_avg" or not _known(before, key))
+
+
+def _known(before: str, key: str) -> bool:
+    return role(f"{before}/{key}") != "" or key in BESIDE
+
+
 def _items(multiples: Tensor) -> Tensor | None:
     fits = all(abs(float(end)) <= LARGEST for end in torch.aminmax(multiples))
     return multiples.to(torch.int32) if fits else None
@@ -200,18 +226,30 @@ def _noise_of(given: Given) -> Tensor:
     return given.noise
 
 
-def _noise(count: int, before: Tensor | None) -> Tensor:
-    """From 0 to below 1 in 24 bits, for each place; other ones for each state ``before`` (a finaliser of MurmurHash3)."""
-    salt = 0 if before is None else int(before.view(torch.int32).sum(dtype=torch.int64))
+def _noise(count: int, name: str, base: State) -> Tensor:
+    """From 0 to below 1 in 24 bits, for each place; other ones for each tensor and step (a finaliser of MurmurHash3).
+
+    No value of the base has a part in it: a prover whose replay is compared within noise may change the last bit of one, and would
+    have new noise for each try.
+    """
+    salt = hashlib.sha256(f"{_step(base)}/{name}".encode()).digest()
     mixed = np.arange(count, dtype=np.uint32)
+    mixed += np.uint32(int.from_bytes(salt[:4], "little"))
     mixed *= np.uint32(0x9E3779B1)
-    mixed += np.uint32((salt ^ (salt >> 32)) * 0x9E3779B1 & 0xFFFFFFFF)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed ^= mixed >> np.uint32(shift)
         mixed *= np.uint32(factor)
     mixed ^= mixed >> np.uint32(16)
     mixed >>= np.uint32(8)
     return torch.from_numpy(mixed.view(np.int32)).to(torch.float32).mul_(2.0**-24)
+
+
+def _step(state: State) -> str:
+    """The number of steps that a state says were done; nothing where it does not say it as states of a proof do."""
+    try:
+        return str(dict(dict(state.tree["d"])["s:progress"]["d"])["s:step"]["i"])
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def _unsigned_before(tensor: Tensor, base: State, name: str) -> bool:

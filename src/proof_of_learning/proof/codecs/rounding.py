@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
+from proof_of_learning.numeric.denormals import with_denormals
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import PIECE, Encoded, finite, same_kind
 from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_value
@@ -164,6 +165,7 @@ class RoundingCodec:
         """What noise may have made of a rule and of what was foretold, the likeliest first."""
         yield rule, foretold
 
+    @with_denormals
     def encode(self, state: State, base: State | None) -> Encoded:
         if base is None:
             raise FormatError(f"the codec {self.name} needs the checkpoint before")
@@ -193,6 +195,7 @@ class RoundingCodec:
 
         return Encoded(State(state.tree, tensors), chunks)
 
+    @with_denormals
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
         tree, entries, stored = packed.unpack(raw, base, room, self.planes)
         tensors, rounded = dict[str, Tensor](), dict[str, tuple[str, int]]()
@@ -216,17 +219,18 @@ class RoundingCodec:
                     if second is not None and (second.dtype, second.numel()) != (torch.float32, entries[name].count):
                         raise FormatError(f"the tensor {name[:80]!r} has a second moment of another kind beside it")
                     given.append(self.given(name, base, tensors, told))
-                items = packed.unzigzag(joined([stored.pop(name) for name in names])).to(torch.int32)
+                items = joined([stored.pop(name) for name in names])
                 rule = self.rules[entries[names[0]].how]
                 scales = Scales([entries[name].scale for name in names], sizes, rule.parts)
                 try:
-                    value = rule.value(items, scales, Given.joined(given))
+                    value = _value(rule, items, scales, Given.joined(given))
                 except (RuntimeError, TypeError, AttributeError):
                     raise FormatError(f"the tensor {names[0][:80]!r} cannot be decoded") from None
                 for name, flat in zip(names, torch.split(value, sizes), strict=True):
                     tensors[name] = flat.reshape(entries[name].shape)
         return State(tree, {name: tensors[name] for name in entries})
 
+    @with_denormals
     def nearest(self, arrived: State, recorded: State, base: State) -> State:
         """Each value of ``arrived``, moved into the interval that rounds to the recorded one (as recorded where there is none)."""
         tensors, alike = dict(recorded.tensors), list[str]()
@@ -303,6 +307,15 @@ def _rounded(
             names, torch.split(items, sizes), widths, torch.split(value, sizes), scales.exponents, strict=True
         )
     }
+
+
+def _value(rule: Rule, stored: Tensor, scales: Scales, given: Given) -> Tensor:
+    """What a rule makes of the items of one batch, in pieces: a small object may hold a large tensor."""
+    value = torch.empty(len(stored), dtype=torch.float32)
+    for start in range(0, len(stored), PIECE):
+        part = slice(start, start + PIECE)
+        value[part] = rule.value(packed.unzigzag(stored[part]).to(torch.int32), scales, given.part(part))
+    return value
 
 
 def _phases(names: Iterable[str]) -> Iterator[list[str]]:
