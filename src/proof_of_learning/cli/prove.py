@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 _GOES_ON = (
-    "interrupted; what was recorded up to the last checkpoint is intact, and the same command goes on from there (or from the start, "
-    "where there is none yet)"
+    "interrupted; what is recorded is intact, and the same command goes on from the last checkpoint (from the start, where there is "
+    "none yet)"
 )
 
 
