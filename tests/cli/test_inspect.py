@@ -43,6 +43,7 @@ def test_another_file_is_refused_by_what_it_is(text: str, tmp_path: Path) -> Non
 def test_a_manifest_says_that_nothing_can_be_replayed(tiny_proof: Path, tmp_path: Path) -> None:
     manifest(tiny_proof, tmp_path / "manifest.pol")
     assert "nothing can be replayed, for no state is here" in pol("inspect", tmp_path / "manifest.pol").stdout
+    assert "none of their states, all digests correct" in pol("check", tmp_path / "manifest.pol").stdout
     thin(tiny_proof, 2, tmp_path / "thin.pol")
     assert "states are missing, so none are weighted" in pol("inspect", tmp_path / "thin.pol").stdout
 

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from proof_of_learning.recording.stamping import Stamping
 
 
-@common.command("interrupted; what is recorded is intact, and the same command goes on from the last checkpoint")
+_GOES_ON = (
+    "interrupted; what is recorded is intact, and the same command goes on from the last checkpoint (from the start, where there is "
+    "none yet)"
+)
+
+
+@common.command(_GOES_ON)
 def prove(
     task: Annotated[
         str, typer.Argument(help="The task: `path.py:function`, `module:function`, or a script (`path.py`).")
@@ -230,7 +236,7 @@ def _script(
                 raise typer.Exit(common.INTERRUPTED) from None
             raise KeyboardInterrupt(_SEVERAL_INTERRUPTED.format(out=out)) from None
         raise KeyboardInterrupt(
-            "interrupted; what is recorded is intact, and the same command goes on from the last checkpoint"
+            _GOES_ON
             if keyed
             else "interrupted; a script's recording goes on only under a key (--seed, --registration): "
             f"remove {out}, and run the command again"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
@@ -24,6 +26,7 @@ from proof_of_learning.numeric import randomness
 from proof_of_learning.replay.coast import at_places, coast, of_session
 from proof_of_learning.replay.protocol import Coasting, Glimpse, Head, Probe, Probed, Rest
 from proof_of_learning.state.modules import tensors_in
+from proof_of_learning.state.parts import optimizers
 from proof_of_learning.state.state import State, restore
 from proof_of_learning.task import task_code
 from proof_of_learning.training.batches import Feed
@@ -31,6 +34,7 @@ from proof_of_learning.training.steps import Session
 
 ROWS, COLUMNS = 64, 128  # of an output that are looked at
 HEADS = 4  # outputs of a step: the last ones
+CALLS = 64  # of a network, whose outputs are shown: the last ones
 NO_OUTPUT = (
     "the task's step shows no output of its networks: it should call its modules (`model(x)`, not a method of theirs)"
 )
@@ -73,7 +77,7 @@ def probe(
     return Probed(glimpses)
 
 
-def _steps(session: Session, state: State, batches: list[Any]) -> float:
+def _steps(session: Session, state: State, batches: list[Any], seen: Seen) -> float:
     """The loss of steps from one state over all batches: a step of the task's own looks at as many as it trains with."""
     each = session.task.accumulate if session.task.step is not None else len(batches)
     losses = []
@@ -81,11 +85,13 @@ def _steps(session: Session, state: State, batches: list[Any]) -> float:
         if start:
             session.restore(state)
         losses.append(float(session.take(session.progress.step, batches[start : start + each], False).loss))
+        seen.keep()
     return sum(losses) / len(losses)
 
 
 def _glimpse(session: Session, state: State, batches: list[Any], seed: int, gradients: bool) -> Glimpse:
-    with watched(session.parts, gradients) as seen, warnings.catch_warnings():
+    # A standard loop's loss is looked at as it is: it makes no calls but those it is made from.
+    with watched(session.parts, gradients, amid=session.task.step is not None) as seen, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch on schedulers that are ahead of the optimizer
         if session.task.step is None and not gradients:
             assert session.task.loss is not None
@@ -94,7 +100,7 @@ def _glimpse(session: Session, state: State, batches: list[Any], seed: int, grad
                 losses = [session.task.loss(session.model, batch).detach() for batch in batches]
                 loss = float(torch.stack([value.reshape(()) for value in losses]).double().mean())
         else:
-            loss = _steps(session, state, batches)
+            loss = _steps(session, state, batches, seen)
     labelled = any(integers(batch) for batch in batches)
     heads = [head(name, outputs, labelled, seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
     if not heads:
@@ -102,19 +108,101 @@ def _glimpse(session: Session, state: State, batches: list[Any], seed: int, grad
     return Glimpse(heads, loss if math.isfinite(loss) else math.inf, seen.living())
 
 
-class _Seen:
-    """What the watched modules showed."""
+class _Call:
+    """One call of a network. ``taught``: whether a loss is differentiated through it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, outputs: list[Tensor]) -> None:
+        self.name, self.taught, self.forgotten = name, False, False
+        self._outputs = [output.detach() for output in outputs]
+        self._through: set[int] = set()
+
+    def reached(self, place: int | None, gradient: Tensor | None) -> None:
+        """A gradient came back to an output; None: to one that is a single number, a loss of the network's own."""
+        if gradient is not None:  # of several outputs of one operation the others are told, too
+            self.taught = True
+            if place is not None:
+                self._through.add(place)
+
+    def forget(self) -> None:
+        self.forgotten, self._outputs = True, []
+
+    @property
+    def shown(self) -> Tensor:
+        return self._outputs[min(self._through, default=0)]
+
+
+class Seen:
+    """What the watched modules showed.
+
+    ``amid``: the step may call its networks for other ends than to learn from what they say (it evaluates now and then). Of
+    each update the calls before its last optimizer step count then, and of a network that a loss is differentiated through,
+    these alone. So what a state shows is the same function of the same samples, whatever the loop looks at besides.
+    """
+
+    def __init__(self, amid: bool) -> None:
         self.outputs: dict[str, list[Tensor]] = {}
+        self._amid = amid
+        self._calls: list[_Call] = []  # of the update under way
+        self._before: int | None = None  # how many of them came before an optimizer stepped
+        self._loose: dict[str, deque[_Call]] = {}  # since then, without a gradient
         self._reached: dict[tuple[str, int], Tensor] = {}
+        self._kept: dict[tuple[str, int], Tensor] = {}  # as it was when the update began,
+        self._taught: dict[tuple[str, int], Tensor] = {}  # and when an optimizer stepped
         self._expected: set[str] = set()
 
     def output(self, name: str, value: Any) -> None:
-        found = [tensor.detach() for tensor in tensors_in(value) if tensor.is_floating_point() and tensor.ndim > 0]
-        if found:
-            kept = self.outputs.pop(name, [])  # the last call counts for the order
-            self.outputs[name] = [*kept, found[0]][-64:]
+        tensors = [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
+        found = [tensor for tensor in tensors if tensor.ndim > 0]
+        if not found:
+            return
+        call = _Call(name, found)
+        if not self._amid:
+            self._add(call)
+            return
+        self._calls.append(call)
+        if not any(tensor.requires_grad for tensor in tensors):  # of a long evaluation only the last are held
+            loose = self._loose.setdefault(name, deque())
+            loose.append(call)
+            if len(loose) > CALLS:
+                loose.popleft().forget()
+        for tensor in tensors:
+            if tensor.requires_grad:
+                place = next((number for number, other in enumerate(found) if other is tensor), None)
+                tensor.register_hook(partial(call.reached, place))  # type: ignore[no-untyped-call]
+
+    def _add(self, call: _Call) -> None:
+        kept = self.outputs.pop(call.name, [])  # the last call counts for the order
+        self.outputs[call.name] = [*kept, call.shown][-CALLS:]
+
+    def stepped(self) -> None:
+        self._before, self._loose, self._taught = len(self._calls), {}, dict(self._reached)
+
+    @property
+    def _learned_from(self) -> list[_Call]:
+        return self._calls[: self._before]
+
+    @property
+    def besides(self) -> bool:
+        """Whether the update calls networks, before it steps, through which no loss is differentiated."""
+        return not all(call.taught for call in self._learned_from)
+
+    @property
+    def calls(self) -> int:
+        """Of networks, before the update steps."""
+        return len(self._learned_from)
+
+    def keep(self) -> None:
+        """The update is over, and is looked at."""
+        taught = {call.name for call in self._learned_from if call.taught}
+        for call in self._learned_from:
+            if (call.taught or call.name not in taught) and not call.forgotten:
+                self._add(call)
+        self._kept = dict(self._reached) if self._before is None else self._taught
+        self.drop()
+
+    def drop(self) -> None:
+        """The update is over, and is not looked at."""
+        self._calls, self._before, self._loose, self._reached = [], None, {}, dict(self._kept)
 
     def follow(self, name: str, value: Any) -> None:
         """Look at the gradient that comes back to an output, or to any of several (of an LSTM, often the last state alone is used)."""
@@ -123,7 +211,9 @@ class _Seen:
                 self._expected.add(name)
                 tensor.register_hook(partial(self._reach, (name, place)))  # type: ignore[no-untyped-call]
 
-    def _reach(self, name: tuple[str, int], gradient: Tensor) -> None:
+    def _reach(self, name: tuple[str, int], gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
         reached = (gradient != 0).flatten(0, -2).any(dim=0) if gradient.ndim != 4 else (gradient != 0).any(dim=0)
         before = self._reached.get(name)
         fits = before is not None and before.shape == reached.shape
@@ -138,7 +228,7 @@ class _Seen:
 
 
 @contextmanager
-def watched(parts: Mapping[str, Any], gradients: bool) -> Iterator[_Seen]:
+def watched(parts: Mapping[str, Any], gradients: bool, amid: bool) -> Iterator[Seen]:
     """Watch the modules among the parts: outputs of those that no other calls, gradients at those with parameters of their own."""
     names = {
         id(module): f"{part}.{path}" if path else part
@@ -146,7 +236,8 @@ def watched(parts: Mapping[str, Any], gradients: bool) -> Iterator[_Seen]:
         if isinstance(root, nn.Module)
         for path, module in root.named_modules()
     }
-    seen, depth = _Seen(), [0]
+    own = {id(optimizer) for optimizer in optimizers(parts).values()}
+    seen, depth = Seen(amid), [0]
 
     def before(module: nn.Module, given: Any) -> None:
         depth[0] += id(module) in names
@@ -164,6 +255,8 @@ def watched(parts: Mapping[str, Any], gradients: bool) -> Iterator[_Seen]:
     handles = [
         hooks.register_module_forward_pre_hook(before),
         hooks.register_module_forward_hook(after, always_call=True),
+        # Behind it, for a step may take a closure that calls the networks.
+        register_optimizer_step_post_hook(lambda stepped, *_: seen.stepped() if id(stepped) in own else None),
     ]
     try:
         yield seen

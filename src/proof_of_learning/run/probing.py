@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
+from torch import nn
 
 from proof_of_learning.errors import TaskError, WorkerError
 from proof_of_learning.numeric import randomness
@@ -22,11 +23,13 @@ from proof_of_learning.run.facts import facts
 from proof_of_learning.run.loaders import Named
 from proof_of_learning.run.replay import Answer, Replaying, Tools
 from proof_of_learning.run.watch import Seen, watching
+from proof_of_learning.state.parts import of_kind
 from proof_of_learning.state.state import State, capture, restore
 
 # The place in its walk that the loop believes each step to have: not the first, where loops look at themselves.
 PLACE = 1
 PATIENCE = 64  # times that all samples are given to a loop that makes no update
+TRIES = 2  # times that an update is taken again which does more than others
 
 
 class Probing:
@@ -45,6 +48,10 @@ class Probing:
         self._chunks: list[list[int]] = []
         self._tokens = False  # whether the data of a loop that makes its own batches are labels or tokens
         self._given = 0  # batches, of the state under way
+        self._begun, self._tries = 0, 0  # of them, before the update under way; how often that was taken again
+        self._calls: int | None = None  # of networks, in an update that does nothing besides
+        self._alone = True  # whether one process trains
+        self._modes: list[tuple[nn.Module, bool]] = []  # of modules, where the loop asks for its first batch
         # Until the first update: a loop with several batches to an update stands somewhere between two, and all states have to be
         # shown as many batches.
         self._aligning = False
@@ -71,8 +78,12 @@ class Probing:
         elif self._aligning:
             self._aligning = False
             self._state()
+        elif self._seen.updated and self._strays():
+            self._again()
         elif self._seen.updated or self._given > PATIENCE * len(self._chunks):
+            self._shown.keep()
             self._losses.append(float(self._seen.loss))
+            self._tries, self._begun = 0, self._given
             if self._given >= len(self._chunks):
                 self._seen_all()
             else:
@@ -93,7 +104,7 @@ class Probing:
 
     def _begin(self, walk: Walk) -> None:
         found = facts(self._clock.given, walk.source)
-        self._parts = found.parts
+        self._parts, self._alone = found.parts, found.ranks == 1
         if found.counted or isinstance(walk.source, Named):  # what is handed to the loop are numbers
             self._tokens = found.labelled()
         samples = np.frombuffer(self._request.samples, dtype="<i8").tolist()
@@ -101,6 +112,9 @@ class Probing:
         whole = max(1, len(samples) // size)  # a short batch is one that some networks cannot take
         self._chunks = [[]] if found.counted else [samples[i * size : (i + 1) * size] for i in range(whole)]
         self._clock.begun, self._clock.seen = True, self._seen
+        self._modes = [
+            (module, module.training) for root in of_kind(found.parts, "module").values() for module in root.modules()
+        ]
         self._exit.enter_context(watching(lambda: self._clock.seen))
         walk.position = min(PLACE, len(walk.source) - 1)
         counting.advance(walk, walk.position)
@@ -112,11 +126,32 @@ class Probing:
 
     def _look(self, gradients: bool) -> None:
         self._given, self._losses, self._labelled = 0, [], False
-        self._shown = self._watch.enter_context(watched(self._parts, gradients))
+        self._tries, self._begun = 0, 0
+        self._shown = self._watch.enter_context(watched(self._parts, gradients, amid=True))
+        self._restore()
+
+    def _strays(self) -> bool:
+        """Whether the update is to be taken again: the loop called its networks for something else, too, before it stepped.
+
+        What it evaluates now and then, by a count of its own, moves the generators that what it learns from draws from. Several
+        processes would have to agree.
+        """
+        shown = self._shown
+        first = self._calls is None and shown.besides  # nobody knows yet whether it always does so
+        more = self._calls is not None and shown.calls > self._calls
+        self._calls = shown.calls if self._calls is None else min(self._calls, shown.calls)
+        return self._alone and (first or more) and self._tries < TRIES
+
+    def _again(self) -> None:
+        self._tries += 1
+        self._shown.drop()
+        self._given = self._begun
         self._restore()
 
     def _restore(self) -> None:
         restore(self._parts, self._from)
+        for module, training in self._modes:
+            module.training = training
         randomness.seed_everything(randomness.derive(self._key, randomness.STEP))
         self._seen.begin()
 

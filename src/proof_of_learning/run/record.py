@@ -278,7 +278,10 @@ class Recording(Clock):
             if self._given.strict or self._resumes or (claimed and self.steps == 0):
                 raise
             if not said:
-                say(f"{self._whose()}{error}. Training goes on without a proof")
+                say(
+                    f"{self._whose()}{error}. Training goes on without a proof: nothing is recorded from here on "
+                    "(pol.Run(strict=True, …) ends it instead)"
+                )
 
     def _give_up(self, why: str) -> bool:
         """Tell the other processes, once there is a group of them; whether one of them had given up before, and said why."""

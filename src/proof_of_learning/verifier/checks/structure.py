@@ -18,8 +18,9 @@ class StructureCheck:
         # Opening the proof and surveying it raise at the first fault, so what arrives here is sound.
         proof, found = evidence.proof, evidence.survey
         held = len(proof.segments) + 1 - found.missing
+        states = f"{held:,} states with {found.bytes:,} bytes" if held else "none of their states"
         return result(
             self, "pass",
-            f"{len(proof.segments):,} segments, {held:,} states with {found.bytes:,} bytes, all digests correct",
+            f"{len(proof.segments):,} segments, {states}, all digests correct",
             states_held=held, states_missing=found.missing, state_bytes=found.bytes, parameters=found.parameters,
         )  # fmt: skip

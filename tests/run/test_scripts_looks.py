@@ -1,0 +1,110 @@
+"""What a script's states show of its networks: the same, whatever its loop evaluates amid its steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from proof_of_learning.proof.reader import Proof
+from proof_of_learning.replay.protocol import Glimpse, Probe
+from proof_of_learning.replay.replayer import Replayer
+from proof_of_learning.task import TaskReference
+from support_scripts import record, script, verdict
+
+STATES = 12  # more looks than the evaluating loops below take steps from one evaluation to the next
+HELD = "x[640:].reshape(-1, 64), dtype=torch.float32) / 16"
+COUNT = "steps += 1; "
+# What the loop does at its end, and before it learns, of every few steps.
+AFTER = {
+    "as it trains": "model(held).argmax(1)",
+    "with gradients": "nn.functional.cross_entropy(model(held), wanted).backward(); optimizer.zero_grad()",
+    "in eval mode, by a loader": "model.eval(); [model(c) for c, in DataLoader(TensorDataset(held), batch_size=50)]; model.train()",
+    "and leaves eval mode": "model.eval(); model(held)",
+    "a fixed batch": "print(model(held[:8]).softmax(1)[0, 0].item())",
+}
+BEFORE = {
+    "a draw": "model(held)",
+    "a loader": "[model(c) for c, in DataLoader(TensorDataset(held), batch_size=50)]",
+}
+
+
+def evaluating(folder: Path, begin: str = "pass", step: str = "pass") -> Path:
+    folder.mkdir()
+    path = script(folder, begin=begin, step=step)
+    text = path.read_text().replace(
+        "steps = 0\n", f"steps = 0\nheld, wanted = torch.tensor({HELD}, torch.tensor(y[640:])\n"
+    )
+    path.write_text(text)
+    return path
+
+
+def glimpses(proof: Proof, path: Path, gradients: bool) -> list[Glimpse]:
+    with Replayer(proof, TaskReference(str(path))) as replayer:
+        states = [proof.state(digest) for digest in proof.state_digests()[:STATES]]
+        seen = replayer.probe(Probe(np.arange(64, dtype="<i8").tobytes(), 5, gradients), states)
+        return [replace(glimpse, loss=0.0) for glimpse in seen]  # a step's is the sum of what backward was called on
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Proof, list[Glimpse]]:
+    folder = tmp_path_factory.mktemp("plain")
+    path = script(folder)
+    done = record(path, folder / "run.pol", interval=2)
+    assert done.returncode == 0, done.stderr
+    proof = Proof.open(folder / "run.pol")
+    return proof, glimpses(proof, path, True)
+
+
+@pytest.mark.parametrize("what", AFTER)
+def test_a_state_shows_the_same_whatever_is_evaluated_behind_a_step(
+    what: str, plain: tuple[Proof, list[Glimpse]], tmp_path: Path
+) -> None:
+    path = evaluating(tmp_path / "other", step=f"{COUNT}\n        if steps % 5 == 0: {AFTER[what]}")
+    assert glimpses(plain[0], path, True) == plain[1]
+
+
+@pytest.mark.parametrize("what", BEFORE)
+def test_a_state_shows_the_same_whatever_is_evaluated_before_a_step(
+    what: str, plain: tuple[Proof, list[Glimpse]], tmp_path: Path
+) -> None:
+    path = evaluating(tmp_path / "other", begin=f"with torch.set_grad_enabled(False): number % 3 or {BEFORE[what]}")
+    assert glimpses(plain[0], path, True) == plain[1]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_states_are_seen_alike_however_often_is_evaluated(every: int, tmp_path: Path) -> None:
+    """Each state twice, so that the loop's own count differs: what it evaluates at every step shows in none of them, or in all."""
+    path = evaluating(tmp_path / "other", step=f"{COUNT}\n        if steps % {every} == 0: {AFTER['as it trains']}")
+    assert record(path, tmp_path / "run.pol", interval=2).returncode == 0
+    proof = Proof.open(tmp_path / "run.pol")
+    with Replayer(proof, TaskReference(str(path))) as replayer:
+        states = [proof.state(proof.state_digests()[place]) for place in (0, 7, 7, 3, 0, 3, 7)]
+        seen = replayer.probe(Probe(np.arange(32, dtype="<i8").tobytes(), 5, False), states)
+    assert seen[0] == seen[4] and seen[1] == seen[2] == seen[6] and seen[3] == seen[5]
+    assert seen[0] != seen[1]
+
+
+DRAWS = [
+    pytest.param(number, marks=[] if number < 2 else pytest.mark.slow(reason="like others")) for number in range(10)
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Small batches, so that many looks are taken between two states, and in train mode, with dropout."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = evaluating(folder / "script", step=f"{COUNT}\n        if steps % 20 == 0: {AFTER['as it trains']}")
+    path.write_text(path.read_text().replace("batch_size=32", "batch_size=8").replace("lr=0.1", "lr=0.02"))
+    assert record(path, folder / "run.pol", interval=1).returncode == 0
+    return folder / "run.pol", path
+
+
+@pytest.mark.parametrize("number", DRAWS)
+def test_a_run_that_evaluates_amid_its_steps_is_valid_under_every_draw(number: int, trained: tuple[Path, Path]) -> None:
+    found = verdict(*trained, nonce=f"{number:064x}", accept_nonce=True)
+    assert found.check("learning").status == "pass", found.check("learning").summary
+    assert found.check("learning").evidence["final_unrest"] < 0.3
+    assert found.verdict == "valid", found.reason
