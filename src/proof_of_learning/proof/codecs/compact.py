@@ -195,8 +195,9 @@ class _Octaves:
 def _kept(names: tuple[str, ...]) -> frozenset[str]:
     """What precedes the names of momenta and second moments that are not rounded, of a state with tensors of these names.
 
-    RMSprop's variance is a difference to the square of its ``grad_avg``, and no rounding may make less than nothing of it. And a tensor of
-    no known role may be what a momentum is divided by, as Adamax's ``exp_inf``: where that is small, a step of the others' size explodes.
+    RMSprop's variance is a difference to the square of its ``grad_avg``, and no rounding may make less than nothing of it. And a
+    tensor of no known role may be what a momentum is divided by, as Adamax's ``exp_inf``: where that is small, a step of the
+    others' size explodes.
     """
     entries = (name.rpartition("/") for name in names if STATE in name)
     return frozenset(before for before, _, key in entries if key == "grad_avg" or not _known(before, key))
