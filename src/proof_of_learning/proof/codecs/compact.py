@@ -40,14 +40,8 @@ STEP = 5  # such parts above the root mean square: 2.4 to 2.8 times it
 GRID = 2  # octaves below the step on whose multiples values end
 OCTAVE = 22  # a second moment's step is 2 to this in the order of bit patterns: half an octave
 FACTOR_BITS = 8  # few, so that a replay with noise finds the same factors
-BESIDE = (
-    "step",
-    "mu_product",
-    "eta",
-    "mu",
-    "ax",
-    "acc_delta",
-)  # what PyTorch's optimizers keep and divide no momentum by
+# What PyTorch's optimizers keep beside a momentum and divide none by.
+BESIDE = frozenset({"step", "mu_product", "eta", "mu", "ax", "acc_delta"})
 WHOLE = float(1 << 23)  # from here on every float32 is a whole number
 
 
@@ -67,9 +61,7 @@ class CompactCodec(RoundingCodec):
             return None
         match role(name):
             case "weights" if not new and same_kind(tensor, base, name):
-                return self.rules[
-                    "moved"
-                ]  # of weights the whole movement counts: what is foretold well is then hardly kept
+                return self.rules["moved"]
             case "momentum" if new or same_kind(tensor, base, name):
                 return self.rules["new"]
             case "second" if unsigned(tensor) and (new or _unsigned_before(tensor, base, name)):
@@ -119,7 +111,11 @@ class CompactCodec(RoundingCodec):
 
 
 class _Steps:
-    """What is not expected, in multiples of a step. ``whole``: the step follows from the whole movement, not from that."""
+    """What is not expected, in multiples of a step.
+
+    whole: the step follows from the whole movement, so that where it is foretold well hardly anything is kept; else from what is not
+        expected.
+    """
 
     parts = PARTS
 
