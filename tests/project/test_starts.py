@@ -52,6 +52,11 @@ def test_help_imports_no_heavy_library(words: tuple[str, ...]) -> None:
     assert not found & {*HEAVY, "numpy"}
 
 
+def test_workers_are_started_before_torch_is_imported() -> None:
+    found = held("import proof_of_learning.replay.sandbox, proof_of_learning.replay.early")
+    assert "proof_of_learning.replay.early" in found and "torch" not in found
+
+
 @pytest.mark.quick
 def test_looking_into_a_proof_takes_no_torch(tiny_proof: Path) -> None:
     found = held(command("inspect", str(tiny_proof)))

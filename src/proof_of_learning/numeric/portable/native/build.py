@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-
 log = logging.getLogger(__name__)
 
 FOLDER = "POL_PORTABLE_CACHE"  # an environment variable: where libraries are kept, in the place of the user's cache
@@ -126,6 +124,8 @@ def keep(name: str, differing: list[str]) -> None:
 
 def _key(program: str) -> str:
     """From all that could change the library: sources, compiler, flags, PyTorch's release, the processor's features."""
+    import torch  # not before: a verifier starts its workers, whose sandbox shows the cache, and then imports it
+
     hashed = hashlib.sha256()
     flags = " ".join((*COMPILE, *LINK))
     for part in (*sources().values(), *callers(), program.encode(), _version(program), flags.encode(), torch.__version__.encode(),
