@@ -38,6 +38,7 @@ from proof_of_learning.state.state import State
 PARTS = 4  # of an octave, in which steps are chosen
 STEP = 5  # such parts above the root mean square: 2.4 to 2.8 times it
 GRID = 2  # octaves below the step on whose multiples values end
+SMALLEST = (GRID - 126) * PARTS  # of scales: the grid and its inverse are then powers of two that float32 has
 OCTAVE = 22  # a second moment's step is 2 to this in the order of bit patterns: half an octave
 FACTOR_BITS = 8  # few, so that a replay with noise finds the same factors
 # What PyTorch's optimizers keep beside a momentum and divide none by.
@@ -124,8 +125,8 @@ class _Steps:
 
     def scales(self, x: Tensor, sizes: Sequence[int], given: Given) -> Scales:
         start = given.before if self._whole else given.expected
-        found = magnitudes(_apart(x, start, given), sizes, PARTS, -126 * PARTS)
-        return Scales([min(max(part + STEP, -126 * PARTS), 126 * PARTS) for part in found], sizes, PARTS)
+        found = magnitudes(_apart(x, start, given), sizes, PARTS, SMALLEST)
+        return Scales([min(max(part + STEP, SMALLEST), 126 * PARTS) for part in found], sizes, PARTS)
 
     def items(self, x: Tensor, scales: Scales, given: Given) -> Tensor | None:
         return _items(self._rounded(scales.times(_apart(x, given.expected, given), -1), given))
