@@ -19,7 +19,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -57,6 +57,22 @@ def messages() -> Console:
 def results() -> Console:
     """The console for results: standard output; lines are neither wrapped nor padded where it is a pipe or a file."""
     return SafeConsole(width=None if sys.stdout.isatty() else UNWRAPPED)
+
+
+def print_rows(rows: Mapping[str, str | Sequence[str]]) -> None:
+    """Names beside what is to be said of them, as results: a text on one line, or each of several on its own."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from proof_of_learning.report.text import line
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        parts = [value] if isinstance(value, str) else value
+        table.add_row(line(name), Text("\n".join(line(part) for part in parts)))
+    results().print(table)
 
 
 _TAIL = re.compile(r"(?:[ \t]|\x1b\[[0-9;]*m)+$")  # of a line: padding, and the ends of colours

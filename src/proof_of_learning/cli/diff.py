@@ -57,10 +57,8 @@ def diff(
 
 
 def _show(found: Diff) -> None:
-    from rich.table import Table
-    from rich.text import Text
 
-    from proof_of_learning.report.text import line, plural
+    from proof_of_learning.report.text import plural
 
     if found.same:
         common.say(f"the same proof: root {found.first}")
@@ -79,12 +77,7 @@ def _show(found: Diff) -> None:
     rows["first state that differs"] = _apart(found.state) if found.state else "none that both hold"
     rows["final weights"] = "equal" if found.same_weights else "not equal"
     rows["final state"] = _apart(found.final, found.steps) if found.final else "not held by both"
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(line(name), Text("\n".join(line(part) for part in value.split("\n"))))
-    common.results().print(table)
+    common.print_rows({name: value.split("\n") for name, value in rows.items()})
 
 
 def _apart(found: Apart, ends: tuple[int, int] | None = None) -> str:

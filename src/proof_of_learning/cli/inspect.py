@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +51,7 @@ def inspect(
         claim = inspect_claim.describe(Path(proof))
         common.write_json(msgspec.json.format(msgspec.json.encode(claim), indent=2), json)
         if json != "-":
-            _print(inspect_claim.rows(claim))
+            common.print_rows(inspect_claim.rows(claim))
         return
     with local(proof) as folder:
         opened = Proof.open(folder)
@@ -239,19 +238,4 @@ def _show(content: dict[str, Any]) -> None:
             f"{environment['capability']}, {environment['threads']} threads"
             + "".join(f", {n}={v}" for n, v in environment["variables"].items())
         )
-    _print(rows)
-
-
-def _print(rows: Mapping[str, str | list[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from proof_of_learning.report.text import line
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        parts = value if isinstance(value, list) else [value]
-        table.add_row(name, Text("\n".join(line(part) for part in parts)))
-    common.results().print(table)
+    common.print_rows(rows)

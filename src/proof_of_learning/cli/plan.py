@@ -67,10 +67,8 @@ def plan(
 
 
 def _show(told: Forecast) -> None:
-    from rich.table import Table
-    from rich.text import Text
 
-    from proof_of_learning.report.text import line, percent, plural, seconds, size
+    from proof_of_learning.report.text import percent, plural, seconds, size
 
     times = told.times
     rows = {
@@ -92,10 +90,5 @@ def _show(told: Forecast) -> None:
         )
     for number, note in enumerate(told.notes, 1):
         rows[f"note {number}"] = note
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(line(value)))
-    common.results().print(table)
+    common.print_rows(rows)
     common.say(told.command)

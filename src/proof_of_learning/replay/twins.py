@@ -36,15 +36,10 @@ def twins(state: State, before: State | None = None) -> tuple[str, ...]:
     before: the state before; a generator that is there as here is not drawn from, and told of no more (processes that are forked from
     one have it in common).
     """
-    held: dict[str, list[Tensor]] = {}
-    used = set[str]()
-    for name, tensor in state.tensors.items():
-        part, *rest = split(name)
-        if of_process(part)[0] == GENERATORS and len(rest) == 1:
-            held.setdefault(rest[0], []).append(tensor)
-            if before is None or name not in before.tensors or before.tensor_digest(name) != state.tensor_digest(name):
-                used.add(rest[0])
-    held = {name: states for name, states in held.items() if name in used}
+    used, held = {name for name, _ in _generators(state, before)}, dict[str, list[Tensor]]()
+    for name, tensor in _generators(state):
+        if name in used:
+            held.setdefault(name, []).append(tensor)
     if not any(len(states) > 1 for states in held.values()):
         return ()
     with _one_at_a_time, preserved():
@@ -53,21 +48,25 @@ def twins(state: State, before: State | None = None) -> tuple[str, ...]:
 
 def stuck(state: State, before: State | None = None) -> tuple[str, ...]:
     """The names of the generators whose numbers are no random ones; ``before`` as for :func:`twins`."""
-    drawing = dict[str, list[Tensor]]()
+    drawn_from = _generators(state, before)
+    if not drawn_from:
+        return ()
+    with _one_at_a_time, preserved():
+        return tuple(sorted({
+            name for name, its in drawn_from if not _random(_drawn(name, its), BITS.get(name, 32))
+        }))  # fmt: skip
+
+
+def _generators(state: State, before: State | None = None) -> list[tuple[str, Tensor]]:
+    """Names and states of the generators of all processes; without those that are there ``before`` as here."""
+    found = []
     for name, tensor in state.tensors.items():
         part, *rest = split(name)
         if of_process(part)[0] != GENERATORS or len(rest) != 1:
             continue
         if before is None or name not in before.tensors or before.tensor_digest(name) != state.tensor_digest(name):
-            drawing.setdefault(rest[0], []).append(tensor)
-    if not drawing:
-        return ()
-    with _one_at_a_time, preserved():
-        found = {
-            name: all(_random(_drawn(name, its), BITS.get(name, 32)) for its in states)
-            for name, states in drawing.items()
-        }
-    return tuple(sorted(name for name, sound in found.items() if not sound))
+            found.append((rest[0], tensor))
+    return found
 
 
 def own_twins(own: State, recorded: State) -> tuple[str, ...]:

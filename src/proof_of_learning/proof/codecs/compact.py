@@ -15,10 +15,9 @@ the step, so that whole states compress as well. All else is kept to the bit.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -56,10 +55,7 @@ class CompactCodec(RoundingCodec):
         }
 
     def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
-        tensor = tensors[name]
-        new, beside = name not in base.tensors, name.rpartition("/")[0]
-        if role(name) != "weights" and beside in _kept(tuple(tensors)):
-            return None
+        tensor, new = tensors[name], name not in base.tensors
         match role(name):
             case "weights" if not new and same_kind(tensor, base, name):
                 return self.rules["moved"]
@@ -68,6 +64,17 @@ class CompactCodec(RoundingCodec):
             case "second" if unsigned(tensor) and (new or _unsigned_before(tensor, base, name)):
                 return self.rules["octaves"]
         return None
+
+    def roundable(self, names: Collection[str]) -> Collection[str]:
+        """All but momenta and second moments that lie beside what may divide them.
+
+        RMSprop's variance is a difference to the square of its ``grad_avg``, and no rounding may make less than nothing of it. And a
+        tensor of no known role may be what a momentum is divided by, as Adamax's ``exp_inf``: where that is small, a step of the
+        others' size explodes.
+        """
+        entries = (name.rpartition("/") for name in names if STATE in name)
+        kept = {before for before, _, key in entries if key == "grad_avg" or not _known(before, key)}
+        return [name for name in names if role(name) == "weights" or name.rpartition("/")[0] not in kept]
 
     def foretell(
         self, names: Sequence[str], tensors: Mapping[str, Tensor], decoded: Mapping[str, Tensor], base: State
@@ -165,9 +172,8 @@ class _Octaves:
         return Scales([0] * len(sizes), sizes)
 
     def items(self, x: Tensor, scales: Scales, given: Given) -> Tensor | None:
-        before, noise = self._before(given, len(x)), (_noise_of(given) * float(1 << OCTAVE)).to(torch.int32)
-        here = packed.map_bits(x)
-        items = (here - before + noise) >> OCTAVE
+        before, here = self._before(given, len(x)), packed.map_bits(x)
+        items = (here - before + self._noise(given)) >> OCTAVE
         return torch.where((before == 0) & (here > 0), items.clamp(min=1), items)
 
     def recognised(self, value: Tensor, scales: Scales, given: Given) -> Tensor | None:
@@ -180,24 +186,15 @@ class _Octaves:
         return packed.unmap_bits(torch.where(items == 0, before, after), torch.float32, [len(items)])
 
     def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
-        low = self._before(given, len(x)) + (items << OCTAVE) - (_noise_of(given) * float(1 << OCTAVE)).to(torch.int32)
+        low = self._before(given, len(x)) + (items << OCTAVE) - self._noise(given)
         within = torch.minimum(torch.maximum(packed.map_bits(x), low), low + ((1 << OCTAVE) - 1)).clamp(0, 0x7F7FFFFF)
         return packed.unmap_bits(within, torch.float32, [len(x)])
 
+    def _noise(self, given: Given) -> Tensor:
+        return (_noise_of(given) * float(1 << OCTAVE)).to(torch.int32)
+
     def _before(self, given: Given, length: int) -> Tensor:
         return torch.zeros(length, dtype=torch.int32) if given.before is None else packed.map_bits(given.before)
-
-
-@functools.lru_cache(4)
-def _kept(names: tuple[str, ...]) -> frozenset[str]:
-    """What precedes the names of momenta and second moments that are not rounded, of a state with tensors of these names.
-
-    RMSprop's variance is a difference to the square of its ``grad_avg``, and no rounding may make less than nothing of it. And a
-    tensor of no known role may be what a momentum is divided by, as Adamax's ``exp_inf``: where that is small, a step of the
-    others' size explodes.
-    """
-    entries = (name.rpartition("/") for name in names if STATE in name)
-    return frozenset(before for before, _, key in entries if key == "grad_avg" or not _known(before, key))
 
 
 def _known(before: str, key: str) -> bool:

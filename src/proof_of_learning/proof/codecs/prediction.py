@@ -85,22 +85,18 @@ def entries(state: State, base: State | None) -> dict[str, Entry]:
     other = torch.tensor([[large[name] != large[by] for by in momenta] for name in weights])
     chosen = likeness.masked_fill_(other, -1.0).argmax(1)
     now, then = now[chosen], then[chosen]
-    factors = _least_squares(now, then, move)
+    pairs = _least_squares(now, then, move)
     unit = before.abs_() * 2.0**-24  # what cannot be told from nothing
-    left = move - factors[0][:, None] * now - factors[1][:, None] * then
+    left = move - pairs[0][:, None] * now - pairs[1][:, None] * then
     saved = (move.abs() + unit).log2_().mean(1) - (left.abs_() + unit).log2_().mean(1)
     found = {}
-    for name, by, gain, pair in zip(weights, chosen.tolist(), saved.tolist(), factors.T.tolist(), strict=True):
+    for name, by, gain, pair in zip(weights, chosen.tolist(), saved.tolist(), pairs.T.tolist(), strict=True):
         if not gain > GAIN or large[name] != large[momenta[by]]:
             continue
-        scale = math.frexp(max(map(abs, pair)))[1] - FACTOR_BITS
-        if (
-            SMALLEST_SCALE <= scale <= LARGEST_SCALE
-            and finite(base.tensors[name])
-            and _bounded(state.tensors, base, momenta[by])
-        ):
-            whole = [round(math.ldexp(factor, -scale)) for factor in pair]
-            found[name] = packed.entry(state.tensors[name], 4, PREDICTED, scale, by=momenta[by], factors=whole)
+        told = _in_whole(momenta[by], pair, FACTOR_BITS)
+        if told is not None and finite(base.tensors[name]) and _bounded(state.tensors, base, momenta[by]):
+            factors = list(told.factors)
+            found[name] = packed.entry(state.tensors[name], 4, PREDICTED, told.scale, by=told.by, factors=factors)
     return found
 
 
@@ -139,7 +135,7 @@ def foretell(
         others = [name for name in momenta if decoded[name].shape == shape]
         if not here or not others:
             continue
-        where = _spread(shape.numel()) if shape.numel() > SAMPLE else slice(None)
+        where = _sampled(shape.numel())
         move, top = _whole([_flat(tensors, name)[where] - _flat(base.tensors, name)[where] for name in here])
         now, top_now = _whole([_direction(decoded, by, where) for by in others])
         then, top_then = _whole([_direction(base.tensors, by, where) for by in others])
@@ -150,11 +146,9 @@ def foretell(
         factors = _least_squares(here_now, here_then, here_move, APART).numpy().T
         factors = np.ldexp(factors, np.stack([top - top_now, top - top_then], 1))
         for name, by, pair in zip(here, chosen.tolist(), factors.tolist(), strict=True):
-            if all(map(math.isfinite, pair)) and any(pair):
-                scale = math.frexp(max(map(abs, pair)))[1] - bits
-                whole = (round(math.ldexp(pair[0], -scale)), round(math.ldexp(pair[1], -scale)))
-                if SMALLEST_SCALE <= scale <= LARGEST_SCALE:
-                    found[name] = Foretold(others[by], whole, scale)
+            told = _in_whole(others[by], pair, bits)
+            if told is not None:
+                found[name] = told
     return found
 
 
@@ -164,15 +158,29 @@ def likened(names: Sequence[str], tensors: Mapping[str, Tensor], base: State, bi
     for name in names:
         if role(name) != "momentum" or not _movable(name, tensors, base):
             continue
-        where = _spread(tensors[name].numel()) if tensors[name].numel() > SAMPLE else slice(None)
+        where = _sampled(tensors[name].numel())
         (here,), (top,) = _whole([_flat(tensors, name)[where]])
         (then,), (top_then,) = _whole([_flat(base.tensors, name)[where]])
         square = float((then * then).sum())
         factor = math.ldexp(float((here * then).sum()) / square, int(top - top_then)) if square else 0.0
-        scale = math.frexp(factor)[1] - bits
-        if factor and SMALLEST_SCALE <= scale <= LARGEST_SCALE:
-            found[name] = Foretold(name, (0, round(math.ldexp(factor, -scale))), scale)
+        told = _in_whole(name, (0.0, factor), bits)
+        if told is not None:
+            found[name] = told
     return found
+
+
+def _in_whole(by: str, factors: Sequence[float], bits: int) -> Foretold | None:
+    """Factors in whole numbers, with ``bits`` bits for the larger; None where they are no numbers, nothing, or beyond all scales."""
+    if not all(map(math.isfinite, factors)) or not any(factors):
+        return None
+    scale = math.frexp(max(map(abs, factors)))[1] - bits
+    now, then = (round(math.ldexp(factor, -scale)) for factor in factors)
+    return Foretold(by, (now, then), scale) if SMALLEST_SCALE <= scale <= LARGEST_SCALE else None
+
+
+def _sampled(count: int) -> Tensor | slice:
+    """Which elements are looked at: all of a few."""
+    return _spread(count) if count > SAMPLE else slice(None)
 
 
 def _movable(name: str, tensors: Mapping[str, Tensor], base: State) -> bool:

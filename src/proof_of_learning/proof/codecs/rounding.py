@@ -144,6 +144,10 @@ class RoundingCodec:
         """The rule for ``tensors[name]``, float32 with dimensions; None to keep it to the bit."""
         raise NotImplementedError
 
+    def roundable(self, names: Collection[str]) -> Collection[str]:
+        """Of the tensors of a state, those that rules are asked for."""
+        return names
+
     def foretell(
         self, names: Sequence[str], tensors: Mapping[str, Tensor], decoded: Mapping[str, Tensor], base: State
     ) -> dict[str, Foretold]:
@@ -170,7 +174,7 @@ class RoundingCodec:
         if base is None:
             raise FormatError(f"the codec {self.name} needs the checkpoint before")
         tensors, entries, items = dict(state.tensors), dict[str, Entry](), dict[str, Tensor]()
-        for phase in _phases(tensors):
+        for phase in _phases(self.roundable(tensors.keys())):
             foretold = self.foretell(phase, tensors, tensors, base)
             found = {name: self.rule_for(name, tensors, base, foretold.get(name)) for name in phase}
             rules = {name: rule for name, rule in found.items() if rule is not None}
@@ -233,10 +237,8 @@ class RoundingCodec:
     @with_denormals
     def nearest(self, arrived: State, recorded: State, base: State) -> State:
         """Each value of ``arrived``, moved into the interval that rounds to the recorded one (as recorded where there is none)."""
-        tensors, alike = dict(recorded.tensors), list[str]()
-        for name, wanted in recorded.tensors.items():
-            if name in arrived.tensors and same_kind(wanted, arrived, name):
-                alike.append(name)
+        tensors, names = dict(recorded.tensors), self.roundable(recorded.tensors.keys())
+        alike = [name for name in names if same_kind(recorded.tensors[name], arrived, name)]
         for phase in _phases(alike):
             foretold = self.foretell(phase, arrived.tensors, recorded.tensors, base)
             for name in phase:

@@ -282,10 +282,8 @@ class _Use:
         self.moved: int | None = None  # the first step that does not take the data set's own order
         self._epoch: list[npt.NDArray[np.int64]] = []
         self._first: npt.NDArray[np.int64] | None = None  # the first epoch
-        self._epochs, self._alike = (
-            0,
-            True,
-        )  # how many there were after it, and whether each went as it did, as far as it went
+        self._epochs = 0  # after it
+        self._alike = True  # whether each of them went as the first did, as far as it went
 
     def add(self, step: int, indices: npt.NDArray[np.int64], position: int | None = None) -> None:
         """``position``: of a script's batch in its walk."""
