@@ -77,6 +77,8 @@ class Instant:
     def __init__(self, place: int, here: environments.Environment) -> None:
         self.name, self._here = f"worker {place + 1}", here
 
+    def expect(self, request: protocol.AnyRequest) -> None: ...
+
     def ask(self, request: protocol.AnyRequest, states: Sequence[State] = (), on_work: Any = idle) -> Reply:
         if isinstance(request, protocol.Open):
             return protocol.Opened(self._here, True), ()

@@ -84,7 +84,7 @@ IMPORTED = {  # what they import before they do anything, or as soon as they do 
     "script": (),
 }
 # A fork copies the tables of all pages, and a worker forks for each request: large pages have short tables.
-LARGE_PAGES = {**process.LARGE_PAGES, "PYTHONMALLOC": "malloc"}
+SPEED = {**process.SPEED, "PYTHONMALLOC": "malloc"}
 AT_ONCE = 4  # each holds what PyTorch takes in memory
 LONGEST = 1 << 20
 
@@ -241,7 +241,7 @@ class Nursery:
                 [sys.executable, "-P", str(Path(__file__)), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**variables, **LARGE_PAGES},
+                env={**variables, **SPEED},
                 start_new_session=True,
             )
             theirs.close()
@@ -267,6 +267,9 @@ class Here:
     @property
     def silent(self) -> bool:
         return self._worker is not None and self._worker.silent
+
+    def expect(self, request: AnyRequest) -> None:
+        """What it is, it becomes with the first request."""
 
     def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = process.idle) -> Reply:
         if self._worker is None:

@@ -56,6 +56,10 @@ class Recording:
     complete_before: bool = False
     stamped: Stamped | None = None
 
+    def __fspath__(self) -> str:
+        """It stands for its path: ``pol.verify(pol.prove(task, path), task)``."""
+        return str(self.path)
+
 
 def prove(
     task: Task | str | TaskReference,

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 import proof_of_learning as pol
 import support_hidden
 from proof_of_learning import Proof, TaskReference
-from proof_of_learning.errors import WorkerError
+from proof_of_learning.errors import TaskError, WorkerError
 from proof_of_learning.numeric import environment as environments
 from proof_of_learning.numeric.environment import Device
+from proof_of_learning.replay import protocol
+from proof_of_learning.replay.process import WorkerProcess
 from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.requests import Replay
 
@@ -168,3 +171,37 @@ def test_where_nothing_was_computed_on_a_gpu_no_worker_sees_one(
     gpu = msgspec.structs.replace(cpu, device=Device("cuda", "some GPU"))
     seen = [environments.process_variables(environment)["CUDA_VISIBLE_DEVICES"] for environment in (cpu, gpu)]
     assert seen == ["", "0"]
+
+
+# ---- what is said ahead ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{"kind": "model"}, {"kind": "x" * (1 << 17)}], ids=["small", "large"])
+def test_a_worker_that_was_told_ahead_answers_once(settings: dict[str, str]) -> None:
+    opening = protocol.Open(f"{HERE}/support_hidden.py:task", dict(settings), "00" * 32, 0, None)
+    worker = WorkerProcess(None)
+    try:
+        worker.expect(opening)
+        worker.expect(opening)
+        if settings["kind"] == "model":
+            assert isinstance(worker.ask(opening)[0], protocol.Opened)
+            assert isinstance(worker.ask(protocol.Describe())[0], protocol.Described)
+        else:  # no pipe is sure to hold it, so it was not sent; and the task knows no such kind
+            with pytest.raises(TaskError, match="xxx"):
+                worker.ask(opening)
+    finally:
+        worker.close()
+
+
+def test_a_worker_that_ended_is_told_nothing_ahead_and_says_so() -> None:
+    opening = protocol.Open(f"{HERE}/support_hidden.py:task", {"kind": "model"}, "00" * 32, 0, None)
+    worker = WorkerProcess(None)
+    try:
+        worker.kill()
+        while not worker.died:
+            time.sleep(0.01)
+        worker.expect(opening)
+        with pytest.raises(WorkerError, match="ended unexpectedly"):
+            worker.ask(opening)
+    finally:
+        worker.close()

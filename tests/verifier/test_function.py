@@ -273,3 +273,32 @@ def test_a_task_that_cannot_be_evaluated_on_the_samples_is_not_valid(
     if kind == "raises":
         assert "on the verifier's samples" in found.summary and "not this one" in found.summary
     assert pol.verify(path, task, accept_uniform=True).verdict == "valid"
+
+
+# ---- what it costs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [classifier, adversarial])
+def test_a_state_is_looked_at_once_and_by_a_plain_loss_without_its_optimizer(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make()
+    path = pol.prove(task, tmp_path / "run.pol", interval=2)
+    looks = list[tuple[bool, str, bool]]()
+    asked = Replayer.probe
+
+    def counted(replayer: Replayer, request: Probe, states: Any, *more: Any) -> Any:
+        for state in states:
+            looks.append((request.gradients, state.part("model").digest(), "optimizer" in "".join(state.parts())))
+        return asked(replayer, request, states, *more)
+
+    monkeypatch.setattr(Replayer, "probe", counted)
+    assert pol.verify(path, task, top_q=0, random=2).verdict == "valid"
+    proof = Proof.open(path)
+    models = [proof.state(digest).part("model").digest() for digest in proof.state_digests()]
+    ends = {models[0], models[-1]}  # they come first, for all others are compared with them
+    seen = [model for _, model, _ in looks if model in models and model not in ends]
+    assert sorted(seen) == sorted(set(models) - ends)
+    plain = [optimizer for gradients, _, optimizer in looks if not gradients]
+    assert plain and any(plain) == (task.step is not None)
+    assert all(optimizer for gradients, _, optimizer in looks if gradients)

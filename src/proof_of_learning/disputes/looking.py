@@ -52,7 +52,7 @@ class Shown(Asker):
         # All states are at hand here, in the answers; none is read from the proof.
         whole = replace(proof, index=dict.fromkeys(proof.state_digests(), _ANSWERED))
         super().__init__(whole, replayer, described, answers.seed)
-        self.grid = set(range(len(proof.segments) + 1))
+        self.grid, self.gradients = set(range(len(proof.segments) + 1)), set()  # none but in those that were opened
         self._opened: Mapping[int, State] = {}
         self._told = answers.outputs()
         self._at: dict[str, int] = {}

@@ -169,6 +169,9 @@ class RayWorker:
             msgspec.msgpack.encode(environment), timeout, msgspec.msgpack.encode(named), read, shared, self.name
         )
 
+    def expect(self, request: protocol.AnyRequest) -> None:
+        """It is not known yet whether a node has room for it."""
+
     def ask(self, request: protocol.AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> protocol.Reply:
         out = io.BytesIO()
         protocol.send(out, request, states)

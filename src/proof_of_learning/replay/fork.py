@@ -88,7 +88,6 @@ def _end_like(status: int) -> None:
 @functools.cache
 def _settled() -> list[ctypes.CDLL]:
     """Once everything is loaded: the OpenMP runtimes, and no collection in a child that would touch, and so copy, every page."""
-    gc.collect()
     gc.freeze()
     return _openmp() or []
 

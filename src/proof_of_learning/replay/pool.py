@@ -242,9 +242,12 @@ class WorkerPool:
                 room.busy.discard(place)
                 self._changed.notify_all()
 
+    def _name(self, environment: Environment, role: str) -> str:
+        return f"{environment.digest()} {role}" if self._apart else environment.digest()
+
     def _room(self, environment: Environment, role: str, given: bool) -> _Room:
         """The room for an environment, which may take the place of another one's, but where the caller chose it."""
-        name = f"{environment.digest()} {role}" if self._apart else environment.digest()
+        name = self._name(environment, role)
         room = self._rooms.pop(name, None)
         if room is None:
             most = AT_ONCE * (2 if self._apart else 1)
@@ -276,24 +279,8 @@ class WorkerPool:
 
     def _open(self, room: _Room, place: int, worker: AnyWorker) -> None:
         """Tell a worker the task."""
-        reference = self._job.reference
-        request = protocol.Open(
-            task="(in this process)" if reference is None else reference.target,
-            settings={} if reference is None else dict(reference.settings),
-            key=self._job.key,
-            seed=self._job.seed,
-            environment=room.environment,
-            arguments=list(
-                self._job.arguments if reference is None or reference.arguments is None else reference.arguments
-            ),
-            derived=self._job.derived,
-            arithmetic=self._job.arithmetic,
-            samples=self._job.samples,
-            sealed=self._job.sealed,
-            program=self._job.program,
-            ranks=self._job.ranks,
-        )
-        opened, _ = worker.ask(request, [state for state in (self._job.base, self._job.opened) if state is not None])
+        request = self._opening(room.environment)
+        opened, _ = worker.ask(request, self._opening_states)
         if not isinstance(opened, protocol.Opened):
             raise WorkerError("the replay worker answered something else than it was asked")
         # One without children of its own would go on with what the description left behind.
@@ -312,6 +299,43 @@ class WorkerPool:
                 log.warning("%s", room.barred[place])
                 raise _BarredError(room.barred[place])
             room.opened.add(place)
+            if room.role == LOOKING:
+                self._open_ahead(room.environment)
+
+    def _opening(self, environment: Environment) -> protocol.Open:
+        reference = self._job.reference
+        return protocol.Open(
+            task="(in this process)" if reference is None else reference.target,
+            settings={} if reference is None else dict(reference.settings),
+            key=self._job.key,
+            seed=self._job.seed,
+            environment=environment,
+            arguments=list(
+                self._job.arguments if reference is None or reference.arguments is None else reference.arguments
+            ),
+            derived=self._job.derived,
+            arithmetic=self._job.arithmetic,
+            samples=self._job.samples,
+            sealed=self._job.sealed,
+            program=self._job.program,
+            ranks=self._job.ranks,
+        )
+
+    @property
+    def _opening_states(self) -> list[State]:
+        return [state for state in (self._job.base, self._job.opened) if state is not None]
+
+    def _open_ahead(self, environment: Environment) -> None:
+        """Tell those that will take steps, and were begun, the task: they load it while states are looked at.
+
+        Not before another one has loaded it: what a task writes when it is loaded is not written by two at once.
+        """
+        room = self._rooms.get(self._name(environment, TAKING))
+        if room is None or not self._apart or self._opening_states:
+            return
+        for place, worker in room.workers.items():
+            if place not in room.opened | room.busy:
+                worker.expect(self._opening(environment))
 
     def _task_of(self, worker: AnyWorker) -> tuple[str, dict[str, str]]:
         described, _ = worker.ask(protocol.Describe())

@@ -5,6 +5,7 @@ A process is started without torch in this one, so that both may load it at the 
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import subprocess
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
     from proof_of_learning.task import Task
 
 DEFAULT_TIMEOUT = 600.0
+PIPE = 1 << 15  # bytes that an empty pipe takes at once (Linux: 64 KiB)
 START_TIMEOUT = 120.0  # for Python and PyTorch to start, before any of the task's code
 OnWork = Callable[[int, int], None]
-# Each segment is replayed by a fresh child, whose first step takes all its memory anew: page by page, that takes as long as half of a
-# small step. So memory comes in large pages where the system has them, and what is freed is kept. Other C libraries do not read this.
-LARGE_PAGES = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
+# What makes a worker fast and changes no bit; whoever sets one of them themselves is obeyed.
+SPEED = {
+    # Each segment is replayed by a fresh child, whose first step takes all its memory anew: page by page, that takes as long as half
+    # of a small step. So memory comes in large pages where the system has them, and what is freed is kept (of glibc alone).
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456",
+    # Threads of GNU OpenMP that wait for others spin, for milliseconds, on processors that other workers and the verifier want; so
+    # few times it would spin by itself if it knew of them (libgomp manual, GOMP_SPINCOUNT).
+    "GOMP_SPINCOUNT": "1000",
 }
 
 
@@ -51,7 +57,8 @@ class AnyWorker(Protocol):
     """What carries out requests.
 
     ``name``: what it is called in a verdict. ``died``: whether it ended by itself; ``spent``: whether it can take no further segment;
-    ``silent``: whether it hung. ``kill`` may be called while another thread waits for an answer, which then fails.
+    ``silent``: whether it hung. ``expect`` says ahead what will be asked first, so that it may begin. ``kill`` may be called while
+    another thread waits for an answer, which then fails.
     """
 
     @property
@@ -62,6 +69,7 @@ class AnyWorker(Protocol):
     def spent(self) -> bool: ...
     @property
     def silent(self) -> bool: ...
+    def expect(self, request: AnyRequest) -> None: ...
     def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply: ...
     def kill(self) -> None: ...
     def close(self) -> None: ...
@@ -81,6 +89,9 @@ class LocalWorker:
         self._on_work: OnWork = idle
         self._environment = environment
         self._worker = Worker(lambda done, total: self._on_work(done, total), task)
+
+    def expect(self, request: AnyRequest) -> None:
+        """Nothing is done here beside the verifier."""
 
     def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply:
         self._on_work = on_work
@@ -108,7 +119,7 @@ def beginning(environment: Environment | None, sandbox: Sandbox | None, folder: 
     """What a process would be begun with now: it follows from the variables, the folder that we are in, and the files that a sandbox
     shows and hides."""
     variables = dict(os.environ) if environment is None else environments.process_variables(environment)
-    command, variables = [sys.executable, "-m", "proof_of_learning.replay.worker"], {**LARGE_PAGES, **variables}
+    command, variables = [sys.executable, "-m", "proof_of_learning.replay.worker"], {**SPEED, **variables}
     if sandbox is not None:
         command = sandbox.command(command, gpu=environment is not None and environment.device.type == "cuda")
         variables = sandbox.variables(variables)
@@ -138,6 +149,7 @@ class WorkerProcess:
         self._silent = ""  # why it was given up
         self._started = False
         self._forks = True
+        self._expected: AnyRequest | None = None
         self.spent = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self.beginning = beginning(environment, sandbox, folder)
@@ -164,6 +176,17 @@ class WorkerProcess:
         """Whether it was given up because it gave no sign of life."""
         return bool(self._silent)
 
+    def expect(self, request: AnyRequest) -> None:
+        """Send a request for whose answer ``ask`` will come, if its pipe is sure to hold it: nobody waits here."""
+        from proof_of_learning.replay import protocol
+
+        told = io.BytesIO()
+        protocol.send(told, request)
+        if self._expected is None and not self._started and len(told.getvalue()) <= PIPE and self._process.stdin:
+            with suppress(BrokenPipeError):  # it has ended, as whoever asks will find
+                self._process.stdin.write(told.getvalue())
+                self._expected = request
+
     def ask(self, request: AnyRequest, states: Sequence[State] = (), on_work: OnWork = idle) -> Reply:
         """The answer to ``request``; raises what the worker raised, or WorkerError if it died or fell silent."""
         from proof_of_learning.replay import protocol
@@ -172,7 +195,9 @@ class WorkerProcess:
         if self._silent:
             raise TaskError(self._silent)
         try:
-            protocol.send(self._process.stdin, request, states)  # type: ignore[arg-type]
+            if request != self._expected:
+                protocol.send(self._process.stdin, request, states)  # type: ignore[arg-type]
+            self._expected = None
             while True:
                 self._wait()
                 answer, arrived = self._receive()

@@ -63,10 +63,9 @@ class Worker:
             what = "it needs more memory than there is" if isinstance(error, MemoryError) else canonical.brief(told)
             raise WorkerError(f"the replay failed: {what}") from error
 
-    def prepare(self, request: AnyRequest) -> None:
-        """Load what every request needs, so that children that answer them find it loaded."""
-        if not isinstance(request, protocol.Open):
-            _ = self.data, self.session
+    def prepare(self) -> None:
+        """Load what every request but the first needs, so that children that answer them find it loaded."""
+        _ = self.data, self.session
 
     def forget(self) -> None:
         """Be as after opening: what the task's objects hold besides recorded state must not reach the next request."""
@@ -265,16 +264,25 @@ def serve(worker: Worker, requests: BinaryIO, answers: BinaryIO) -> None:
             return isinstance(reply[0], protocol.Opened) and reply[0].forks
 
         try:
-            with contextlib.redirect_stdout(sys.stderr):
-                worker.prepare(request)
+            if not isinstance(request, protocol.Open):
+                with contextlib.redirect_stdout(sys.stderr):
+                    worker.prepare()
         except PolError as error:
             protocol.send(answers, protocol.Failed(type(error).__name__, str(error)))
             continue
         if forks:
             fork.run(reply)
-        else:
-            forks = reply() or forks
+        elif reply():
+            forks = True
+            _load(worker)
         del request, states, reply
+
+
+def _load(worker: Worker) -> None:
+    """Load what every request needs while none has come; what fails fails again when one does, and is told then."""
+    with contextlib.suppress(PolError), contextlib.redirect_stdout(sys.stderr):
+        worker.prepare()
+    fork.settle()
 
 
 def _warm_up() -> None:

@@ -7,7 +7,7 @@ mean distance of outputs, clipped. Unlike weights, it is not bought with a bias 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,8 +92,9 @@ class Function:
 class Prober:
     """Evaluates states of one proof. ``seed``: what samples and all else that is drawn follow from.
 
-    ``grid``: the states that are evaluated in any case. ``resting``: takes note of where the states come to rest, where an optimizer
-    follows no rule that is known here. ``on_work``: told how many states were looked at, and of how many at most.
+    ``grid``: the states that are evaluated in any case; ``gradients``: those in which is looked at how far gradients reach, too.
+    ``resting``: takes note of where the states come to rest, where an optimizer follows no rule that is known here. ``on_work``: told
+    how many states were looked at, and of how many at most.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Prober:
     ) -> None:
         self._on_work = on_work
         self._proof, self._replayer, self._seed, self._resting = proof, replayer, seed, resting
-        self._loss_alone, self._bytes = described.loop_schedule, 0
+        self._loss_alone = described.loop_schedule
         count = min(SAMPLES, described.samples)
         drawn = randomness.permutation(randomness.derive(self._key, "samples"), described.samples)[:count]
         self._samples = np.sort(drawn).astype("<i8").tobytes()
@@ -121,7 +122,10 @@ class Prober:
         # Where it begins nobody could know: a false segment could else be the last before each of its states.
         offset = randomness.derive(self._key, "grid") % stride
         self.grid = {self._held[0], *self._held[offset::stride], self._held[-1]}
-        self._waiting: list[tuple[int, State]] = []
+        among = np.asarray(self._held[:-1] or self._held)
+        chosen = randomness.permutation(randomness.derive(self._key, "idle"), len(among))[:GRADIENTS]
+        self.gradients = set(among[chosen].tolist())
+        self._waiting: dict[bool, list[tuple[int, State]]] = {False: [], True: []}  # by whether gradients are looked at
         self._ends: tuple[Outputs, Outputs] | None = None
         self._scales: list[Array] = []
         self._found: dict[int, tuple[float, float]] = {}
@@ -134,37 +138,55 @@ class Prober:
 
     def begin(self, first: State, last: State) -> None:
         """The two functions that all others are compared with."""
-        self._bytes = last.nbytes
         glimpses = self._ask([first, last])
         self._heads = [(head.name, head.scores) for head in glimpses[1].heads]
         start, end = (self._outputs(glimpse.heads) for glimpse in glimpses)
         self._ends = start, end
         self._scales = [_scale(a, b) for a, b in zip(start, end, strict=True)]
 
+    @property
+    def wanted(self) -> Set[int]:
+        """The positions of the states that :meth:`add` is to be given."""
+        return self.gradients | self.grid
+
     def add(self, position: int, state: State) -> None:
-        """Evaluate a state of the grid, some time."""
-        if position in self.grid:
+        """Evaluate a state, some time, if it is wanted; a look at gradients shows its outputs too."""
+        gradients = position in self.gradients
+        if gradients:
+            self._wait(position, state, gradients=True)
+        if position in self.grid and not (gradients and self._resting is None):
             self._wait(position, state)
 
-    def _wait(self, position: int, state: State) -> None:
-        self._waiting.append((position, state))
-        if len(self._waiting) >= TOGETHER or sum(held.nbytes for _, held in self._waiting) > AT_ONCE:
-            self.flush()
+    def _wait(self, position: int, state: State, gradients: bool = False) -> None:
+        self._waiting[gradients].append((position, state))
+        held = {look: sum(state.nbytes for _, state in waiting) for look, waiting in self._waiting.items()}
+        if len(self._waiting[gradients]) >= TOGETHER or sum(held.values()) > AT_ONCE:
+            self._flush(max(held, key=held.__getitem__))
 
     def flush(self) -> None:
         """Evaluate what waits."""
-        if not self._waiting:
+        for gradients in (True, False):
+            self._flush(gradients)
+
+    def _flush(self, gradients: bool) -> None:
+        waiting, self._waiting[gradients] = self._waiting[gradients], []
+        if not waiting:
             return
-        positions = [position for position, _ in self._waiting]
-        coasting = None if self._resting is None else self._resting.ask(positions)
-        glimpses = self._ask([state for _, state in self._waiting], coasting=coasting)
-        self._waiting = []
-        self._on_work(len(self._found), min(self._room, len(self._held)))
+        positions = [position for position, _ in waiting]
+        coasting = None if self._resting is None else self._resting.ask(positions, whole=gradients)
+        glimpses = self._ask([state for _, state in waiting], gradients, coasting)
+        del waiting
         for position, glimpse in zip(positions, glimpses, strict=True):
             self._found[position] = self._apart(self._outputs(glimpse.heads))
+            if gradients:
+                self._living[position] = glimpse.living
             if self._resting is not None and glimpse.rest is not None:
-                apart = (math.nan, math.nan) if glimpse.rest.why else self._apart(self._outputs(glimpse.rest.heads))
-                self._resting.add(position, glimpse.rest, apart)
+                if gradients:
+                    self._resting.glided(position, glimpse.rest)
+                else:
+                    apart = (math.nan, math.nan) if glimpse.rest.why else self._apart(self._outputs(glimpse.rest.heads))
+                    self._resting.add(position, glimpse.rest, apart)
+        self._on_work(len(self._found), min(self._room, len(self._held)))
 
     def finish(self, other_start: Callable[[int], State | None]) -> Function:
         """Look more closely where the function moves most, at how far gradients reach, and at what the start knew."""
@@ -214,25 +236,11 @@ class Prober:
 
     def _idle(self) -> tuple[float, int]:
         """Of states drawn uniformly the share in which some layer learns nothing, and how many were looked at."""
-        among = np.asarray(self._held[:-1] or self._held)
-        chosen = np.sort(among[randomness.permutation(randomness.derive(self._key, "idle"), len(among))[:GRADIENTS]])
-        digests = self._proof.state_digests()
-        together = max(1, min(TOGETHER, AT_ONCE // max(1, self._bytes)))
-        for begin in range(0, len(chosen), together):
-            part = [int(position) for position in chosen[begin : begin + together]]
-            states = [self._proof.state(digests[position], surveyed=True) for position in part]
-            coasting = None if self._resting is None else self._resting.ask(part, whole=True)
-            glimpses = self._ask(states, gradients=True, coasting=coasting)
-            for position, glimpse in zip(part, glimpses, strict=True):
-                self._living[position] = glimpse.living
-                self._found[position] = self._apart(self._outputs(glimpse.heads))  # as good as any other's
-                if self._resting is not None and glimpse.rest is not None:
-                    self._resting.glided(position, glimpse.rest)
-            if self._resting is not None:
-                ends = [position + 1 for position in part if self._resting.lacks(position + 1)]
-                for end in ends:
-                    self._wait(end, self._proof.state(digests[end], surveyed=True))
-                self.flush()
+        if self._resting is not None:  # where those segments end is looked at as well
+            digests = self._proof.state_digests()
+            for end in sorted(position + 1 for position in self.gradients if self._resting.lacks(position + 1)):
+                self._wait(end, self._proof.state(digests[end], surveyed=True))
+            self.flush()
         return self._idle_share()
 
     def _idle_share(self) -> tuple[float, int]:
@@ -254,6 +262,8 @@ class Prober:
         return best
 
     def _ask(self, states: Sequence[State], gradients: bool = False, coasting: Coasting | None = None) -> list[Glimpse]:
+        if self._loss_alone and not gradients and coasting is None:
+            states = [state.part(*(name for name in state.parts() if name not in UNSEEN)) for state in states]
         return self._replayer.probe(Probe(self._samples, self._seed, gradients, coasting), states)
 
     def _outputs(self, heads: Sequence[Head]) -> Outputs:

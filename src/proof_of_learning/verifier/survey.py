@@ -162,7 +162,7 @@ def _survey(proof: Proof, looking: Looking | None, on_segment: OnWork, on_look: 
     origin = Weights.of(first) if first is not None else None
     if first is not None and sampler is not None:
         sampler.begin(first)
-    reader = Reader(proof, digests, origin, target, peaks, sampler, frozenset() if prober is None else prober.grid)
+    reader = Reader(proof, digests, origin, target, peaks, sampler, frozenset() if prober is None else prober.wanted)
     readings = itertools.chain([reader.measured(0, first, None)], abreast(reader, first, processes))
     del first
     to_go = math.nan
