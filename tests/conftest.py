@@ -19,6 +19,7 @@ from proof_of_learning.proof import remote
 from proof_of_learning.prover import Recording
 from proof_of_learning.rehearsal import beside
 from proof_of_learning.replay import pool, process
+from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.verifier.checks.trajectory import TrajectoryCheck
 from support_workers import Nursery
 
@@ -36,6 +37,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 nursery = Nursery()
 vars(process)["subprocess"] = SimpleNamespace(Popen=nursery.popen, PIPE=subprocess.PIPE)
 vars(pool)["WorkerProcess"] = nursery.worker
+Replayer.ahead = lambda *given: nursery.ahead(*given)  # type: ignore[method-assign]
 
 # Where tests are of what a verdict says, and not of who takes its steps, replays take theirs in the test's own process, as those of
 # a task without a reference do; but not under POL_TEST_WORKERS=real, and not in tests for `make quick`.

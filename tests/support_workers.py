@@ -25,7 +25,7 @@ import sysconfig
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from proof_of_learning.numeric.environment import VARIABLES, Environment
 from proof_of_learning.replay import process, protocol
 from proof_of_learning.replay.process import AnyWorker, OnWork, WorkerProcess
 from proof_of_learning.replay.protocol import AnyRequest, Reply
+from proof_of_learning.replay.replayer import Replayer
 from proof_of_learning.replay.sandbox import Sandbox
 from proof_of_learning.state.state import State
 from proof_of_learning.task import TaskReference, is_script, load_task
@@ -157,6 +158,7 @@ class Nursery:
     def __init__(self, inherited: tuple[str, socket.socket] | None = None) -> None:
         self.real = False  # whether workers are started as they are outside of tests
         self.here = False  # whether workers that need not be processes are none
+        self._ahead = Replayer.ahead
         self._parents: dict[str, tuple[subprocess.Popen[bytes], socket.socket]] = {}
         self._leaving: list[subprocess.Popen[bytes]] = []
         self._inherited = inherited  # in a forked command: what its parent was started with, and how to ask it
@@ -184,6 +186,11 @@ class Nursery:
         """Stands in for the class of workers, where a verification starts one."""
         start = partial(process.WorkerProcess, environment, timeout, sandbox, name=name)
         return Here(environment, name, start) if self.here and not self.real else start()
+
+    def ahead(self, replayer: Replayer, indices: Iterable[int]) -> None:
+        """Stands in for what begins replays while states are looked at: in one process there is nothing beside."""
+        if self.real or not self.here:
+            self._ahead(replayer, indices)
 
     def run(
         self, arguments: Sequence[object], variables: dict[str, str], folder: Path | None = None, kind: str = "command"

@@ -125,7 +125,7 @@ def test_a_worker_that_dies_is_started_again(tiny_proof: Path) -> None:
 
 
 def test_a_worker_that_dies_again_and_again_is_given_up(tiny_proof: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "MAX_DEATHS", 1)  # once while the states are looked at, and once in a segment
+    monkeypatch.setattr(pool, "MAX_DEATHS", 1)  # of those that look at states, and of those that take steps
     verdict = pol.verify(tiny_proof, TaskReference(f"{BAD}:task", {"schedule": "7:die"}), everything=True)
     assert [s.status for s in verdict.segments] == ["pass", *["inconclusive"] * 4]
     assert "not started again" in verdict.segments[2].note

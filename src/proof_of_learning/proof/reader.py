@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,26 +27,35 @@ if TYPE_CHECKING:  # what needs torch; header, log and index are read without it
 
 @dataclass
 class Memory:
-    """What reading one state leaves for the next: the state decoded last, from which the next is often one difference away, and
-    how much room there is for states that were not decoded yet."""
+    """What reading one state leaves for the next: the state that this thread decoded last, from which the next is often one difference
+    away, and how much room there is for states that were not decoded yet."""
 
     room: Room
-    last: dict[str, State] = field(default_factory=dict)
     taken: dict[str, int] = field(default_factory=dict)  # of the room, by state
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _own: threading.local = field(default_factory=threading.local)
 
     @classmethod
     def of(cls, index: Mapping[str, Stored]) -> Memory:
         """Nothing yet. One object may stand for several states, but its bytes make room once."""
         return cls(Room.of(_objects(index)))
 
-    def take(self, digest: str) -> Room:
-        """The room for a state: what it took before, or all that is left."""
-        return Room(self.taken[digest]) if digest in self.taken else Room(self.room.left)
+    @property
+    def last(self) -> dict[str, State]:
+        last: dict[str, State] = self._own.__dict__.setdefault("last", {})
+        return last
 
-    def took(self, digest: str, given: Room) -> None:
-        if digest not in self.taken:
-            self.taken[digest] = self.room.left - given.left
-            self.room.left = given.left
+    def given(self, digest: str) -> Room:
+        """The room for a state: what it took before, or all that is left."""
+        with self._lock:
+            return Room(self.taken.get(digest, self.room.left))
+
+    def took(self, digest: str, weight: int) -> None:
+        """Take note of what a state weighs; FormatError where others took so much since :meth:`given` that it no longer fits."""
+        with self._lock:
+            if digest not in self.taken:
+                self.room.take(weight)
+                self.taken[digest] = weight
 
 
 @dataclass(frozen=True)
@@ -162,11 +172,9 @@ class Proof:
 
     def weighed(self, digest: str, weight: int) -> bool:
         """Take note of what a state took that another process read; False, and nothing changed, where there is no room for it."""
-        given = self._memory.take(digest)
-        if weight > given.left:
+        if weight > self._memory.given(digest).left:
             return False
-        given.left -= weight
-        self._memory.took(digest, given)
+        self._memory.took(digest, weight)
         return True
 
     def room(self) -> Room:
@@ -259,9 +267,10 @@ def load_state(
         raw = files.read_bounded(object_path(folder, stored.object), stored.bytes, name)
         if whole and canonical.sha256(raw) != stored.object:
             raise IntegrityError(f"{name} does not have the bytes its name says")
-        room = memory.take(stored.state)
+        room = memory.given(stored.state)
+        left = room.left
         state = get_codec(stored.codec).decode(raw, state if stored.base is not None else None, room)
-        memory.took(stored.state, room)
+        memory.took(stored.state, left - room.left)
     assert state is not None
     state = joined(state)
     if state.digest() != digest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from proof_of_learning.task import Task, TaskReference
 log = logging.getLogger(__name__)
 
 AT_ONCE = 3  # environments that have workers at the same time
-MAX_DEATHS = 8  # after so many no worker that ended by itself is started again
+MAX_DEATHS = 8  # after so many no worker of that role that ended by itself is started again
 PATIENCE = 10.0  # seconds for those who wait for a worker that was killed
 ATTEMPTS = 2  # at the same steps, where a worker ends over them: once more in another one
 MAX_WORKERS = 4096
@@ -152,12 +153,12 @@ class WorkerPool:
     ) -> None:
         if not 1 <= workers <= MAX_WORKERS:
             raise UsageError(f"{workers} workers make no sense; there can be 1 to {MAX_WORKERS:,}")
-        self._job, self._launch, self._workers, self._apart, self._elsewhere = job, launch, workers, apart, elsewhere
+        self._job, self._launch, self._workers, self.apart, self._elsewhere = job, launch, workers, apart, elsewhere
         self._task: tuple[str, dict[str, str]] | None = None  # what the first worker loaded: description and sources
         self._rooms: dict[str, _Room] = {}  # by environment and role, the one used last at the end
         self._here: dict[str, Environment] = {}  # what the workers for an environment have
         self._changed = threading.Condition()
-        self._deaths = 0
+        self._deaths = Counter[str]()  # by role: two at once must not decide how many of the other are left
         self._closed = False
 
     @property
@@ -166,7 +167,7 @@ class WorkerPool:
 
     def begin(self, environment: Environment) -> None:
         """Start the processes for an environment, so that they load while something else is done."""
-        if self._apart:
+        if self.apart:
             for role in (LOOKING, TAKING):
                 with self._changed:
                     room = self._room(environment, role, given=False)
@@ -243,19 +244,19 @@ class WorkerPool:
                 self._changed.notify_all()
 
     def _name(self, environment: Environment, role: str) -> str:
-        return f"{environment.digest()} {role}" if self._apart else environment.digest()
+        return f"{environment.digest()} {role}" if self.apart else environment.digest()
 
     def _room(self, environment: Environment, role: str, given: bool) -> _Room:
         """The room for an environment, which may take the place of another one's, but where the caller chose it."""
         name = self._name(environment, role)
         room = self._rooms.pop(name, None)
         if room is None:
-            most = AT_ONCE * (2 if self._apart else 1)
+            most = AT_ONCE * (2 if self.apart else 1)
             idle = [other for other, its in self._rooms.items() if not its.busy]
             for other in idle[: max(0, len(self._rooms) - most + 1)] if not given else ():
                 for worker in self._rooms.pop(other).workers.values():
                     worker.close()
-            room = _Room(environment, role, self._workers if role == TAKING and self._apart else 1)
+            room = _Room(environment, role, self._workers if role == TAKING and self.apart else 1)
         self._rooms[name] = room
         return room
 
@@ -265,15 +266,15 @@ class WorkerPool:
             raise WorkerError("the verification was ended")
         worker = room.workers.get(place)
         if worker is not None and (worker.died or worker.spent or (worker.silent and room.role == LOOKING)):
-            self._deaths += worker.died or worker.silent
+            self._deaths[room.role] += worker.died or worker.silent
             log.info("a replay worker is given up (ended: %s, hung: %s)", worker.died, worker.silent)
             del room.workers[place]
             room.opened.discard(place)
             worker.close()
             worker = None
         if worker is None:
-            if self._deaths > MAX_DEATHS:
-                raise WorkerError(f"the replay worker ended unexpectedly {self._deaths} times; it is not started again")
+            if (deaths := self._deaths[room.role]) > MAX_DEATHS:
+                raise WorkerError(f"the replay worker ended unexpectedly {deaths} times; it is not started again")
             worker = room.workers[place] = self._launch(room.environment, room.role, place)
         return worker
 
@@ -331,7 +332,7 @@ class WorkerPool:
         Not before another one has loaded it: what a task writes when it is loaded is not written by two at once.
         """
         room = self._rooms.get(self._name(environment, TAKING))
-        if room is None or not self._apart or self._opening_states:
+        if room is None or not self.apart or self._opening_states:
             return
         for place, worker in room.workers.items():
             if place not in room.opened | room.busy:
@@ -378,7 +379,7 @@ class LocalPool(WorkerPool):
             self._early.ended()
 
     def _new(self, environment: Environment, role: str, place: int) -> AnyWorker:
-        if self._apart:
+        if self.apart:
             name = (role, place)
             started = None if self._early is None else self._early.take(name, environment, self._sandbox, self._timeout)
             return started or WorkerProcess(environment, self._timeout, self._sandbox, name=f"worker {place + 1}")

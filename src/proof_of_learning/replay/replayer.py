@@ -35,6 +35,7 @@ from proof_of_learning.proof.codecs.raw import RawCodec
 from proof_of_learning.proof.format import Segment
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.replay import protocol, requests
+from proof_of_learning.replay.ahead import Ahead, fitting
 from proof_of_learning.replay.doubt import DoubtedPool, recorded
 from proof_of_learning.replay.early import as_recorded
 from proof_of_learning.replay.job import job
@@ -96,7 +97,8 @@ class Replayer:
         self._untrue: list[str] | None = None  # what portable arithmetic gives other bits for here
         self._scratch = tempfile.TemporaryDirectory(prefix="pol-")
         self._lane = _Lane()
-        self._reading = threading.RLock()  # a proof remembers the state that it read last
+        self._ahead: Ahead | None = None
+        self._finding = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._digests = proof.state_digests()
         self._final: dict[str, Tensor] | None = None
@@ -211,7 +213,8 @@ class Replayer:
                 self._lane.last = None  # so that as many steps are taken, whatever was answered here before
             first = False
             try:
-                answer: AnyCheckAnswer = self.ask(request, on_work)
+                taken = self._ahead.take(request) if self._ahead is not None else None
+                answer: AnyCheckAnswer = taken or self.ask(request, on_work)
             except PolError as error:
                 if not isinstance(request, PER_SEGMENT):
                     raise
@@ -245,6 +248,17 @@ class Replayer:
             return 0
         segment = self._segment(request.index)
         return request.steps or segment.stop - segment.start
+
+    def ahead(self, indices: Iterable[int]) -> None:
+        """Begin to replay segments that will be asked for, one by one, while states are looked at.
+
+        Where it takes nothing from that: the worker for it would wait. What will be asked of a machine without the recorded
+        environment is not known yet.
+        """
+        local = isinstance(self.pool, LocalPool) and self.pool.apart and self.pool.workers == 1
+        found = fitting(self._proof, indices) if local else []
+        if found and not self.differences(self._proof.segments[0].environment):
+            self._ahead = Ahead(self.ask, found)
 
     # ---- requests ------------------------------------------------------------------------------------
     def ask(self, request: AnyCheckRequest, on_work: OnWork = idle, environment: Environment | None = None) -> Any:
@@ -432,7 +446,7 @@ class Replayer:
 
     def _final_weights(self) -> dict[str, Tensor] | None:
         last = self._proof.segments[-1].state
-        with self._reading:
+        with self._finding:
             if self._final is None and self._proof.has_state(last):
                 self._final = weights(self._state(last))
             return self._final
@@ -448,8 +462,7 @@ class Replayer:
         return self._described
 
     def _state(self, digest: str, *, surveyed: bool = False) -> State:
-        with self._reading:
-            return self._proof.state(digest, surveyed=surveyed)
+        return self._proof.state(digest, surveyed=surveyed)
 
     def _segment(self, index: int) -> Segment:
         if not 0 <= index < len(self._proof.segments):
@@ -460,7 +473,11 @@ class Replayer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         self.pool.close()
+        if self._ahead is not None:
+            self._ahead.join()
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
         self._scratch.cleanup()

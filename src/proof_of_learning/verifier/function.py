@@ -230,7 +230,9 @@ class Prober:
             if not middles:
                 return
             digests = self._proof.state_digests()
-            for middle in sorted(middles):  # a state that is a difference is decoded from the one that was read before it
+            for middle in sorted(
+                middles
+            ):  # a state that is a difference is decoded from the one that was read before it
                 self._wait(middle, self._proof.state(digests[middle], surveyed=True))
             self.flush()
 

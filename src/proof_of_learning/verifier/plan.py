@@ -139,6 +139,16 @@ def challenge(steps: int, interval: int, root: str, found: Survey, nonce: Nonce,
     return Challenge(dict(sorted(chosen.items())), promise, nonce, notes)
 
 
+def drawn_early(segments: int, root: str, nonce: Nonce, draw: Draw) -> list[int]:
+    """What :func:`challenge` will choose of so many segments, as far as no state has a part in it, and unless rates of 0 do."""
+    if draw.everything:
+        return list(range(segments))
+    wanted = draw.random
+    uniform = guarantee.uniform_draws_needed(segments, miss=draw.miss) if wanted is None else -(-wanted // 2)
+    keys = randomness.uniforms(randomness.derive(challenge_seed(root, nonce), "uniform"), segments)
+    return [0, segments - 1, *guarantee.draw_uniform(range(segments), uniform, keys)]
+
+
 def _promise(
     found: Survey, weight: npt.NDArray[np.float64], real: int, uniform: int, weighted: int, draw: Draw
 ) -> Guarantee:

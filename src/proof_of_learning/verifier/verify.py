@@ -2,7 +2,7 @@
 
 Opened (structure, digests of header and log) → attested (claim, signatures, times: no state read, nothing executed) → surveyed
 (states, identities, measures) → challenged → judged: each check asks what it needs and judges the answers, cheapest first, stopping
-at the first failure. Only replay workers run the task's code, and none of them sees the proof.
+at the first failure. What is drawn whatever the states hold is replayed while they are surveyed. Only replay workers run the task's code, and none of them sees the proof.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from proof_of_learning.verifier.evidence import Answers, Disclosed, Evidence, re
 from proof_of_learning.verifier.expected import planned_steps
 from proof_of_learning.verifier.initialization.start import second_start
 from proof_of_learning.verifier.options import Choices, Options
-from proof_of_learning.verifier.plan import Challenge, challenge, make_nonce, public_nonce, survey_seed
+from proof_of_learning.verifier.plan import Challenge, challenge, drawn_early, make_nonce, public_nonce, survey_seed
 from proof_of_learning.verifier.survey import Looking, Survey, survey
 from proof_of_learning.verifier.verdict import CheckResult, Guarantee, Nonce, Verdict
 from proof_of_learning.verifier.walks import refuse_other_kind
@@ -226,6 +226,7 @@ def surveyed(
         replayer.begin()
         answers.add(Describe(), replayer.ask(Describe()))
         clock.lap("start of the worker")
+        replayer.ahead(drawn_early(len(proof.segments), proof.root, nonce, options.draw))
         looking = Looking(
             replayer,
             answers.get(Describe(), Described),
