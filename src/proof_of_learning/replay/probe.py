@@ -105,7 +105,7 @@ def _glimpse(session: Session, state: State, batches: list[Any], seed: int, grad
     heads = [head(name, outputs, labelled, seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
     if not heads:
         raise TaskError(NO_OUTPUT)
-    return Glimpse(heads, loss if math.isfinite(loss) else math.inf, seen.living())
+    return Glimpse(heads, loss if math.isfinite(loss) else math.inf, seen.living(), seen.loose())
 
 
 class _Call:
@@ -148,7 +148,7 @@ class Seen:
         self._reached: dict[tuple[str, int], Tensor] = {}
         self._kept: dict[tuple[str, int], Tensor] = {}  # as it was when the update began,
         self._taught: dict[tuple[str, int], Tensor] = {}  # and when an optimizer stepped
-        self._expected: set[str] = set()
+        self._expected: dict[str, bool] = {}  # layers, and whether an optimizer holds a parameter of theirs
 
     def output(self, name: str, value: Any) -> None:
         tensors = [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
@@ -204,11 +204,26 @@ class Seen:
         """The update is over, and is not looked at."""
         self._calls, self._before, self._loose, self._reached = [], None, {}, dict(self._kept)
 
-    def follow(self, name: str, value: Any) -> None:
+    def told(self) -> dict[str, Any]:
+        """What was seen so far, for another process to go on from."""
+        return {
+            "outputs": [[name, outputs] for name, outputs in self.outputs.items()],
+            "kept": [[name, place, reached] for (name, place), reached in self._kept.items()],
+            "expected": [[name, held] for name, held in self._expected.items()],
+        }
+
+    def go_on(self, told: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`told`."""
+        self.outputs = {name: list(outputs) for name, outputs in told["outputs"]}
+        self._kept = {(name, place): reached for name, place, reached in told["kept"]}
+        self._expected = dict(told["expected"])
+        self.drop()
+
+    def follow(self, name: str, value: Any, held: bool) -> None:
         """Look at the gradient that comes back to an output, or to any of several (of an LSTM, often the last state alone is used)."""
         for place, tensor in enumerate(tensors_in(value)):
             if tensor.requires_grad and tensor.ndim > 1:
-                self._expected.add(name)
+                self._expected[name] = held
                 tensor.register_hook(partial(self._reach, (name, place)))  # type: ignore[no-untyped-call]
 
     def _reach(self, name: tuple[str, int], gradient: Tensor | None) -> None:
@@ -226,6 +241,10 @@ class Seen:
             shares[name] = max(shares[name], float(reached.double().mean()))
         return shares
 
+    def loose(self) -> list[str]:
+        """The modules that no optimizer holds a parameter of."""
+        return sorted(name for name, held in self._expected.items() if not held)
+
 
 @contextmanager
 def watched(parts: Mapping[str, Any], gradients: bool, amid: bool) -> Iterator[Seen]:
@@ -236,10 +255,15 @@ def watched(parts: Mapping[str, Any], gradients: bool, amid: bool) -> Iterator[S
         if isinstance(root, nn.Module)
         for path, module in root.named_modules()
     }
-    own = {id(optimizer) for optimizer in optimizers(parts).values()}
-    seen, depth = Seen(amid), [0]
+    own = {id(optimizer): optimizer for optimizer in optimizers(parts).values()}
+    seen, depth, held = Seen(amid), [0], set[int]()
 
     def before(module: nn.Module, given: Any) -> None:
+        if gradients and depth[0] == 0:
+            held.clear()
+            held.update(
+                id(p) for optimizer in own.values() for group in optimizer.param_groups for p in group["params"]
+            )
         depth[0] += id(module) in names
 
     def after(module: nn.Module, given: Any, output: Any) -> None:
@@ -249,8 +273,9 @@ def watched(parts: Mapping[str, Any], gradients: bool, amid: bool) -> Iterator[S
         depth[0] -= 1
         if depth[0] == 0:
             seen.output(name, output)
-        if gradients and any(p.requires_grad for p in module.parameters(recurse=False)):
-            seen.follow(name, output)
+        trained = [p for p in module.parameters(recurse=False) if p.requires_grad] if gradients else []
+        if trained:
+            seen.follow(name, output, any(id(p) in held for p in trained))
 
     handles = [
         hooks.register_module_forward_pre_hook(before),

@@ -266,11 +266,15 @@ class Rest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Glimpse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``living``: of each layer that has parameters to train, the share of its outputs that some gradient reaches."""
+    """``living``: of each layer that has parameters to train, the share of its outputs that some gradient reaches.
+
+    ``loose``: those of them whose parameters no optimizer holds, as of a teacher or an average.
+    """
 
     heads: list[Head]
     loss: float
     living: dict[str, float] = {}
+    loose: list[str] = []
     rest: Rest | None = None
 
 

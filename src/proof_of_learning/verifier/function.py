@@ -127,6 +127,7 @@ class Prober:
         self._found: dict[int, tuple[float, float]] = {}
         self._heads: list[tuple[str, bool]] = []
         self._living: dict[int, dict[str, float]] = {}
+        self._loose: set[str] = set()  # layers that no optimizer holds
 
     @property
     def _key(self) -> bytes:
@@ -225,6 +226,7 @@ class Prober:
             glimpses = self._ask(states, gradients=True, coasting=coasting)
             for position, glimpse in zip(part, glimpses, strict=True):
                 self._living[position] = glimpse.living
+                self._loose.update(glimpse.loose)
                 self._found[position] = self._apart(self._outputs(glimpse.heads))  # as good as any other's
                 if self._resting is not None and glimpse.rest is not None:
                     self._resting.glided(position, glimpse.rest)
@@ -240,7 +242,7 @@ class Prober:
         # Sparse designs are measured by their own best state.
         best = self._layers()
         idle = [
-            any(share == 0.0 or share < LIVING * best[name] for name, share in living.items())
+            any(share == 0.0 or share < LIVING * best[name] for name, share in living.items() if name in best)
             for living in self._living.values()
         ]
         return (float(np.mean(idle)) if idle else 0.0), len(idle)
@@ -251,7 +253,8 @@ class Prober:
         for living in self._living.values():
             for name, share in living.items():
                 best[name] = max(best.get(name, 0.0), share)
-        return best
+        # What no optimizer holds and no gradient ever reached (a teacher, an average) is not there to learn.
+        return {name: share for name, share in best.items() if share > 0.0 or name not in self._loose}
 
     def _ask(self, states: Sequence[State], gradients: bool = False, coasting: Coasting | None = None) -> list[Glimpse]:
         return self._replayer.probe(Probe(self._samples, self._seed, gradients, coasting), states)
