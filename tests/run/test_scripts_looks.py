@@ -116,6 +116,36 @@ def test_states_are_seen_alike_however_often_is_evaluated(every: int, tmp_path: 
     assert seen[0] != seen[1]
 
 
+# What the loop uses of its network's calls only in some states, or calls more often there.
+VARYING = {
+    "a loss leaves a call out": "more = model(a + 1).square().mean(); loss = loss if sure else loss + more; loss.backward()",
+    "a closure is taken more often": "loss.backward(); optimizer.step(lambda: [model(a) for _ in range(1 + 3 * sure)])",
+}
+
+
+@pytest.mark.parametrize("what", VARYING)
+def test_all_states_show_as_many_rows_whatever_a_loss_uses(
+    what: str, plain: tuple[Proof, list[Glimpse]], tmp_path: Path
+) -> None:
+    states = [plain[0].state(digest).tensors for digest in plain[0].state_digests()[:STATES]]
+    norms = sorted(float(next(t for n, t in state.items() if n.endswith("0.weight")).norm()) for state in states)
+    path = evaluating(tmp_path / "other", begin=f"sure = bool(model[0].weight.norm() > {norms[STATES // 2]})")
+    path.write_text(path.read_text().replace("loss.backward()", VARYING[what]))
+    assert len({head.rows for glimpse in glimpses(plain[0], path, False) for head in glimpse.heads}) == 1
+
+
+def test_a_network_that_is_trained_now_and_then_is_judged_where_it_is(tmp_path: Path) -> None:
+    """As of a GAN whose generator learns in every third step."""
+    learn = "second.zero_grad(); (other(model(a).detach()) - a).square().mean().backward(); second.step()"
+    path = evaluating(tmp_path / "script", step=f"if number % 3 == 2: {learn}")
+    made = "other = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 64))\n"
+    made += "second = torch.optim.Adam(other.parameters(), 3e-3)\nrun = pol.Run(other=other, second=second, "
+    path.write_text(path.read_text().replace("run = pol.Run(", made))
+    assert record(path, tmp_path / "run.pol", interval=1).returncode == 0
+    found = verdict(tmp_path / "run.pol", path)
+    assert found.verdict == "valid", found.reason
+
+
 def test_networks_that_are_only_asked_are_not_said_to_learn_nothing(tmp_path: Path) -> None:
     """A teacher and an average, whose parameters no optimizer holds, though gradients could reach them."""
     path = evaluating(

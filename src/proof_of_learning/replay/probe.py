@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
@@ -105,14 +105,14 @@ def _glimpse(session: Session, state: State, batches: list[Any], seed: int, grad
     heads = [head(name, outputs, labelled, seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
     if not heads:
         raise TaskError(NO_OUTPUT)
-    return Glimpse(heads, loss if math.isfinite(loss) else math.inf, seen.living(), seen.loose())
+    return Glimpse(heads, loss if math.isfinite(loss) else math.inf, seen.living(), seen.loose(), seen.waiting())
 
 
 class _Call:
-    """One call of a network. ``taught``: whether a loss is differentiated through it."""
+    """One call of a network. ``graded``: whether a loss could be differentiated through it; ``taught``: whether one is."""
 
-    def __init__(self, name: str, outputs: list[Tensor]) -> None:
-        self.name, self.taught, self.forgotten = name, False, False
+    def __init__(self, name: str, outputs: list[Tensor], graded: bool) -> None:
+        self.name, self.graded, self.taught, self.forgotten = name, graded, False, False
         self._outputs = [output.detach() for output in outputs]
         self._through: set[int] = set()
 
@@ -135,8 +135,10 @@ class Seen:
     """What the watched modules showed.
 
     ``amid``: the step may call its networks for other ends than to learn from what they say (it evaluates now and then). Of
-    each update the calls before its last optimizer step count then, and of a network that a loss is differentiated through,
-    these alone. So what a state shows is the same function of the same samples, whatever the loop looks at besides.
+    each update the calls before its last optimizer step count then, and of a network that is called with gradients, these alone
+    (whether a loss uses them may depend on the state). Of those within an optimizer's step, which takes a closure as often as it
+    likes, at weights of its own, the first. So what a state shows is the same function of the same samples, whatever the loop looks at
+    besides.
     """
 
     def __init__(self, amid: bool) -> None:
@@ -147,20 +149,27 @@ class Seen:
         self._loose: dict[str, deque[_Call]] = {}  # since then, without a gradient
         self._reached: dict[tuple[str, int], Tensor] = {}
         self._kept: dict[tuple[str, int], Tensor] = {}  # as it was when the update began,
+        self._spare: dict[tuple[str, int], Tensor] = {}  # of updates that are not looked at
         self._taught: dict[tuple[str, int], Tensor] = {}  # and when an optimizer stepped
-        self._expected: dict[str, bool] = {}  # layers, and whether an optimizer holds a parameter of theirs
+        self._expected: dict[str, list[str]] = {}  # layers, and the optimizers that hold a parameter of theirs
+        self._drove: set[str] = set()  # optimizers that stepped
+        self._within: set[str] | None = None  # networks that were called in the optimizer's step under way
 
     def output(self, name: str, value: Any) -> None:
         tensors = [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
         found = [tensor for tensor in tensors if tensor.ndim > 0]
         if not found:
             return
-        call = _Call(name, found)
+        call = _Call(name, found, any(tensor.requires_grad for tensor in tensors))
         if not self._amid:
             self._add(call)
             return
+        if self._within is not None:
+            if name in self._within:
+                return
+            self._within.add(name)
         self._calls.append(call)
-        if not any(tensor.requires_grad for tensor in tensors):  # of a long evaluation only the last are held
+        if not call.graded:  # of a long evaluation only the last are held
             loose = self._loose.setdefault(name, deque())
             loose.append(call)
             if len(loose) > CALLS:
@@ -174,8 +183,14 @@ class Seen:
         kept = self.outputs.pop(call.name, [])  # the last call counts for the order
         self.outputs[call.name] = [*kept, call.shown][-CALLS:]
 
-    def stepped(self) -> None:
+    def steps(self) -> None:
+        """An optimizer begins its step."""
+        self._within = set()
+
+    def stepped(self, optimizer: str) -> None:
         self._before, self._loose, self._taught = len(self._calls), {}, dict(self._reached)
+        self._within = None
+        self._drove.add(optimizer)
 
     @property
     def _learned_from(self) -> list[_Call]:
@@ -193,33 +208,46 @@ class Seen:
 
     def keep(self) -> None:
         """The update is over, and is looked at."""
-        taught = {call.name for call in self._learned_from if call.taught}
+        graded = {call.name for call in self._learned_from if call.graded}
         for call in self._learned_from:
-            if (call.taught or call.name not in taught) and not call.forgotten:
+            if (call.graded or call.name not in graded) and not call.forgotten:
                 self._add(call)
-        self._kept = dict(self._reached) if self._before is None else self._taught
-        self.drop()
+        self._kept = self._reach_of
+        self._next()
 
     def drop(self) -> None:
-        """The update is over, and is not looked at."""
+        """The update is over, and is not looked at, but for gradients at what no other one reaches."""
+        self._spare |= self._reach_of
+        self._next()
+
+    @property
+    def _reach_of(self) -> dict[tuple[str, int], Tensor]:
+        return dict(self._reached) if self._before is None else self._taught
+
+    def _next(self) -> None:
         self._calls, self._before, self._loose, self._reached = [], None, {}, dict(self._kept)
+        self._within = None
 
     def told(self) -> dict[str, Any]:
         """What was seen so far, for another process to go on from."""
         return {
             "outputs": [[name, outputs] for name, outputs in self.outputs.items()],
             "kept": [[name, place, reached] for (name, place), reached in self._kept.items()],
+            "spare": [[name, place, reached] for (name, place), reached in self._spare.items()],
             "expected": [[name, held] for name, held in self._expected.items()],
+            "drove": sorted(self._drove),
         }
 
     def go_on(self, told: Mapping[str, Any]) -> None:
         """The inverse of :meth:`told`."""
         self.outputs = {name: list(outputs) for name, outputs in told["outputs"]}
-        self._kept = {(name, place): reached for name, place, reached in told["kept"]}
-        self._expected = dict(told["expected"])
-        self.drop()
+        self._kept, self._spare = (
+            {(name, place): reached for name, place, reached in told[which]} for which in ("kept", "spare")
+        )
+        self._expected, self._drove = dict(told["expected"]), set(told["drove"])
+        self._reached = dict(self._kept)
 
-    def follow(self, name: str, value: Any, held: bool) -> None:
+    def follow(self, name: str, value: Any, held: list[str]) -> None:
         """Look at the gradient that comes back to an output, or to any of several (of an LSTM, often the last state alone is used)."""
         for place, tensor in enumerate(tensors_in(value)):
             if tensor.requires_grad and tensor.ndim > 1:
@@ -237,13 +265,18 @@ class Seen:
     def living(self) -> dict[str, float]:
         """By module, the share of its units that a gradient came back to: of its outputs, the one with the most."""
         shares = dict.fromkeys(sorted(self._expected), 0.0)
-        for (name, _), reached in self._reached.items():
+        for (name, _), reached in (self._spare | self._reached).items():
             shares[name] = max(shares[name], float(reached.double().mean()))
         return shares
 
     def loose(self) -> list[str]:
         """The modules that no optimizer holds a parameter of."""
         return sorted(name for name, held in self._expected.items() if not held)
+
+    def waiting(self) -> list[str]:
+        """The modules whose optimizers took no step, while another one did."""
+        driven = sorted(name for name, held in self._expected.items() if held and not self._drove & set(held))
+        return driven if self._drove else []
 
 
 @contextmanager
@@ -255,15 +288,16 @@ def watched(parts: Mapping[str, Any], gradients: bool, amid: bool) -> Iterator[S
         if isinstance(root, nn.Module)
         for path, module in root.named_modules()
     }
-    own = {id(optimizer): optimizer for optimizer in optimizers(parts).values()}
-    seen, depth, held = Seen(amid), [0], set[int]()
+    own = {id(optimizer): (name, optimizer) for name, optimizer in optimizers(parts).items()}
+    seen, depth, held = Seen(amid), [0], dict[int, set[str]]()
 
     def before(module: nn.Module, given: Any) -> None:
         if gradients and depth[0] == 0:
             held.clear()
-            held.update(
-                id(p) for optimizer in own.values() for group in optimizer.param_groups for p in group["params"]
-            )
+            for part, optimizer in own.values():
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        held.setdefault(id(parameter), set()).add(part)
         depth[0] += id(module) in names
 
     def after(module: nn.Module, given: Any, output: Any) -> None:
@@ -275,13 +309,16 @@ def watched(parts: Mapping[str, Any], gradients: bool, amid: bool) -> Iterator[S
             seen.output(name, output)
         trained = [p for p in module.parameters(recurse=False) if p.requires_grad] if gradients else []
         if trained:
-            seen.follow(name, output, any(id(p) in held for p in trained))
+            seen.follow(name, output, sorted(set().union(*(held.get(id(p), ()) for p in trained))))
 
     handles = [
         hooks.register_module_forward_pre_hook(before),
         hooks.register_module_forward_hook(after, always_call=True),
+        register_optimizer_step_pre_hook(lambda steps, *_: seen.steps() if id(steps) in own else None),
         # Behind it, for a step may take a closure that calls the networks.
-        register_optimizer_step_post_hook(lambda stepped, *_: seen.stepped() if id(stepped) in own else None),
+        register_optimizer_step_post_hook(
+            lambda stepped, *_: seen.stepped(own[id(stepped)][0]) if id(stepped) in own else None
+        ),
     ]
     try:
         yield seen

@@ -260,11 +260,11 @@ class Probing:
         heads = [head(name, values, self._labelled, self._request.seed) for name, values in outputs]
         if not heads:
             raise TaskError(NO_OUTPUT)
-        living, loose = self._shown.living(), self._shown.loose()
+        living, loose, waiting = self._shown.living(), self._shown.loose(), self._shown.waiting()
         self._watch.close()
         if self._rest is None:
             loss = sum(self._losses) / len(self._losses)
-            glimpse = Glimpse(heads, loss if math.isfinite(loss) else math.inf, living, loose)
+            glimpse = Glimpse(heads, loss if math.isfinite(loss) else math.inf, living, loose, waiting)
             self._glimpses.append(glimpse)
             if self._request.coasting is not None and self._coasts(self._request.coasting):
                 return

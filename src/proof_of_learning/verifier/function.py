@@ -127,6 +127,7 @@ class Prober:
         self._found: dict[int, tuple[float, float]] = {}
         self._heads: list[tuple[str, bool]] = []
         self._living: dict[int, dict[str, float]] = {}
+        self._waiting_in: dict[int, list[str]] = {}  # layers whose optimizers took no step there
         self._loose: set[str] = set()  # layers that no optimizer holds
 
     @property
@@ -226,6 +227,7 @@ class Prober:
             glimpses = self._ask(states, gradients=True, coasting=coasting)
             for position, glimpse in zip(part, glimpses, strict=True):
                 self._living[position] = glimpse.living
+                self._waiting_in[position] = glimpse.waiting
                 self._loose.update(glimpse.loose)
                 self._found[position] = self._apart(self._outputs(glimpse.heads))  # as good as any other's
                 if self._resting is not None and glimpse.rest is not None:
@@ -239,13 +241,23 @@ class Prober:
 
     def _idle_share(self) -> tuple[float, int]:
         """Of the states in which gradients were looked at the share in which some layer learns nothing, and how many these are."""
-        # Sparse designs are measured by their own best state.
+        # Sparse designs are measured by their own best state, and what is trained now and then where it is: then by itself, for it is
+        # seen in fewer states.
         best = self._layers()
-        idle = [
-            any(share == 0.0 or share < LIVING * best[name] for name, share in living.items() if name in best)
-            for living in self._living.values()
-        ]
-        return (float(np.mean(idle)) if idle else 0.0), len(idle)
+        dead: dict[str, list[bool]] = {name: [] for name in best}
+        idle = []
+        for position, living in self._living.items():
+            waits = {name for name in self._waiting_in[position] if best.get(name, 0.0) > 0.0}
+            judged = {
+                n: share == 0.0 or share < LIVING * best[n]
+                for n, share in living.items()
+                if n in best and n not in waits
+            }
+            for name, is_dead in judged.items():
+                dead[name].append(is_dead)
+            idle.append(any(judged.values()))
+        shares = [float(np.mean(found)) for found in (idle, *dead.values()) if found]
+        return max(shares, default=0.0), len(idle)
 
     def _layers(self) -> dict[str, float]:
         """Of each layer the largest share that gradients reached."""
