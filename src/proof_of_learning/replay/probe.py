@@ -23,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from proof_of_learning.data.commit import Dataset
 from proof_of_learning.errors import TaskError
 from proof_of_learning.numeric import randomness
+from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.replay.coast import at_places, coast, of_session
 from proof_of_learning.replay.protocol import Coasting, Glimpse, Head, Probe, Probed, Rest
 from proof_of_learning.state.modules import tensors_in
@@ -35,6 +36,7 @@ from proof_of_learning.training.steps import Session
 ROWS, COLUMNS = 64, 128  # of an output that are looked at
 HEADS = 4  # outputs of a step: the last ones
 CALLS = 64  # of a network, whose outputs are shown: the last ones
+TRIES = 2  # times that an update is taken again which does more than others
 NO_OUTPUT = (
     "the task's step shows no output of its networks: it should call its modules (`model(x)`, not a method of theirs)"
 )
@@ -49,12 +51,14 @@ def probe(
     feed = Feed(session.task, data, key, session.device)
     standard = session.task.step is None and not request.gradients and request.coasting is None
 
+    usual = Usual()
+
     def glimpse(state: State, gradients: bool) -> Glimpse:
         if not len(indices):
             return Glimpse([], 0.0)
         batches = feed.batches(0, indices)
         randomness.seed_everything(randomness.derive(key, randomness.STEP))
-        return _glimpse(session, state, batches, request.seed, gradients)
+        return _glimpse(session, state, batches, request.seed, gradients, usual)
 
     def rested(state: State, coasting: Coasting, steps: int) -> Rest:
         session.restore(state)
@@ -77,19 +81,26 @@ def probe(
     return Probed(glimpses)
 
 
-def _steps(session: Session, state: State, batches: list[Any], seen: Seen) -> float:
+def _steps(session: Session, state: State, batches: list[Any], seen: Seen, usual: Usual) -> float:
     """The loss of steps from one state over all batches: a step of the task's own looks at as many as it trains with."""
     each = session.task.accumulate if session.task.step is not None else len(batches)
     losses = []
     for start in range(0, len(batches), each):
-        if start:
-            session.restore(state)
-        losses.append(float(session.take(session.progress.step, batches[start : start + each], False).loss))
+        generators = RngSnapshot.take()
+        for tries in range(TRIES + 1):
+            if start or tries:
+                session.restore(state)
+                generators.restore()
+            loss = float(session.take(session.progress.step, batches[start : start + each], False).loss)
+            if not usual.passed_by(seen, tries):
+                break
+            seen.drop()
+        losses.append(loss)
         seen.keep()
     return sum(losses) / len(losses)
 
 
-def _glimpse(session: Session, state: State, batches: list[Any], seed: int, gradients: bool) -> Glimpse:
+def _glimpse(session: Session, state: State, batches: list[Any], seed: int, gradients: bool, usual: Usual) -> Glimpse:
     # A standard loop's loss is looked at as it is: it makes no calls but those it is made from.
     with watched(session.parts, gradients, amid=session.task.step is not None) as seen, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch on schedulers that are ahead of the optimizer
@@ -100,7 +111,7 @@ def _glimpse(session: Session, state: State, batches: list[Any], seed: int, grad
                 losses = [session.task.loss(session.model, batch).detach() for batch in batches]
                 loss = float(torch.stack([value.reshape(()) for value in losses]).double().mean())
         else:
-            loss = _steps(session, state, batches, seen)
+            loss = _steps(session, state, batches, seen, usual)
     labelled = any(integers(batch) for batch in batches)
     heads = [head(name, outputs, labelled, seed) for name, outputs in list(seen.outputs.items())[-HEADS:]]
     if not heads:
@@ -277,6 +288,24 @@ class Seen:
         """The modules whose optimizers took no step, while another one did."""
         driven = sorted(name for name, held in self._expected.items() if held and not self._drove & set(held))
         return driven if self._drove else []
+
+
+class Usual:
+    """How often an update calls its networks that does nothing besides, as far as was seen."""
+
+    def __init__(self) -> None:
+        self.calls: int | None = None
+
+    def passed_by(self, seen: Seen, tries: int) -> bool:
+        """Whether an update is to be taken again: its step called networks for something else, too, before an optimizer stepped.
+
+        What is evaluated now and then, by a count of the step's own, moves the generators that what it learns from draws from.
+        ``tries``: how often it was taken again already.
+        """
+        first = self.calls is None and seen.besides  # nobody knows yet whether it always does so
+        more = self.calls is not None and seen.calls > self.calls
+        self.calls = seen.calls if self.calls is None else min(self.calls, seen.calls)
+        return (first or more) and tries < TRIES
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from proof_of_learning.errors import TaskError, WorkerError
 from proof_of_learning.numeric import randomness
 from proof_of_learning.replay import protocol
 from proof_of_learning.replay.coast import Driven, at_places, coast
-from proof_of_learning.replay.probe import HEADS, NO_OUTPUT, head, integers, watched
+from proof_of_learning.replay.probe import HEADS, NO_OUTPUT, Usual, head, integers, watched
 from proof_of_learning.replay.protocol import Glimpse, Rest
 from proof_of_learning.run import counting
 from proof_of_learning.run.clock import Walk
@@ -31,7 +31,6 @@ from proof_of_learning.state.state import State, capture, restore
 # The place in its walk that the loop believes each step to have: not the first, where loops look at themselves.
 PLACE = 1
 PATIENCE = 64  # times that all samples are given to a loop that makes no update
-TRIES = 2  # times that an update is taken again which does more than others
 ENDED = "the script's loop ended before it took a step on the verifier's samples"
 
 
@@ -104,7 +103,7 @@ class Probing:
         self._walk: Any = lambda: None  # that was asked last, weakly: the loop may drop it
         self._shown_calls = 0  # of networks, when it was
         self._moved = False  # whether an update was looked at in this process
-        self._calls: int | None = None  # of networks, in an update that does nothing besides
+        self._usual = Usual()
         self._alone = True  # whether one process trains
         self._modes: list[tuple[nn.Module, bool]] = []  # of modules, where the loop asks for its first batch
         # Until the first update: a loop with several batches to an update stands somewhere between two, and all states have to be
@@ -170,7 +169,7 @@ class Probing:
         if not self._aligning:
             told = {
                 "given": self._given, "tries": self._tries, "losses": self._losses, "labelled": self._labelled,
-                "calls": self._calls, "seen": self._shown.told(),
+                "calls": self._usual.calls, "seen": self._shown.told(),
             }  # fmt: skip
         start = None if self._rest is None else self._from
         self._tools.leave(*Left(self._glimpses, self._rest, aligned, told, start).message())
@@ -203,7 +202,7 @@ class Probing:
         if left:
             self._shown.go_on(left["seen"])
             self._given = self._begun = left["given"]
-            self._tries, self._losses, self._labelled, self._calls = (
+            self._tries, self._losses, self._labelled, self._usual.calls = (
                 left[name] for name in ("tries", "losses", "labelled", "calls")
             )
         if self._left is not None:
@@ -212,7 +211,8 @@ class Probing:
     def _update(self) -> None:
         """The update under way is over; the loop comes to stand before the next one that is looked at."""
         self._moved = True
-        if self._seen.updated and self._strays():
+        # Several processes would have to agree.
+        if self._alone and self._seen.updated and self._usual.passed_by(self._shown, self._tries):
             self._again()
             return
         self._shown.keep()
@@ -228,18 +228,6 @@ class Probing:
         self._tries, self._begun = 0, 0
         self._shown = self._watch.enter_context(watched(self._parts, gradients, amid=True))
         self._restore()
-
-    def _strays(self) -> bool:
-        """Whether the update is to be taken again: the loop called its networks for something else, too, before it stepped.
-
-        What it evaluates now and then, by a count of its own, moves the generators that what it learns from draws from. Several
-        processes would have to agree.
-        """
-        shown = self._shown
-        first = self._calls is None and shown.besides  # nobody knows yet whether it always does so
-        more = self._calls is not None and shown.calls > self._calls
-        self._calls = shown.calls if self._calls is None else min(self._calls, shown.calls)
-        return self._alone and (first or more) and self._tries < TRIES
 
     def _again(self) -> None:
         self._tries += 1
