@@ -43,6 +43,7 @@ from proof_of_learning.attacks import ATTACKS, Attack, Forgery, forge_proof
 from proof_of_learning.attacks.gamble import fixed_nonces, odds, surveyed
 from proof_of_learning.attacks.victim import step_snapshot
 from proof_of_learning.errors import AttackError, PolError, WorkerError
+from proof_of_learning.proof import codecs
 from proof_of_learning.training.batches import DerivedOrder
 
 NONCES = 200
@@ -58,7 +59,8 @@ class Target:
 
     ``comparisons``: of ``exact`` and ``calibrated``. ``apart``: whether calibrated comparison is with proofs of another process, on
     other code paths; else they were made here with other threads. ``attacks``: the only ones that are measured on it, if there
-    are any, ``without`` those that are left out, and ``most`` how many variants of each.
+    are any, ``without`` those that are left out, and ``most`` how many variants of each. ``codec``: how its states are stored, and
+    those of its forgeries.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Target:
     attacks: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     most: int | None = None
+    codec: str = codecs.DEFAULT
 
     def reference(self, seed: int) -> TaskReference:
         return TaskReference(self.target, {**self.settings, "seed": seed})
@@ -159,7 +162,9 @@ def run(case: Case, work: Path) -> Cell:
     reference = case.target.reference(case.seed)
     task = replace(load_task(reference), reference=None)
     size = "-".join(str(value) for value in (case.target.settings.get("steps", ""), case.target.interval, case.seed))
-    path = work / f"{case.target.name}-{size}-{case.comparison}.pol"  # the target, made once for all attacks on it
+    path = (
+        work / f"{case.target.name}-{size}-{case.target.codec}-{case.comparison}.pol"
+    )  # the target, made once for all attacks on it
     with tempfile.TemporaryDirectory(prefix="pol-matrix-") as folder:
         begun = time.perf_counter()
         try:
@@ -167,7 +172,7 @@ def run(case: Case, work: Path) -> Cell:
                 forgery = forge_elsewhere(case, path, reference, Path(folder) / "forged.pol")
             else:
                 with threads(THREADS_ELSEWHERE if case.comparison == "calibrated" else 1):
-                    prove(task, path, interval=case.target.interval)
+                    prove(task, path, interval=case.target.interval, codec=case.target.codec)
                     forgery = forge(case, path, task, Path(folder) / "forged.pol")
         except AttackError as error:
             return {"rows": [], "not_applicable": str(error), "shown": f"cannot be used: {error}"}
@@ -205,7 +210,7 @@ def forge_elsewhere(case: Case, target: Path, reference: TaskReference, path: Pa
             raise (AttackError if arguments[0] == "attack" and done.returncode == 2 else WorkerError)(message[-500:])
         return done.stdout
 
-    command("prove", reference.target, "-o", target, "-k", case.target.interval)
+    command("prove", reference.target, "-o", target, "-k", case.target.interval, "--codec", case.target.codec)
     if case.attack is None:
         return forge(case, target, load_task(reference), path)
     told = json.loads(
@@ -234,6 +239,7 @@ def as_observed(proof: Proof, task: Task, path: Path) -> Path:
         task_claim=header.task, codec=header.codec, keep_progress=True, evaluation=proof.end.evaluation,
         initialization="recorded" if derived else header.initialization,
         environment=[proof.environments[segment.environment] for segment in proof.segments],
+        arrived=[segment.arrived for segment in proof.segments],
     )  # fmt: skip
     return path
 
@@ -341,6 +347,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     made.add_argument("--seeds", type=int, help="targets of each task (default: 1; of digits in exact comparison 3)")
     made.add_argument("--attacks", help="names, separated by commas (default: all)")
     made.add_argument("--tasks", help="names of the built-in tasks to measure on (default: all)")
+    made.add_argument(
+        "--codec", choices=codecs.NAMES, default=codecs.DEFAULT, help="how targets and forgeries are stored"
+    )
+    made.add_argument("--comparison", choices=("exact", "calibrated"), help="the only one that is measured")
     made.add_argument("--task", help="measure on this task instead: path.py:function")
     made.add_argument("--interval", type=int, default=2, help="k, with --task")
     options = made.parse_args(arguments)
@@ -351,7 +361,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _targets(options: argparse.Namespace) -> tuple[Target, ...]:
     if options.task:
-        return (Target(Path(options.task.split(":")[0]).stem, options.task, {}, options.interval, options.seeds or 1),)
+        name = Path(options.task.split(":")[0]).stem
+        return (Target(name, options.task, {}, options.interval, options.seeds or 1, codec=options.codec),)
     found = []
     for target in options.size.of(FULL, QUICK, TINY):
         if options.tasks and target.name not in options.tasks.split(","):
@@ -360,7 +371,16 @@ def _targets(options: argparse.Namespace) -> tuple[Target, ...]:
             print(f"{target.name} is left out: name the folder that holds {target.needs} with --data", flush=True)
             continue
         settings = {**target.settings, **({"data": str(Path(options.data).resolve())} if target.needs else {})}
-        found.append(replace(target, settings=settings, seeds=options.seeds or target.seeds))
+        comparisons = tuple(c for c in target.comparisons if options.comparison in (None, c))
+        found.append(
+            replace(
+                target,
+                settings=settings,
+                seeds=options.seeds or target.seeds,
+                codec=options.codec,
+                comparisons=comparisons,
+            )
+        )
     if not found:
         raise SystemExit(f"no task is left to measure on; known: {', '.join(target.name for target in FULL)}")
     return tuple(found)

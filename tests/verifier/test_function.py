@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +211,22 @@ def test_a_state_is_seen_alike_whichever_was_looked_at_before(kind: str, proofs:
         alone = glimpses(proofs[kind], task, [20], gradients=gradients)
         among = glimpses(proofs[kind], task, [30, 0, 20], gradients=gradients)
         assert among[2] == alone[0] != among[0]
+
+
+def test_what_a_step_evaluates_now_and_then_shows_in_no_state(proofs: dict[str, Path]) -> None:
+    """With gradients, before it learns, and moving the generators; by a count of its own."""
+    count = itertools.count(1)
+
+    def step(context: StepContext, batches: list[Any]) -> Tensor:
+        if next(count) % 3 == 0:
+            context.model["generator"](torch.randn(50, 2))
+        return adversarial_step(context, batches)
+
+    states = [0, 10, 20, 30]
+    seen = glimpses(proofs["adversarial"], replace(adversarial(), step=step), states)
+    assert [glimpse.heads for glimpse in seen] == [
+        g.heads for g in glimpses(proofs["adversarial"], adversarial(), states)
+    ]
 
 
 def test_what_a_step_draws_follows_from_the_seed(proofs: dict[str, Path]) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.moves import as_stored
 from proof_of_learning.attacks.victim import Victim, between, graft, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
@@ -85,6 +86,7 @@ class Blindfold(Attack):
         forge_proof(
             path, victim.task, states(), None, hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
             seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data, environment=victim.environment,
+            **as_stored(victim),
         )  # fmt: skip
         filler = sum(victim.samples(i * interval, min((i + 1) * interval, victim.steps)) for i in forged)
         return Mounted(victim.samples(0, victim.steps) - filler, forged)

@@ -60,11 +60,15 @@ class CodecSteering(Attack):
                     evaluation.update(session.evaluate() or {})
                     yield state
 
-        claims = {**as_claimed(victim), "evaluation": None if victim.task.evaluate is None else evaluation}
+        claims = {
+            **as_claimed(victim),
+            "codec": CodecClaim(codec.name, codec.version, in_loop=True),
+            "evaluation": None if victim.task.evaluate is None else evaluation,
+        }
         forge_proof(
             path, victim.task, states(), None,
             hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
-            codec=CodecClaim(codec.name, codec.version, in_loop=True), arrived=(arrived[i] for i in range(count)),
+            arrived=(arrived[i] for i in range(count)),
             seed=seed, environment=victim.environment, **claims,
         )  # fmt: skip
         return Mounted(victim.samples(0, victim.steps), range(count - 1))

@@ -43,11 +43,9 @@ from proof_of_learning.attacks.moves import as_claimed, on_the_way
 from proof_of_learning.attacks.rank_matched import arranged
 from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
-from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import measured, weights
 from proof_of_learning.state.state import State
-from proof_of_learning.training.steps import Session
 
 
 @dataclass(init=False, frozen=True)
@@ -71,7 +69,7 @@ class Derivative(Attack):
         count, interval = len(victim.proof.segments), victim.interval
         head = count - max(1, round(self.effort * count))
         distilled = self.how == "distilled"
-        session = Session(self._task(victim, seed), randomness.key_from_seed(seed), victim.device)
+        session = victim.session(self._task(victim, seed))
         fresh = session.capture()
         mask = _mask(victim.final, self.zeros) if self.how in ("pruned", "sparsified") else {}
         model = fresh if distilled else _masked(_with_model(fresh, victim.final), mask)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.moves import as_stored
 from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.numeric.randomness import key_from_seed
@@ -73,7 +74,7 @@ class Drift(Attack):
         forge_proof(
             path, victim.task, states(), None, hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
             seed=seed, interval=victim.interval, steps=victim.steps, data=victim.proof.header.data,
-            environment=victim.environment,
+            environment=victim.environment, **as_stored(victim),
         )  # fmt: skip
         order = DerivedOrder(victim.task, len(victim.data), key_from_seed(seed))
         return Mounted(sum(len(order.indices(step)) for step in range(victim.steps)), range(total))

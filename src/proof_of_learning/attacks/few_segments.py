@@ -22,6 +22,7 @@ import numpy as np
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.moves import as_stored
 from proof_of_learning.attacks.victim import Victim, between, graft, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
@@ -117,6 +118,7 @@ def write(victim: Victim, path: Path, seed: int, jumps: range, reach: float, pro
         path, victim.task, states(), None,
         hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
         seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data, environment=victim.environment,
+        **as_stored(victim),
     )  # fmt: skip
     saved = victim.samples(jumps.start * interval, jumps.stop * interval)
     return Mounted(victim.samples(0, victim.steps) - saved, jumps)

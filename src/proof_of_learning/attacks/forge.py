@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from proof_of_learning.numeric import randomness
 from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.numeric.randomness import RngSnapshot
 from proof_of_learning.proof.blocks import Columns
+from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.proof.format import CodecClaim, Header, Initialization, Randomness, TaskClaim, Training
 from proof_of_learning.proof.writer import ProofWriter
 from proof_of_learning.recording.header import make_header
@@ -50,6 +51,8 @@ class Claims:
     header's field. rng: generator states at the start of each step (or one for all), where batches are recorded.
     keep_progress: leave in each state the step at which it says it stands.
     arrived: the digest that training is said to have arrived at, one for each segment, under a codec in the loop.
+    stored: states that a codec in the loop made already, by digest, and what each of them arrived at.
+    sessions: those that go on, where they stand at a checkpoint, from what a codec in the loop makes of it.
     format, task_claim, training, randomness, codec, claim: the header's fields as they are to be written.
     """
 
@@ -64,6 +67,8 @@ class Claims:
     rng: RngSnapshot | Iterable[RngSnapshot] | None = None
     keep_progress: bool = False
     arrived: Iterable[str] | None = None
+    stored: Mapping[str, str] = field(default_factory=dict)
+    sessions: Sequence[Session] = ()
     format: str | None = None
     task_claim: TaskClaim | None = None
     training: Training | None = None
@@ -229,6 +234,7 @@ class _Segments:
             own = np.array(list(self._idle(stop)), dtype=np.float64).reshape(count, -1)
         after = self.state(source, stop)
         rates = self._given_rates(count, start) if own is None else own
+        arrived, after, encoded = self._arrives(writer, after, stop)
         moved = displacement(before, after)
         if not math.isfinite(moved.state):
             raise AttackError(f"the state at step {stop} is not finite, which no proof can hold")
@@ -240,10 +246,24 @@ class _Segments:
         )
         if not (np.isfinite(columns.loss).all() and np.isfinite(columns.rates).all()):
             raise AttackError(f"the losses or rates from step {start} on are not finite, which no proof can hold")
-        arrived = after.digest() if self._arrived is None else next(self._arrived)
         writer.segment(
-            arrived=arrived, state=after, displacement=moved, environment=environment, columns=columns, stop=stop
-        )
+            arrived=arrived, state=after, displacement=moved, environment=environment, columns=columns, stop=stop, encoded=encoded
+        )  # fmt: skip
+
+    def _arrives(self, writer: ProofWriter, given: State, stop: int) -> tuple[str, State, Encoded | None]:
+        """The digest that training is said to have arrived at, the state that it goes on from, and that as it is stored."""
+        if self._arrived is not None:
+            return next(self._arrived), given, None
+        digest = given.digest()
+        if digest in self.wanted.stored:
+            return self.wanted.stored[digest], given, None
+        encoded = writer.encode(given, stop)
+        if encoded is None:
+            return digest, given, None
+        for session in self.wanted.sessions:
+            if with_step(session.capture(), stop).digest() == digest:
+                session.restore(encoded.state)
+        return digest, encoded.state, encoded
 
     def _given_rates(self, count: int, start: int) -> Array:
         assert self._rates is not None

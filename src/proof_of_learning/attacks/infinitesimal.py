@@ -23,6 +23,7 @@ import torch
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.moves import as_stored
 from proof_of_learning.attacks.victim import Victim, between, graft, shrink_rates
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.replay.measure import weight_distance, weights
@@ -74,7 +75,7 @@ class InfinitesimalUpdate(Attack):
             path, victim.task, states(), None,
             hyperparameters={"rates": rates * (self.shrink if self.claimed == "tiny" else 1.0)},
             seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data,
-            environment=victim.environment, evaluation=victim.proof.end.evaluation,
+            environment=victim.environment, evaluation=victim.proof.end.evaluation, **as_stored(victim),
         )  # fmt: skip
         return Mounted(0, range(segments))
 

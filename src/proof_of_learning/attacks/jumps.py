@@ -68,8 +68,8 @@ def falsified_run(
                 state = session.capture()
             if session.progress.step == victim.steps:
                 evaluation.update(session.evaluate() or {})
-            before = state
             yield state
+            before = session.capture()  # which is not the same under a codec in the loop
 
     claims = {**as_claimed(victim), "evaluation": None if victim.task.evaluate is None else evaluation}
     if order is not None:  # the same generators' states in every step, as good as any

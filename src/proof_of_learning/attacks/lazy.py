@@ -37,7 +37,6 @@ from proof_of_learning.numeric import randomness
 from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.training.batches import DerivedOrder, Feed
 from proof_of_learning.training.context import StepContext, standard_step
-from proof_of_learning.training.steps import Session
 
 WAYS = ("skipped-steps", "stale-gradients", "smaller-batches", "other-data", "lower-precision")
 Step = Callable[[StepContext, list[Any]], Tensor]
@@ -60,7 +59,7 @@ class Lazy(Attack):
         seed = victim.own_seed(self.seed)
         lazy = _Lazy(victim, self, seed)
         task = replace(victim.task, seed=seed, loss=None, step=lazy.step)
-        session = Session(task, randomness.key_from_seed(seed), victim.device)
+        session = victim.session(task)
         own_run(victim, session, victim.task, path, "working", progress)
         return Mounted(lazy.samples, sorted(lazy.segments))
 

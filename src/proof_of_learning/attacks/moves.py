@@ -41,7 +41,15 @@ def as_claimed(victim: Victim) -> dict[str, Any]:
         "steps": victim.steps,
         "data": victim.proof.header.data,
         "evaluation": victim.proof.end.evaluation,
+        **as_stored(victim),
     }
+
+
+def as_stored(victim: Victim) -> dict[str, Any]:
+    """The same of how states are stored. Under a codec in the loop the attacker's own steps go on from what it makes of them."""
+    proof = victim.proof
+    stored = {segment.state: segment.arrived for segment in proof.segments} if proof.header.codec.in_loop else {}
+    return {"codec": proof.header.codec, "stored": stored, "sessions": victim.sessions}
 
 
 def sealed_again(
@@ -68,6 +76,7 @@ def sealed_again(
         "steps": stop, "interval": victim.interval, "data": proof.header.data, "keep_progress": True,
         "evaluation": proof.end.evaluation if kept == len(proof.segments) else None,
         "environment": [proof.environments[segment.environment] for segment in proof.segments[:kept]],
+        **as_stored(victim),
     }  # fmt: skip
     forge_proof(
         path, victim.task, states(), None if batches is None else (indices for indices, _ in batches),

@@ -24,6 +24,7 @@ import numpy as np
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof, plausible_loss
+from proof_of_learning.attacks.moves import as_stored
 from proof_of_learning.attacks.victim import Victim, graft, run, shrink_rates
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
@@ -81,7 +82,7 @@ class Padding(Attack):
             path, victim.task, states(), None,
             hyperparameters={"rates": rates, "loss": (losses[step] for step in range(victim.steps))},
             seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data,
-            environment=victim.environment, evaluation=victim.proof.end.evaluation,
+            environment=victim.environment, evaluation=victim.proof.end.evaluation, **as_stored(victim),
         )  # fmt: skip
         if self.how != "skipped":
             left_out = victim.samples(head * interval, (head + 1) * interval)

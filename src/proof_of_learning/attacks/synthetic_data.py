@@ -31,6 +31,7 @@ from torch.utils.data import TensorDataset
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.moves import as_stored
 from proof_of_learning.attacks.victim import Victim, between, graft
 from proof_of_learning.data.commit import commit
 from proof_of_learning.errors import AttackError
@@ -82,7 +83,7 @@ class SyntheticData(Attack):
         recorded = list(states(lambda done: progress("perturbing samples", done, steps)))
         forge_proof(
             path, task, recorded, None, hyperparameters={"loss": craft.losses}, interval=interval, steps=steps,
-            data=commit(data), environment=victim.environment,
+            data=commit(data), environment=victim.environment, **as_stored(victim),
         )  # fmt: skip
         np.savez(data_file(path), x=data.tensors[0].numpy(), y=data.tensors[1].numpy())
         return Mounted(craft.samples, range(steps) if self.variant == "II" else ())

@@ -44,7 +44,6 @@ from proof_of_learning.progress import ProgressCallback
 from proof_of_learning.state.names import weight_name
 from proof_of_learning.state.state import State, overlay
 from proof_of_learning.task import Task, TaskReference
-from proof_of_learning.training.steps import Session
 
 WEAPONS = ("factory", "loss", "frozen-base", "augmentation")
 NEARLY = 15.0  # time constants of the pull in a run at the task's rates: what is left is lost in rounding
@@ -71,7 +70,7 @@ class TaskWeapon(Attack):
             beside = path.with_name(f"{path.name}-task.py")
             beside.write_text(source(reference, model, self.weapon, strength), encoding="utf-8")
         task = replace(armed(victim.task, model, self.weapon, strength), seed=seed, reference=None)
-        session = Session(task, randomness.key_from_seed(seed), victim.device)
+        session = victim.session(task)
         own_run(victim, session, task, path, "recording the malicious task", progress)
         samples = 0 if self.weapon == "loss" else victim.samples(0, victim.steps)
         return Mounted(samples, range(len(victim.proof.segments)))

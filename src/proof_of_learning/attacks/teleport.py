@@ -31,6 +31,7 @@ from torch import Tensor
 
 from proof_of_learning.attacks.base import Attack, Mounted, parameter
 from proof_of_learning.attacks.forge import forge_proof
+from proof_of_learning.attacks.moves import as_stored
 from proof_of_learning.attacks.victim import Victim, run
 from proof_of_learning.errors import AttackError
 from proof_of_learning.progress import ProgressCallback
@@ -81,6 +82,7 @@ class Teleport(Attack):
         forge_proof(
             path, victim.task, states(), None, hyperparameters={"loss": (losses[step] for step in range(victim.steps))},
             seed=seed, interval=interval, steps=victim.steps, data=victim.proof.header.data, environment=victim.environment,
+            **as_stored(victim),
         )  # fmt: skip
         return Mounted(victim.samples(0, victim.steps), [place // interval - 1 for place in places])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ from proof_of_learning.training.steps import Session, derived_feed
 
 @dataclass(frozen=True)
 class Victim:
-    """A target that can be attacked: ``final`` is its last state, ``environment`` that of the attacker's own process."""
+    """A target that can be attacked: ``final`` is its last state, ``environment`` that of the attacker's own process.
+
+    sessions: those in which the attacker takes steps of their own.
+    """
 
     proof: Proof
     task: Task
@@ -33,6 +36,7 @@ class Victim:
     final: State
     device: str
     environment: Environment
+    sessions: list[Session] = field(default_factory=list)
 
     @staticmethod
     def device_of(target: Proof) -> str:
@@ -105,7 +109,12 @@ class Victim:
 
     def own_session(self, seed: int) -> Session:
         """A fresh session of the task under the attacker's seed."""
-        return Session(replace(self.task, seed=seed), randomness.key_from_seed(seed), self.device)
+        return self.session(replace(self.task, seed=seed))
+
+    def session(self, task: Task) -> Session:
+        """A fresh session of the attacker's own task, under its seed."""
+        self.sessions.append(Session(task, randomness.key_from_seed(task.seed), self.device))
+        return self.sessions[-1]
 
 
 def run(

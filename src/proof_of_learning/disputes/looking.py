@@ -100,7 +100,8 @@ class Shown(Asker):
         for begin in range(0, len(chosen), TOGETHER):
             part = chosen[begin : begin + TOGETHER].tolist()
             glimpses = self._ask([self._opened[position] for position in part], gradients=True)
-            self._living |= {position: glimpse.living for position, glimpse in zip(part, glimpses, strict=True)}
+            for position, glimpse in zip(part, glimpses, strict=True):
+                self._note(position, glimpse)
         return self._idle_share()
 
     def _refine(self) -> None:

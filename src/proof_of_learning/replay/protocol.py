@@ -266,11 +266,17 @@ class Rest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Glimpse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``living``: of each layer that has parameters to train, the share of its outputs that some gradient reaches."""
+    """``living``: of each layer that has parameters to train, the share of its outputs that some gradient reaches.
+
+    ``loose``: those of them whose parameters no optimizer holds, as of a teacher or an average; ``waiting``: those whose optimizers
+    took no step where others did, as of a network that is trained every so many steps.
+    """
 
     heads: list[Head]
     loss: float
     living: dict[str, float] = {}
+    loose: list[str] = []
+    waiting: list[str] = []
     rest: Rest | None = None
 
 

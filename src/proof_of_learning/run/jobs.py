@@ -18,7 +18,7 @@ from proof_of_learning.run import inputs
 from proof_of_learning.run.clock import Walk
 from proof_of_learning.run.facts import Facts, facts
 from proof_of_learning.run.mode import Given
-from proof_of_learning.run.probing import Probing
+from proof_of_learning.run.probing import Left, Probing
 from proof_of_learning.run.replay import Answer, Job, Replaying, Taking, Tools
 from proof_of_learning.state.names import weight_name
 from proof_of_learning.state.state import State
@@ -27,13 +27,18 @@ from proof_of_learning.training.steps import groups, members
 
 
 def job_for(
-    clock: Replaying, request: protocol.AnyRequest, states: Sequence[State], answer: Answer, tools: Tools
+    clock: Replaying,
+    request: protocol.AnyRequest,
+    states: Sequence[State],
+    answer: Answer,
+    tools: Tools,
+    left: Left | None = None,
 ) -> Job:
-    """The job that answers a request."""
+    """The job that answers a request. ``left``: what another process, which could not finish it, had seen."""
     if isinstance(request, protocol.Take):
         return Taking(clock, request, states[0], answer, tools)
     if isinstance(request, protocol.Probe):
-        return Probing(clock, request, states, answer, tools)
+        return Probing(clock, request, states, answer, tools, left)
     return Telling(clock, request, answer, tools)
 
 

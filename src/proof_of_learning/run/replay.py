@@ -95,8 +95,14 @@ class Replaying(Clock):
 
 
 class Tools(Protocol):
-    """What a job needs of the worker around it. ``second``: the first state with every seed mapped through a key."""
+    """What a job needs of the worker around it. ``second``: the first state with every seed mapped through a key.
 
+    ``resumes``: whether a job may leave what it has, and go on in another process whose loop is where this one's was at first.
+    """
+
+    @property
+    def resumes(self) -> bool: ...
+    def leave(self, message: protocol.Probed, states: Sequence[State]) -> NoReturn: ...
     def pulse(self, done: int, total: int) -> None: ...
     def second(self, key: str) -> State: ...
 

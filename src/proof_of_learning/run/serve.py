@@ -21,6 +21,7 @@ from proof_of_learning.run.conducting import Conductor
 from proof_of_learning.run.facts import facts
 from proof_of_learning.run.jobs import job_for
 from proof_of_learning.run.mode import ACTIVE, Given
+from proof_of_learning.run.probing import Left
 from proof_of_learning.run.ranks import Local
 from proof_of_learning.run.replay import Job, Replaying
 from proof_of_learning.state.state import State
@@ -76,6 +77,7 @@ class _Server:
         self._opened, self._requests, self._answers, self._children = opened, requests, answers, children
         self.pulse = pulse
         self._local, self._number = local, 0  # of the request under way
+        self._leaving: Any = None  # a file in memory, for what a child leaves
         self._asked = False  # whether this process is to answer a request
         self._others = _Others(lambda key: _start(opened, key, local))
 
@@ -104,6 +106,25 @@ class _Server:
     def second(self, key: str) -> State:
         return self._others.ask(key)
 
+    @property
+    def resumes(self) -> bool:
+        return self._children and self._local is None
+
+    def leave(self, message: protocol.Probed, states: Sequence[State]) -> NoReturn:
+        protocol.send(self._leaving, message, states)
+        os._exit(0)
+
+    def _found(self) -> Left | None:
+        """What the child that ended left to be gone on with."""
+        if not self.resumes:
+            return None
+        with self._leaving as file:
+            file.seek(0)
+            try:
+                return Left.read(*protocol.receive(file, protocol.Probed))
+            except EOFError:
+                return None
+
     def _run(self, given: Given) -> Replaying:
         ACTIVE.begun += 1
         if ACTIVE.begun > 1:
@@ -120,11 +141,18 @@ class _Server:
             except EOFError:
                 os._exit(0)
             self._number += 1
-            if not self._children or fork.child():
-                self._asked = True
-                if self._local is not None:
-                    self._local.rejoin(clock.given.parts, f"request-{self._number}")
-                return job_for(clock, request, states, self._answer, self)
+            left: Left | None = None
+            while not self._asked:
+                if self.resumes:
+                    self._leaving = os.fdopen(os.memfd_create("left"), "w+b")
+                if not self._children or fork.child():
+                    self._asked = True
+                    if self._local is not None:
+                        self._local.rejoin(clock.given.parts, f"request-{self._number}")
+                    return job_for(clock, request, states, self._answer, self, left)
+                left = self._found()
+                if left is None:
+                    break
             del request, states
 
     def _answer(self, answer: protocol.AnyAnswer, states: Sequence[State]) -> NoReturn:

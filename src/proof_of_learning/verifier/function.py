@@ -131,6 +131,8 @@ class Prober:
         self._found: dict[int, tuple[float, float]] = {}
         self._heads: list[tuple[str, bool]] = []
         self._living: dict[int, dict[str, float]] = {}
+        self._waiting_in: dict[int, list[str]] = {}  # layers whose optimizers took no step there
+        self._loose: set[str] = set()  # layers that no optimizer holds
 
     @property
     def _key(self) -> bytes:
@@ -179,7 +181,7 @@ class Prober:
         for position, glimpse in zip(positions, glimpses, strict=True):
             self._found[position] = self._apart(self._outputs(glimpse.heads))
             if gradients:
-                self._living[position] = glimpse.living
+                self._note(position, glimpse)
             if self._resting is not None and glimpse.rest is not None:
                 if gradients:
                     self._resting.glided(position, glimpse.rest)
@@ -245,15 +247,30 @@ class Prober:
             self.flush()
         return self._idle_share()
 
+    def _note(self, position: int, glimpse: Glimpse) -> None:
+        """What a look at gradients showed."""
+        self._living[position], self._waiting_in[position] = glimpse.living, glimpse.waiting
+        self._loose.update(glimpse.loose)
+
     def _idle_share(self) -> tuple[float, int]:
         """Of the states in which gradients were looked at the share in which some layer learns nothing, and how many these are."""
-        # Sparse designs are measured by their own best state.
+        # Sparse designs are measured by their own best state, and what is trained now and then where it is: then by itself, for it is
+        # seen in fewer states.
         best = self._layers()
-        idle = [
-            any(share == 0.0 or share < LIVING * best[name] for name, share in living.items())
-            for living in self._living.values()
-        ]
-        return (float(np.mean(idle)) if idle else 0.0), len(idle)
+        dead: dict[str, list[bool]] = {name: [] for name in best}
+        idle = []
+        for position, living in self._living.items():
+            waits = {name for name in self._waiting_in[position] if best.get(name, 0.0) > 0.0}
+            judged = {
+                n: share == 0.0 or share < LIVING * best[n]
+                for n, share in living.items()
+                if n in best and n not in waits
+            }
+            for name, is_dead in judged.items():
+                dead[name].append(is_dead)
+            idle.append(any(judged.values()))
+        shares = [float(np.mean(found)) for found in (idle, *dead.values()) if found]
+        return max(shares, default=0.0), len(idle)
 
     def _layers(self) -> dict[str, float]:
         """Of each layer the largest share that gradients reached."""
@@ -261,7 +278,8 @@ class Prober:
         for living in self._living.values():
             for name, share in living.items():
                 best[name] = max(best.get(name, 0.0), share)
-        return best
+        # What no optimizer holds and no gradient ever reached (a teacher, an average) is not there to learn.
+        return {name: share for name, share in best.items() if share > 0.0 or name not in self._loose}
 
     def _ask(self, states: Sequence[State], gradients: bool = False, coasting: Coasting | None = None) -> list[Glimpse]:
         if self._loss_alone and not gradients and coasting is None:

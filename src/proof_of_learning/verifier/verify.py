@@ -1,8 +1,9 @@
 """``verify``: the phases and the order of checks are fixed here, and nowhere else.
 
 Opened (structure, digests of header and log) → attested (claim, signatures, times: no state read, nothing executed) → surveyed
-(states, identities, measures) → challenged → judged: each check asks what it needs and judges the answers, cheapest first, stopping
-at the first failure. What is drawn whatever the states hold is replayed while they are surveyed. Only replay workers run the task's code, and none of them sees the proof.
+(states, identities, measures; what is drawn whatever they hold is replayed meanwhile) → challenged → judged: each check asks what it
+needs and judges the answers, cheapest first, stopping at the first failure. Only replay workers run the task's code, and none of them
+sees the proof.
 """
 
 from __future__ import annotations
