@@ -182,7 +182,7 @@ class _Trying(Recording):
         )
         return self._kept
 
-    def _guard(self, work: Callable[[], object]) -> None:
+    def _guard(self, work: Callable[[], object], *, trained: bool = False) -> None:
         """What cannot be recorded is a finding, and ends the script."""
         try:
             work()
