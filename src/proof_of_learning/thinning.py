@@ -44,7 +44,8 @@ def thin(
     """Keep the first and the last state and every ``keep_every``-th between; drop the bytes of the others.
 
     out: a new directory for the thinned proof; by default the proof itself is replaced, in one move.
-    Raises UsageError, FormatError or IntegrityError.
+    Raises UsageError, FormatError or IntegrityError. UsageError also where the proof itself would be replaced by a larger one: states
+    that are kept are whole, and may take more room than all the differences.
     """
     if keep_every < 1:
         raise UsageError(f"every how many states one is kept must be at least 1, not {keep_every}")
@@ -52,7 +53,9 @@ def thin(
     last = len(proof.segments)
     kept = [position for position in range(last + 1) if position % keep_every == 0 or position == last]
     to = None if out is None else Path(out)
-    return _report(proof, rewrite(proof, kept, to, progress=lambda done, total: progress("thinning", done, total)))
+    at_most = _size(proof) if to is None else None
+    done = rewrite(proof, kept, to, at_most=at_most, progress=lambda done, total: progress("thinning", done, total))
+    return _report(proof, done)
 
 
 def regenerate(
@@ -106,5 +109,9 @@ def regenerate(
 
 def _report(before: Proof, path: Path, steps: int = 0) -> Thinned:
     after = Proof.open(path)
-    size, now = (sum(stored.bytes for stored in proof.index.values()) for proof in (before, after))
-    return Thinned(path, after.root, len(after.index), len(after.segments) + 1, size, now, steps)
+    states = len(after.segments) + 1
+    return Thinned(path, after.root, len(after.index), states, _size(before), _size(after), steps)
+
+
+def _size(proof: Proof) -> int:
+    return sum(stored.bytes for stored in proof.index.values())

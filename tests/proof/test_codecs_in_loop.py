@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import warnings
@@ -489,3 +490,39 @@ def test_an_index_with_a_missing_base_or_an_endless_chain_is_refused(recorded: d
     (copy / "index.jsonl").write_text("".join(lines[1:]))
     with pytest.raises((FormatError, IntegrityError)):
         Proof.open(copy)
+
+
+class Heavy(torch.optim.SGD):
+    """What it divides by lies beside its momentum, under a name that nobody knows."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter].setdefault("largest", torch.zeros_like(parameter)).add_(1.0)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "said"),
+    [
+        (torch.optim.AdamW, torch.float32, ""),
+        (torch.optim.AdamW, torch.bfloat16, "bfloat16"),
+        (torch.optim.Adamax, torch.float32, "exp_avg"),
+        (functools.partial(Heavy, momentum=0.9), torch.float32, "largest"),
+    ],
+    ids=["rounded", "bfloat16", "adamax", "unknown"],
+)
+def test_a_state_that_a_codec_in_the_loop_cannot_make_small_is_said_at_its_first_checkpoint(
+    optimizer: Any, dtype: torch.dtype, said: str, tmp_path: Path
+) -> None:
+    task = pol.Task(
+        name="kinds", data=lambda: torch.utils.data.TensorDataset(torch.arange(64.0).reshape(16, 4) / 64),
+        model=lambda: torch.nn.Linear(4, 4).to(dtype), optimizer=lambda model: optimizer(model.parameters(), lr=0.01),
+        loss=lambda model, batch: model(batch[0].to(dtype)).float().square().mean(), batch_size=4, steps=6,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pol.prove(task, tmp_path / "run.pol", interval=2, codec="compact", rehearse=False)
+    found = [str(warning.message) for warning in caught if "checkpoints are not small" in str(warning.message)]
+    assert len(found) == bool(said) and all(said in text for text in found)

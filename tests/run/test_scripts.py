@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -297,3 +298,36 @@ def test_networks_are_shown_as_many_samples_wherever_an_update_of_several_batche
     found = verdict(tmp_path / "run.pol", path)
     learning = next(check for check in found.checks if check.name == "learning")
     assert learning.status == "pass", learning.summary
+
+
+def unwritable(folder: Path, strict: str) -> subprocess.CompletedProcess[str]:
+    """Record a script in whose fifth step the folder of its states stops to be one, as a disk stops to have room."""
+    states = folder / "run.pol" / "objects"
+    breaks = f"steps += 1; steps == 5 and (os.rename({str(states)!r}, 'gone'), open({str(states)!r}, 'w').close())"
+    path = script(folder, epochs=1, step=breaks, end="run.close(); print('trained', steps)")
+    text = path.read_text().replace("import sys, torch", "import os, sys, torch")
+    path.write_text(text.replace("optimizer=optimizer)", f"optimizer=optimizer{strict})"))
+    return record(path, folder / "run.pol", interval=2)
+
+
+@pytest.mark.parametrize("strict", ["", ", strict=True"])
+def test_a_script_that_is_run_for_its_proof_stops_where_that_cannot_be_written(strict: str, tmp_path: Path) -> None:
+    done = unwritable(tmp_path, strict)
+    assert done.returncode == 2 and not done.stdout and "cannot be written" in done.stderr, done.stderr
+    assert strict or ("Training stops after" in done.stderr and f"remove {tmp_path / 'run.pol'} first" in done.stderr)
+    assert done.stderr.count("cannot be written") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_script_that_says_so_trains_on_without_its_proof(tmp_path: Path) -> None:
+    done = unwritable(tmp_path, ", strict=False")
+    assert (done.returncode, done.stdout) == (2, "trained 20\n"), done.stderr
+    assert "Training goes on without a proof" in done.stderr
+
+
+def test_what_stands_behind_the_loop_runs_though_the_last_state_cannot_be_written(tmp_path: Path) -> None:
+    states = tmp_path / "run.pol" / "objects"
+    breaks = f"import os; os.rename({str(states)!r}, 'gone'); open({str(states)!r}, 'w').close()"
+    path = script(tmp_path, epochs=1, end=f"{breaks}; run.close(); print('saved')")
+    done = record(path, tmp_path / "run.pol", interval=7)
+    assert (done.returncode, done.stdout) == (2, "saved\n"), done.stderr
+    assert "Nothing was sealed; the script goes on behind its loop" in done.stderr

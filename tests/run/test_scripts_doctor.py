@@ -48,3 +48,11 @@ def test_what_cannot_be_recorded_is_a_finding(tmp_path: Path) -> None:
 def test_a_missing_close_is_a_finding(tmp_path: Path) -> None:
     done, told = doctor(script(tmp_path, epochs=1, end="pass"), "-k", "100")
     assert done.returncode == 1 and told["findings"][0]["what"] == "the script ended without run.close()", done.stderr
+
+
+def test_a_group_of_one_process_is_said_to_be_no_test_of_several(tmp_path: Path) -> None:
+    path = script(tmp_path, epochs=1)
+    begins = "import torch.distributed as dist\ndist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
+    path.write_text(path.read_text().replace("torch.manual_seed(1)", begins + "torch.manual_seed(1)"))
+    done, told = doctor(path, "-k", "4", "--steps", "8")
+    assert any("`pol prove --ranks N`" in notice for notice in told["notices"]), (done.stderr, told)

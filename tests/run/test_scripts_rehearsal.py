@@ -40,8 +40,8 @@ def test_what_the_next_step_reads_and_no_state_holds_is_named(tmp_path: Path) ->
     counts = "steps += 1; optimizer.param_groups[0]['lr'] = 0.1 / steps"
     path = script(tmp_path, epochs=1, begin=counts, end="run.close(); print('trained')")
     done = record(path, tmp_path / "run.pol", rehearse=True)
-    assert done.returncode == 2 and "trained" in done.stdout
-    assert "arrives elsewhere" in done.stderr and "Training goes on without a proof" in done.stderr
+    assert done.returncode == 2 and "trained" not in done.stdout
+    assert "arrives elsewhere" in done.stderr and "Training stops after" in done.stderr
     assert "variable 'steps' (0 → " in done.stderr and "pol.Run(steps=steps, …)" in done.stderr
     assert not (tmp_path / "run.pol" / "seal.json").exists()
 

@@ -85,3 +85,15 @@ def test_a_malformed_state_has_infinite_inertia() -> None:
     for tensors in (short, nothing):
         assert inertia(replace(state, tensors=tensors), {"optimizer": [0.1]}) == math.inf
     assert inertia(replace(state, tree={"d": [["s:optimizer", {"d": []}]]}), {"optimizer": [0.1]}) == math.inf
+
+
+def test_both_parts_of_complex_weights_move() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4, dtype=torch.cfloat)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(8, 6, dtype=torch.cfloat)).abs().square().mean().backward()
+        optimizer.step()
+    found = inertia(capture({"model": model, "optimizer": optimizer}), {"optimizer": [0.3]})
+    assert found == pytest.approx(step_without_gradient((model, optimizer), 0.3), rel=1e-4)

@@ -222,6 +222,16 @@ def command(interrupted: str = "interrupted; nothing was changed") -> Callable[[
     return decorate
 
 
+def not_for_scripts(options: list[str]) -> str:
+    """What is said where options are given that only a task can have."""
+    states = (
+        "; its states are recorded to the bit (codec raw): rounding them in the loop needs a task"
+        if "--codec" in options
+        else ""
+    )
+    return f"{', '.join(options)} cannot be used with a script, whose own arguments stand behind `--`{states}"
+
+
 def settings(pairs: list[str] | None) -> dict[str, str | int | float | bool]:
     """``--set`` options as a dict."""
     parsed: dict[str, str | int | float | bool] = {}

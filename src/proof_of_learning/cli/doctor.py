@@ -57,7 +57,7 @@ def doctor(
     if is_script(task):
         given = {"--set": set_ or None, "--arithmetic": None if arithmetic == "native" else arithmetic}
         if unused := [name for name, value in given.items() if value is not None]:
-            raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
+            raise UsageError(common.not_for_scripts(unused))
     elif arguments:
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")
     common.use_data(data)

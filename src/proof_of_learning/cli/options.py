@@ -39,7 +39,8 @@ StartFrom = Annotated[
 Codec = Annotated[
     str | None,
     typer.Option(
-        help="How states are stored: `raw`, `lossless`; `float16`, `quantised`, `compact` round them in the loop.  [default: raw]"
+        help="How states are stored: `raw`, `lossless`; `float16`, `quantised`, `compact` round them in the loop, "
+        "so training goes on from rounded states. Not of a script.  [default: raw]"
     ),
 ]
 Arithmetic = Annotated[

@@ -99,6 +99,9 @@ def prove(
 ) -> None:
     """Train a task and record a proof; go on where a killed run stopped (of a script, where it is under a key).
 
+    Exit status: 0 the proof is finished; 2 it is not, because of a full disk, say: training was stopped, or of a script with
+    `pol.Run(strict=False)` went on without it.
+
     **Examples**
 
     `pol prove examples/digits.py:task -o run.pol`
@@ -132,7 +135,7 @@ def prove(
             "--save-model": save_model, "--arithmetic": arithmetic, "--salt": salt, "--seal-program": seal_program,
         }  # fmt: skip
         if unused := [name for name, value in given.items() if value is not None]:
-            raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
+            raise UsageError(common.not_for_scripts(unused))
         return _script(
             task,
             out,

@@ -102,7 +102,7 @@ def register(
             "--seal-program": seal_program,
         }  # fmt: skip
         if unused := [name for name, value in given.items() if value is not None]:
-            raise UsageError(f"{', '.join(unused)} cannot be used with a script; its own arguments stand behind `--`")
+            raise UsageError(common.not_for_scripts(unused))
         named = TaskReference(task, arguments=tuple(arguments or ()))
     elif arguments:
         raise UsageError(f"a task takes no arguments ({arguments[0]!r}); hand settings over with --set NAME=VALUE")

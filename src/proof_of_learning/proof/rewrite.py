@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from proof_of_learning import canonical
-from proof_of_learning.errors import BusyError, IntegrityError
+from proof_of_learning.errors import BusyError, IntegrityError, UsageError
 from proof_of_learning.proof import files, format
 from proof_of_learning.proof.codecs import get_codec
 from proof_of_learning.proof.codecs.room import Balance
@@ -29,12 +29,14 @@ def rewrite(
     out: Path | None = None,
     *,
     added: Mapping[int, State] | None = None,
+    at_most: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write ``proof`` with the bytes of the states at the positions ``keep`` (0: the initial one) and ``added`` only; returns where.
 
     ``out``: a new directory; None replaces the proof, in one move, when all is written. Every state is whole: none is a difference
-    to one that is gone. What is interrupted leaves the proof as it was.
+    to one that is gone. What is interrupted leaves the proof as it was. UsageError, and the same, where the states would take
+    more than ``at_most`` bytes.
     """
     added, digests = added or {}, proof.state_digests()
     positions = sorted({*(p for p in keep if proof.has_state(digests[p])), *added})
@@ -47,7 +49,12 @@ def rewrite(
     with files.writing(str(target)), files.exclusive(proof.path):
         folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=target.resolve().parent))
         try:
-            _write(proof, folder, positions, added, progress)
+            size = _write(proof, folder, positions, added, progress)
+            if at_most is not None and size > at_most:
+                raise UsageError(
+                    f"{len(positions):,} states alone would take {size:,} bytes, for what is kept is whole, and all of them take "
+                    f"{at_most:,} as differences; keep fewer, or leave the proof as it is"
+                )
             os.chmod(folder, 0o755)
             if out is None:
                 _exchange(folder, proof.path)
@@ -60,7 +67,8 @@ def rewrite(
 
 def _write(
     proof: Proof, folder: Path, positions: list[int], added: Mapping[int, State], progress: Callable[[int, int], None]
-) -> None:
+) -> int:
+    """The bytes of all states."""
     version = proof.header.version
     digests, head = proof.state_digests(), format.index_start(proof.header.digest(), version)
     (folder / format.OBJECTS).mkdir()
@@ -71,7 +79,7 @@ def _write(
     for name in proof.attestations:
         _link(proof.path / format.ATTESTATIONS / name, folder / format.ATTESTATIONS / name)
     whole = get_codec(proof.header.codec.name if proof.codec.exact else "lossless")
-    lines, balance = [], Balance()
+    lines, size, balance = [], 0, Balance()
     for done, position in enumerate(positions):
         progress(done, len(positions))
         digest = digests[position]
@@ -90,6 +98,7 @@ def _write(
             state = added[position] if position in added else proof.state(digest)
             chunks = whole.encode(state, None).chunks()
             stored = Stored(head, digest, *write_state(folder, state, whole.name, chunks, balance, durable=True))
+        size += stored.bytes
         line = canonical.encode(stored)
         head = format.line_digest(line, version)
         lines.append(line + b"\n")
@@ -97,6 +106,7 @@ def _write(
     seal = format.Seal(schema=format.seal_schema(version), root=proof.root, segments=len(proof.segments), index=head)
     files.write_atomic(folder / format.SEAL_FILE, [canonical.encode(seal)], durable=True)
     progress(len(positions), len(positions))
+    return size
 
 
 def _link(source: Path, target: Path) -> None:

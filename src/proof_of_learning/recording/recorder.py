@@ -53,6 +53,7 @@ from proof_of_learning.training.batches import Indices
 from proof_of_learning.training.steps import Session
 
 if TYPE_CHECKING:
+    from proof_of_learning.proof.codecs.base import Encoded
     from proof_of_learning.recording.stamper import Stamper
 
 
@@ -393,6 +394,8 @@ class Recorder:
         state, digest = arrived, None
         if encoded is not None:
             state, digest = encoded.state, arrived.digest()
+            if not self._writer.segments:
+                self._notice_kept(encoded)
             restore(self.parts, state)
         elif self._behind is not None:
             state = arrived.settled(self._spare)
@@ -421,6 +424,19 @@ class Recorder:
             count = len(optimizer.param_groups)
             if count < self._groups[name] or (count > self._groups[name] and name not in growing):
                 raise TaskError(regrouped(name, self._groups[name], count, self.steps_done + 1).line())
+
+    def _notice_kept(self, encoded: Encoded) -> None:
+        """Who takes a codec that rounds wants small states: say at the first one where it cannot make them so."""
+        sizes = {name: tensor.numel() for name, tensor in encoded.state.tensors.items()}
+        kept = sum(sizes[name] for name in encoded.kept)
+        if 2 * kept > sum(sizes.values()):
+            largest = max(encoded.kept, key=sizes.__getitem__)
+            kind = str(encoded.state.tensors[largest].dtype).removeprefix("torch.")
+            self._say(
+                f"the codec {self.header.codec.name} rounds float32 weights, and momenta of optimizers that it knows; "
+                f"{kept / sum(sizes.values()):.0%} of this state are neither and stay as they are ({largest}, {kind}, say), so its "
+                "checkpoints are not small"
+            )
 
     def _say(self, what: str) -> None:
         warnings.warn(f"{self.path}: {what}", RecordingWarning, stacklevel=3)

@@ -26,7 +26,8 @@ class Run:
     data: the data set that is committed to (default: that of the first loader); with ``steps``, the tensor or array drawn from.
     interval: steps between checkpoints (default: about a thousand checkpoints; 10 where the length is not known).
     out: directory for the proof; records without ``pol prove``.
-    strict: whether what cannot be recorded ends the training, rather than the recording.
+    strict: whether what cannot be recorded (a full disk, say) ends the training, rather than the recording (default: it does under
+        ``pol prove``, until the loop is over, and does not where the script records by itself).
     pretrained: file with the weights that the run starts from.
     stamping: ``pol.Stamping(every=50, tsa="https://…")``: have the log's head stamped while recording (default: as the command says).
     parts: whatever holds state, by any name: modules, optimizers, schedulers, scalers, averages, objects with ``state_dict()``.
@@ -38,7 +39,7 @@ class Run:
         data: Any = None,
         interval: int | None = None,
         out: Any = None,
-        strict: bool = False,
+        strict: bool | None = None,
         pretrained: Any = None,
         stamping: Stamping | None = None,
         **parts: Any,

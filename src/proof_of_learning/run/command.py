@@ -76,7 +76,9 @@ def prove_script(
             say(SECOND)
             raise UsageError("the script makes a second pol.Run; one can be recorded, so give all parts to it")
         made.append(
-            Recording(given, out, list(arguments), interval, rehearse, folder, origin, stamping or given.stamping)
+            Recording(
+                given, out, list(arguments), interval, rehearse, folder, origin, stamping or given.stamping, asked=True
+            )
         )
         return made[-1]
 

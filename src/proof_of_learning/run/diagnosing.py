@@ -86,6 +86,10 @@ def look(
         finally:
             for recording in made:
                 recording.abandon()
+    if ranks.grouped():
+        found.notices.append(
+            "the script trained as a group of one process; of several, `pol prove --ranks N` replays stretches while it records"
+        )
     if not made:
         raise TaskError(
             f"{os.path.basename(path)} holds no pol.Run that watches its loop, so there is nothing to look at{script.OR_TASK}"
@@ -178,7 +182,7 @@ class _Trying(Recording):
         )
         return self._kept
 
-    def _guard(self, work: Callable[[], object]) -> None:
+    def _guard(self, work: Callable[[], object], *, trained: bool = False) -> None:
         """What cannot be recorded is a finding, and ends the script."""
         try:
             work()

@@ -20,7 +20,7 @@ class Given:
     data: Any = None
     interval: int | None = None
     out: Any = None
-    strict: bool = False
+    strict: bool | None = None
     pretrained: Any = None
     stamping: Stamping | None = None
     parts: Mapping[str, Any] = field(default_factory=dict)

@@ -67,11 +67,15 @@ class Recording(Clock):
         folder: str | None = None,
         origin: Origin | None = None,
         stamping: Stamping | None = None,
+        *,
+        asked: bool = False,
     ) -> None:
         """``folder``: where the script was started, if not here. ``rehearse``: see :func:`proof_of_learning.prove`. ``origin``: what
-        the randomness follows from; None where it is recorded. ``stamping``: how the log's head is stamped meanwhile.
+        the randomness follows from; None where it is recorded. ``stamping``: how the log's head is stamped meanwhile. ``asked``:
+        whether the script runs for the proof's sake, by a command.
         """
         super().__init__()
+        self._asked_for = asked
         self._origin, self._stamping = origin, stamping
         self._asked: set[int] = set()  # loaders whose order was looked at
         self._given, self._path, self._arguments = given, Path(path), arguments
@@ -239,7 +243,7 @@ class Recording(Clock):
                 f"the script's loop does not come to where the recording in {self._path} was interrupted; remove it, or name another "
                 "directory"
             )
-        self._guard(self._seal)
+        self._guard(self._seal, trained=True)
         self._exit.close()
 
     def abandon(self) -> None:
@@ -259,9 +263,9 @@ class Recording(Clock):
 
     # ---- the recording -------------------------------------------------------------------------------
 
-    def _guard(self, work: Callable[[], object]) -> None:
-        """What cannot be recorded ends the recording, not the training, unless the script is strict, or goes on, or is not what was
-        claimed."""
+    def _guard(self, work: Callable[[], object], *, trained: bool = False) -> None:
+        """What cannot be recorded ends the recording; and the training, unless the script trains for its own sake or says that it is
+        not strict. ``trained``: the loop is over, so what stands behind it (saving the model) runs all the same."""
         if self.failed:
             return
         try:
@@ -273,14 +277,22 @@ class Recording(Clock):
                 self._recorder.__exit__(type(error), error, None)
             self._exit.close()
             said = isinstance(error, OtherGaveUpError) or self._give_up(self.failed)
-            # Under a claim nobody wants the training without the proof.
-            claimed = self._origin is not None and self._origin.claim is not None
-            if self._given.strict or self._resumes or (claimed and self.steps == 0):
+            if self._given.strict or self._resumes:
+                raise
+            if self._given.strict is None and self._asked_for and not trained:
+                if not said:
+                    whose = self._whose()
+                    say(
+                        f"{f'{whose}{error}. ' if whose else ''}Training stops after {self.steps:,} steps: the proof that was asked "
+                        "for cannot be finished (pol.Run(strict=False, …) lets it go on without one)"
+                    )
+                    if self._origin is None and self._path.exists():
+                        say(f"without a key a script's recording is not taken up again: remove {self._path} first")
                 raise
             if not said:
                 say(
-                    f"{self._whose()}{error}. Training goes on without a proof: nothing is recorded from here on "
-                    "(pol.Run(strict=True, …) ends it instead)"
+                    f"{self._whose()}{error}. "
+                    + ("Nothing was sealed; the script goes on behind its loop" if trained else GOES_ON)
                 )
 
     def _give_up(self, why: str) -> bool:
@@ -435,6 +447,9 @@ class Recording(Clock):
         if self._events is not None and before is not None and (drawn := moved(before)) is not None:
             states = RngSnapshot.take().states
             self._drawn(AFTER, {name: states[name].tobytes() for name in drawn})
+
+
+GOES_ON = "Training goes on without a proof: nothing is recorded from here on (pol.Run(strict=True, …) ends it instead)"
 
 
 def alone(given: Given) -> Recording:

@@ -121,9 +121,14 @@ def _move(entry: _Entry, group: _Entry) -> Tensor:
     steps = float(entry["step"]) + 1.0
     # The largest second moment so far does not shrink.
     square, shrunk = (entry["max_exp_avg_sq"], 1.0) if "max_exp_avg_sq" in entry else (entry["exp_avg_sq"], beta2)
-    spread = square.to(torch.float64, copy=True).mul_(shrunk).div_(1.0 - beta2**steps).sqrt_()
-    move: Tensor = entry["exp_avg"].to(torch.float64, copy=True).mul_(beta1).div_(1.0 - beta1**steps)
+    spread = _double(square).mul_(shrunk).div_(1.0 - beta2**steps).sqrt_()
+    move = _double(entry["exp_avg"]).mul_(beta1).div_(1.0 - beta1**steps)
     return move.div_(spread.add_(float(group.get("eps", 0.0))))
+
+
+def _double(value: Tensor) -> Tensor:
+    """A copy in float64; of complex numbers both parts, each of which PyTorch's optimizers move by itself."""
+    return (torch.view_as_real(value) if value.is_complex() else value).to(torch.float64, copy=True)
 
 
 def _small(value: Any) -> bool:

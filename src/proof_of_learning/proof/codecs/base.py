@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,11 +20,13 @@ PIECE = 1 << 17  # elements that are worked on at a time: what lies beside them 
 class Encoded:
     """An encoded state: ``state`` is what decoding gives (the encoded one itself where the codec is exact).
 
-    ``chunks()`` makes the object's bytes; that is the costly part, which may be done later and elsewhere.
+    ``chunks()`` makes the object's bytes; that is the costly part, which may be done later and elsewhere. ``kept``: of a codec that
+    rounds, the names of the tensors that it kept to the bit.
     """
 
     state: State
     chunks: Callable[[], Iterable[bytes | memoryview]]
+    kept: Collection[str] = ()
 
 
 class Codec(Protocol):

@@ -197,7 +197,7 @@ class RoundingCodec:
 
             return packed.pack(state.tree, {name: entries[name] for name in tensors}, stored, self.planes)
 
-        return Encoded(State(state.tree, tensors), chunks)
+        return Encoded(State(state.tree, tensors), chunks, [name for name in tensors if name not in items])
 
     @with_denormals
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
