@@ -15,23 +15,37 @@ the step, so that whole states compress as well. All else is kept to the bit.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from msgspec.structs import replace as replace_entry
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
-from proof_of_learning.proof.codecs import packed, prediction
-from proof_of_learning.proof.codecs.base import same_kind
+from proof_of_learning.numeric.denormals import with_denormals
+from proof_of_learning.proof.codecs import gaps, grid, likely, packed, prediction
+from proof_of_learning.proof.codecs.base import Encoded, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.quantised import LARGEST, half_exponent, magnitudes
-from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, Scales, power, unsigned
-from proof_of_learning.state.names import STATE, role
+from proof_of_learning.proof.codecs.room import Room
+from proof_of_learning.proof.codecs.rounding import (
+    Given,
+    RoundingCodec,
+    Rule,
+    Scales,
+    Unpacked,
+    joined,
+    power,
+    unsigned,
+)
+from proof_of_learning.state.names import STATE, role, second_of
 from proof_of_learning.state.state import State
 
 PARTS = 4  # of an octave, in which steps are chosen
@@ -47,12 +61,18 @@ WHOLE = float(1 << 23)  # from here on every float32 is a whole number
 
 class CompactCodec(RoundingCodec):
     name = "compact"
-    planes = packed.QUARTERS
 
     def __init__(self) -> None:
         self.rules: dict[str, Rule] = {
             rule.how: rule for rule in (_Steps("moved", whole=True), _Steps("new", whole=False), _Octaves())
         }
+
+    def encode(self, state: State, base: State | None) -> Encoded:
+        """Without a base, to the bit."""
+        return grid.encode(state) if base is None else super().encode(state, base)
+
+    def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
+        return grid.decode(raw, room) if base is None else super().decode(raw, base, room)
 
     def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
         tensor, new = tensors[name], name not in base.tensors
@@ -109,6 +129,77 @@ class CompactCodec(RoundingCodec):
         noise = _noise(decoded[name].numel(), name, base) if name in decoded else None  # decoding needs none
         return replace(plain, expected=expected, noise=noise)
 
+    def pack(
+        self, state: State, entries: dict[str, Entry], items: Mapping[str, Tensor], base: State
+    ) -> Iterator[bytes]:
+        entries = {n: replace_entry(entry, items=packed.APART) if n in items else entry for n, entry in entries.items()}
+        apart = {how: functools.partial(self._folded, how, items, entries, state.tensors, base) for how in self.rules}
+        return packed.pack(state.tree, entries, lambda name: self.kept(name, state, entries, base), apart)
+
+    def _folded(
+        self,
+        how: str,
+        items: Mapping[str, Tensor],
+        entries: Mapping[str, Entry],
+        tensors: Mapping[str, Tensor],
+        base: State,
+    ) -> Iterator[gaps.Numbers]:
+        """What stands for the items of one kind, chunk by chunk: in the order of how likely it is 0."""
+        names = [name for name in sorted(items) if entries[name].how == how]
+        places, turned = self._beside(names, entries, tensors, base)
+        numbers = joined([items[name].to(torch.int32) for name in names]).numpy() if names else np.zeros(0, np.int32)
+        numbers = np.where(turned, -numbers, numbers)
+        numbers = np.where(numbers > 0, 2 * numbers - 1, -2 * numbers)
+        for start in range(0, len(numbers), packed.CHUNK):
+            part = slice(start, start + packed.CHUNK)
+            yield numbers[part][np.argsort(places[part], kind="stable")]
+
+    def unpack(self, raw: bytearray, base: State | None, room: Room | None) -> Unpacked:
+        tree, entries, items, numbers = packed.unpack(raw, base, room, self.rules)
+        return Unpacked(tree, entries, items, numbers)
+
+    def opened(
+        self, names: Sequence[str], unpacked: Unpacked, decoded: Mapping[str, Tensor], base: State
+    ) -> dict[str, Tensor]:
+        found = dict[str, Tensor]()
+        for how in self.rules:
+            here = sorted(name for name in names if unpacked.entries[name].how == how)
+            if not here:
+                continue
+            if sum(unpacked.entries[name].count for name in here) != len(unpacked.apart[how]):
+                raise FormatError(f"an object's header describes a tensor like {here[0][:80]!r} wrongly")
+            places, turned = self._beside(here, unpacked.entries, decoded, base)
+            numbers, stored = np.empty_like(unpacked.apart[how]), unpacked.apart[how]
+            for start in range(0, len(numbers), packed.CHUNK):
+                part = slice(start, start + packed.CHUNK)
+                numbers[part][np.argsort(places[part], kind="stable")] = stored[part]
+            numbers = np.where(numbers & 1, (numbers >> 1) + 1, -(numbers >> 1))
+            flat = torch.from_numpy(np.where(turned, -numbers, numbers))
+            found.update(zip(here, torch.split(flat, [unpacked.entries[name].count for name in here]), strict=True))
+        return found
+
+    @with_denormals
+    def _beside(
+        self, names: Sequence[str], entries: Mapping[str, Entry], tensors: Mapping[str, Tensor], base: State
+    ) -> tuple[likely.Places, npt.NDArray[np.bool_]]:
+        """What a reader knows of the items of these tensors, end to end: their order, and which of them change their sign."""
+        places, turned = [np.zeros(0, np.uint8)], [np.zeros(0, np.bool_)]
+        for name in names:
+            noise = _noise(entries[name].count, name, base)
+            places.append(likely.places(noise, self._size_beside(name, entries[name], tensors, base)))
+            turned.append((noise < 0.5).numpy())
+        return np.concatenate(places), np.concatenate(turned)
+
+    def _size_beside(self, name: str, entry: Entry, tensors: Mapping[str, Tensor], base: State) -> Tensor | None:
+        """By whose rows and columns items are large or small: for a momentum the last one, for weights the one that moves them."""
+        by = name if entry.how == "new" else entry.by
+        beside, second = (base.tensors if by == name else tensors).get(by), tensors.get(second_of(by))
+        if beside is None or list(beside.shape) != entry.shape or beside.dtype != torch.float32:
+            return None
+        if second is None or (second.dtype, second.shape) != (beside.dtype, beside.shape):
+            return beside
+        return beside * power(-half_exponent(second))
+
     def tries(self, rule: Rule, foretold: Foretold | None) -> Iterator[tuple[Rule, Foretold | None]]:
         yield rule, foretold
         if foretold is None:
@@ -145,9 +236,9 @@ class _Steps:
         moved = scales.times(items.to(torch.float32))
         if given.expected is not None:
             moved += _scaled(given.expected, given, -1)
-        grid = Scales([exponent // PARTS - GRID for exponent in scales.exponents], scales.sizes)
-        steps = grid.times(moved, -1)
-        on_grid = grid.times(steps.round())
+        finer = Scales([exponent // PARTS - GRID for exponent in scales.exponents], scales.sizes)
+        steps = finer.times(moved, -1)
+        on_grid = finer.times(steps.round().add_(0.0))  # no zero has a sign
         return _scaled(torch.where(steps.abs() < WHOLE, on_grid, moved), given, 1)
 
     def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
