@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -126,7 +126,7 @@ class CompactCodec(RoundingCodec):
             expected = plain.before * (0.0 if foretold is None else foretold.values[1])
         elif foretold is not None:
             expected = prediction.moved(foretold, name, decoded, base)
-        noise = _noise(decoded[name].numel(), name, base) if name in decoded else None  # decoding needs none
+        noise = _noise(slice(0, decoded[name].numel()), name, base) if name in decoded else None  # decoding needs none
         return replace(plain, expected=expected, noise=noise)
 
     def pack(
@@ -146,35 +146,35 @@ class CompactCodec(RoundingCodec):
     ) -> Iterator[gaps.Numbers]:
         """What stands for the items of one kind, chunk by chunk: in the order of how likely it is 0."""
         names = [name for name in sorted(items) if entries[name].how == how]
+        if not names:
+            return
         places, turned = self._beside(names, entries, tensors, base)
-        numbers = joined([items[name].to(torch.int32) for name in names]).numpy() if names else np.zeros(0, np.int32)
-        numbers = np.where(turned, -numbers, numbers)
-        numbers = np.where(numbers > 0, 2 * numbers - 1, -2 * numbers)
-        for start in range(0, len(numbers), packed.CHUNK):
+        flat = joined([items[name] for name in names]).numpy()
+        for start in range(0, len(flat), packed.CHUNK):
             part = slice(start, start + packed.CHUNK)
-            yield numbers[part][np.argsort(places[part], kind="stable")]
+            numbers = flat[part].astype(np.int32)
+            np.negative(numbers, out=numbers, where=turned[part])
+            numbers = (numbers << 1) - (numbers > 0)
+            yield np.abs(numbers, out=numbers)[np.argsort(places[part], kind="stable")]
 
     def unpack(self, raw: bytearray, base: State | None, room: Room | None) -> Unpacked:
-        tree, entries, items, numbers = packed.unpack(raw, base, room, self.rules)
-        return Unpacked(tree, entries, items, numbers)
+        return Unpacked(*packed.unpack(raw, base, room, self.rules))
 
     def opened(
         self, names: Sequence[str], unpacked: Unpacked, decoded: Mapping[str, Tensor], base: State
     ) -> dict[str, Tensor]:
         found = dict[str, Tensor]()
-        for how in self.rules:
-            here = sorted(name for name in names if unpacked.entries[name].how == how)
-            if not here:
-                continue
-            if sum(unpacked.entries[name].count for name in here) != len(unpacked.apart[how]):
+        for how in {unpacked.entries[name].how: None for name in names}:
+            here, numbers = sorted(name for name in names if unpacked.entries[name].how == how), unpacked.apart[how]
+            if sum(unpacked.entries[name].count for name in here) != len(numbers):
                 raise FormatError(f"an object's header describes a tensor like {here[0][:80]!r} wrongly")
             places, turned = self._beside(here, unpacked.entries, decoded, base)
-            numbers, stored = np.empty_like(unpacked.apart[how]), unpacked.apart[how]
             for start in range(0, len(numbers), packed.CHUNK):
                 part = slice(start, start + packed.CHUNK)
-                numbers[part][np.argsort(places[part], kind="stable")] = stored[part]
-            numbers = np.where(numbers & 1, (numbers >> 1) + 1, -(numbers >> 1))
-            flat = torch.from_numpy(np.where(turned, -numbers, numbers))
+                stored, items = numbers[part].copy(), numbers[part]
+                items[np.argsort(places[part], kind="stable")] = (stored + 1 >> 1) * np.where(stored & 1, 1, -1)
+                np.negative(items, out=items, where=turned[part])
+            flat = torch.from_numpy(numbers)
             found.update(zip(here, torch.split(flat, [unpacked.entries[name].count for name in here]), strict=True))
         return found
 
@@ -183,22 +183,32 @@ class CompactCodec(RoundingCodec):
         self, names: Sequence[str], entries: Mapping[str, Entry], tensors: Mapping[str, Tensor], base: State
     ) -> tuple[likely.Places, npt.NDArray[np.bool_]]:
         """What a reader knows of the items of these tensors, end to end: their order, and which of them change their sign."""
-        places, turned = [np.zeros(0, np.uint8)], [np.zeros(0, np.bool_)]
+        total, start = sum(entries[name].count for name in names), 0
+        places, turned = np.empty(total, np.uint8), np.empty(total, np.bool_)
         for name in names:
-            noise = _noise(entries[name].count, name, base)
-            places.append(likely.places(noise, self._size_beside(name, entries[name], tensors, base)))
-            turned.append((noise < 0.5).numpy())
-        return np.concatenate(places), np.concatenate(turned)
+            entry = entries[name]
+            rows = entry.shape[0] if entry.shape else 1
+            sides, part = (rows, entry.count // max(1, rows)), slice(start, start + entry.count)
+            noise = likely.Table(*sides, functools.partial(_noise, name=name, base=base))
+            beside = self._size_beside(name, entry, tensors, base)
+            size = None if beside is None else likely.Table(*sides, beside)
+            likely.places(noise, size, places[part], turned[part])
+            start += entry.count
+        return places, turned
 
-    def _size_beside(self, name: str, entry: Entry, tensors: Mapping[str, Tensor], base: State) -> Tensor | None:
+    def _size_beside(
+        self, name: str, entry: Entry, tensors: Mapping[str, Tensor], base: State
+    ) -> Callable[[slice], Tensor] | None:
         """By whose rows and columns items are large or small: for a momentum the last one, for weights the one that moves them."""
         by = name if entry.how == "new" else entry.by
         beside, second = (base.tensors if by == name else tensors).get(by), tensors.get(second_of(by))
         if beside is None or list(beside.shape) != entry.shape or beside.dtype != torch.float32:
             return None
+        flat = beside.reshape(-1)
         if second is None or (second.dtype, second.shape) != (beside.dtype, beside.shape):
-            return beside
-        return beside * power(-half_exponent(second))
+            return flat.__getitem__
+        below = second.reshape(-1)
+        return lambda part: flat[part] * power(-half_exponent(below[part]))
 
     def tries(self, rule: Rule, foretold: Foretold | None) -> Iterator[tuple[Rule, Foretold | None]]:
         yield rule, foretold
@@ -312,14 +322,14 @@ def _noise_of(given: Given) -> Tensor:
     return given.noise
 
 
-def _noise(count: int, name: str, base: State) -> Tensor:
-    """From 0 to below 1 in 24 bits, for each place; other ones for each tensor and step (a finaliser of MurmurHash3).
+def _noise(part: slice, name: str, base: State) -> Tensor:
+    """From 0 to below 1 in 24 bits, for each place of a part; other ones for each tensor and step (a finaliser of MurmurHash3).
 
     No value of the base has a part in it: a prover whose replay is compared within noise may change the last bit of one, and would
     have new noise for each try.
     """
     salt = hashlib.sha256(f"{_step(base)}/{name}".encode()).digest()
-    mixed = np.arange(count, dtype=np.uint32)
+    mixed = np.arange(part.start, part.stop, dtype=np.uint32)
     mixed += np.uint32(int.from_bytes(salt[:4], "little"))
     mixed *= np.uint32(0x9E3779B1)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
