@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,7 +24,7 @@ from proof_of_learning import TaskReference
 from proof_of_learning.attacks import forge_proof
 from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.limits import HEADER_WEIGHT, MAX_CHAIN, WEIGHT_ROOM
-from proof_of_learning.proof.codecs import NAMES, get_codec, packed
+from proof_of_learning.proof.codecs import NAMES, gaps, get_codec, packed
 from proof_of_learning.proof.format import CodecClaim
 from proof_of_learning.proof.reader import Proof, load_state
 from proof_of_learning.state.state import State
@@ -407,10 +410,51 @@ def test_a_prediction_that_compact_would_not_make_is_refused(change: dict[str, A
         change = {"by": name, **change}  # a weight that foretells itself
     entries[name] = msgspec.structs.replace(entries[name], **change)
     altered = b"".join(
-        packed.pack(tree, entries, items.__getitem__, {how: lambda n=n: iter([n]) for how, n in apart.items()})
+        packed.pack(tree, entries, items.__getitem__, {how: functools.partial(_in_one, n) for how, n in apart.items()})
     )
     with pytest.raises(FormatError, match="wrongly"):
         get_codec("compact").decode(bytearray(altered), base)
+
+
+def _in_one(numbers: gaps.Numbers) -> Iterator[gaps.Numbers]:
+    yield numbers
+
+
+@given(st.lists(st.sampled_from([0, 0, 0, 0, 1, 1, 2, 5, 6, 7, 400, 2**23]), max_size=600), st.integers(0, 900))
+def test_numbers_are_what_their_gaps_say(numbers: list[int], between: int) -> None:
+    """Runs of zeros longer than a byte counts, and numbers larger than there are levels."""
+    wanted = np.array([*numbers, *[0] * between, *numbers, *[0] * between], dtype=np.int32)
+    pieces = [bytes(piece) for piece in gaps.encode(wanted)]
+    left = iter(pieces)
+
+    def piece(limit: int, exact: bool) -> bytes:
+        found = next(left)
+        assert len(found) == limit if exact else len(found) <= limit  # a reader knows how much there may be
+        return found
+
+    assert np.array_equal(gaps.decode(len(wanted), piece), wanted)
+    assert next(left, None) is None
+
+
+@pytest.mark.parametrize("content", [b"\x05", b"\xff", b"\x00\x00\x00\x00\x00", b"\xff\x00"])
+def test_gaps_that_lead_beyond_the_numbers_are_refused(content: bytes) -> None:
+    with pytest.raises(FormatError, match="more numbers"):
+        gaps.decode(4, lambda limit, exact: content)
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_whole_state_on_grids_comes_back_to_the_bit(adam: bool) -> None:
+    base, state = stepped(10, adam=adam)
+    codec = get_codec("compact")
+    rounded = codec.encode(state, base).state
+    raw, back = there_and_back(rounded, None, codec)
+    assert back.digest() == rounded.digest()
+    assert len(raw) < 0.8 * len(there_and_back(rounded, None, LOSSLESS)[0])
+    odd = rounded.tensors["model/parameters/w"].clone()
+    odd.view(-1)[:4] = torch.tensor([-0.0, 1e-42, 3e38, 0.1])  # on no grid that there is room for
+    strange = State(rounded.tree, {**rounded.tensors, "model/parameters/w": odd})
+    assert there_and_back(strange, None, codec)[1].digest() == strange.digest()
+    assert there_and_back(state, None, codec)[1].digest() == state.digest()
 
 
 # ---- hostile objects ------------------------------------------------------------------------------------

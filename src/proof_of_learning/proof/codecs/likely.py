@@ -82,4 +82,5 @@ def _size(beside: Table) -> tuple[Eighths, Eighths] | tuple[None, None]:
 
 def _eighths(sums: npt.NDArray[np.float64] | float) -> Eighths:
     """Of a number of at least 1, about eight times its logarithm."""
-    return (np.maximum(np.asarray(sums), 1.0).astype(np.float32).view(np.int32) >> EIGHTHS) - np.int32(127 << 3)
+    bits: Eighths = np.maximum(np.asarray(sums), 1.0).astype(np.float32).view(np.int32)
+    return (bits >> EIGHTHS) - np.int32(127 << 3)
