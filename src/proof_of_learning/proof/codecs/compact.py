@@ -153,9 +153,10 @@ class CompactCodec(RoundingCodec):
         for start in range(0, len(flat), packed.CHUNK):
             part = slice(start, start + packed.CHUNK)
             numbers = flat[part].astype(np.int32)
-            np.negative(numbers, out=numbers, where=turned[part])
-            numbers = (numbers << 1) - (numbers > 0)
-            yield np.abs(numbers, out=numbers)[np.argsort(places[part], kind="stable")]
+            there = np.flatnonzero(numbers)  # few: what follows leaves zeros as they are
+            some = np.where(turned[part][there], -numbers[there], numbers[there])
+            numbers[there] = np.abs((some << 1) - (some > 0))
+            yield numbers[np.argsort(places[part], kind="stable")]
 
     def unpack(self, raw: bytearray, base: State | None, room: Room | None) -> Unpacked:
         return Unpacked(*packed.unpack(raw, base, room, self.rules))
@@ -171,9 +172,10 @@ class CompactCodec(RoundingCodec):
             places, turned = self._beside(here, unpacked.entries, decoded, base)
             for start in range(0, len(numbers), packed.CHUNK):
                 part = slice(start, start + packed.CHUNK)
-                stored, items = numbers[part].copy(), numbers[part]
-                items[np.argsort(places[part], kind="stable")] = (stored + 1 >> 1) * np.where(stored & 1, 1, -1)
-                np.negative(items, out=items, where=turned[part])
+                there = np.flatnonzero(numbers[part])
+                some, at = numbers[part][there], np.argsort(places[part], kind="stable")[there]
+                numbers[part] = 0
+                numbers[part][at] = (some + 1 >> 1) * np.where((some & 1 == 1) ^ turned[part][at], 1, -1)
             flat = torch.from_numpy(numbers)
             found.update(zip(here, torch.split(flat, [unpacked.entries[name].count for name in here]), strict=True))
         return found
