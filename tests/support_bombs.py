@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import zstandard
 from torch import Tensor
 
@@ -56,14 +58,19 @@ def named(tree: Any, tensors: dict[str, Tensor] | None = None) -> str:
 
 
 def tightly(
-    tree: Any, entries: dict[str, Entry], items: dict[str, Tensor], planes: Sequence[int] = packed.HALVES
+    tree: Any, entries: dict[str, Entry], items: dict[str, Tensor], zeros: Mapping[str, int] | None = None
 ) -> bytes:
-    """An object of the compressing codecs, compressed as well as anyone can."""
+    """An object of the compressing codecs, compressed as well as anyone can. ``zeros``: how many, of numbers that are kept apart."""
+    apart = {how: functools.partial(_zeros, count) for how, count in (zeros or {}).items()}
     packed._zstd.compressor = zstandard.ZstdCompressor(level=19, write_content_size=True)
     try:
-        return b"".join(packed.pack(tree, entries, lambda name: items[name], planes))
+        return b"".join(packed.pack(tree, entries, lambda name: items[name], apart))
     finally:
         del packed._zstd.compressor
+
+
+def _zeros(count: int) -> Iterator[npt.NDArray[np.int32]]:
+    return (np.zeros(min(packed.CHUNK, count - at), np.int32) for at in range(0, count, packed.CHUNK))
 
 
 def whole(tree: Any, tensors: dict[str, Tensor] | None = None, codec: str = "lossless") -> Made:

@@ -104,12 +104,12 @@ def rounded(path: Path) -> Path:
     noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, 900_000, dtype=np.uint8))
     room = WEIGHT_ROOM + MAX_EXPANSION_COMPACT * len(noise) - len(noise) - HEADER_WEIGHT * 1000
     momentum, size = "model/state/0/exp_avg", room // 4
-    entries = {momentum: packed.Entry("float32", [size], 1, "new"), "model/b": packed.entry(noise, 1, "plain")}
+    entries = {momentum: packed.Entry("float32", [size], 4, "new"), "model/b": packed.entry(noise, 1, "plain")}
     tree = under([["s:b", {"t": "model/b"}], ["s:state", {"d": [["s:0", {"d": [["s:exp_avg", {"t": momentum}]]}]]}]])
-    items = {momentum: torch.zeros(size, dtype=torch.int8), "model/b": packed.map_bits(noise)}
+    items = {"model/b": packed.map_bits(noise)}
     first = whole({"d": [["s:model", {"d": []}], ["s:progress", {"i": "0"}]]}, codec="raw")
     state = named(tree, {momentum: torch.zeros(size), "model/b": noise})
-    made = Made(tightly(tree, entries, items, packed.QUARTERS), "compact", state, first.state)
+    made = Made(tightly(tree, entries, items, {"moved": 0, "new": size, "octaves": 0}), "compact", state, first.state)
     return write(path, [first.state, made.state], [first, made], codec="compact")
 
 

@@ -6,11 +6,13 @@ import functools
 import math
 import shutil
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,7 +24,7 @@ from proof_of_learning import TaskReference
 from proof_of_learning.attacks import forge_proof
 from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.limits import HEADER_WEIGHT, MAX_CHAIN, WEIGHT_ROOM
-from proof_of_learning.proof.codecs import NAMES, get_codec, packed
+from proof_of_learning.proof.codecs import NAMES, gaps, get_codec, packed
 from proof_of_learning.proof.format import CodecClaim
 from proof_of_learning.proof.reader import Proof, load_state
 from proof_of_learning.state.state import State
@@ -30,6 +32,7 @@ from support_proofs import tree_of
 from support_strategies import same, states
 
 LOSSLESS = get_codec("lossless")
+APART = ("moved", "new", "octaves")  # of which items are stored by `compact` in streams of their own
 ROUNDING = ("float16", "quantised", "compact")
 
 
@@ -359,7 +362,7 @@ def test_rounding_is_the_same_where_the_processor_makes_zeros_of_denormal_number
 def test_a_weight_that_its_base_lacks_is_foretold_by_nothing() -> None:
     base, state = stepped(10)
     raw, _ = there_and_back(state, base, get_codec("compact"))
-    assert packed.unpack(bytearray(raw), base, None, packed.QUARTERS)[1]["model/parameters/w"].by
+    assert packed.unpack(bytearray(raw), base, None, APART)[1]["model/parameters/w"].by
     lacking = State(base.tree, {n: tensor for n, tensor in base.tensors.items() if n != "model/parameters/w"})
     with pytest.raises(FormatError, match="wrongly"):
         get_codec("compact").decode(bytearray(raw), lacking)
@@ -397,7 +400,7 @@ def test_a_momentum_is_kept_to_the_bit_beside_what_may_divide_it(other: str) -> 
 def test_a_prediction_that_compact_would_not_make_is_refused(change: dict[str, Any]) -> None:
     base, state = stepped(10)
     raw, _ = there_and_back(state, base, get_codec("compact"))
-    tree, entries, items = packed.unpack(bytearray(raw), base, None, packed.QUARTERS)
+    tree, entries, items, apart = packed.unpack(bytearray(raw), base, None, APART)
     name = (
         "model/parameters/w"
         if change.get("factors") in ([0, 2, -3], [1, 2, 3], [1, 2, -8])
@@ -406,9 +409,53 @@ def test_a_prediction_that_compact_would_not_make_is_refused(change: dict[str, A
     if change == {"factors": [0, 2, -3]}:
         change = {"by": name, **change}  # a weight that foretells itself
     entries[name] = msgspec.structs.replace(entries[name], **change)
-    altered = b"".join(packed.pack(tree, entries, items.__getitem__, packed.QUARTERS))
+    altered = b"".join(
+        packed.pack(tree, entries, items.__getitem__, {how: functools.partial(_in_one, n) for how, n in apart.items()})
+    )
     with pytest.raises(FormatError, match="wrongly"):
         get_codec("compact").decode(bytearray(altered), base)
+
+
+def _in_one(numbers: gaps.Numbers) -> Iterator[gaps.Numbers]:
+    yield numbers
+
+
+@given(st.lists(st.sampled_from([0, 0, 0, 0, 1, 1, 2, 5, 6, 7, 400, 2**23]), max_size=600), st.integers(0, 900))
+def test_numbers_are_what_their_gaps_say(numbers: list[int], between: int) -> None:
+    """Runs of zeros longer than a byte counts, and numbers larger than there are levels."""
+    wanted = np.array([*numbers, *[0] * between, *numbers, *[0] * between], dtype=np.int32)
+    pieces = [bytes(piece) for piece in gaps.encode(wanted)]
+    left = iter(pieces)
+
+    def piece(limit: int, exact: bool) -> bytes:
+        found = next(left)
+        assert len(found) == limit if exact else len(found) <= limit  # a reader knows how much there may be
+        return found
+
+    assert np.array_equal(gaps.decode(len(wanted), piece), wanted)
+    assert next(left, None) is None
+
+
+@pytest.mark.parametrize("content", [b"\x05", b"\xff", b"\x00\x00\x00\x00\x00", b"\xff\x00"])
+def test_gaps_that_lead_beyond_the_numbers_are_refused(content: bytes) -> None:
+    with pytest.raises(FormatError, match="more numbers"):
+        gaps.decode(4, lambda limit, exact: content)
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_whole_state_on_grids_comes_back_to_the_bit(adam: bool) -> None:
+    base, state = stepped(10, adam=adam)
+    codec = get_codec("compact")
+    rounded = codec.encode(state, base).state
+    raw, back = there_and_back(rounded, None, codec)
+    assert back.digest() == rounded.digest()
+    assert len(raw) < 0.8 * len(there_and_back(rounded, None, LOSSLESS)[0])
+    for values in ([-0.0], [1e-42, 3e38, 0.1]):  # a multiple has no such zero; and there is no grid with room for these
+        odd = rounded.tensors["model/parameters/w"].clone()
+        odd.view(-1)[: len(values)] = torch.tensor(values)
+        strange = State(rounded.tree, {**rounded.tensors, "model/parameters/w": odd})
+        assert there_and_back(strange, None, codec)[1].digest() == strange.digest()
+    assert there_and_back(state, None, codec)[1].digest() == state.digest()
 
 
 # ---- hostile objects ------------------------------------------------------------------------------------
@@ -472,7 +519,7 @@ def test_a_difference_needs_its_base(recorded: dict[str, Path], tmp_path: Path) 
     for name in ("lossless", *ROUNDING):
         codec = get_codec(name)
         raw = b"".join(bytes(p) for p in codec.encode(near(base, 2), base).chunks())
-        with pytest.raises(FormatError, match=r"base|wrongly"):
+        with pytest.raises(FormatError, match=r"base|wrongly|frame"):
             codec.decode(bytearray(raw), None)
 
 

@@ -94,7 +94,7 @@ def test_the_prediction_is_what_the_specification_says() -> None:
     """In plain arithmetic on 32-bit floats, value by value."""
     for name, (base, state) in optimizers(2).items():
         raw = encoded(state, base)
-        _, how, items = packed.unpack(bytearray(raw), base)
+        _, how, items, _ = packed.unpack(bytearray(raw), base)
         for weight in (f"model/parameters/{n}" for n in SHAPES):
             entry = how[weight]
             now, then = (np.float32(factor * 2.0**entry.scale) for factor in entry.factors)
@@ -213,7 +213,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 def rewritten(raw: bytes, base: State, name: str, edits: dict[str, Any]) -> bytes:
-    root, how, items = packed.unpack(bytearray(raw), base)
+    root, how, items, _ = packed.unpack(bytearray(raw), base)
     how = {**how, name: msgspec.structs.replace(how[name], **edits)}
     widened = {n: t.to(packed.WIDTHS[how[n].items]) for n, t in items.items()}
     return b"".join(packed.pack(root, how, lambda n: widened[n]))

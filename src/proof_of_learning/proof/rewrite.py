@@ -12,7 +12,7 @@ from pathlib import Path
 from proof_of_learning import canonical
 from proof_of_learning.errors import BusyError, IntegrityError, UsageError
 from proof_of_learning.proof import files, format
-from proof_of_learning.proof.codecs import get_codec
+from proof_of_learning.proof.codecs import for_whole
 from proof_of_learning.proof.codecs.room import Balance
 from proof_of_learning.proof.format import Stored
 from proof_of_learning.proof.objects import weigh, write_state
@@ -78,7 +78,7 @@ def _write(
         (folder / format.ATTESTATIONS).mkdir()
     for name in proof.attestations:
         _link(proof.path / format.ATTESTATIONS / name, folder / format.ATTESTATIONS / name)
-    whole = get_codec(proof.header.codec.name if proof.codec.exact else "lossless")
+    whole = for_whole(proof.header.codec.name, proof.header.codec.version)
     lines, size, balance = [], 0, Balance()
     for done, position in enumerate(positions):
         progress(done, len(positions))

@@ -20,7 +20,7 @@ from proof_of_learning.errors import FormatError, IntegrityError, RecordingError
 from proof_of_learning.numeric.environment import Environment
 from proof_of_learning.proof import files, format, parse
 from proof_of_learning.proof.blocks import Columns
-from proof_of_learning.proof.codecs import KEYFRAMES, get_codec
+from proof_of_learning.proof.codecs import KEYFRAMES, for_whole, get_codec
 from proof_of_learning.proof.codecs.base import Codec, Encoded
 from proof_of_learning.proof.codecs.room import Balance
 from proof_of_learning.proof.format import (
@@ -55,7 +55,7 @@ class ProofWriter:
             raise RecordingError(f"a recording is written in {format.FORMAT}, not in {header.format[:64]!r}")
         self.path, self.header, self._keep_every = path, header, keep_every
         self.codec: Codec = get_codec(header.codec.name, header.codec.version)
-        self._whole: Codec = self.codec if self.codec.exact else get_codec("lossless")  # for keyframes
+        self._whole = for_whole(header.codec.name, header.codec.version)  # for keyframes
         self.segments = self.steps = 0
         self.state: State | None = None
         self.head = header.digest()

@@ -22,12 +22,13 @@ _CODECS: dict[tuple[str, int], tuple[str, bool]] = {  # by name and version: the
     ("quantised", 1): ("quantised.QuantisedCodec", False),
     ("compact", 1): ("compact.CompactCodec", False),
 }
+_WHOLE = {"float16": "lossless", "quantised": "lossless"}  # by codec: the one for whole states, where it is another
 NAMES = tuple(sorted({name for name, _ in _CODECS}))
 DEFAULT = RAW
 # By codec: a whole state after so many objects. A difference is small beside a whole state only if it is a coarse one.
 KEYFRAMES = {"lossless": 8, "float16": 8, "quantised": 64, "compact": 64}
 
-__all__ = ["DEFAULT", "KEYFRAMES", "NAMES", "RAW", "get_codec", "is_exact"]
+__all__ = ["DEFAULT", "KEYFRAMES", "NAMES", "RAW", "for_whole", "get_codec", "is_exact"]
 
 
 def _known(name: str, version: int) -> tuple[str, bool]:
@@ -46,6 +47,11 @@ def is_exact(name: str, version: int = 1) -> bool:
 def get_codec(name: str, version: int = 1) -> Codec:
     """The codec of that name and version; FormatError if this release has none."""
     return _made(_known(name, version)[0])
+
+
+def for_whole(name: str, version: int = 1) -> Codec:
+    """The codec for whole states, to the bit, beside that of that name and version."""
+    return get_codec(_WHOLE[name]) if name in _WHOLE else get_codec(name, version)
 
 
 @functools.cache

@@ -15,23 +15,37 @@ the step, so that whole states compress as well. All else is kept to the bit.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from msgspec.structs import replace as replace_entry
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
-from proof_of_learning.proof.codecs import packed, prediction
-from proof_of_learning.proof.codecs.base import same_kind
+from proof_of_learning.numeric.denormals import with_denormals
+from proof_of_learning.proof.codecs import gaps, grid, likely, packed, prediction
+from proof_of_learning.proof.codecs.base import Encoded, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.quantised import LARGEST, half_exponent, magnitudes
-from proof_of_learning.proof.codecs.rounding import Given, RoundingCodec, Rule, Scales, power, unsigned
-from proof_of_learning.state.names import STATE, role
+from proof_of_learning.proof.codecs.room import Room
+from proof_of_learning.proof.codecs.rounding import (
+    Given,
+    RoundingCodec,
+    Rule,
+    Scales,
+    Unpacked,
+    joined,
+    power,
+    unsigned,
+)
+from proof_of_learning.state.names import STATE, role, second_of
 from proof_of_learning.state.state import State
 
 PARTS = 4  # of an octave, in which steps are chosen
@@ -47,12 +61,18 @@ WHOLE = float(1 << 23)  # from here on every float32 is a whole number
 
 class CompactCodec(RoundingCodec):
     name = "compact"
-    planes = packed.QUARTERS
 
     def __init__(self) -> None:
         self.rules: dict[str, Rule] = {
             rule.how: rule for rule in (_Steps("moved", whole=True), _Steps("new", whole=False), _Octaves())
         }
+
+    def encode(self, state: State, base: State | None) -> Encoded:
+        """Without a base, to the bit."""
+        return grid.encode(state) if base is None else super().encode(state, base)
+
+    def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
+        return grid.decode(raw, room) if base is None else super().decode(raw, base, room)
 
     def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
         tensor, new = tensors[name], name not in base.tensors
@@ -106,8 +126,91 @@ class CompactCodec(RoundingCodec):
             expected = plain.before * (0.0 if foretold is None else foretold.values[1])
         elif foretold is not None:
             expected = prediction.moved(foretold, name, decoded, base)
-        noise = _noise(decoded[name].numel(), name, base) if name in decoded else None  # decoding needs none
+        noise = _noise(slice(0, decoded[name].numel()), name, base) if name in decoded else None  # decoding needs none
         return replace(plain, expected=expected, noise=noise)
+
+    def pack(
+        self, state: State, entries: dict[str, Entry], items: Mapping[str, Tensor], base: State
+    ) -> Iterator[bytes]:
+        entries = {n: replace_entry(entry, items=packed.APART) if n in items else entry for n, entry in entries.items()}
+        apart = {how: functools.partial(self._folded, how, items, entries, state.tensors, base) for how in self.rules}
+        return packed.pack(state.tree, entries, lambda name: self.kept(name, state, entries, base), apart)
+
+    def _folded(
+        self,
+        how: str,
+        items: Mapping[str, Tensor],
+        entries: Mapping[str, Entry],
+        tensors: Mapping[str, Tensor],
+        base: State,
+    ) -> Iterator[gaps.Numbers]:
+        """What stands for the items of one kind, chunk by chunk: in the order of how likely it is 0."""
+        names = [name for name in sorted(items) if entries[name].how == how]
+        if not names:
+            return
+        places, turned = self._beside(names, entries, tensors, base)
+        flat = joined([items[name] for name in names]).numpy()
+        for start in range(0, len(flat), packed.CHUNK):
+            part = slice(start, start + packed.CHUNK)
+            numbers = flat[part].astype(np.int32)
+            there = np.flatnonzero(numbers)  # few: what follows leaves zeros as they are
+            some = np.where(turned[part][there], -numbers[there], numbers[there])
+            numbers[there] = np.abs((some << 1) - (some > 0))
+            yield numbers[np.argsort(places[part], kind="stable")]
+
+    def unpack(self, raw: bytearray, base: State | None, room: Room | None) -> Unpacked:
+        return Unpacked(*packed.unpack(raw, base, room, self.rules))
+
+    def opened(
+        self, names: Sequence[str], unpacked: Unpacked, decoded: Mapping[str, Tensor], base: State
+    ) -> dict[str, Tensor]:
+        found = dict[str, Tensor]()
+        for how in {unpacked.entries[name].how: None for name in names}:
+            here, numbers = sorted(name for name in names if unpacked.entries[name].how == how), unpacked.apart[how]
+            if sum(unpacked.entries[name].count for name in here) != len(numbers):
+                raise FormatError(f"an object's header describes a tensor like {here[0][:80]!r} wrongly")
+            places, turned = self._beside(here, unpacked.entries, decoded, base)
+            for start in range(0, len(numbers), packed.CHUNK):
+                part = slice(start, start + packed.CHUNK)
+                there = np.flatnonzero(numbers[part])
+                some, at = numbers[part][there], np.argsort(places[part], kind="stable")[there]
+                numbers[part] = 0
+                numbers[part][at] = (some + 1 >> 1) * np.where((some & 1 == 1) ^ turned[part][at], 1, -1)
+            flat = torch.from_numpy(numbers)
+            found.update(zip(here, torch.split(flat, [unpacked.entries[name].count for name in here]), strict=True))
+        return found
+
+    @with_denormals
+    def _beside(
+        self, names: Sequence[str], entries: Mapping[str, Entry], tensors: Mapping[str, Tensor], base: State
+    ) -> tuple[likely.Places, npt.NDArray[np.bool_]]:
+        """What a reader knows of the items of these tensors, end to end: their order, and which of them change their sign."""
+        total, start = sum(entries[name].count for name in names), 0
+        places, turned = np.empty(total, np.uint8), np.empty(total, np.bool_)
+        for name in names:
+            entry = entries[name]
+            rows = entry.shape[0] if entry.shape else 1
+            sides, part = (rows, entry.count // max(1, rows)), slice(start, start + entry.count)
+            noise = likely.Table(*sides, functools.partial(_noise, name=name, base=base))
+            beside = self._size_beside(name, entry, tensors, base)
+            size = None if beside is None else likely.Table(*sides, beside)
+            likely.places(noise, size, places[part], turned[part])
+            start += entry.count
+        return places, turned
+
+    def _size_beside(
+        self, name: str, entry: Entry, tensors: Mapping[str, Tensor], base: State
+    ) -> Callable[[slice], Tensor] | None:
+        """By whose rows and columns items are large or small: for a momentum the last one, for weights the one that moves them."""
+        by = name if entry.how == "new" else entry.by
+        beside, second = (base.tensors if by == name else tensors).get(by), tensors.get(second_of(by))
+        if beside is None or list(beside.shape) != entry.shape or beside.dtype != torch.float32:
+            return None
+        flat = beside.reshape(-1)
+        if second is None or (second.dtype, second.shape) != (beside.dtype, beside.shape):
+            return flat.__getitem__
+        below = second.reshape(-1)
+        return lambda part: flat[part] * power(-half_exponent(below[part]))
 
     def tries(self, rule: Rule, foretold: Foretold | None) -> Iterator[tuple[Rule, Foretold | None]]:
         yield rule, foretold
@@ -145,9 +248,9 @@ class _Steps:
         moved = scales.times(items.to(torch.float32))
         if given.expected is not None:
             moved += _scaled(given.expected, given, -1)
-        grid = Scales([exponent // PARTS - GRID for exponent in scales.exponents], scales.sizes)
-        steps = grid.times(moved, -1)
-        on_grid = grid.times(steps.round())
+        finer = Scales([exponent // PARTS - GRID for exponent in scales.exponents], scales.sizes)
+        steps = finer.times(moved, -1)
+        on_grid = finer.times(steps.round().add_(0.0))  # no zero has a sign
         return _scaled(torch.where(steps.abs() < WHOLE, on_grid, moved), given, 1)
 
     def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
@@ -221,14 +324,14 @@ def _noise_of(given: Given) -> Tensor:
     return given.noise
 
 
-def _noise(count: int, name: str, base: State) -> Tensor:
-    """From 0 to below 1 in 24 bits, for each place; other ones for each tensor and step (a finaliser of MurmurHash3).
+def _noise(part: slice, name: str, base: State) -> Tensor:
+    """From 0 to below 1 in 24 bits, for each place of a part; other ones for each tensor and step (a finaliser of MurmurHash3).
 
     No value of the base has a part in it: a prover whose replay is compared within noise may change the last bit of one, and would
     have new noise for each try.
     """
     salt = hashlib.sha256(f"{_step(base)}/{name}".encode()).digest()
-    mixed = np.arange(count, dtype=np.uint32)
+    mixed = np.arange(part.start, part.stop, dtype=np.uint32)
     mixed += np.uint32(int.from_bytes(salt[:4], "little"))
     mixed *= np.uint32(0x9E3779B1)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):

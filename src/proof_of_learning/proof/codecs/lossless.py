@@ -45,7 +45,7 @@ class LosslessCodec:
         return packed.pack(state.tree, entries, items)
 
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
-        tree, entries, items = packed.unpack(raw, base, room)
+        tree, entries, items, _ = packed.unpack(raw, base, room)
         tensors: dict[str, Tensor] = {}
         for name, item in sorted(entries.items(), key=lambda pair: pair[1].how == PREDICTED):  # these come last
             if item.how != PREDICTED:

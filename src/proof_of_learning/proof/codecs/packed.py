@@ -3,9 +3,10 @@
 Layout: ``u32`` length and zstd frame of the header (canonical JSON ``{"tree": …, "tensors": {name: {"dtype", "shape",
 "items", …}}}``), then, for each width in bytes from the largest, the items of all tensors of that width in order of their names, in
 chunks of ``CHUNK`` items: for each byte of an item one plane, as ``u32`` length and zstd frame. Every frame says its content's size.
-Items of one byte are cut into parts of a few bits, the codec says which: their low halves, two to a byte (the first in the lower half;
-neighbours are alike, and so a byte says more than its parts), and their high halves, a byte each; or two bits, four to a byte, and
-two more, and their high halves. Each part of all items is a plane.
+Items of one byte have two planes: their low halves, two to a byte (the first in the lower half; neighbours are alike, and
+so a byte says more than its parts), and their high halves, a byte each.
+
+A codec may keep the items of some tensors apart, as streams of its own behind those: numbers that are mostly 0 (``gaps``).
 
 ``items`` is the width of a tensor's items; what they mean is the codec's business.
 """
@@ -15,7 +16,8 @@ from __future__ import annotations
 import math
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import msgspec
@@ -28,15 +30,13 @@ from torch import Tensor
 from proof_of_learning import canonical
 from proof_of_learning.errors import FormatError, UnreadableError
 from proof_of_learning.limits import HEADER_WEIGHT, MAX_DIMENSIONS, MAX_OBJECT_HEADER
+from proof_of_learning.proof.codecs import gaps
 from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.state.state import DTYPE_NAMES, DTYPES, State, check_tree
 
 CHUNK = 1 << 20  # items
 LEVEL = 1
-HALVES, QUARTERS = (
-    (4, 8),
-    (2, 2, 8),
-)  # bits of an item of one byte that a plane has; 8: what is left, in a byte of its own
+APART = 4  # bytes of an item that is kept apart, as a header counts them
 WIDTHS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Bytes = npt.NDArray[np.uint8]
@@ -81,13 +81,19 @@ def entry(tensor: Tensor, items: int, how: str, scale: int = 0, **more: Any) -> 
 
 
 def pack(
-    tree: Any, entries: dict[str, Entry], items: Callable[[str], Tensor], planes: Sequence[int] = HALVES
+    tree: Any,
+    entries: dict[str, Entry],
+    items: Callable[[str], Tensor],
+    apart: Mapping[str, Callable[[], Iterator[gaps.Numbers]]] = MappingProxyType({}),
 ) -> Iterator[bytes]:
-    """The object in pieces. ``items(name)``: a tensor's items, flat; called once each, one tensor at a time in memory."""
+    """The object in pieces. ``items(name)``: a tensor's items, flat; called once each, one tensor at a time in memory.
+
+    apart: by ``how``, what stands for the items of all such tensors, in chunks of ``CHUNK`` numbers.
+    """
     header = {"tensors": {name: msgspec.to_builtins(item) for name, item in entries.items()}, "tree": tree}
     yield _frame(canonical.encode_plain(header))
     for width in sorted(WIDTHS, reverse=True):
-        names = [name for name in sorted(entries) if entries[name].items == width and entries[name].count]
+        names = [name for name, entry in _of_width(entries, width, apart) if entry.count]
         total, room, filled = sum(entries[name].count for name in names), torch.empty(0, dtype=WIDTHS[width]), 0
         for name in names:
             values = items(name).reshape(-1)
@@ -98,7 +104,10 @@ def pack(
                 room[filled : filled + len(part)] = part
                 filled, total, values = filled + len(part), total - len(part), values[len(part) :]
                 if filled == len(room):
-                    yield from _planes(room, width, planes)
+                    yield from _planes(room, width)
+    for _, chunks in sorted(apart.items()):
+        for chunk in chunks():
+            yield from (_frame(piece.data, dense=True) for piece in gaps.encode(chunk))
 
 
 def weight(stream: BinaryIO, room: Room) -> int:
@@ -109,9 +118,9 @@ def weight(stream: BinaryIO, room: Room) -> int:
 
 
 def unpack(
-    raw: bytes | bytearray, base: State | None, room: Room | None = None, planes: Sequence[int] = HALVES
-) -> tuple[Any, dict[str, Entry], dict[str, Tensor]]:
-    """Tree, entries and items of what :func:`pack` wrote; FormatError for anything else.
+    raw: bytes | bytearray, base: State | None, room: Room | None = None, apart: Collection[str] = ()
+) -> tuple[Any, dict[str, Entry], dict[str, Tensor], dict[str, gaps.Numbers]]:
+    """Tree, entries, items, and the numbers of what is kept ``apart``, of what :func:`pack` wrote; FormatError for anything else.
 
     Sizes are bounded before they are believed: by ``room``, or by the object's own size and the base's.
     """
@@ -121,15 +130,29 @@ def unpack(
         room.left += 0 if base is None else base.nbytes
     header = _header(stream, room)
     check_tree(header.tree, header.tensors)
+    if any(entry.how in apart and entry.items != APART for entry in header.tensors.values()):
+        raise FormatError("an object's header gives another width to numbers that are kept apart")
     items: dict[str, Tensor] = {}
     for width in sorted(WIDTHS, reverse=True):
-        names = [name for name in sorted(header.tensors) if header.tensors[name].items == width]
-        counts = [header.tensors[name].count for name in names]
-        whole = _read(stream, width, sum(counts), planes)
-        items.update(zip(names, torch.split(whole, counts), strict=True))
+        here = dict(_of_width(header.tensors, width, apart))
+        counts = [entry.count for entry in here.values()]
+        whole = _read(stream, width, sum(counts))
+        items.update(zip(here, torch.split(whole, counts), strict=True))
+    numbers = {}
+    for how in sorted(apart):
+        count = sum(entry.count for entry in header.tensors.values() if entry.how == how)
+        numbers[how] = np.empty(count, dtype=np.int32)
+        for start in range(0, count, CHUNK):
+            chunk = numbers[how][start : start + CHUNK]
+            chunk[:] = gaps.decode(len(chunk), stream.piece)
     if not stream.done:
         raise FormatError("an object goes on after its last frame")
-    return header.tree, header.tensors, items
+    return header.tree, header.tensors, items, numbers
+
+
+def _of_width(entries: Mapping[str, Entry], width: int, apart: Collection[str]) -> Iterator[tuple[str, Entry]]:
+    """The tensors whose items are in the stream of that width, in order."""
+    return ((n, entry) for n, entry in sorted(entries.items()) if entry.items == width and entry.how not in apart)
 
 
 def _header(stream: _Stream, room: Room) -> _Header:
@@ -148,56 +171,32 @@ def _header(stream: _Stream, room: Room) -> _Header:
     return header
 
 
-def _planes(items: Tensor, width: int, planes: Sequence[int]) -> Iterator[bytes]:
+def _planes(items: Tensor, width: int) -> Iterator[bytes]:
     raw: Bytes = items.view(torch.uint8).numpy()
     if width == 1:
-        shift = 0
-        for bits in planes:
-            yield _frame(_side_by_side(raw >> np.uint8(shift), bits).data, dense=bits == QUARTERS[0])
-            shift += bits
+        low = raw & np.uint8(15)
+        low = np.append(low, np.uint8(0)) if len(low) % 2 else low
+        yield _frame((low[::2] | low[1::2] << np.uint8(4)).data)
+        yield _frame((raw >> np.uint8(4)).data)
         return
     for byte in range(width):
         yield _frame(raw[byte::width].copy().data)  # far faster than a transposition
 
 
-def _read(stream: _Stream, width: int, total: int, planes: Sequence[int]) -> Tensor:
+def _read(stream: _Stream, width: int, total: int) -> Tensor:
     whole = torch.empty(total, dtype=WIDTHS[width])
     for start in range(0, total, CHUNK):
         part = whole[start : start + CHUNK]
         shuffled = part.view(torch.uint8).numpy()
         if width == 1:
-            shuffled[:], shift = 0, 0
-            for bits in planes:
-                shuffled |= _apart(stream.next(-(-len(part) * min(bits, 8) // 8), exact=True), bits, len(part)) << shift
-                shift += bits
+            low = np.frombuffer(stream.next(-(-len(part) // 2), exact=True), dtype=np.uint8)
+            shuffled[::2] = low[: -(-len(part) // 2)] & np.uint8(15)
+            shuffled[1::2] = low[: len(part) // 2] >> np.uint8(4)
+            shuffled |= np.frombuffer(stream.next(len(part), exact=True), dtype=np.uint8) << np.uint8(4)
             continue
         for byte in range(width):
             shuffled[byte::width] = np.frombuffer(stream.next(len(part), exact=True), dtype=np.uint8)
     return whole
-
-
-def _side_by_side(values: Bytes, bits: int) -> Bytes:
-    """The lowest ``bits`` of each value, as many to a byte as go into one, the first lowest."""
-    if bits == 8:
-        return values
-    each = 8 // bits
-    padded = np.zeros(-(-len(values) // each) * each, dtype=np.uint8)
-    np.bitwise_and(values, (1 << bits) - 1, out=padded[: len(values)])
-    found = padded[::each].copy()
-    for place in range(1, each):
-        found |= padded[place::each] << (place * bits)
-    return found
-
-
-def _apart(raw: bytes, bits: int, count: int) -> Bytes:
-    """The inverse of :func:`_side_by_side`."""
-    packed, each = np.frombuffer(raw, dtype=np.uint8), 8 // bits
-    if each == 1:
-        return packed
-    found = np.empty(len(packed) * each, dtype=np.uint8)
-    for place in range(each):
-        found[place::each] = (packed >> (place * bits)) & ((1 << bits) - 1)
-    return found[:count]
 
 
 def _frame(content: bytes | memoryview, *, dense: bool = False) -> bytes:
@@ -221,6 +220,9 @@ class _Stream:
     @property
     def done(self) -> bool:
         return self._at == len(self._raw)
+
+    def piece(self, limit: int, exact: bool) -> bytes:
+        return self.next(limit, exact=exact)
 
     def next(self, limit: int, *, exact: bool = False, room: Room | None = None) -> bytes:
         """The content of the next frame: at most, or exactly, ``limit`` bytes, known before they are decompressed.

@@ -137,7 +137,6 @@ class RoundingCodec:
     name: str
     version = 1
     exact = False
-    planes: Sequence[int] = packed.HALVES
     rules: dict[str, Rule]  # by what they call themselves in an object
 
     def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
@@ -165,6 +164,30 @@ class RoundingCodec:
         before, second = base.tensors.get(name), decoded.get(second_of(name))
         return Given(None if before is None else before.reshape(-1), None if second is None else second.reshape(-1))
 
+    def pack(
+        self, state: State, entries: dict[str, Entry], items: Mapping[str, Tensor], base: State
+    ) -> Iterator[bytes]:
+        """The object of a decoded state, of which ``items`` are the integers of the tensors that are rounded, flat, by name."""
+
+        def stored(name: str) -> Tensor:
+            return packed.zigzag(items[name]) if name in items else self.kept(name, state, entries, base)
+
+        return packed.pack(state.tree, entries, stored)
+
+    def kept(self, name: str, state: State, entries: Mapping[str, Entry], base: State) -> Tensor:
+        """The items of a tensor that is kept to the bit."""
+        return bits_items(state.tensors[name], entries[name], base, name)
+
+    def unpack(self, raw: bytearray, base: State | None, room: Room | None) -> Unpacked:
+        tree, entries, items, _ = packed.unpack(raw, base, room)
+        return Unpacked(tree, entries, items)
+
+    def opened(
+        self, names: Sequence[str], unpacked: Unpacked, decoded: Mapping[str, Tensor], base: State
+    ) -> dict[str, Tensor]:
+        """The integers of the rounded tensors of one phase: ``decoded`` holds those of earlier ones."""
+        return {name: packed.unzigzag(unpacked.items.pop(name)) for name in names}
+
     def tries(self, rule: Rule, foretold: Foretold | None) -> Iterator[tuple[Rule, Foretold | None]]:
         """What noise may have made of a rule and of what was foretold, the likeliest first."""
         yield rule, foretold
@@ -191,17 +214,13 @@ class RoundingCodec:
                 entries[name] = bits_entry(tensor, base, name)
                 tensors[name] = tensor.clone() if state.live else tensor
 
-        def chunks() -> Iterator[bytes]:
-            def stored(name: str) -> Tensor:
-                return items[name] if name in items else bits_items(tensors[name], entries[name], base, name)
-
-            return packed.pack(state.tree, {name: entries[name] for name in tensors}, stored, self.planes)
-
-        return Encoded(State(state.tree, tensors), chunks, [name for name in tensors if name not in items])
+        after, kept = State(state.tree, tensors), [name for name in tensors if name not in items]
+        return Encoded(after, lambda: self.pack(after, {name: entries[name] for name in tensors}, items, base), kept)
 
     @with_denormals
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
-        tree, entries, stored = packed.unpack(raw, base, room, self.planes)
+        unpacked = self.unpack(raw, base, room)
+        entries = unpacked.entries
         tensors, rounded = dict[str, Tensor](), dict[str, tuple[str, int]]()
         for name, entry in entries.items():
             if entry.how in self.rules:
@@ -210,10 +229,11 @@ class RoundingCodec:
                     raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
                 rounded[name] = (f"{entry.how} {entry.items}", entry.count)
             else:
-                tensors[name] = bits_value(entry, stored.pop(name), base, name)
+                tensors[name] = bits_value(entry, unpacked.items.pop(name), base, name)
         for phase in _phases(rounded):
+            assert base is not None
+            opened = self.opened(phase, unpacked, tensors, base)
             for names in _batches({name: rounded[name] for name in phase}, base, entries):
-                assert base is not None
                 sizes, given = [entries[name].count for name in names], list[Given]()
                 for name in names:
                     told = self.told(name, entries, base)
@@ -223,7 +243,7 @@ class RoundingCodec:
                     if second is not None and (second.dtype, second.numel()) != (torch.float32, entries[name].count):
                         raise FormatError(f"the tensor {name[:80]!r} has a second moment of another kind beside it")
                     given.append(self.given(name, base, tensors, told))
-                items = joined([stored.pop(name) for name in names])
+                items = joined([opened.pop(name) for name in names])
                 rule = self.rules[entries[names[0]].how]
                 scales = Scales([entries[name].scale for name in names], sizes, rule.parts)
                 try:
@@ -232,7 +252,7 @@ class RoundingCodec:
                     raise FormatError(f"the tensor {names[0][:80]!r} cannot be decoded") from None
                 for name, flat in zip(names, torch.split(value, sizes), strict=True):
                     tensors[name] = flat.reshape(entries[name].shape)
-        return State(tree, {name: tensors[name] for name in entries})
+        return State(unpacked.tree, {name: tensors[name] for name in entries})
 
     @with_denormals
     def nearest(self, arrived: State, recorded: State, base: State) -> State:
@@ -278,8 +298,17 @@ class RoundingCodec:
         return self.rule(name, tensors, base, foretold) if fits and finite(tensor) else None
 
 
+class Unpacked(NamedTuple):
+    """What an object holds. ``apart``: numbers that stand for the items of all tensors of one ``how``."""
+
+    tree: Any
+    entries: dict[str, Entry]
+    items: dict[str, Tensor]
+    apart: Mapping[str, npt.NDArray[np.int32]] = {}
+
+
 class _Rounded(NamedTuple):
-    items: Tensor  # as they are stored, flat
+    items: Tensor  # flat, in the narrowest integers that hold them
     value: Tensor  # flat
     scale: int
 
@@ -302,7 +331,6 @@ def _rounded(
             return {key: found for name in names for key, found in _rounded(rule, [name], tensors, beside).items()}
         items[part], value[part] = rounded, rule.value(rounded, scales, given.part(part))
     widths = _widths(items, sizes)
-    items = packed.zigzag(items)
     return {
         name: _Rounded(stored.to(width), decoded, exponent)
         for name, stored, width, decoded, exponent in zip(
@@ -316,7 +344,7 @@ def _value(rule: Rule, stored: Tensor, scales: Scales, given: Given) -> Tensor:
     value = torch.empty(len(stored), dtype=torch.float32)
     for start in range(0, len(stored), PIECE):
         part = slice(start, start + PIECE)
-        value[part] = rule.value(packed.unzigzag(stored[part]).to(torch.int32), scales, given.part(part))
+        value[part] = rule.value(stored[part].to(torch.int32), scales, given.part(part))
     return value
 
 
