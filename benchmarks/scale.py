@@ -19,7 +19,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Benchmark, Cost, alternate, benchmark, cpu_seconds, fashion, middle_half, process_tree, ratio
+from common import (
+    Benchmark,
+    Cost,
+    alternate,
+    benchmark,
+    cpu_seconds,
+    fashion,
+    middle_half,
+    phases_apart,
+    process_tree,
+    ratio,
+)
 
 import proof_of_learning as pol
 from proof_of_learning import Proof, TaskReference, Verdict
@@ -195,6 +206,7 @@ def two_against_one(run: Benchmark, folder: Path) -> tuple[float, float, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    phases_apart()
     with benchmark(__doc__) as run, tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
         seconds, own, state = two_against_one(run, Path(scratch))
         requests = run.size.of(20_000, 5_000, 200)

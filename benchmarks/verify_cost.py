@@ -16,7 +16,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import Benchmark, Cost, alternate, benchmark, cpu_seconds, fashion, middle_half, process_tree, ratio
+from common import (
+    Benchmark,
+    Cost,
+    alternate,
+    benchmark,
+    cpu_seconds,
+    fashion,
+    middle_half,
+    phases_apart,
+    process_tree,
+    ratio,
+)  # fmt: skip
 
 import proof_of_learning as pol
 from proof_of_learning import Proof, TaskReference, Verdict
@@ -133,6 +144,7 @@ def against_the_original(run: Benchmark, folder: Path, epoch: int, repeats: int)
 
 
 def main() -> None:
+    phases_apart()
     with benchmark(__doc__) as run, tempfile.TemporaryDirectory(prefix="pol-benchmark-") as scratch:
         folder, size = Path(scratch), run.size
         blocks = size.of(10, 2, 1)

@@ -42,8 +42,8 @@ Replayer.ahead = lambda *given: nursery.ahead(*given)  # type: ignore[method-ass
 # Where tests are of what a verdict says, and not of who takes its steps, replays take theirs in the test's own process, as those of
 # a task without a reference do; but not under POL_TEST_WORKERS=real, and not in tests for `make quick`.
 HERE_REPLAYED = (
-    "attacks/", "attestation/", "disputes/", "program/", "rehearsal/test_situations.py", "report/",
-    "recording/test_resume_codecs.py",
+    "attacks/", "attestation/", "disputes/", "program/", "recording/", "rehearsal/test_situations.py", "report/", "state/",
+    "verifier/",
 )  # fmt: skip
 APART = (  # of processes, and of tasks that end theirs
     "verifier/test_workers.py", "verifier/test_abreast.py", "verifier/test_plan.py", "verifier/test_calibrate.py",

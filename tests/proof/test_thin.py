@@ -483,7 +483,7 @@ def test_a_thinned_recording_goes_on_whatever_the_end_of_its_index_is(
 
 
 def test_a_proof_is_not_replaced_by_a_larger_one_with_fewer_states(whole: dict[str, Path], tmp_path: Path) -> None:
-    proof = Path(shutil.copytree(whole["compact"], tmp_path / "run.pol"))
+    proof = Path(shutil.copytree(whole["quantised"], tmp_path / "run.pol"))
     before = contents(proof)
     with pytest.raises(UsageError, match="keep fewer, or leave the proof as it is"):
         pol.thin(proof, 2)

@@ -15,7 +15,7 @@ from conftest import nursery
 from proof_of_learning.proof.reader import Proof
 from proof_of_learning.run import launching
 from proof_of_learning.run.launching import launch
-from support_scripts import SCRIPTS, run, variables, verdict
+from support_scripts import SCRIPTS, variables, verdict
 from support_workers import imported
 
 # Places as in support_scripts.LOOP. Parameters are registered in another order than they are used in, and in several buckets.
@@ -238,7 +238,10 @@ def test_the_example_of_several_processes_is_valid(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_example_trains_alike_under_a_launcher_and_with_ranks(tmp_path: Path) -> None:
     """As users start them: the processes and their workers are real, the worker in its sandbox."""
-    plain = run("-m", "torch.distributed.run", "--nproc-per-node", "2", SCRIPTS / "ddp.py")
+    plain = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(SCRIPTS / "ddp.py")],
+        capture_output=True, text=True, env=variables(), check=False,
+    )  # fmt: skip
     command = [
         sys.executable,
         "-m",

@@ -38,7 +38,7 @@ def stopping(folder: Path, parts: str) -> Path:
 
 def test_what_the_next_step_reads_and_no_state_holds_is_named(tmp_path: Path) -> None:
     counts = "steps += 1; optimizer.param_groups[0]['lr'] = 0.1 / steps"
-    path = script(tmp_path, epochs=1, begin=counts, end="run.close(); print('trained')")
+    path = script(tmp_path, epochs=1000, begin=counts, end="run.close(); print('trained')")  # far more than are taken
     done = record(path, tmp_path / "run.pol", rehearse=True)
     assert done.returncode == 2 and "trained" not in done.stdout
     assert "arrives elsewhere" in done.stderr and "Training stops after" in done.stderr
