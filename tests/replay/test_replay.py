@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 import proof_of_learning as pol
 import tasks
@@ -235,6 +236,21 @@ def test_a_foreign_environment_that_gives_the_same_bits_is_exact_all_the_same(ti
     verdict = pol.verify(forged, tasks.task(), everything=True)
     assert verdict.verdict == "valid"
     assert any(line.startswith("torch: recorded 9.9.9, here ") for line in verdict.unreproduced)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_other_data_elsewhere_may_have_been_computed(tiny_proof: Path, tmp_path: Path, foreign: bool) -> None:
+    path = rewrite(tiny_proof, tmp_path / "run.pol", environment=elsewhere) if foreign else tiny_proof
+    x, y = tasks.data().tensors
+
+    def data() -> TensorDataset:
+        return TensorDataset(x + 2.0**-20, y)
+
+    verdict = pol.verify(path, replace(tasks.task(), data=data), everything=True, keep_going=True)
+    assert verdict.check("data").status == ("inconclusive" if foreign else "fail")
+    assert ("torch: recorded 9.9.9, here " in verdict.check("data").summary) == foreign
+    fewer = replace(tasks.task(), data=lambda: TensorDataset(x[:-1], y[:-1]))
+    assert pol.verify(path, fewer, everything=True, keep_going=True).check("data").status == "fail"
 
 
 def test_a_wrong_end_elsewhere_is_inconclusive_and_names_the_difference(tiny_proof: Path, tmp_path: Path) -> None:

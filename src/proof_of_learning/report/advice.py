@@ -50,8 +50,7 @@ _FAILED = {
     "task": "Make sure that you named the task that was agreed: the same version of the file, the same settings (`--set`). The "
     "evidence shows where the two differ. If yours is the right one, the proof is about another training.",
     "data": "Make sure that you hold the data set that was agreed, in the right folder (`--data`). If you do, the model was "
-    "trained on something else. Where the task computes its data (`torch.randn`, say), another machine may give them "
-    "other bits: verify in the recorded environment, or ask for them as a file.",
+    "trained on something else.",
     "policy": "The proof breaks a rule of your policy. That does not make it false: decide whether you need the rule, and ask "
     "the prover for a training that keeps it.",
     "endpoint": "The proof leads to another model than the one it was handed in for. Make sure that `--model` names the right "

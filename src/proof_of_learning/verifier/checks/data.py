@@ -34,6 +34,14 @@ class DataCheck:
                 self, "fail", f"the proof was made with {claim.samples:,} samples; the task's data set has {own.samples:,}",
                 named=own.root, proof=claim.root,
             )  # fmt: skip
+        if own.root != claim.root and (lines := evidence.unreproduced(0)):
+            return result(
+                self, "inconclusive",
+                f"the {claim.samples:,} samples are not those that the task's data set has here, where the numeric environment is not "
+                f"the recorded one ({'; '.join(lines)}): data that a task "
+                "computes (`torch.randn`) may have other bits; verify in the recorded one, or ask for the data as a file",
+                named=own.root, proof=claim.root,
+            )  # fmt: skip
         if own.root != claim.root:
             return result(
                 self, "fail", f"the {claim.samples:,} samples are not those of the task's data set (their Merkle roots differ)",
