@@ -59,8 +59,8 @@ def make_header(
     stored = codecs.get_codec(codec)
     if codec == "quantised" and interval < COARSE:
         warnings.warn(
-            f"with the codec quantised and {interval} step{'s' * (interval > 1)} between states, what moves by less than half a step is dropped so often "
-            "that training suffers; `compact` keeps it in the mean, in fewer bytes",
+            f"with the codec quantised and {interval} step{'s' * (interval > 1)} between states, what moves by less than half a step "
+            "is dropped so often that training suffers; `compact` keeps it in the mean, in fewer bytes",
             RecordingWarning,
             stacklevel=2,
         )
