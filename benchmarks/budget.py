@@ -24,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import EXAMPLES, Benchmark, alternate, benchmark, timed
+from common import EXAMPLES, Benchmark, alternate, benchmark, middle_half, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from proof_of_learning import Task, canonical
+from proof_of_learning import Task, TaskReference, canonical, prove
 from proof_of_learning.numeric import environment, randomness
 from proof_of_learning.proof import codecs, format
 from proof_of_learning.proof.blocks import Columns
@@ -248,6 +248,39 @@ def starting(n: int) -> Stages:
     }
 
 
+FIRST = """
+import sys, time
+from proof_of_learning.replay.process import WorkerProcess
+begun, ask = float(sys.argv.pop(1)), WorkerProcess.ask
+def noted(worker, request, *more):
+    answer = ask(worker, request, *more)
+    if type(request).__name__ == "Take":
+        print("first", time.time() - begun, file=sys.stderr)
+    return answer
+WorkerProcess.ask = noted
+from proof_of_learning.cli.main import run
+run()
+"""
+
+
+def first_step(run: Benchmark, folder: Path, steps: int, n: int) -> None:
+    """Wall seconds from the start of ``pol verify`` until its first segment was replayed, and those of importing PyTorch alone."""
+    path = folder / "digits.pol"
+    named = ["--task", f"{EXAMPLES / 'digits.py'}:task", "--set", f"steps={steps}"]
+    prove(TaskReference(f"{EXAMPLES / 'digits.py'}:task", {"steps": steps}), path)
+    firsts, bare = [], []
+    for _ in range(n):
+        begun = time.time()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        bare.append(time.time() - begun)
+        command = [sys.executable, "-c", FIRST, str(time.time()), "verify", str(path), *named]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        firsts.append(next(float(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("first ")))
+    name = f"starting, first replayed segment of {steps} steps of the digits example"
+    run.add(name, min(firsts), "s", target=min(bare) + 0.7, spread=middle_half(firsts))
+    run.add("starting, import torch, wall", min(bare), "s", spread=middle_half(bare))
+
+
 def told(run: Benchmark, what: str, stages: Stages, unit: str = "ms") -> None:
     scale = 1e3 if unit == "ms" else 1.0
     for name, (value, limit) in stages.items():
@@ -313,6 +346,7 @@ def main() -> None:
         told(run, "checking", read)
         run.add(f"survey of one state of {size / 1e6:.1f} MB, without a task, CPU", surveyed * 1e3, "ms", target=3.0)
         abreast(run, folder / "run.pol", run.size.of(7, 3, 1))
+        first_step(run, folder, run.size.of(2000, 2000, 20), run.size.of(5, 2, 1))
         begun = starting(run.size.of(5, 2, 1))
         told(run, "starting", begun, "s")
         if run.json != "-":
