@@ -13,6 +13,7 @@ from torch import Tensor
 
 from proof_of_learning.errors import TaskError
 from proof_of_learning.state.state import DTYPES, State, encode_tree
+from support_proofs import tree_of
 
 RECORDED = [dtype for dtype in DTYPES.values() if dtype != torch.complex128]
 
@@ -53,6 +54,30 @@ def states(draw: st.DrawFn) -> State:
     except TaskError:  # keys 1 and "1" in one dict, both with tensors below
         assume(False)
     return State({"d": tree}, tensors)
+
+
+KEPT = ["momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_avg", "square_avg", "step", "exp_inf"]
+NUMBERS = [0.0, -0.0, 1e-45, -1e-39, 1e-20, 0.1, 1.0, -1.5, 1e20, 3.4028235e38, math.nan, math.inf]
+
+
+@st.composite
+def optimizer_states(draw: st.DrawFn) -> State:
+    """A weight or two and what optimizers keep for them, mostly of their shape: noise of any size, or special numbers."""
+    generator, tensors = torch.Generator().manual_seed(draw(st.integers(0, 1 << 16))), dict[str, Tensor]()
+
+    def tensor(shape: list[int]) -> Tensor:
+        if draw(st.booleans()):
+            among = torch.tensor(draw(st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=4)))
+            return among[torch.randint(0, len(among), shape, generator=generator)]
+        return torch.randn(shape, generator=generator) * 10.0 ** draw(st.integers(-44, 36))
+
+    shapes = st.lists(st.sampled_from([0, 1, 2, 5, 40]), max_size=3)
+    for place in range(draw(st.integers(1, 2))):
+        shape = draw(shapes)
+        tensors[f"model/parameters/{place}"] = tensor(shape)
+        for key in draw(st.lists(st.sampled_from(KEPT), unique=True, max_size=4)):
+            tensors[f"optimizer/state/{place}/{key}"] = tensor(draw(st.sampled_from([shape, shape, shape, []])))
+    return State(tree_of(tensors), tensors)
 
 
 def bits(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:

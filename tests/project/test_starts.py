@@ -72,6 +72,8 @@ def test_a_worker_steps_without_the_compiler_and_with_it_where_a_task_compiles()
     stepped = (
         "import torch\nfrom proof_of_learning.replay import worker\nworker._warm_up()\n"
         "w = torch.nn.Parameter(torch.ones(2)); o = torch.optim.AdamW([w], lr=0.1); w.sum().backward(); o.step()\n"
+        "from torch.utils.checkpoint import checkpoint\n"  # whose settings are the compiler's
+        "checkpoint(torch.sin, w, use_reentrant=False).sum().backward(); o.step()\n"
     )
     light = "import sys; assert not {'torch._dynamo.convert_frame', 'sympy'} & set(sys.modules), sorted(sys.modules)\n"
     # It looks for the source of its operators in every module, and loads the compiler amid its own import if that has a file.

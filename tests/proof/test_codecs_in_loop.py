@@ -24,12 +24,13 @@ from proof_of_learning import TaskReference
 from proof_of_learning.attacks import forge_proof
 from proof_of_learning.errors import FormatError, IntegrityError
 from proof_of_learning.limits import HEADER_WEIGHT, MAX_CHAIN, WEIGHT_ROOM
-from proof_of_learning.proof.codecs import NAMES, gaps, get_codec, packed
+from proof_of_learning.proof.codecs import NAMES, gaps, get_codec, likely, packed
 from proof_of_learning.proof.format import CodecClaim
 from proof_of_learning.proof.reader import Proof, load_state
 from proof_of_learning.state.state import State
+from support_bombs import tightly
 from support_proofs import tree_of
-from support_strategies import same, states
+from support_strategies import optimizer_states, same, states
 
 LOSSLESS = get_codec("lossless")
 APART = ("moved", "new", "octaves")  # of which items are stored by `compact` in streams of their own
@@ -458,7 +459,77 @@ def test_a_whole_state_on_grids_comes_back_to_the_bit(adam: bool) -> None:
     assert there_and_back(state, None, codec)[1].digest() == state.digest()
 
 
+@pytest.mark.parametrize("name", ROUNDING)
+@given(optimizer_states(), optimizer_states())
+def test_whatever_an_optimizer_keeps_comes_back_as_it_was_encoded(name: str, base: State, state: State) -> None:
+    """Other names, shapes and second moments than before, numbers of every size and none: what is written is read, to the bit."""
+    codec = get_codec(name)
+    raw, back = there_and_back(state, base, codec)
+    torch.set_flush_denormal(True)
+    try:
+        assert there_and_back(state, base, codec)[0] == raw
+    finally:
+        torch.set_flush_denormal(False)
+    whole = get_codec("compact")
+    assert there_and_back(back, None, whole)[1].digest() == back.digest()
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+@pytest.mark.parametrize("second", [torch.tensor(0.5), torch.full((40,), 0.5), torch.full((40, 30), 0.5).double()])
+def test_a_momentum_is_kept_to_the_bit_beside_a_second_moment_that_is_not_like_it(name: str, second: Tensor) -> None:
+    """NovoGrad keeps one number for a layer."""
+    base = optimizer_state(1)
+    base = State(base.tree, {**base.tensors, "optimizer/state/0/exp_avg_sq": second})
+    state = near(base, 2)
+    _, back = there_and_back(state, base, get_codec(name))
+    momentum = "optimizer/state/0/exp_avg"
+    assert torch.equal(back.tensors[momentum], state.tensors[momentum])
+    assert not torch.equal(back.tensors["model/parameters/w"], state.tensors["model/parameters/w"])
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+@pytest.mark.parametrize("row", [0, 299])
+def test_a_momentum_that_was_no_number_says_nothing_of_how_likely_zeros_are(odd: float, row: int) -> None:
+    """However it is cut into parts: sums with one would not be the same bits everywhere."""
+    noise, momentum = torch.rand(300 * 1000), torch.randn(300 * 1000)
+    momentum[row * 1000] = odd
+
+    def placed(beside: Tensor | None) -> list[int]:
+        out, low = np.empty(300 * 1000, np.uint8), np.empty(300 * 1000, np.bool_)
+        table = None if beside is None else likely.Table(300, 1000, beside.__getitem__)
+        likely.places(likely.Table(300, 1000, noise.__getitem__), table, out, low)
+        return out.tolist()
+
+    assert placed(momentum) == placed(None) != placed(torch.randn(300 * 1000))
+
+
 # ---- hostile objects ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", APART)
+def test_rows_without_columns_take_no_time(how: str) -> None:
+    """A tensor without elements may say that it has any number of them; to go through these took days."""
+    name = "optimizer/state/0/exp_avg"
+    raw = tightly(tree_of([name]), {name: packed.Entry("float32", [1 << 52, 0], 4, how)}, {}, dict.fromkeys(APART, 0))
+    back = get_codec("compact").decode(bytearray(raw), State({"d": []}, {}))
+    assert list(back.tensors[name].shape) == [1 << 52, 0]
+
+
+def test_a_part_with_many_entries_is_not_gone_through_for_each_tensor() -> None:
+    """A small object with thousands of tensors took as many times the entries beside the number of steps."""
+
+    class Entries(list[Any]):
+        gone_through = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.gone_through += 1
+            return super().__iter__()
+
+    base, state = stepped(10)
+    entries = Entries([["s:more", None], ["s:step", {"i": "7"}]])
+    told = State({"d": [*base.tree["d"], ["s:progress", {"d": entries}]]}, base.tensors)
+    there_and_back(state, told, get_codec("compact"))
+    assert not entries.gone_through
 
 
 @given(st.data())

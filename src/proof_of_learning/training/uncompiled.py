@@ -1,21 +1,24 @@
 """Steps without PyTorch's compiler: its import takes as long as PyTorch's own, and a plain step uses two functions of it that do
-nothing where nothing is compiled.
+nothing where nothing is compiled; gradient checkpointing reads its settings, too, a module that needs nothing of the others.
 
 PyTorch imports ``torch._dynamo`` with the first optimizer. In a process that only replays, a stand-in takes its place until somebody
-asks for anything else of it (``torch.compile``, its settings): then the real one is loaded, and takes over.
+asks for anything else of it (``torch.compile``): then the real one is loaded, and takes over.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 _NAME = "torch._dynamo"
+_SETTINGS = f"{_NAME}.config"
 
 
 class _StandIn(ModuleType):
@@ -52,7 +55,24 @@ class _StandIn(ModuleType):
             name.startswith("__") and name != "__path__"
         ):  # as `inspect` asks of every module, in the midst of an import perhaps
             raise AttributeError(f"module {_NAME!r} has no attribute {name!r} yet")
-        return getattr(_load(self), name)
+        return _settings(self) if name == "config" else getattr(_load(self), name)
+
+
+def _settings(stand_in: _StandIn) -> ModuleType:
+    """The module of settings, by itself; the real package takes it over when it is loaded."""
+    import torch
+
+    with vars(stand_in)["_loading"]:
+        if _SETTINGS not in sys.modules:
+            assert torch.__file__ is not None
+            spec = importlib.util.spec_from_file_location(
+                _SETTINGS, Path(torch.__file__).parent / "_dynamo" / "config.py"
+            )
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[_SETTINGS] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        return sys.modules[_SETTINGS]
 
 
 def _load(stand_in: _StandIn) -> ModuleType:

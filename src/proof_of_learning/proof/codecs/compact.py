@@ -15,11 +15,14 @@ the step, so that whole states compress as well. All else is kept to the bit.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +33,7 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import with_denormals
 from proof_of_learning.proof.codecs import gaps, grid, likely, packed, prediction
-from proof_of_learning.proof.codecs.base import Encoded, same_kind
+from proof_of_learning.proof.codecs.base import Encoded
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.quantised import LARGEST, half_exponent, magnitudes
@@ -77,11 +80,11 @@ class CompactCodec(RoundingCodec):
     def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
         tensor, new = tensors[name], name not in base.tensors
         match role(name):
-            case "weights" if not new and same_kind(tensor, base, name):
+            case "weights" if not new:
                 return self.rules["moved"]
-            case "momentum" if new or same_kind(tensor, base, name):
+            case "momentum":
                 return self.rules["new"]
-            case "second" if unsigned(tensor) and (new or _unsigned_before(tensor, base, name)):
+            case "second" if unsigned(tensor) and (new or unsigned(base.tensors[name])):
                 return self.rules["octaves"]
         return None
 
@@ -343,15 +346,20 @@ def _noise(part: slice, name: str, base: State) -> Tensor:
 
 
 def _step(state: State) -> str:
-    """The number of steps that a state says were done; nothing where it does not say it as states of a proof do."""
+    """The number of steps that a state says were done; nothing where it does not say it as states of a proof do.
+
+    Asked for each tensor, and a part may have as many entries as there are tensors: keys are in their order.
+    """
+    node: Any = state.tree
     try:
-        return str(dict(dict(state.tree["d"])["s:progress"]["d"])["s:step"]["i"])
-    except (KeyError, TypeError, ValueError):
+        for key in ("s:progress", "s:step"):
+            place = bisect.bisect_left(node["d"], key, key=itemgetter(0))
+            if node["d"][place][0] != key:
+                return ""
+            node = node["d"][place][1]
+        return str(node["i"])
+    except (IndexError, KeyError, TypeError, ValueError):
         return ""
-
-
-def _unsigned_before(tensor: Tensor, base: State, name: str) -> bool:
-    return same_kind(tensor, base, name) and unsigned(base.tensors[name])
 
 
 def _like(entry: Entry, name: str, base: State) -> bool:

@@ -36,7 +36,7 @@ class Table(NamedTuple):
     def blocks(self) -> Iterator[tuple[slice, slice, slice]]:
         """Parts that fit a cache: which elements, which rows, and which columns they are."""
         high = max(1, PIECE // max(1, self.columns))
-        for row in range(0, self.rows, high):
+        for row in range(0, self.rows if self.columns else 0, high):  # without columns there may be any number of rows
             rows = slice(row, min(row + high, self.rows))
             for column in range(0, self.columns, PIECE):
                 columns = slice(column, min(column + PIECE, self.columns))
@@ -64,8 +64,11 @@ def _size(beside: Table) -> tuple[Eighths, Eighths] | tuple[None, None]:
     """By row and by column, how far the product of their sums is above its mean; None where there is nothing, or no number."""
     largest = 0.0
     for part, _, _ in beside.blocks():
-        largest = max(largest, *(abs(float(end)) for end in torch.aminmax(beside.part(part))))
-    if not largest or not math.isfinite(largest):
+        ends = [abs(float(end)) for end in torch.aminmax(beside.part(part))]
+        if not all(map(math.isfinite, ends)):
+            return None, None
+        largest = max(largest, *ends)
+    if not largest:
         return None, None
     factor = np.float64(2.0) ** (BITS - math.frexp(largest)[1])
     rows, columns = np.zeros(beside.rows), np.zeros(beside.columns)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import same_kind
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.rounding import (
     Given,
@@ -48,8 +47,7 @@ class QuantisedCodec(RoundingCodec):
         self.rules: dict[str, Rule] = {rule.how: rule for rule in (_Move(), _Value(), _Logarithm())}
 
     def rule(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
-        tensor = tensors[name]
-        known = same_kind(tensor, base, name)
+        tensor, known = tensors[name], name in base.tensors
         match role(name):
             case "weights" if known:
                 return self.rules["move"]

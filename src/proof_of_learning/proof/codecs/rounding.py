@@ -240,7 +240,10 @@ class RoundingCodec:
                     if name in base.tensors:
                         base_tensor(base, entries[name], name)
                     second = tensors.get(second_of(name))
-                    if second is not None and (second.dtype, second.numel()) != (torch.float32, entries[name].count):
+                    if second is not None and (second.dtype, list(second.shape)) != (
+                        torch.float32,
+                        entries[name].shape,
+                    ):
                         raise FormatError(f"the tensor {name[:80]!r} has a second moment of another kind beside it")
                     given.append(self.given(name, base, tensors, told))
                 items = joined([opened.pop(name) for name in names])
@@ -292,9 +295,15 @@ class RoundingCodec:
         return nearest
 
     def rule_for(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
-        """The rule by which a tensor of a state is rounded; None if it is kept to the bit."""
-        tensor = tensors[name]
+        """The rule by which a tensor of a state is rounded; None if it is kept to the bit.
+
+        As what the base has in another shape is, and a momentum whose second moment has another one, say one number for a layer
+        (NovoGrad): what divides an element is not known then.
+        """
+        tensor, second = tensors[name], tensors.get(second_of(name))
         fits = tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
+        fits = fits and (second is None or (second.dtype, second.shape) == (tensor.dtype, tensor.shape))
+        fits = fits and (name not in base.tensors or same_kind(tensor, base, name))
         return self.rule(name, tensors, base, foretold) if fits and finite(tensor) else None
 
 
