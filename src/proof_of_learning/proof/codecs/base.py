@@ -87,7 +87,12 @@ def ranges(tensors: Iterable[Tensor]) -> list[tuple[float, float]]:
     return found
 
 
-def first_places(sizes: Sequence[int]) -> npt.NDArray[np.int64]:
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Flat tensors end to end; a single one as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def first_places(sizes: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Where each of some tensors begins that lie end to end."""
     ends = np.cumsum(sizes, dtype=np.int64)
     return ends - np.asarray(sizes, np.int64)

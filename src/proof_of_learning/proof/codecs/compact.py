@@ -29,7 +29,7 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import with_denormals
 from proof_of_learning.proof.codecs import gaps, grid, likely, noise, packed, prediction
-from proof_of_learning.proof.codecs.base import Encoded, same_kind
+from proof_of_learning.proof.codecs.base import Encoded, joined, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.quantised import LARGEST, half_exponent, magnitudes
@@ -40,7 +40,6 @@ from proof_of_learning.proof.codecs.rounding import (
     Rule,
     Scales,
     Unpacked,
-    joined,
     power,
     unsigned,
 )
@@ -252,7 +251,10 @@ class _Steps:
         finer = Scales([exponent // PARTS - GRID for exponent in scales.exponents], scales.sizes)
         steps = finer.times(moved, -1)
         on_grid = finer.times(steps.round().add_(0.0))  # no zero has a sign
-        return _scaled(torch.where(steps.abs() < WHOLE, on_grid, moved), given, 1)
+        low, high = (float(end) for end in torch.aminmax(steps))
+        if not -WHOLE < low <= high < WHOLE:
+            on_grid = torch.where(steps.abs() < WHOLE, on_grid, moved)
+        return _scaled(on_grid, given, 1)
 
     def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
         measured, middle = scales.times(_apart(x, given.expected, given), -1), items.to(torch.float32)

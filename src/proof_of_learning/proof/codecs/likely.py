@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs import noise
-from proof_of_learning.proof.codecs.base import PIECE, batched
+from proof_of_learning.proof.codecs.base import PIECE, batched, first_places
 
 BITS = 15  # of the whole numbers that are added up: their sums are exact in any order
 EIGHTHS = 20  # bits of a float32 below an eighth of an octave
@@ -38,7 +39,7 @@ class Table(NamedTuple):
     salt: int
     beside: Callable[[slice], Tensor] | None
 
-    def count(self) -> int:
+    def numel(self) -> int:
         return self.rows * self.columns
 
     def blocks(self) -> Iterator[tuple[slice, slice, slice]]:
@@ -55,34 +56,26 @@ class Table(NamedTuple):
 def places(tables: Sequence[Table]) -> tuple[Places, npt.NDArray[np.bool_]]:
     """For each number of tensors end to end a place in the order, from 0 to 255: the higher, the likelier it is 0; and whether the
     nearer end is the lower one."""
-    total, start = sum(table.count() for table in tables), 0
+    total, start = sum(table.numel() for table in tables), 0
     out, low = np.empty(total, np.uint8), np.empty(total, np.bool_)
-    for batch in batched(tables, Table.count):
-        sizes = _sizes(batch)
+    for batch in batched(tables, Table.numel):
+        count = sum(table.numel() for table in batch)
         if len(batch) > 1:
-            count = sum(table.count() for table in batch)
             part = slice(start, start + count)
-            found = _ends(noise.whole([t.salt for t in batch], [t.count() for t in batch]), low[part])
-            begin = 0
-            for table, size in zip(batch, sizes, strict=True):
-                if size is not None:
-                    here = found[begin : begin + table.count()].reshape(table.rows, table.columns)
-                    here -= size[0][:, None]
-                    here -= size[1]
-                begin += table.count()
+            found = _ends(noise.whole([table.salt for table in batch], [table.numel() for table in batch]), low[part])
+            found -= _above_of_small(batch)
             out[part] = found.clip(0, LAST, out=found)
-            start += count
-            continue
-        (table,), (size,) = batch, sizes
-        for block, across, down in table.blocks():
-            part = slice(start + block.start, start + block.stop)
-            found = _ends(noise.whole([table.salt], [block.stop - block.start], block.start), low[part])
-            if size is not None:
-                here = found.reshape(across.stop - across.start, -1)
-                here -= size[0][across, None]
-                here -= size[1][down]
-            out[part] = found.clip(0, LAST, out=found)
-        start += table.count()
+        else:
+            (table,), above = batch, _above(batch[0])
+            for block, across, down in table.blocks():
+                part = slice(start + block.start, start + block.stop)
+                found = _ends(noise.whole([table.salt], [block.stop - block.start], block.start), low[part])
+                if above is not None:
+                    here = found.reshape(across.stop - across.start, -1)
+                    here -= above[0][across, None]
+                    here -= above[1][down]
+                out[part] = found.clip(0, LAST, out=found)
+        start += count
     return out, low
 
 
@@ -97,47 +90,69 @@ def _ends(words: noise.Words, low: npt.NDArray[np.bool_]) -> Eighths:
     return found
 
 
-def _sizes(batch: Sequence[Table]) -> list[tuple[Eighths, Eighths] | None]:
+def _above(table: Table) -> tuple[Eighths, Eighths] | None:
     """By row and by column, how far the product of their sums is above its mean; None where there is nothing, or no number."""
-    sums = [_sums(table) for table in batch]
-    flat = [side for found in sums if found is not None for side in found]
-    if not flat:
-        return [None] * len(batch)
-    lengths = [len(side) for side in flat]
-    eighths = iter(np.split(_eighths(np.concatenate(flat)), np.cumsum(lengths)[:-1]))
-    return [None if found is None else _above(next(eighths), next(eighths), next(eighths)) for found in sums]
-
-
-def _above(rows: Eighths, columns: Eighths, others: Eighths) -> tuple[Eighths, Eighths]:
-    mean, high, wide = others
-    return rows + (high - mean), columns + (wide - mean)
-
-
-def _sums(table: Table) -> tuple[npt.NDArray[np.float64], ...] | None:
-    """Of rows; of columns; of all, with the numbers of both."""
     if table.beside is None:
         return None
     blocks, largest = list(table.blocks()), 0.0
     for part, _, _ in blocks:
-        values = table.beside(part).numpy()
-        low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
+        ends = [abs(float(end)) for end in torch.aminmax(table.beside(part))]
+        if not all(map(math.isfinite, ends)):
             return None
-        largest = max(largest, high, -low)
+        largest = max(largest, *ends)
     if not largest:
         return None
-    factor = np.float64(2.0) ** (BITS - math.frexp(largest)[1])
     rows, columns = np.zeros(table.rows), np.zeros(table.columns)
     for part, across, down in blocks:
-        whole = np.multiply(table.beside(part).numpy(), factor, dtype=np.float64)
-        np.abs(np.rint(whole, out=whole), out=whole)
-        here = whole.reshape(across.stop - across.start, -1)
+        here = _whole(table.beside(part), _factor(largest)).reshape(across.stop - across.start, -1)
         rows[across] += here.sum(1)
         columns[down] += here.sum(0)
-    return rows, columns, np.array([rows.sum(), table.rows, table.columns], np.float64)
+    mean, high, wide = _eighths(np.array([rows.sum(), table.rows, table.columns], np.float64))
+    return _eighths(rows) + (high - mean), _eighths(columns) + (wide - mean)
 
 
-def _eighths(sums: npt.NDArray[np.float64]) -> Eighths:
+def _above_of_small(tables: Sequence[Table]) -> Eighths | int:
+    """The same for tensors end to end, of which no two are large: of each number, what its row and its column come to."""
+    tables = [table for table in tables if table.numel()]
+    if all(table.beside is None for table in tables):
+        return 0
+    counts, high, wide = (
+        np.array(sides) for sides in zip(*((t.numel(), t.rows, t.columns) for t in tables), strict=True)
+    )
+    flat = torch.cat([torch.zeros(t.numel()) if t.beside is None else t.beside(slice(0, t.numel())) for t in tables])
+    starts = first_places(counts)
+    largest = np.maximum(np.maximum.reduceat(flat.numpy(), starts), -np.minimum.reduceat(flat.numpy(), starts))
+    sound = (largest > 0) & np.isfinite(largest)
+    whole = _whole(flat, np.repeat(_factor(np.where(sound, largest, 1.0)), counts))
+    lengths = np.repeat(wide, high)  # of rows
+    begins = first_places(lengths)
+    column = np.arange(len(flat)) - np.repeat(begins, lengths) + np.repeat(first_places(wide), counts)
+    means, rows, columns = (
+        _eighths(sums)
+        for sums in (
+            np.add.reduceat(whole, starts),
+            np.add.reduceat(whole, begins),
+            np.bincount(column, whole),
+        )
+    )
+    rows += np.repeat(_eighths(high.astype(np.float64)) - means, high)
+    columns += np.repeat(_eighths(wide.astype(np.float64)) - means, wide)
+    above: Eighths = np.repeat(rows, lengths) + columns[column]
+    above *= np.repeat(sound, counts)
+    return above
+
+
+def _factor(largest: Any) -> Any:
+    """What brings numbers of up to ``largest`` to ``BITS`` bits."""
+    return np.ldexp(1.0, BITS - np.frexp(largest)[1])
+
+
+def _whole(values: Tensor, factor: Any) -> npt.NDArray[np.float64]:
+    whole: npt.NDArray[np.float64] = np.multiply(values.numpy(), factor, dtype=np.float64)
+    return np.abs(np.rint(whole, out=whole), out=whole)
+
+
+def _eighths(sums: npt.NDArray[Any]) -> Eighths:
     """Of numbers of at least 1, about eight times their logarithms."""
     bits: Eighths = np.maximum(sums, 1.0).astype(np.float32).view(np.int32)
     return (bits >> EIGHTHS) - np.int32(127 << 3)

@@ -115,9 +115,8 @@ def moved(foretold: Foretold, name: str, tensors: Mapping[str, Tensor], base: St
     values, (now, then) = torch.empty_like(start), foretold.values
     for begin in range(0, len(start), PIECE):
         part = slice(begin, begin + PIECE)
-        movement = _direction(tensors, foretold.by, part).mul(now)
-        movement.add_(_direction(base.tensors, foretold.by, part).mul(then))
-        values[part] = movement.add_(start[part])
+        movement = torch.mul(_direction(tensors, foretold.by, part), now, out=values[part])
+        movement.add_(_direction(base.tensors, foretold.by, part).mul(then)).add_(start[part])
     return values
 
 
@@ -261,7 +260,8 @@ def foretells(entry: Entry, others: Mapping[str, Entry], base: State | None) -> 
     for needed in [entry.by, second] if has_second else [entry.by]:
         other = others.get(needed)
         fits = fits and other is not None and (other.dtype, other.shape) == (entry.dtype, entry.shape)
-        fits = fits and same_kind(torch.empty(entry.shape, dtype=torch.float32, device="meta"), base, needed)
+        before = None if base is None else base.tensors.get(needed)
+        fits = fits and before is not None and before.dtype == torch.float32 and list(before.shape) == entry.shape
     return fits
 
 

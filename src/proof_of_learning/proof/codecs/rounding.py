@@ -21,8 +21,8 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import with_denormals
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import PIECE, Encoded, batched, first_places, ranges, same_kind
-from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_value
+from proof_of_learning.proof.codecs.base import PIECE, Encoded, batched, first_places, joined, ranges, same_kind
+from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_values
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.room import Room
@@ -221,7 +221,7 @@ class RoundingCodec:
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
         unpacked = self.unpack(raw, base, room)
         entries = unpacked.entries
-        tensors, rounded = dict[str, Tensor](), dict[str, tuple[str, int]]()
+        rounded, kept = dict[str, tuple[str, int]](), dict[str, Entry]()
         for name, entry in entries.items():
             if entry.how in self.rules:
                 largest = LARGEST_SCALE * self.rules[entry.how].parts
@@ -229,7 +229,8 @@ class RoundingCodec:
                     raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
                 rounded[name] = (f"{entry.how} {entry.items}", entry.count)
             else:
-                tensors[name] = bits_value(entry, unpacked.items.pop(name), base, name)
+                kept[name] = entry
+        tensors = bits_values(kept, unpacked.items, base)
         for phase in _phases(rounded):
             assert base is not None
             opened = self.opened(phase, unpacked, tensors, base)
@@ -371,11 +372,6 @@ def _batches(
         alike.setdefault((how, known, beside), []).append(name)
     for _, names in sorted(alike.items()):
         yield from batched(names, lambda name: wanted[name][1])
-
-
-def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Flat tensors end to end; a single one as it is."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def extremes(values: Tensor, sizes: Sequence[int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
