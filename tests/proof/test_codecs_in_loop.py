@@ -573,3 +573,28 @@ def test_a_state_that_a_codec_in_the_loop_cannot_make_small_is_said_at_its_first
         pol.prove(task, tmp_path / "run.pol", interval=2, codec="compact", rehearse=False)
     found = [str(warning.message) for warning in caught if "checkpoints are not small" in str(warning.message)]
     assert len(found) == bool(said) and all(said in text for text in found)
+
+
+def test_a_tensor_of_many_rows_and_no_columns_is_no_work() -> None:
+    name, rows = "model/parameters/w", 1 << 52
+    tree = tree_of({name: torch.zeros(1)})
+    entries = {name: packed.Entry("float32", [rows, 0], 4, "moved")}
+    pieces = packed.pack(tree, entries, lambda name: torch.zeros(0), {how: lambda: iter(()) for how in APART})
+    state = get_codec("compact").decode(bytearray(b"".join(pieces)), State(tree, {name: torch.zeros(rows, 0)}))
+    assert state.tensors[name].shape == (rows, 0)
+
+
+def test_a_large_tensor_is_rounded_alone_and_small_ones_together() -> None:
+    """What a momentum is takes no notice of what else is in its state, whichever way it is worked on."""
+    names = [f"optimizer/state/{at}/momentum_buffer" for at in range(4)]
+    draw = torch.Generator().manual_seed(3)
+    shapes = [(3, 5), (700, 300), (17,), (64, 9)]
+    old = dict(zip(names, (torch.randn(*shape, generator=draw) for shape in shapes), strict=True))
+    new = {name: tensor * 0.9 + torch.randn(tensor.shape, generator=draw) for name, tensor in old.items()}
+
+    def decoded(kept: list[str]) -> dict[str, Tensor]:
+        one, two = ({name: tensors[name] for name in kept} for tensors in (old, new))
+        return there_and_back(State(tree_of(two), two), State(tree_of(one), one), get_codec("compact"))[1].tensors
+
+    together = decoded(names)
+    assert all(torch.equal(together[name], decoded([name])[name]) for name in names)
