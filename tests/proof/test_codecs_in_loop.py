@@ -491,16 +491,31 @@ def test_a_momentum_is_kept_to_the_bit_beside_a_second_moment_that_is_not_like_i
 @pytest.mark.parametrize("row", [0, 299])
 def test_a_momentum_that_was_no_number_says_nothing_of_how_likely_zeros_are(odd: float, row: int) -> None:
     """However it is cut into parts: sums with one would not be the same bits everywhere."""
-    noise, momentum = torch.rand(300 * 1000), torch.randn(300 * 1000)
+    momentum = torch.randn(300 * 1000)
     momentum[row * 1000] = odd
 
     def placed(beside: Tensor | None) -> list[int]:
-        out, low = np.empty(300 * 1000, np.uint8), np.empty(300 * 1000, np.bool_)
-        table = None if beside is None else likely.Table(300, 1000, beside.__getitem__)
-        likely.places(likely.Table(300, 1000, noise.__getitem__), table, out, low)
-        return out.tolist()
+        table = likely.Table(300, 1000, 7, None if beside is None else beside.__getitem__)
+        return likely.places([table])[0].tolist()
 
     assert placed(momentum) == placed(None) != placed(torch.randn(300 * 1000))
+
+
+def test_places_of_tensors_together_are_those_of_each_alone() -> None:
+    """A reader may take as many at once as it likes: what is beside one, a number or none, is nothing to the others."""
+    shapes = [(3, 5), (1, 40), (17, 1), (4, 4), (64, 9), (2, 2)]
+    momenta = [torch.randn(rows * columns) * 10.0**at for at, (rows, columns) in enumerate(shapes)]
+    momenta[1][7], momenta[3][:] = math.nan, 0.0
+    tables = [
+        likely.Table(rows, columns, 1000 + at, None if at == 5 else momenta[at].__getitem__)
+        for at, (rows, columns) in enumerate(shapes)
+    ]
+    together, lower = likely.places(tables)
+    alone = [likely.places([table]) for table in tables]
+    assert together.tolist() == [place for places, _ in alone for place in places.tolist()]
+    assert lower.tolist() == [low for _, lows in alone for low in lows.tolist()]
+    without = likely.places([table._replace(beside=None) for table in tables])[0]
+    assert together.tolist() != without.tolist()
 
 
 # ---- hostile objects ------------------------------------------------------------------------------------
@@ -644,3 +659,28 @@ def test_a_state_that_a_codec_in_the_loop_cannot_make_small_is_said_at_its_first
         pol.prove(task, tmp_path / "run.pol", interval=2, codec="compact", rehearse=False)
     found = [str(warning.message) for warning in caught if "checkpoints are not small" in str(warning.message)]
     assert len(found) == bool(said) and all(said in text for text in found)
+
+
+def test_a_tensor_of_many_rows_and_no_columns_is_no_work() -> None:
+    name, rows = "model/parameters/w", 1 << 52
+    tree = tree_of({name: torch.zeros(1)})
+    entries = {name: packed.Entry("float32", [rows, 0], 4, "moved")}
+    pieces = packed.pack(tree, entries, lambda name: torch.zeros(0), {how: lambda: iter(()) for how in APART})
+    state = get_codec("compact").decode(bytearray(b"".join(pieces)), State(tree, {name: torch.zeros(rows, 0)}))
+    assert state.tensors[name].shape == (rows, 0)
+
+
+def test_a_large_tensor_is_rounded_alone_and_small_ones_together() -> None:
+    """What a momentum is takes no notice of what else is in its state, whichever way it is worked on."""
+    names = [f"optimizer/state/{at}/momentum_buffer" for at in range(4)]
+    draw = torch.Generator().manual_seed(3)
+    shapes = [(3, 5), (700, 300), (17,), (64, 9)]
+    old = dict(zip(names, (torch.randn(*shape, generator=draw) for shape in shapes), strict=True))
+    new = {name: tensor * 0.9 + torch.randn(tensor.shape, generator=draw) for name, tensor in old.items()}
+
+    def decoded(kept: list[str]) -> dict[str, Tensor]:
+        one, two = ({name: tensors[name] for name in kept} for tensors in (old, new))
+        return there_and_back(State(tree_of(two), two), State(tree_of(one), one), get_codec("compact"))[1].tensors
+
+    together = decoded(names)
+    assert all(torch.equal(together[name], decoded([name])[name]) for name in names)

@@ -79,11 +79,12 @@ def leaning(codec: RoundingCodec, state: State, base: State, goal: State) -> Sta
     decoded = codec.encode(state, base).state
     tensors = dict(decoded.tensors)
     for name, here in weights(state).items():
-        told = codec.foretell([name], state.tensors, tensors, base).get(name)
-        rule, wanted = codec.rule_for(name, state.tensors, base, told), goal.tensors.get(name)
+        foretold = codec.foretell([name], state.tensors, tensors, base)
+        rule = codec.rules_for([name], state.tensors, base, foretold).get(name)
+        wanted = goal.tensors.get(name)
         if rule is None or wanted is None:
             continue
-        flat, given = here.reshape(-1), codec.given(name, base, tensors, told)
+        flat, given = here.reshape(-1), codec.beside([name], base, tensors, foretold)
         scales = rule.scales(flat, [len(flat)], given)
         items = rule.items(flat, scales, given)
         if items is not None:

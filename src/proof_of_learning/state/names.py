@@ -98,6 +98,7 @@ def role(name: str) -> str:
     return ""
 
 
+@functools.lru_cache(KNOWN)
 def second_of(name: str) -> str:
     """The name of the second moment beside a momentum; nothing for any other tensor."""
     return f"{name.rpartition('/')[0]}/exp_avg_sq" if role(name) == "momentum" else ""

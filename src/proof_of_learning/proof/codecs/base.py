@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from proof_of_learning.proof.codecs.room import Room
 from proof_of_learning.state.state import State
 
 PIECE = 1 << 17  # elements that are worked on at a time: what lies beside them fits the cache as well
+SMALL = 1 << 14  # elements up to which what looks at a tensor costs more than what it looks at
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,44 @@ def same_kind(tensor: Tensor, base: State | None, name: str) -> bool:
 def finite(tensor: Tensor) -> bool:
     """Whether all values are, of at least one; far faster than asking each of them."""
     return all(math.isfinite(float(end)) for end in torch.aminmax(tensor))
+
+
+def ranges(tensors: Iterable[Tensor]) -> list[tuple[float, float]]:
+    """The smallest and the largest value of tensors of one dtype, none of them empty; NaN where one is. Small ones are looked at
+    together."""
+    found: list[tuple[float, float]] = []
+    for batch in batched(tensors, Tensor.numel, SMALL):
+        if len(batch) == 1:
+            low, high = torch.aminmax(batch[0])
+            found.append((float(low), float(high)))
+            continue
+        flat = torch.cat([tensor.reshape(-1) for tensor in batch]).numpy()
+        starts = first_places([tensor.numel() for tensor in batch])
+        ends = (np.minimum.reduceat(flat, starts).tolist(), np.maximum.reduceat(flat, starts).tolist())
+        found += zip(*ends, strict=True)
+    return found
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Flat tensors end to end; a single one as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def first_places(sizes: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each of some tensors begins that lie end to end."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    return ends - np.asarray(sizes, np.int64)
+
+
+def batched(items: Iterable[T], size: Callable[[T], int], most: int = PIECE) -> Iterator[list[T]]:
+    """Items in their order: one large one, or several that have at most so many elements together."""
+    batch, filled = list[T](), 0
+    for item in items:
+        count = size(item)
+        if batch and filled + count > most:
+            yield batch
+            batch, filled = [], 0
+        batch.append(item)
+        filled += count
+    if batch:
+        yield batch

@@ -15,14 +15,10 @@ the step, so that whole states compress as well. All else is kept to the bit.
 
 from __future__ import annotations
 
-import bisect
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from operator import itemgetter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +28,8 @@ from torch import Tensor
 
 from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import with_denormals
-from proof_of_learning.proof.codecs import gaps, grid, likely, packed, prediction
-from proof_of_learning.proof.codecs.base import Encoded
+from proof_of_learning.proof.codecs import gaps, grid, likely, noise, packed, prediction
+from proof_of_learning.proof.codecs.base import Encoded, joined
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.quantised import LARGEST, half_exponent, magnitudes
@@ -44,7 +40,6 @@ from proof_of_learning.proof.codecs.rounding import (
     Rule,
     Scales,
     Unpacked,
-    joined,
     power,
     unsigned,
 )
@@ -129,8 +124,13 @@ class CompactCodec(RoundingCodec):
             expected = plain.before * (0.0 if foretold is None else foretold.values[1])
         elif foretold is not None:
             expected = prediction.moved(foretold, name, decoded, base)
-        noise = _noise(slice(0, decoded[name].numel()), name, base) if name in decoded else None  # decoding needs none
-        return replace(plain, expected=expected, noise=noise)
+        return replace(plain, expected=expected)
+
+    def beside(
+        self, names: Sequence[str], base: State, tensors: Mapping[str, Tensor], foretold: Mapping[str, Foretold]
+    ) -> Given:
+        given = super().beside(names, base, tensors, foretold)
+        return replace(given, noise=noise.fractions(names, [tensors[name].numel() for name in names], base))
 
     def pack(
         self, state: State, entries: dict[str, Entry], items: Mapping[str, Tensor], base: State
@@ -155,11 +155,13 @@ class CompactCodec(RoundingCodec):
         flat = joined([items[name] for name in names]).numpy()
         for start in range(0, len(flat), packed.CHUNK):
             part = slice(start, start + packed.CHUNK)
-            numbers = flat[part].astype(np.int32)
-            there = np.flatnonzero(numbers)  # few: what follows leaves zeros as they are
-            some = np.where(turned[part][there], -numbers[there], numbers[there])
+            sorted_ = np.argsort(places[part], kind="stable")
+            numbers = flat[part][sorted_].astype(np.int32)
+            there = np.flatnonzero(numbers != 0)  # few: what follows leaves zeros as they are
+            some = numbers[there]
+            some = np.where(turned[part][sorted_[there]], -some, some)
             numbers[there] = np.abs((some << 1) - (some > 0))
-            yield numbers[np.argsort(places[part], kind="stable")]
+            yield numbers
 
     def unpack(self, raw: bytearray, base: State | None, room: Room | None) -> Unpacked:
         return Unpacked(*packed.unpack(raw, base, room, self.rules))
@@ -175,7 +177,7 @@ class CompactCodec(RoundingCodec):
             places, turned = self._beside(here, unpacked.entries, decoded, base)
             for start in range(0, len(numbers), packed.CHUNK):
                 part = slice(start, start + packed.CHUNK)
-                there = np.flatnonzero(numbers[part])
+                there = np.flatnonzero(numbers[part] != 0)
                 some, at = numbers[part][there], np.argsort(places[part], kind="stable")[there]
                 numbers[part] = 0
                 numbers[part][at] = (some + 1 >> 1) * np.where((some & 1 == 1) ^ turned[part][at], 1, -1)
@@ -188,18 +190,13 @@ class CompactCodec(RoundingCodec):
         self, names: Sequence[str], entries: Mapping[str, Entry], tensors: Mapping[str, Tensor], base: State
     ) -> tuple[likely.Places, npt.NDArray[np.bool_]]:
         """What a reader knows of the items of these tensors, end to end: their order, and which of them change their sign."""
-        total, start = sum(entries[name].count for name in names), 0
-        places, turned = np.empty(total, np.uint8), np.empty(total, np.bool_)
-        for name in names:
+        tables = []
+        for name, salt in zip(names, noise.salts(names, base), strict=True):
             entry = entries[name]
             rows = entry.shape[0] if entry.shape else 1
-            sides, part = (rows, entry.count // max(1, rows)), slice(start, start + entry.count)
-            noise = likely.Table(*sides, functools.partial(_noise, name=name, base=base))
-            beside = self._size_beside(name, entry, tensors, base)
-            size = None if beside is None else likely.Table(*sides, beside)
-            likely.places(noise, size, places[part], turned[part])
-            start += entry.count
-        return places, turned
+            columns = entry.count // max(1, rows)
+            tables.append(likely.Table(rows, columns, salt, self._size_beside(name, entry, tensors, base)))
+        return likely.places(tables)
 
     def _size_beside(
         self, name: str, entry: Entry, tensors: Mapping[str, Tensor], base: State
@@ -254,7 +251,10 @@ class _Steps:
         finer = Scales([exponent // PARTS - GRID for exponent in scales.exponents], scales.sizes)
         steps = finer.times(moved, -1)
         on_grid = finer.times(steps.round().add_(0.0))  # no zero has a sign
-        return _scaled(torch.where(steps.abs() < WHOLE, on_grid, moved), given, 1)
+        low, high = (float(end) for end in torch.aminmax(steps))
+        if not -WHOLE < low <= high < WHOLE:
+            on_grid = torch.where(steps.abs() < WHOLE, on_grid, moved)
+        return _scaled(on_grid, given, 1)
 
     def inside(self, x: Tensor, items: Tensor, scales: Scales, given: Given) -> Tensor:
         measured, middle = scales.times(_apart(x, given.expected, given), -1), items.to(torch.float32)
@@ -325,41 +325,6 @@ def _noise_of(given: Given) -> Tensor:
     if given.noise is None:
         raise FormatError("a tensor is rounded without noise")
     return given.noise
-
-
-def _noise(part: slice, name: str, base: State) -> Tensor:
-    """From 0 to below 1 in 24 bits, for each place of a part; other ones for each tensor and step (a finaliser of MurmurHash3).
-
-    No value of the base has a part in it: a prover whose replay is compared within noise may change the last bit of one, and would
-    have new noise for each try.
-    """
-    salt = hashlib.sha256(f"{_step(base)}/{name}".encode()).digest()
-    mixed = np.arange(part.start, part.stop, dtype=np.uint32)
-    mixed += np.uint32(int.from_bytes(salt[:4], "little"))
-    mixed *= np.uint32(0x9E3779B1)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        mixed ^= mixed >> np.uint32(shift)
-        mixed *= np.uint32(factor)
-    mixed ^= mixed >> np.uint32(16)
-    mixed >>= np.uint32(8)
-    return torch.from_numpy(mixed.view(np.int32)).to(torch.float32).mul_(2.0**-24)
-
-
-def _step(state: State) -> str:
-    """The number of steps that a state says were done; nothing where it does not say it as states of a proof do.
-
-    Asked for each tensor, and a part may have as many entries as there are tensors: keys are in their order.
-    """
-    node: Any = state.tree
-    try:
-        for key in ("s:progress", "s:step"):
-            place = bisect.bisect_left(node["d"], key, key=itemgetter(0))
-            if node["d"][place][0] != key:
-                return ""
-            node = node["d"][place][1]
-        return str(node["i"])
-    except (IndexError, KeyError, TypeError, ValueError):
-        return ""
 
 
 def _like(entry: Entry, name: str, base: State) -> bool:

@@ -30,7 +30,7 @@ Places = npt.NDArray[np.int64]
 def encode(numbers: Numbers) -> Iterator[Bytes]:
     """What is to be compressed of one chunk of numbers, none of them negative, piece by piece."""
     for _ in range(LEVELS):
-        places = np.flatnonzero(numbers)
+        places = np.flatnonzero(numbers != 0)
         for start, stop in _groups(len(numbers)):
             low, high = np.searchsorted(places, (start, stop))
             yield _gaps(places[low:high] - start)

@@ -18,7 +18,7 @@ from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import with_denormals
 from proof_of_learning.proof.codecs import packed
 from proof_of_learning.proof.codecs.base import Encoded, finite
-from proof_of_learning.proof.codecs.lossless import bits_entry, bits_items, bits_value
+from proof_of_learning.proof.codecs.lossless import bits_entry, bits_items, bits_values
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.quantised import half_exponent
 from proof_of_learning.proof.codecs.room import Room
@@ -58,11 +58,11 @@ def _chunks(state: State) -> Iterator[bytes]:
 @with_denormals
 def decode(raw: bytearray, room: Room | None) -> State:
     tree, entries, items, _ = packed.unpack(raw, None, room)
-    tensors = dict[str, Tensor]()
-    for name, entry in sorted(entries.items(), key=lambda pair: pair[1].how == MULTIPLES):  # these come last
-        if entry.how not in (MULTIPLES, UPPER):
-            tensors[name] = bits_value(entry, items.pop(name), None, name)
-            continue
+    tensors = bits_values(
+        {n: entry for n, entry in entries.items() if entry.how not in (MULTIPLES, UPPER)}, items, None
+    )
+    on_grid = {name: entry for name, entry in entries.items() if name not in tensors}
+    for name, entry in sorted(on_grid.items(), key=lambda pair: pair[1].how == MULTIPLES):  # these come last
         fits = entry.dtype == "float32" and entry.items in WIDTHS and not entry.by
         fits = fits and (0 <= entry.scale <= MOST_BITS if entry.how == UPPER else -126 <= entry.scale <= 127)
         second = tensors.get(second_of(name)) if entry.how == MULTIPLES else None

@@ -7,14 +7,14 @@ to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
 from proof_of_learning.proof.codecs import packed, prediction
-from proof_of_learning.proof.codecs.base import PIECE, Encoded, same_kind
+from proof_of_learning.proof.codecs.base import PIECE, SMALL, Encoded, batched, joined, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import PREDICTED
 from proof_of_learning.proof.codecs.room import Room
@@ -46,16 +46,15 @@ class LosslessCodec:
 
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
         tree, entries, items, _ = packed.unpack(raw, base, room)
-        tensors: dict[str, Tensor] = {}
-        for name, item in sorted(entries.items(), key=lambda pair: pair[1].how == PREDICTED):  # these come last
+        tensors = bits_values({name: item for name, item in entries.items() if item.how != PREDICTED}, items, base)
+        for name, item in entries.items():
             if item.how != PREDICTED:
-                tensors[name] = bits_value(item, items.pop(name), base, name)
                 continue
             prediction.check(item, name, entries, base)
             base_tensor(base, item, name)
             assert base is not None
             foretold = prediction.predicted(item, name, State(tree, tensors), base)
-            tensors[name] = _values(items.pop(name), foretold, torch.float32, item.shape)
+            tensors[name] = _values(items.pop(name), foretold, torch.float32).reshape(item.shape)
         return State(tree, {name: tensors[name] for name in entries})
 
     def nearest(self, arrived: State, recorded: State, base: State) -> State:
@@ -74,18 +73,37 @@ def bits_items(tensor: Tensor, entry: Entry, base: State | None, name: str) -> T
     return _differences(tensor, base.tensors[name])
 
 
-def bits_value(entry: Entry, items: Tensor, base: State | None, name: str) -> Tensor:
-    """The tensor that :func:`bits_entry` and :func:`bits_items` describe."""
-    dtype = DTYPES[entry.dtype]
-    if entry.items != dtype.itemsize or entry.scale or entry.by or entry.how not in (PLAIN, DIFFERENCE):
-        raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
-    before = base_tensor(base, entry, name) if entry.how == DIFFERENCE else None
-    if dtype != torch.bool:
-        return _values(items, before, dtype, entry.shape)
-    bits = items if before is None else packed.unzigzag(items) + packed.map_bits(before)
-    if bits.numel() and tuple(map(int, torch.aminmax(bits))) not in ((0, 0), (0, 1), (1, 1)):
-        raise FormatError(f"the tensor {name[:80]!r} has values that are no booleans")
-    return packed.unmap_bits(bits, dtype, entry.shape)
+def bits_values(entries: Mapping[str, Entry], items: dict[str, Tensor], base: State | None) -> dict[str, Tensor]:
+    """The tensors that :func:`bits_entry` and :func:`bits_items` describe, of which it takes the ``items``; small ones are made
+    together."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, entry in entries.items():
+        dtype = DTYPES[entry.dtype]
+        if entry.items != dtype.itemsize or entry.scale or entry.by or entry.how not in (PLAIN, DIFFERENCE):
+            raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
+        if entry.how == DIFFERENCE:
+            base_tensor(base, entry, name)
+        alike.setdefault((entry.dtype, entry.how), []).append(name)
+    found: dict[str, Tensor] = {}
+    for (kind, how), names in alike.items():
+        dtype = DTYPES[kind]
+        for batch in batched(names, lambda name: items[name].numel(), SMALL):
+            before = None
+            if how == DIFFERENCE and base is not None:  # as integers, of which PyTorch has all widths
+                flats = [base.tensors[name].reshape(-1).view(packed.WIDTHS[dtype.itemsize]) for name in batch]
+                before = joined(flats).view(dtype)
+            sizes = [items[name].numel() for name in batch]
+            whole = joined([items.pop(name) for name in batch])
+            if dtype != torch.bool:
+                flat = _values(whole, before, dtype)
+            else:
+                bits = whole if before is None else packed.unzigzag(whole) + packed.map_bits(before)
+                if bits.numel() and not all(0 <= int(end) <= 1 for end in torch.aminmax(bits)):
+                    raise FormatError(f"the tensor {batch[0][:80]!r}, or one like it, has values that are no booleans")
+                flat = packed.unmap_bits(bits, dtype, [len(bits)])
+            for name, part in zip(batch, torch.split(flat, sizes) if len(batch) > 1 else [flat], strict=True):
+                found[name] = part.reshape(entries[name].shape)
+    return found
 
 
 def _differences(tensor: Tensor, before: Tensor) -> Tensor:
@@ -98,14 +116,14 @@ def _differences(tensor: Tensor, before: Tensor) -> Tensor:
     return items
 
 
-def _values(items: Tensor, before: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
-    """The inverse, in the memory of ``items``; of values as they are where there is none ``before``."""
+def _values(items: Tensor, before: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The inverse, flat, in the memory of ``items``; of values as they are where there is none ``before``."""
     bits, base = items.reshape(-1), None if before is None else before.reshape(-1)
     for start in range(0, len(bits), PIECE):
         part = slice(start, start + PIECE)
         piece = bits[part] if base is None else packed.unzigzag(bits[part]) + packed.map_bits(base[part])
         bits[part] = packed.unmap_bits(piece, dtype, [len(piece)]).view(bits.dtype)
-    return bits.view(dtype).reshape(shape)
+    return bits.view(dtype)
 
 
 def base_tensor(base: State | None, entry: Entry, name: str) -> Tensor:

@@ -32,6 +32,7 @@ from proof_of_learning.errors import FormatError, UnreadableError
 from proof_of_learning.limits import HEADER_WEIGHT, MAX_DIMENSIONS, MAX_OBJECT_HEADER
 from proof_of_learning.proof.codecs import gaps
 from proof_of_learning.proof.codecs.room import Room
+from proof_of_learning.state.recalled import tree_of
 from proof_of_learning.state.state import DTYPE_NAMES, DTYPES, State, check_tree
 
 CHUNK = 1 << 20  # items
@@ -73,6 +74,13 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tree: dict[str, Any]
+    tensors: dict[str, Entry]
+
+
+class _Spelled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A header whose tree, which is most of it, is mostly as it was in the object before."""
+
+    tree: msgspec.Raw
     tensors: dict[str, Entry]
 
 
@@ -129,7 +137,6 @@ def unpack(
         room = Room.of([("", len(raw))])
         room.left += 0 if base is None else base.nbytes
     header = _header(stream, room)
-    check_tree(header.tree, header.tensors)
     if any(entry.how in apart and entry.items != APART for entry in header.tensors.values()):
         raise FormatError("an object's header gives another width to numbers that are kept apart")
     items: dict[str, Tensor] = {}
@@ -157,7 +164,12 @@ def _of_width(entries: Mapping[str, Entry], width: int, apart: Collection[str]) 
 
 def _header(stream: _Stream, room: Room) -> _Header:
     """The header, once ``room`` was found for it and for the tensors that it describes."""
-    header = canonical.decode(stream.next(MAX_OBJECT_HEADER, room=room), _Header, "an object's header")
+    text, what, checked = stream.next(MAX_OBJECT_HEADER, room=room), "an object's header", True
+    try:
+        spelled = canonical.decode(text, _Spelled, what)
+        header = _Header(tree_of(bytes(spelled.tree), tuple(sorted(spelled.tensors)), what), spelled.tensors)
+    except FormatError:  # or spelled in a way that takes a closer look
+        header, checked = canonical.decode(text, _Header, what), False
     claimed = 0
     for name, item in header.tensors.items():
         dtype = DTYPES.get(item.dtype)
@@ -168,6 +180,8 @@ def _header(stream: _Stream, room: Room) -> _Header:
             raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
         claimed += item.count * max(dtype.itemsize, item.items)
     room.take(claimed)
+    if not checked:
+        check_tree(header.tree, header.tensors)
     return header
 
 

@@ -8,8 +8,9 @@ decoder only evaluates them, in operations that IEEE 754 rounds correctly, none 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +22,18 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import flushes_denormals
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import PIECE, finite, same_kind
+from proof_of_learning.proof.codecs.base import PIECE, finite, first_places, ranges, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.state.names import role, second_of
 from proof_of_learning.state.state import State
 
+Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
 PREDICTED = "predicted"
 # Elements from which factors and gain are estimated; what smaller tensors would save is not worth the work.
 SAMPLE = 1 << 11
+SHAPES = 64  # of tensors, whose sampled places are remembered
 GAIN = 0.25  # bits a value that a prediction must save
 FACTOR_BITS = 24
 APART = 0.05  # more, and noise in a replay would be a lot of noise in the factors
@@ -94,7 +97,7 @@ def entries(state: State, base: State | None) -> dict[str, Entry]:
         if not gain > GAIN or large[name] != large[momenta[by]]:
             continue
         told = _in_whole(momenta[by], pair, FACTOR_BITS)
-        if told is not None and finite(base.tensors[name]) and _bounded(state.tensors, base, momenta[by]):
+        if told is not None and finite(base.tensors[name]) and _bounded([momenta[by]], state.tensors, base):
             factors = list(told.factors)
             found[name] = packed.entry(state.tensors[name], 4, PREDICTED, told.scale, by=told.by, factors=factors)
     return found
@@ -112,9 +115,8 @@ def moved(foretold: Foretold, name: str, tensors: Mapping[str, Tensor], base: St
     values, (now, then) = torch.empty_like(start), foretold.values
     for begin in range(0, len(start), PIECE):
         part = slice(begin, begin + PIECE)
-        movement = _direction(tensors, foretold.by, part).mul(now)
-        movement.add_(_direction(base.tensors, foretold.by, part).mul(then))
-        values[part] = movement.add_(start[part])
+        movement = torch.mul(_direction(tensors, foretold.by, part), now, out=values[part])
+        movement.add_(_direction(base.tensors, foretold.by, part).mul(then)).add_(start[part])
     return values
 
 
@@ -126,44 +128,51 @@ def foretell(
     The same everywhere: samples are whole numbers of 15 bits, whose products and sums float64 holds exactly, in any order; what
     follows is single operations of IEEE 754.
     """
-    rows = [name for name in names if role(name) == "weights" and _movable(name, tensors, base)]
-    momenta = [name for name in decoded if role(name) == "momentum" and _movable(name, decoded, base)]
-    momenta = [name for name in momenta if _alike(decoded, base, name) and _bounded(decoded, base, name)]
-    found: dict[str, Foretold] = {}
-    for shape in dict.fromkeys(tensors[name].shape for name in rows):
-        here = [name for name in rows if tensors[name].shape == shape]
-        others = [name for name in momenta if decoded[name].shape == shape]
-        if not here or not others:
-            continue
-        where = _sampled(shape.numel())
-        move, top = _whole([_flat(tensors, name)[where] - _flat(base.tensors, name)[where] for name in here])
-        now, top_now = _whole([_direction(decoded, by, where) for by in others])
-        then, top_then = _whole([_direction(base.tensors, by, where) for by in others])
-        along = move @ now.T
-        chosen = (along * along / np.maximum((now * now).sum(1), 1.0)).argmax(1)
-        now, then, top_now, top_then = now[chosen], then[chosen], top_now[chosen], top_then[chosen]
-        here_now, here_then, here_move = (torch.from_numpy(side) for side in (now, then, move))
-        factors = _least_squares(here_now, here_then, here_move, APART).numpy().T
-        factors = np.ldexp(factors, np.stack([top - top_now, top - top_then], 1))
-        for name, by, pair in zip(here, chosen.tolist(), factors.tolist(), strict=True):
-            told = _in_whole(others[by], pair, bits)
-            if told is not None:
-                found[name] = told
-    return found
+    rows = _movable([name for name in names if role(name) == "weights"], tensors, base)
+    momenta = _movable([name for name in decoded if role(name) == "momentum"], decoded, base)
+    momenta = _bounded([name for name in momenta if _alike(decoded, base, name)], decoded, base)
+    beside = dict[torch.Size, list[str]]()
+    for by in momenta:
+        beside.setdefault(decoded[by].shape, []).append(by)
+    moved = dict[torch.Size, list[str]]()
+    for name in rows:
+        if tensors[name].shape in beside:
+            moved.setdefault(tensors[name].shape, []).append(name)
+    rows, momenta = [name for here in moved.values() for name in here], [by for shape in moved for by in beside[shape]]
+    if not rows:
+        return {}
+    move = _Samples.of([_sampled(tensors, name) for name in rows], [_sampled(base.tensors, name) for name in rows])
+    now = _Samples.of([_direction(decoded, by, _places(decoded[by].numel())) for by in momenta])
+    then = _Samples.of([_direction(base.tensors, by, _places(decoded[by].numel())) for by in momenta])
+    chosen, row, first = list[int](), 0, 0
+    for shape, here in moved.items():
+        others = len(beside[shape])
+        along, sides = move.table(row, len(here)) @ now.table(first, others).T, now.table(first, others)
+        nearest = (along * along / np.maximum((sides * sides).sum(1), 1.0)).argmax(1)
+        chosen += (nearest + first).tolist()
+        row, first = row + len(here), first + others
+    now, then = now.chosen(chosen), then.chosen(chosen)
+    products = ((now, now), (now, then), (then, then), (now, move), (then, move))
+    factors = _solved([torch.from_numpy(_dots(x, y)) for x, y in products], APART).numpy().T
+    factors = np.ldexp(factors, np.stack([move.tops - now.tops, move.tops - then.tops], 1))
+    found = zip(
+        rows,
+        (_in_whole(momenta[by], pair, bits) for by, pair in zip(chosen, factors.tolist(), strict=True)),
+        strict=True,
+    )
+    return {name: told for name, told in found if told is not None}
 
 
 def likened(names: Sequence[str], tensors: Mapping[str, Tensor], base: State, bits: int) -> dict[str, Foretold]:
     """What a momentum in the base says of itself here: by what factor it is nearest to it. The same everywhere, too."""
+    names = _movable([name for name in names if role(name) == "momentum"], tensors, base)
+    if not names:
+        return {}
+    here, then = (_Samples.of([_sampled(at, name) for name in names]) for at in (tensors, base.tensors))
     found = {}
-    for name in names:
-        if role(name) != "momentum" or not _movable(name, tensors, base):
-            continue
-        where = _sampled(tensors[name].numel())
-        (here,), (top,) = _whole([_flat(tensors, name)[where]])
-        (then,), (top_then,) = _whole([_flat(base.tensors, name)[where]])
-        square = float((then * then).sum())
-        factor = math.ldexp(float((here * then).sum()) / square, int(top - top_then)) if square else 0.0
-        told = _in_whole(name, (0.0, factor), bits)
+    rows = (_dots(here, then).tolist(), _dots(then, then).tolist(), (here.tops - then.tops).tolist())
+    for name, product, square, scale in zip(names, *rows, strict=True):
+        told = _in_whole(name, (0.0, math.ldexp(product / square, scale) if square else 0.0), bits)
         if told is not None:
             found[name] = told
     return found
@@ -178,23 +187,58 @@ def _in_whole(by: str, factors: Sequence[float], bits: int) -> Foretold | None:
     return Foretold(by, (now, then), scale) if SMALLEST_SCALE <= scale <= LARGEST_SCALE else None
 
 
-def _sampled(count: int) -> Tensor | slice:
+def _places(count: int) -> Tensor | slice:
     """Which elements are looked at: all of a few."""
     return _spread(count) if count > SAMPLE else slice(None)
 
 
-def _movable(name: str, tensors: Mapping[str, Tensor], base: State) -> bool:
-    """Whether a tensor and its base are finite float32 of some dimensions, small enough that no difference overflows."""
-    tensor = tensors[name]
-    fits = tensor.dtype == torch.float32 and tensor.numel() > 0 and tensor.ndim > 0 and same_kind(tensor, base, name)
-    return fits and all(_within(side, -LARGEST, LARGEST) for side in (tensor, base.tensors[name]))
+def _sampled(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    return _flat(tensors, name)[_places(tensors[name].numel())]
 
 
-def _whole(rows: Sequence[Tensor]) -> tuple[Matrix, npt.NDArray[np.int64]]:
-    """Rows of finite float32 as whole numbers of 15 bits in float64, and the exponents that bring them back: times 2^(top - 15)."""
-    values = torch.stack(list(rows)).numpy().astype(np.float64)
-    top = np.frexp(np.abs(values).max(1))[1].astype(np.int64)
-    return np.rint(np.ldexp(values, (15 - top)[:, None])), top
+def _movable(names: Iterable[str], tensors: Mapping[str, Tensor], base: State) -> list[str]:
+    """Those that are, as in the base, finite float32 of some dimensions, small enough that no difference overflows."""
+    names = [name for name in names if _fits(tensors[name]) and same_kind(tensors[name], base, name)]
+    sides = [_within([at[name] for name in names], -LARGEST, LARGEST) for at in (tensors, base.tensors)]
+    return [name for name, *within in zip(names, *sides, strict=True) if all(within)]
+
+
+def _fits(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Of finite float32 tensors, end to end: whole numbers of 15 bits, and the exponents that bring them back: times 2^(top - 15)."""
+
+    whole: Vector
+    sizes: Sequence[int]
+    tops: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, samples: Sequence[Tensor], before: Sequence[Tensor] | None = None) -> _Samples:
+        """``before``: what they are differences to."""
+        sizes, flat = [len(sample) for sample in samples], torch.cat(list(samples))
+        values = (flat if before is None else flat - torch.cat(list(before))).numpy().astype(np.float64)
+        tops = np.frexp(np.maximum.reduceat(np.abs(values), first_places(sizes)))[1].astype(np.int64)
+        values *= np.repeat(np.ldexp(1.0, 15 - tops), sizes)
+        return cls(np.rint(values, out=values), sizes, tops)
+
+    def table(self, first: int, count: int) -> Matrix:
+        """``count`` of them, of one size, in rows."""
+        start = sum(self.sizes[:first])
+        return self.whole[start : start + count * self.sizes[first]].reshape(count, -1)
+
+    def chosen(self, which: Sequence[int]) -> _Samples:
+        starts = first_places(self.sizes)
+        parts = [self.whole[starts[row] : starts[row] + self.sizes[row]] for row in which]
+        return _Samples(np.concatenate(parts), [self.sizes[row] for row in which], self.tops[list(which)])
+
+
+def _dots(one: _Samples, other: _Samples) -> Vector:
+    """The scalar product of each sample with its counterpart."""
+    products: Vector = np.add.reduceat(one.whole * other.whole, first_places(one.sizes))
+    return products
 
 
 def check(entry: Entry, name: str, others: Mapping[str, Entry], base: State | None) -> None:
@@ -216,7 +260,8 @@ def foretells(entry: Entry, others: Mapping[str, Entry], base: State | None) -> 
     for needed in [entry.by, second] if has_second else [entry.by]:
         other = others.get(needed)
         fits = fits and other is not None and (other.dtype, other.shape) == (entry.dtype, entry.shape)
-        fits = fits and same_kind(torch.empty(entry.shape, dtype=torch.float32, device="meta"), base, needed)
+        before = None if base is None else base.tensors.get(needed)
+        fits = fits and before is not None and before.dtype == torch.float32 and list(before.shape) == entry.shape
     return fits
 
 
@@ -228,12 +273,18 @@ def _alike(tensors: Mapping[str, Tensor], base: State, momentum: str) -> bool:
     return all(second is not None and (second.dtype, second.shape) == (like.dtype, like.shape) for second in seconds)
 
 
-def _least_squares(now: Tensor, then: Tensor, move: Tensor, apart: float = 1e-9) -> Tensor:
-    """For each row the two factors that bring ``now`` and ``then`` nearest to ``move``; NaN where there are none.
+def _least_squares(now: Tensor, then: Tensor, move: Tensor) -> Tensor:
+    """For each row the two factors that bring ``now`` and ``then`` nearest to ``move``; NaN where there are none."""
+    products = ((now, now), (now, then), (then, then), (now, move), (then, move))
+    return _solved([(x * y).sum(1) for x, y in products], 1e-9)
 
-    ``apart``: the square of the sine of their angle, below which one says as much as two.
+
+def _solved(products: Sequence[Tensor], apart: float) -> Tensor:
+    """The same from the sums of products.
+
+    apart: the square of the sine of the angle between ``now`` and ``then``, below which one says as much as two.
     """
-    a, b, c, p, q = ((x * y).sum(1) for x, y in ((now, now), (now, then), (then, then), (now, move), (then, move)))
+    a, b, c, p, q = products
     determinant = a * c - b * b
     both = determinant > apart * a * c
     alone, nothing = p / a, torch.zeros_like(p)
@@ -242,24 +293,26 @@ def _least_squares(now: Tensor, then: Tensor, move: Tensor, apart: float = 1e-9)
     )
 
 
+@functools.lru_cache(SHAPES)
 def _spread(count: int) -> Tensor:
     """Indices of ``SAMPLE`` of ``count`` elements, by the golden ratio: in step with no length that a tensor may have."""
     return (torch.arange(SAMPLE, dtype=torch.float64) * ((5**0.5 - 1) / 2) % 1 * count).long()
 
 
-def _bounded(tensors: Mapping[str, Tensor], base: State, by: str) -> bool:
-    """Whether what a momentum predicts is the same bits everywhere."""
+def _bounded(momenta: Sequence[str], tensors: Mapping[str, Tensor], base: State) -> list[str]:
+    """Those of which what they predict is the same bits everywhere."""
     for at in (tensors, base.tensors):
-        second = at.get(second_of(by))
-        if not _within(at[by], -LARGEST, LARGEST):
-            return False
-        if second is not None and not _within(second, 0.0, torch.finfo(torch.float32).max):
-            return False
-    return True
+        fits = _within([at[by] for by in momenta], -LARGEST, LARGEST)
+        momenta = [by for by, within in zip(momenta, fits, strict=True) if within]
+        beside = [by for by in momenta if second_of(by) in at]
+        fits = _within([at[second_of(by)] for by in beside], 0.0, torch.finfo(torch.float32).max)
+        out = {by for by, within in zip(beside, fits, strict=True) if not within}
+        momenta = [by for by in momenta if by not in out]
+    return list(momenta)
 
 
-def _within(tensor: Tensor, low: float, high: float) -> bool:
-    return all(low <= float(end) <= high for end in torch.aminmax(tensor))
+def _within(tensors: Iterable[Tensor], low: float, high: float) -> list[bool]:
+    return [low <= least and most <= high for least, most in ranges(tensors)]
 
 
 def _direction(tensors: Mapping[str, Tensor], by: str, part: slice | Tensor) -> Tensor:

@@ -12,7 +12,6 @@ else - integers, buffers, scalars, tensors that the base lacks, values that are 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from proof_of_learning.proof.codecs import packed
+from proof_of_learning.proof.codecs.base import first_places
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.rounding import (
     Given,
@@ -152,23 +152,27 @@ def magnitudes(values: Tensor, sizes: Sequence[int], parts: int = 1, nothing: in
 
     From integers alone. ``nothing``: for one that is all zeros or not finite.
     """
-    found, tensors = [], torch.split(values, list(sizes))
-    for part, low, high in zip(tensors, *(ends.tolist() for ends in extremes(values, sizes)), strict=True):
-        largest = max(-low, high)
-        if largest == 0 or not math.isfinite(largest):  # what is not finite is kept to the bit in the end
-            found.append(nothing)
-            continue
-        top = math.frexp(largest)[1]  # largest < 2^top
-        sample = part[:: -(-len(part) // SAMPLE)].numpy()
-        units = np.rint(sample * np.float64(2.0 ** (15 - top)))
-        total = int(np.square(units, out=units).sum())  # of integers, and small enough to be exact
-        found.append(_exponent(max(total, 1), len(sample), parts) + (top - 15) * parts)
-    return found
+    lows, highs = (ends.astype(np.float64) for ends in extremes(values, sizes))
+    largest = np.maximum(-lows, highs)
+    sound = (largest > 0) & np.isfinite(largest)  # what is not finite is kept to the bit in the end
+    tops = np.frexp(np.where(sound, largest, 1.0))[1]  # largest < 2^top
+    flat, counts = values.numpy(), list(sizes)
+    if max(counts) > SAMPLE:
+        parts_of = [part[:: -(-len(part) // SAMPLE)] for part in np.split(flat, first_places(sizes)[1:])]
+        flat, counts = np.concatenate(parts_of), [len(part) for part in parts_of]
+    factors = np.ldexp(1.0, 15 - tops)
+    units = np.multiply(flat, factors[0] if len(counts) == 1 else np.repeat(factors, counts), dtype=np.float64)
+    np.square(np.rint(units, out=units), out=units)
+    totals = np.add.reduceat(units, first_places(counts))  # of integers, and small enough to be exact
+    return [
+        _exponent(max(int(total), 1), count, parts) + (top - 15) * parts if fits else nothing
+        for total, count, top, fits in zip(totals.tolist(), counts, tops.tolist(), sound.tolist(), strict=True)
+    ]
 
 
 def _exponent(total: int, count: int, parts: int) -> int:
     """The smallest e from -16 to 16 octaves with total <= count * 4^(e / parts); parts: 1 or 4."""
-    e = 16
+    e = min(max((total.bit_length() - count.bit_length()) // 2 + 1, -16), 16)  # at least that
     while e > -16 and count * 4 ** (e - 1 + 16) >= total * 4**16:
         e -= 1
     e *= parts

@@ -7,8 +7,9 @@ nearest. All arithmetic is exact, on integers, or one correctly rounded operatio
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -20,8 +21,8 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import with_denormals
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import PIECE, Encoded, finite, same_kind
-from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_value
+from proof_of_learning.proof.codecs.base import PIECE, Encoded, batched, first_places, joined, ranges, same_kind
+from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_values
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
 from proof_of_learning.proof.codecs.room import Room
@@ -83,18 +84,12 @@ class Scales:
         powers = [_power(exponent, self.parts, sign) for exponent in self.exponents]
         if len(powers) == 1:
             return x * powers[0]
-        product = torch.empty_like(x)
-        for part, factor, room in zip(self._split(x), powers, self._split(product), strict=True):
-            torch.mul(part, factor, out=room)
-        return product
+        return x * torch.from_numpy(np.repeat(np.array(powers, np.float32), self.sizes))
 
     def each(self, low: int, high: int) -> Tensor:
         """The exponent of each element, brought within bounds."""
         exponents = torch.tensor(self.exponents, dtype=torch.int32).clamp(low, high)
         return exponents if len(exponents) == 1 else torch.repeat_interleave(exponents, torch.tensor(self.sizes))
-
-    def _split(self, x: Tensor) -> Sequence[Tensor]:
-        return torch.split(x, list(self.sizes))
 
 
 def _power(exponent: int, parts: int, sign: int) -> float:
@@ -164,6 +159,12 @@ class RoundingCodec:
         before, second = base.tensors.get(name), decoded.get(second_of(name))
         return Given(None if before is None else before.reshape(-1), None if second is None else second.reshape(-1))
 
+    def beside(
+        self, names: Sequence[str], base: State, tensors: Mapping[str, Tensor], foretold: Mapping[str, Foretold]
+    ) -> Given:
+        """What a rule that rounds looks at, for the tensors of one batch end to end."""
+        return Given.joined([self.given(name, base, tensors, foretold.get(name)) for name in names])
+
     def pack(
         self, state: State, entries: dict[str, Entry], items: Mapping[str, Tensor], base: State
     ) -> Iterator[bytes]:
@@ -199,12 +200,11 @@ class RoundingCodec:
         tensors, entries, items = dict(state.tensors), dict[str, Entry](), dict[str, Tensor]()
         for phase in _phases(self.roundable(tensors.keys())):
             foretold = self.foretell(phase, tensors, tensors, base)
-            found = {name: self.rule_for(name, tensors, base, foretold.get(name)) for name in phase}
-            rules = {name: rule for name, rule in found.items() if rule is not None}
+            rules = self.rules_for(phase, tensors, base, foretold)
             wanted = {name: (rule.how, tensors[name].numel()) for name, rule in rules.items()}
             for names in _batches(wanted, base, tensors):
-                given = {name: self.given(name, base, tensors, foretold.get(name)) for name in names}
-                for name, rounded in _rounded(rules[names[0]], names, tensors, given).items():
+                beside = functools.partial(self.beside, base=base, tensors=tensors, foretold=foretold)
+                for name, rounded in _rounded(rules[names[0]], names, tensors, beside).items():
                     tensor, told = tensors[name], foretold.get(name)
                     items[name], tensors[name] = rounded.items, rounded.value.reshape(tensor.shape)
                     width, more = rounded.items.element_size(), {} if told is None else told.entry()
@@ -221,7 +221,7 @@ class RoundingCodec:
     def decode(self, raw: bytearray, base: State | None, room: Room | None = None) -> State:
         unpacked = self.unpack(raw, base, room)
         entries = unpacked.entries
-        tensors, rounded = dict[str, Tensor](), dict[str, tuple[str, int]]()
+        rounded, kept = dict[str, tuple[str, int]](), dict[str, Entry]()
         for name, entry in entries.items():
             if entry.how in self.rules:
                 largest = LARGEST_SCALE * self.rules[entry.how].parts
@@ -229,7 +229,8 @@ class RoundingCodec:
                     raise FormatError(f"an object's header describes the tensor {name[:80]!r} wrongly")
                 rounded[name] = (f"{entry.how} {entry.items}", entry.count)
             else:
-                tensors[name] = bits_value(entry, unpacked.items.pop(name), base, name)
+                kept[name] = entry
+        tensors = bits_values(kept, unpacked.items, base)
         for phase in _phases(rounded):
             assert base is not None
             opened = self.opened(phase, unpacked, tensors, base)
@@ -264,12 +265,9 @@ class RoundingCodec:
         alike = [name for name in names if same_kind(recorded.tensors[name], arrived, name)]
         for phase in _phases(alike):
             foretold = self.foretell(phase, arrived.tensors, recorded.tensors, base)
-            for name in phase:
-                told = foretold.get(name)
-                rule = self.rule_for(name, recorded.tensors, base, told)
-                if rule is not None:
-                    inside = self._inside(rule, name, told, arrived, recorded, base)
-                    tensors[name] = recorded.tensors[name] if inside is None else inside
+            for name, rule in self.rules_for(phase, recorded.tensors, base, foretold).items():
+                inside = self._inside(rule, name, foretold.get(name), arrived, recorded, base)
+                tensors[name] = recorded.tensors[name] if inside is None else inside
         return State(recorded.tree, tensors)
 
     def _inside(
@@ -279,7 +277,7 @@ class RoundingCodec:
         flat, goal = arrived.tensors[name].reshape(-1), recorded.tensors[name].reshape(-1)
         nearest, least = None, math.inf
         for by, expected in self.tries(rule, told):
-            given = self.given(name, base, recorded.tensors, expected)
+            given = self.beside([name], base, recorded.tensors, {} if expected is None else {name: expected})
             # Noise may have led to the next scale; all of this choice is one of a few roundings a tensor.
             (scale,) = by.scales(flat, [len(flat)], given).exponents
             for exponent in (scale, scale - 1, scale + 1):
@@ -294,17 +292,27 @@ class RoundingCodec:
                 break
         return nearest
 
-    def rule_for(self, name: str, tensors: Mapping[str, Tensor], base: State, foretold: Foretold | None) -> Rule | None:
-        """The rule by which a tensor of a state is rounded; None if it is kept to the bit.
+    def rules_for(
+        self, names: Collection[str], tensors: Mapping[str, Tensor], base: State, foretold: Mapping[str, Foretold]
+    ) -> dict[str, Rule]:
+        """The rules by which tensors of a state are rounded, but for those that are kept to the bit."""
+        names = [name for name in names if _fits(name, tensors, base)]
+        ends = zip(names, ranges(tensors[name] for name in names), strict=True)
+        finite = [name for name, (low, high) in ends if math.isfinite(low) and math.isfinite(high)]
+        rules = ((name, self.rule(name, tensors, base, foretold.get(name))) for name in finite)
+        return {name: rule for name, rule in rules if rule is not None}
 
-        As what the base has in another shape is, and a momentum whose second moment has another one, say one number for a layer
-        (NovoGrad): what divides an element is not known then.
-        """
-        tensor, second = tensors[name], tensors.get(second_of(name))
-        fits = tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
-        fits = fits and (second is None or (second.dtype, second.shape) == (tensor.dtype, tensor.shape))
-        fits = fits and (name not in base.tensors or same_kind(tensor, base, name))
-        return self.rule(name, tensors, base, foretold) if fits and finite(tensor) else None
+
+def _fits(name: str, tensors: Mapping[str, Tensor], base: State) -> bool:
+    """Whether a tensor may be rounded at all.
+
+    What the base has in another shape may not, nor a momentum whose second moment has another one, say one number for a layer
+    (NovoGrad): what divides an element is not known then.
+    """
+    tensor, second = tensors[name], tensors.get(second_of(name))
+    fits = tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
+    fits = fits and (second is None or (second.dtype, second.shape) == (tensor.dtype, tensor.shape))
+    return fits and (name not in base.tensors or same_kind(tensor, base, name))
 
 
 class Unpacked(NamedTuple):
@@ -323,11 +331,11 @@ class _Rounded(NamedTuple):
 
 
 def _rounded(
-    rule: Rule, names: Sequence[str], tensors: Mapping[str, Tensor], beside: Mapping[str, Given]
+    rule: Rule, names: Sequence[str], tensors: Mapping[str, Tensor], beside: Callable[[Sequence[str]], Given]
 ) -> dict[str, _Rounded]:
     """Tensors of one batch, rounded, without those that are kept to the bit."""
     x = joined([tensors[name].reshape(-1) for name in names])
-    given = Given.joined([beside[name] for name in names])
+    given = beside(names)
     sizes = [tensors[name].numel() for name in names]
     scales = rule.scales(x, sizes, given)
     items, value = torch.empty_like(x, dtype=torch.int32), torch.empty_like(x)
@@ -378,20 +386,7 @@ def _batches(
         known, beside = base is not None and name in base.tensors, second_of(name) in present
         alike.setdefault((how, known, beside), []).append(name)
     for _, names in sorted(alike.items()):
-        batch, size = list[str](), 0
-        for name in names:
-            count = wanted[name][1]
-            if batch and size + count > PIECE:
-                yield batch
-                batch, size = [], 0
-            batch, size = [*batch, name], size + count
-        if batch:
-            yield batch
-
-
-def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Flat tensors end to end; a single one as it is."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+        yield from batched(names, lambda name: wanted[name][1])
 
 
 def extremes(values: Tensor, sizes: Sequence[int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -399,7 +394,7 @@ def extremes(values: Tensor, sizes: Sequence[int]) -> tuple[npt.NDArray[Any], np
     if len(sizes) == 1:
         low, high = torch.aminmax(values)
         return low.reshape(1).numpy(), high.reshape(1).numpy()
-    starts, flat = np.cumsum([0, *sizes[:-1]]), values.numpy()
+    starts, flat = first_places(sizes), values.numpy()
     return np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
 
 
