@@ -173,7 +173,7 @@ def fashion(**settings: Any) -> TaskReference:
 
 def phases_apart() -> None:
     """Replays begin when they are asked for, not while states are surveyed: so that what a phase costs is seen in that phase."""
-    Replayer.ahead = lambda replayer, indices: None  # type: ignore[method-assign]
+    Replayer.ahead = lambda self, indices: None  # type: ignore[method-assign]
 
 
 # ---- timing -----------------------------------------------------------------------------------------
