@@ -526,11 +526,16 @@ def test_a_script_says_itself_that_it_is_stamped(alone: bool, world: World, tmp_
     assert len(asked) == count
 
 
-def test_an_address_that_is_none_ends_the_recording_and_not_the_training(tmp_path: Path) -> None:
-    path, run = support_scripts.script(tmp_path, epochs=1, end="run.close(); print(steps)"), tmp_path / "run.pol"
-    path.write_text(path.read_text().replace("pol.Run(", "pol.Run(stamping=pol.Stamping(2, 'ftp://localhost/'), "))
+@pytest.mark.parametrize(
+    ("strict", "says"), [("", "Training stops after 0 steps"), ("strict=False, ", "goes on without")]
+)
+def test_an_address_that_is_none_ends_the_recording(strict: str, says: str, tmp_path: Path) -> None:
+    path, run = support_scripts.script(tmp_path, epochs=1, end="run.close(); print('trained')"), tmp_path / "run.pol"
+    stamping = f"pol.Run({strict}stamping=pol.Stamping(2, 'ftp://localhost/'), "
+    path.write_text(path.read_text().replace("pol.Run(", stamping))
     made = support_scripts.record(path, run)
-    assert made.returncode == 2 and "expected the address" in made.stderr and "goes on without a proof" in made.stderr
+    assert made.returncode == 2 and "expected the address" in made.stderr and says in made.stderr
+    assert ("trained" in made.stdout) == bool(strict)
 
 
 @pytest.mark.parametrize(
