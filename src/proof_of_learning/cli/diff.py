@@ -57,7 +57,6 @@ def diff(
 
 
 def _show(found: Diff) -> None:
-
     from proof_of_learning.report.text import plural
 
     if found.same:

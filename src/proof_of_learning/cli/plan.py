@@ -67,7 +67,6 @@ def plan(
 
 
 def _show(told: Forecast) -> None:
-
     from proof_of_learning.report.text import percent, plural, seconds, size
 
     times = told.times

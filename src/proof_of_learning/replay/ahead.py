@@ -26,8 +26,10 @@ def fitting(proof: Proof, indices: Iterable[int]) -> list[Replay]:
 
 
 class Ahead:
-    """Replays one after another in a thread of their own, each to be taken once. Threads count as those do where it is made, for sums
-    depend on it."""
+    """Replays one after another in a thread of their own, each to be taken once.
+
+    It computes in as many threads as where this is made: sums depend on it.
+    """
 
     def __init__(self, replay: Callable[[Replay], AnyCheckAnswer], requests: Iterable[Replay]) -> None:
         self._thread = ThreadPoolExecutor(1, "ahead", torch.set_num_threads, (torch.get_num_threads(),))

@@ -272,7 +272,7 @@ class Replayer:
             case requests.Initialize():
                 return self._initialize(request, where)
             case requests.Evaluate():
-                state = self._state(self._segment(request.index).state)
+                state = self._proof.state(self._segment(request.index).state)
                 return where.ask(protocol.Evaluate(), protocol.Evaluated, [state])[0]
             case protocol.Describe():
                 self._described = where.ask(request, protocol.Described)[0]
@@ -309,7 +309,7 @@ class Replayer:
         comparison, relative, rest_fresh = None, dict[str, float](), True
         initial = self._proof.initial_state
         if state.digest() != initial and self._proof.has_state(initial):
-            recorded = self._state(initial)
+            recorded = self._proof.state(initial)
             comparison = compare(state, recorded)
             relative = relative_errors(state, recorded)
             modules = set(self._description(where).modules)
@@ -317,7 +317,7 @@ class Replayer:
             rest = [name for name in state.parts() if name not in modules and of_process(name)[0] != "generators"]
             rest_fresh = state.part(*rest).digest() == recorded.part(*rest).digest()
         several = self._proof.header.ranks > 1 and self._proof.has_state(initial)
-        alike = own_twins(state, self._state(initial)) if several else ()
+        alike = own_twins(state, self._proof.state(initial)) if several else ()
         return requests.Initialized(state.digest(), comparison, relative, rest_fresh, started.tensors, alike)
 
     def _replay(self, request: requests.Replay, where: Where) -> requests.Replayed:
@@ -335,7 +335,7 @@ class Replayer:
             if arrived.digest() == segment.arrived and ended.digest() == segment.state:
                 displacement = distance(before, ended)
             elif self._proof.has_state(segment.state):
-                recorded = self._state(segment.state)
+                recorded = self._proof.state(segment.state)
                 displacement = distance(before, recorded)
                 wanted = recorded if ended is arrived else self._proof.codec.nearest(arrived, recorded, before)
                 if arrived.digest() != segment.arrived:
@@ -414,7 +414,7 @@ class Replayer:
                 state = last
             elif self._proof.has_state(digests[here]):
                 last = None
-                state = self._state(digests[here], surveyed=True)
+                state = self._proof.state(digests[here], surveyed=True)
             elif here == 0:
                 raise MissingStateError(
                     f"neither the state that segment {index} starts from nor any before it is in the proof, so that it cannot be "
@@ -448,7 +448,7 @@ class Replayer:
         last = self._proof.segments[-1].state
         with self._finding:
             if self._final is None and self._proof.has_state(last):
-                self._final = weights(self._state(last))
+                self._final = weights(self._proof.state(last))
             return self._final
 
     def _momenta(self, where: Where) -> Mapping[str, str]:
@@ -460,9 +460,6 @@ class Replayer:
         if self._described is None:
             self._described = where.ask(protocol.Describe(), protocol.Described)[0]
         return self._described
-
-    def _state(self, digest: str, *, surveyed: bool = False) -> State:
-        return self._proof.state(digest, surveyed=surveyed)
 
     def _segment(self, index: int) -> Segment:
         if not 0 <= index < len(self._proof.segments):

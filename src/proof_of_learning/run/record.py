@@ -43,6 +43,7 @@ from proof_of_learning.task import TaskReference, default_interval
 
 SECOND = "a script can record one pol.Run; the second one is not recorded"
 UNKNOWN_LENGTH = 10  # the interval where nobody knows how many steps there will be
+GOES_ON = "Training goes on without a proof: nothing is recorded from here on (pol.Run(strict=True, …) ends it instead)"
 
 
 def say(message: str) -> None:
@@ -447,9 +448,6 @@ class Recording(Clock):
         if self._events is not None and before is not None and (drawn := moved(before)) is not None:
             states = RngSnapshot.take().states
             self._drawn(AFTER, {name: states[name].tobytes() for name in drawn})
-
-
-GOES_ON = "Training goes on without a proof: nothing is recorded from here on (pol.Run(strict=True, …) ends it instead)"
 
 
 def alone(given: Given) -> Recording:

@@ -126,6 +126,7 @@ class Prober:
         chosen = randomness.permutation(randomness.derive(self._key, "idle"), len(among))[:GRADIENTS]
         self.gradients = set(among[chosen].tolist())
         self._waiting: dict[bool, list[tuple[int, State]]] = {False: [], True: []}  # by whether gradients are looked at
+        self._bytes = {False: 0, True: 0}  # of these states
         self._ends: tuple[Outputs, Outputs] | None = None
         self._scales: list[Array] = []
         self._found: dict[int, tuple[float, float]] = {}
@@ -161,9 +162,9 @@ class Prober:
 
     def _wait(self, position: int, state: State, gradients: bool = False) -> None:
         self._waiting[gradients].append((position, state))
-        held = {look: sum(state.nbytes for _, state in waiting) for look, waiting in self._waiting.items()}
-        if len(self._waiting[gradients]) >= TOGETHER or sum(held.values()) > AT_ONCE:
-            self._flush(max(held, key=held.__getitem__))
+        self._bytes[gradients] += state.nbytes
+        if len(self._waiting[gradients]) >= TOGETHER or sum(self._bytes.values()) > AT_ONCE:
+            self._flush(max(self._bytes, key=self._bytes.__getitem__))
 
     def flush(self) -> None:
         """Evaluate what waits."""
@@ -171,7 +172,7 @@ class Prober:
             self._flush(gradients)
 
     def _flush(self, gradients: bool) -> None:
-        waiting, self._waiting[gradients] = self._waiting[gradients], []
+        waiting, self._waiting[gradients], self._bytes[gradients] = self._waiting[gradients], [], 0
         if not waiting:
             return
         positions = [position for position, _ in waiting]
@@ -232,9 +233,8 @@ class Prober:
             if not middles:
                 return
             digests = self._proof.state_digests()
-            for middle in sorted(
-                middles
-            ):  # a state that is a difference is decoded from the one that was read before it
+            # In their order: a state that is a difference is decoded from the one that was read before it.
+            for middle in sorted(middles):
                 self._wait(middle, self._proof.state(digests[middle], surveyed=True))
             self.flush()
 

@@ -7,13 +7,14 @@ no displacement of its weights. Ranking segments by the inertia of their start p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from proof_of_learning.errors import FormatError
+from proof_of_learning.proof.codecs.base import batched
 from proof_of_learning.state.state import State, decode_tree
 from proof_of_learning.verifier.dynamics import family
 
@@ -94,7 +95,7 @@ def _adams(entries: Sequence[_Entry], group: _Entry) -> list[float]:
         else:
             found[number] = _adam(entry, group)
     for numbers in alike.values():
-        for chosen in _batches(numbers, [entries[number]["exp_avg"].numel() for number in numbers]):
+        for chosen in batched(numbers, lambda number: entries[number]["exp_avg"].numel(), _PIECE):
             some = [entries[number] for number in chosen]
             whole = {n: torch.cat([entry[n].flatten() for entry in some]) for n in _MOMENTS if n in some[0]}
             moves = torch.split(_move({**some[0], **whole}, group), [entry["exp_avg"].numel() for entry in some])
@@ -134,19 +135,6 @@ def _double(value: Tensor) -> Tensor:
 def _small(value: Any) -> bool:
     """Whether it is a tensor of which many are looked at together."""
     return isinstance(value, Tensor) and value.dtype == torch.float32 and 0 < value.numel() <= _PIECE
-
-
-def _batches(numbers: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """The numbers in rows whose sizes together make a piece."""
-    waiting, total = list[int](), 0
-    for number, size in zip(numbers, sizes, strict=True):
-        if waiting and total + size > _PIECE:
-            yield waiting
-            waiting, total = [], 0
-        waiting.append(number)
-        total += size
-    if waiting:
-        yield waiting
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:

@@ -111,10 +111,10 @@ def challenge(steps: int, interval: int, root: str, found: Survey, nonce: Nonce,
         for index in range(count):
             add(index, "all")
     elif draw.random is None:
-        uniform = guarantee.uniform_draws_needed(len(real), miss=draw.miss)
+        uniform = _uniform_draws(len(real), draw)
         weighted = guarantee.progress_draws_needed(weight, min(1.0, 1.0 / total), draw.miss) if total else 0
     else:
-        uniform, weighted = min(-(-draw.random // 2), len(real)), min(draw.random // 2, int((weight > 0).sum()))
+        uniform, weighted = _uniform_draws(len(real), draw), min(draw.random // 2, int((weight > 0).sum()))
     if found.missing:
         notes.append(
             f"{found.missing} states are not in the proof, so only uniform draws protect: no progress can be measured"
@@ -143,10 +143,15 @@ def drawn_early(segments: int, root: str, nonce: Nonce, draw: Draw) -> list[int]
     """What :func:`challenge` will choose of so many segments, as far as no state has a part in it, and unless rates of 0 do."""
     if draw.everything:
         return list(range(segments))
-    wanted = draw.random
-    uniform = guarantee.uniform_draws_needed(segments, miss=draw.miss) if wanted is None else -(-wanted // 2)
     keys = randomness.uniforms(randomness.derive(challenge_seed(root, nonce), "uniform"), segments)
-    return [0, segments - 1, *guarantee.draw_uniform(range(segments), uniform, keys)]
+    return [0, segments - 1, *guarantee.draw_uniform(range(segments), _uniform_draws(segments, draw), keys)]
+
+
+def _uniform_draws(segments: int, draw: Draw) -> int:
+    """How many of so many segments are drawn uniformly, where not all are."""
+    if draw.random is None:
+        return guarantee.uniform_draws_needed(segments, miss=draw.miss)
+    return min(-(-draw.random // 2), segments)
 
 
 def _promise(

@@ -66,6 +66,11 @@ def same_kind(tensor: Tensor, base: State | None, name: str) -> bool:
     return before is not None and before.dtype == tensor.dtype and before.shape == tensor.shape
 
 
+def float_array(tensor: Tensor) -> bool:
+    """Whether it is float32, has dimensions, and is not empty: codecs that round or foretell look at no other."""
+    return tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
+
+
 def finite(tensor: Tensor) -> bool:
     """Whether all values are, of at least one; far faster than asking each of them."""
     return all(math.isfinite(float(end)) for end in torch.aminmax(tensor))

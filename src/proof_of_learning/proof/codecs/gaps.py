@@ -16,10 +16,8 @@ import numpy.typing as npt
 from proof_of_learning.errors import FormatError
 
 LEVELS = 6
-GROUP, GROUPS = (
-    1 << 14,
-    6,
-)  # a group has so many numbers where there are enough for more than one; at most so many groups
+GROUP = 1 << 14  # numbers that a group has at least, where there are enough for more than one
+GROUPS = 6  # of a chunk, at most
 LONGEST = 255
 
 Bytes = npt.NDArray[np.uint8]

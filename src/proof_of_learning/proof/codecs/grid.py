@@ -17,7 +17,7 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import with_denormals
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import Encoded, finite
+from proof_of_learning.proof.codecs.base import Encoded, finite, float_array
 from proof_of_learning.proof.codecs.lossless import bits_entry, bits_items, bits_values
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.quantised import half_exponent
@@ -84,7 +84,7 @@ def _value(entry: Entry, numbers: Tensor, second: Tensor | None) -> Tensor:
 def _found(name: str, tensors: Mapping[str, Tensor]) -> _Found | None:
     """A tensor on a grid; None where it lies on none, or on one so fine that nothing would be saved."""
     tensor, second = tensors[name], tensors.get(second_of(name))
-    if tensor.dtype != torch.float32 or not tensor.ndim or not tensor.numel() or not finite(tensor):
+    if not float_array(tensor) or not finite(tensor):
         return None
     flat, kind = tensor.reshape(-1), role(name)
     if kind == "second" and unsigned(flat):

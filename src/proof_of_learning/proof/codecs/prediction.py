@@ -22,7 +22,7 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import flushes_denormals
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import PIECE, finite, first_places, ranges, same_kind
+from proof_of_learning.proof.codecs.base import PIECE, finite, first_places, float_array, ranges, same_kind
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.state.names import role, second_of
 from proof_of_learning.state.state import State
@@ -198,13 +198,9 @@ def _sampled(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _movable(names: Iterable[str], tensors: Mapping[str, Tensor], base: State) -> list[str]:
     """Those that are, as in the base, finite float32 of some dimensions, small enough that no difference overflows."""
-    names = [name for name in names if _fits(tensors[name]) and same_kind(tensors[name], base, name)]
+    names = [name for name in names if float_array(tensors[name]) and same_kind(tensors[name], base, name)]
     sides = [_within([at[name] for name in names], -LARGEST, LARGEST) for at in (tensors, base.tensors)]
     return [name for name, *within in zip(names, *sides, strict=True) if all(within)]
-
-
-def _fits(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
 
 
 @dataclass(frozen=True)

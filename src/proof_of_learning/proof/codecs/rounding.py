@@ -21,7 +21,16 @@ from torch import Tensor
 from proof_of_learning.errors import FormatError
 from proof_of_learning.numeric.denormals import with_denormals
 from proof_of_learning.proof.codecs import packed
-from proof_of_learning.proof.codecs.base import PIECE, Encoded, batched, first_places, joined, ranges, same_kind
+from proof_of_learning.proof.codecs.base import (
+    PIECE,
+    Encoded,
+    batched,
+    first_places,
+    float_array,
+    joined,
+    ranges,
+    same_kind,
+)
 from proof_of_learning.proof.codecs.lossless import base_tensor, bits_entry, bits_items, bits_values
 from proof_of_learning.proof.codecs.packed import Entry
 from proof_of_learning.proof.codecs.prediction import Foretold
@@ -310,8 +319,7 @@ def _fits(name: str, tensors: Mapping[str, Tensor], base: State) -> bool:
     (NovoGrad): what divides an element is not known then.
     """
     tensor, second = tensors[name], tensors.get(second_of(name))
-    fits = tensor.dtype == torch.float32 and tensor.ndim > 0 and tensor.numel() > 0
-    fits = fits and (second is None or (second.dtype, second.shape) == (tensor.dtype, tensor.shape))
+    fits = float_array(tensor) and (second is None or (second.dtype, second.shape) == (tensor.dtype, tensor.shape))
     return fits and (name not in base.tensors or same_kind(tensor, base, name))
 
 
